@@ -1,0 +1,1 @@
+"""dp: diffusion-based adversarial purification, reproduced and judged."""

@@ -1,0 +1,25 @@
+"""No attack: the image comes back as it is."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class State(NamedTuple):
+    x_adv: Tensor
+
+
+@dataclass(frozen=True)
+class NoAttack:
+    """Zero steps."""
+
+    steps: int = 0
+    eot: int = 1
+    select: str = "last"
+
+    def start(self, model, x: Tensor, y: Tensor, threat, rng) -> State:
+        return State(x)
+
+    def step(self, model, state: State, x: Tensor, y: Tensor, threat, rng) -> State:
+        return state

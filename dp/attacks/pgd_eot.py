@@ -1,0 +1,78 @@
+"""PGD with expectation over transformation (Madry et al. 2018, Athalye et al. 2018; evaluation.md section 2)."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dp.attacks import Model
+from dp.rng import Streams
+from dp.threat import ThreatModel
+
+
+class State(NamedTuple):
+    x_adv: Tensor  # (B,C,H,W) what would be returned now
+    x: Tensor  # (B,C,H,W) the iterate
+    best: Tensor  # (B,) mean loss of x_adv over its draws
+    i: Tensor  # (B,) int64 on the CPU: steps done
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Steps x <- project(x + step_size * direction(mean gradient over `eot` draws)); every step has draws of its own.
+
+    `step_size`: in [0,1] units; None means 2.5 eps / iterations. `select`: `last` iterate, or `best` by mean loss over the draws of a step,
+    which are never those that score it (the start itself is no candidate; the last iterate costs one more forward pass).
+    `restarts` > 1 keep the best of their results by that loss. `l2_step`: `gradient` (normalised), or `sign`, which Lee and Kim's and
+    the official code use inside the l2 ball (methods.md item 34).
+    """
+
+    iterations: int
+    eot: int
+    step_size: float | None = None
+    restarts: int = 1
+    random_start: bool = True
+    select: str = "best"
+    l2_step: str = "gradient"
+
+    def __post_init__(self):
+        if min(self.iterations, self.eot, self.restarts) < 1:
+            raise ValueError(f"need iterations, eot, restarts >= 1, got {self.iterations}, {self.eot}, {self.restarts}")
+        if self.step_size is not None and self.step_size <= 0:
+            raise ValueError(f"need step_size > 0 or null for 2.5 eps / iterations, got step_size={self.step_size}")
+        if self.select not in ("last", "best") or self.l2_step not in ("gradient", "sign"):
+            raise ValueError(f"need select last or best and l2_step gradient or sign, got {self.select!r} and {self.l2_step!r}")
+
+    @property
+    def steps(self) -> int:
+        """Calls of `step`, each of which makes one candidate."""
+        return self.iterations * self.restarts
+
+    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+        x0 = threat.random_start(x, rng) if self.random_start else x
+        return State(x0, x0, x.new_full((len(x),), -torch.inf), torch.zeros(len(x), dtype=torch.long))
+
+    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+        at, x_adv, best = state.x, state.x_adv, state.best
+        first, last = state.i % self.iterations == 0, (state.i + 1) % self.iterations == 0
+        if bool((first & (state.i > 0)).any()) and self.random_start:
+            again = (first & (state.i > 0)).to(x.device).view(-1, 1, 1, 1)
+            at = torch.where(again, threat.random_start(x, rng.draw(2)), at)
+        loss, grad = model.loss_gradient(at, y, rng.draw(0), self.eot)
+        if self.select == "best":
+            x_adv, best = _better(x_adv, best, at, loss, ~first)
+        size = 2.5 * threat.eps / self.iterations if self.step_size is None else self.step_size
+        moved = at + size * grad.sign() if self.l2_step == "sign" else threat.ascend(at, grad, size)
+        at = threat.project(moved, x)
+        if self.select == "last" and self.restarts == 1:
+            x_adv = at
+        elif bool(last.any()):
+            x_adv, best = _better(x_adv, best, at, model.loss(at, y, rng.draw(1), self.eot), last)
+        return State(x_adv, at, best, state.i + 1)
+
+
+def _better(x_adv: Tensor, best: Tensor, at: Tensor, loss: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
+    """The candidate `at` where it is eligible and its loss is the highest so far."""
+    wins = (loss > best) & eligible.to(loss.device)
+    return torch.where(wins.view(-1, 1, 1, 1), at, x_adv), torch.where(wins, loss, best)

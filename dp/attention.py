@@ -1,0 +1,53 @@
+"""The attention mask: where the classifier looks, from its own activations (methods.md section 1.1 and items 1-12)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAPS = ("softmax_max", "softmax", "minmax")
+
+
+def attention_maps(features: Sequence[Tensor], size: tuple[int, int], phi: str = "softmax_max", root: bool = True) -> Tensor:
+    """One map per tap, (B,M,H,W), from features (B,C_m,h_m,w_m): phi(Bilinear(G)) with G = (sum_c |A_c|^2)^(1/2) (Eqs. 2-3).
+
+    `phi`: `softmax` is Eq. 3, which sums to 1 over H x W, so that at most one pixel can exceed .5; `softmax_max` divides it by its own
+    maximum; `minmax` is the official code's. Differs (item 2): the paper prints tau = .8 beside Eq. 3.
+    `root`: False leaves the square root out, as the official code does (item 3).
+    """
+    if phi not in MAPS:
+        raise ValueError(f"need phi among {', '.join(MAPS)}, got phi={phi!r}")
+    maps = []
+    for a in features:
+        g = a.square().sum(dim=1, keepdim=True)  # (B,1,h,w)
+        g = g.sqrt() if root else g
+        maps.append(F.interpolate(g, size=size, mode="bilinear", align_corners=False))
+    flat = torch.cat(maps, dim=1).flatten(2)  # (B,M,HW)
+    top = flat.amax(dim=2, keepdim=True)
+    if phi == "softmax":
+        flat = flat.softmax(dim=2)
+    elif phi == "softmax_max":
+        flat = (flat - top).exp()  # softmax over its maximum; never over- or underflows at the top
+    else:
+        low = flat.amin(dim=2, keepdim=True)
+        flat = (flat - low) / (top - low).clamp(min=torch.finfo(flat.dtype).tiny)  # a constant map is all zero, not NaN (item 12)
+    return flat.unflatten(2, size)
+
+
+def threshold_mask(maps: Tensor, tau: float, inclusive: bool = False) -> Tensor:
+    """Union over taps of [map > tau] (Eq. 4), or >= with `inclusive` (item 4): (B,1,H,W), 1 = strong noise."""
+    if not 0 <= tau <= 1:
+        raise ValueError(f"need 0 <= tau <= 1, got tau={tau}")
+    joint = maps.amax(dim=1, keepdim=True)
+    return ((joint >= tau) if inclusive else (joint > tau)).to(maps.dtype)
+
+
+def top_mask(maps: Tensor, share: float) -> Tensor:
+    """The int(share * H * W) pixels with the highest maximum over taps (the official code on ImageNet, item 6): (B,1,H,W)."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"need a share of pixels in [0, 1], got share={share}")
+    joint = maps.amax(dim=1).flatten(1)  # (B,HW)
+    count = int(share * joint.shape[1])
+    mask = torch.zeros_like(joint).scatter(1, joint.topk(count, dim=1).indices, 1.0)
+    return mask.unflatten(1, maps.shape[2:]).unsqueeze(1)

@@ -1,0 +1,63 @@
+"""Classifier: resize and mean/std, then the net, with its attention taps; it eats images in [0,1], whatever the net was trained on."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """(B,C,H,W) in [0,1] -> (B,K) logits. Preprocessing belongs here and is applied once.
+
+    `mean`, `std`: per channel, or None where the net wants raw [0,1]. `size`: the side images are resized to (bilinear), or None.
+    `taps`: names of the modules whose outputs are the attention features, shallow to deep. `dtype`: precision of the net alone.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        taps: Sequence[str] = (),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        size: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        if (mean is None) != (std is None):
+            raise ValueError(f"need mean and std together or neither, got mean={mean}, std={std}")
+        self.net = net.eval().requires_grad_(False)
+        names = dict(net.named_modules())
+        missing = [tap for tap in taps if tap not in names]
+        if missing:
+            raise ValueError(f"need taps that are modules of {type(net).__name__}, got {missing}; it has e.g. {list(names)[-4:]}")
+        self.taps = tuple(taps)
+        self.size = size
+        self.dtype = dtype
+        self.register_buffer("mean", None if mean is None else torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", None if std is None else torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.size is not None and x.shape[-1] != self.size:
+            x = F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
+        if self.mean is not None:
+            x = (x - self.mean) / self.std
+        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.net(x)
+        return logits.to(x.dtype)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """(B,C,h,w) at each tap, shallow to deep, by hooks that live for this call only."""
+        if not self.taps:
+            raise ValueError("need taps for an attention map, got none: name them in the classifier's yaml")
+        found: dict[str, Tensor] = {}
+        hooks = [
+            self.net.get_submodule(tap).register_forward_hook(lambda _m, _i, out, tap=tap: found.__setitem__(tap, out))
+            for tap in self.taps
+        ]
+        try:
+            self(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [found[tap].to(x.dtype) for tap in self.taps]

@@ -1,0 +1,56 @@
+"""A small U-Net for 16x16 images: pixel-unshuffle by 2, two resolutions, feature-wise modulation by the noise level."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _Res(nn.Module):
+    """GroupNorm-SiLU-conv twice; the noise embedding scales and shifts the second norm."""
+
+    def __init__(self, c_in: int, c_out: int, emb: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.affine = nn.Linear(emb, 2 * c_out)
+        self.norm2 = nn.GroupNorm(8, c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = self.affine(emb)[:, :, None, None].chunk(2, dim=1)  # (b,c,1,1), b = B or 1
+        r = self.conv1(F.silu(self.norm1(h)))
+        r = self.conv2(F.silu(torch.addcmul(shift, self.norm2(r), scale + 1)))
+        return self.skip(h) + r
+
+
+class SmallUNet(nn.Module):
+    """(B,C,H,W), H and W a multiple of 4, and noise labels (b,), b = B or 1 -> (B,C,H,W)."""
+
+    def __init__(self, channels: int = 1, width: int = 32, wide: int = 48, emb: int = 64):
+        super().__init__()
+        self.register_buffer("freqs", torch.exp(torch.linspace(math.log(0.25), math.log(16.0), emb // 2)))
+        self.embed = nn.Sequential(nn.Linear(emb, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
+        self.first = nn.Conv2d(4 * channels, width, 3, padding=1)
+        self.enc = _Res(width, width, emb)
+        self.down = nn.Conv2d(width, wide, 3, stride=2, padding=1)
+        self.mid1 = _Res(wide, wide, emb)
+        self.mid2 = _Res(wide, wide, emb)
+        self.up = nn.Conv2d(wide, 4 * width, 1)
+        self.dec = _Res(2 * width, width, emb)
+        self.norm = nn.GroupNorm(8, width)
+        self.last = nn.Conv2d(width, 4 * channels, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        angle = noise[:, None] * self.freqs
+        emb = self.embed(torch.cat([angle.cos(), angle.sin()], dim=1))
+        skip = self.enc(self.first(F.pixel_unshuffle(x, 2)), emb)  # (B,32,8,8)
+        h = self.mid2(self.mid1(self.down(skip), emb), emb)  # (B,48,4,4)
+        h = self.dec(torch.cat([F.pixel_shuffle(self.up(h), 2), skip], dim=1), emb)
+        return F.pixel_shuffle(self.last(F.silu(self.norm(h))), 2)

@@ -1,0 +1,57 @@
+"""Pre-activation wide residual network (Zagoruyko and Komodakis 2016) with the key names of RobustBench's `Standard`."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _Unit(nn.Module):
+    """BN-ReLU-conv twice plus a skip; a change of width or stride sends the skip through the first BN-ReLU and a 1x1 conv."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(c_in)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.convShortcut = None if c_in == c_out else nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.relu1(self.bn1(x))
+        skip = x if self.convShortcut is None else self.convShortcut(h)
+        return skip + self.conv2(self.relu2(self.bn2(self.conv1(h))))
+
+
+class _Block(nn.Module):
+    """A chain of units under the name `layer`; the first one carries the stride."""
+
+    def __init__(self, units: int, c_in: int, c_out: int, stride: int):
+        super().__init__()
+        widths = [c_in] + [c_out] * (units - 1)
+        self.layer = nn.Sequential(*(_Unit(c, c_out, stride if i == 0 else 1) for i, c in enumerate(widths)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class WideResNet(nn.Module):
+    """(B,channels,H,W), H and W a multiple of 4 -> (B,classes) logits. `depth` = 6 n + 4 for n units in each of the three blocks."""
+
+    def __init__(self, depth: int = 28, widen: int = 10, classes: int = 10, channels: int = 3):
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f"need depth = 6 n + 4 with n >= 1, got depth={depth}")
+        super().__init__()
+        n, w = (depth - 4) // 6, [16, 16 * widen, 32 * widen, 64 * widen]
+        self.conv1 = nn.Conv2d(channels, w[0], 3, padding=1, bias=False)
+        self.block1 = _Block(n, w[0], w[1], stride=1)
+        self.block2 = _Block(n, w[1], w[2], stride=2)
+        self.block3 = _Block(n, w[2], w[3], stride=2)
+        self.bn1 = nn.BatchNorm2d(w[3])
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(w[3], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.block3(self.block2(self.block1(self.conv1(x))))
+        h = self.relu(self.bn1(h))
+        return self.fc(F.adaptive_avg_pool2d(h, 1).flatten(1))

@@ -1,0 +1,81 @@
+"""Streams: one random stream per image, so that no result depends on batch, order, shard or device."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Streams:
+    """Philox streams for a batch of images; lane i's numbers depend only on (seed, stage, ids[i], draws taken, call).
+
+    A 128-bit key per lane comes from blake2b; each call of `randn_like` or `uniform_like` uses the next counter block, so what one
+    call consumes never shifts the next. Numbers are float32 from the CPU, then cast and moved: a float64 or GPU run sees the same ones.
+    """
+
+    def __init__(self, ids: Sequence[int] | Tensor, seed: int, stage: str):
+        """`ids`: image index in the full test set, one per lane; `stage` (attack, select, clean, adv, null) separates uses of one seed."""
+        self.keys = [_key(f"{seed}|{stage}|{int(i)}".encode()) for i in ids]
+        self.calls = [0] * len(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def used(self) -> bool:
+        """Whether any lane has drawn a number: a defence that leaves its streams unused is deterministic."""
+        return any(self.calls)
+
+    def draw(self, k: int | Sequence[int]) -> "Streams":
+        """The k-th independent copy (for EOT, votes, iterations), fresh from its first call; `k` may differ per lane."""
+        ks = [k] * len(self) if isinstance(k, int) else k
+        return _streams([_key(key + int(i).to_bytes(8, "little")) for key, i in zip(self.keys, ks, strict=True)], [0] * len(self))
+
+    def select(self, index: Sequence[int] | Tensor) -> "Streams":
+        """These lanes, in this order, each going on where it stands."""
+        at = [int(i) for i in index]
+        return _streams([self.keys[i] for i in at], [self.calls[i] for i in at])
+
+    def cat(self, other: "Streams") -> "Streams":
+        """The lanes of both."""
+        return _streams(self.keys + other.keys, self.calls + other.calls)
+
+    def randn_like(self, z: Tensor) -> Tensor:
+        """Unit Gaussian noise of z's shape (B,...), dtype and device."""
+        return self._fill(z, lambda generator, out: generator.standard_normal(out=out, dtype=np.float32))
+
+    def uniform_like(self, x: Tensor) -> Tensor:
+        """Uniform numbers in [0,1) of x's shape (B,...), dtype and device."""
+        return self._fill(x, lambda generator, out: generator.random(out=out, dtype=np.float32))
+
+    def _fill(self, like: Tensor, sample) -> Tensor:
+        if len(like) != len(self):
+            raise ValueError(f"need one stream per image, got {len(self)} streams for a batch of {len(like)}")
+        out = np.empty(tuple(like.shape), dtype=np.float32)
+        bits = np.random.Philox(0)
+        generator, state = np.random.Generator(bits), bits.state
+        for lane, (key, call) in enumerate(zip(self.keys, self.calls, strict=True)):
+            state["state"]["key"][:] = np.frombuffer(key, dtype="<u8")
+            state["state"]["counter"][:] = (0, 0, 0, call)  # the low words count blocks, the high word calls
+            bits.state = state  # setting a state costs a tenth of making a generator
+            sample(generator, out[lane])
+            self.calls[lane] = call + 1
+        return torch.from_numpy(out).to(device=like.device, dtype=like.dtype)
+
+
+def cat_draws(rng: Streams, ks: Sequence[int]) -> Streams:
+    """The draws `ks` of every lane as one batch, draw-major: for x repeated len(ks) times along dim 0."""
+    parts = [rng.draw(k) for k in ks]
+    return _streams([key for part in parts for key in part.keys], [0] * (len(rng) * len(parts)))
+
+
+def _key(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _streams(keys: list[bytes], calls: list[int]) -> Streams:
+    streams = Streams.__new__(Streams)
+    streams.keys, streams.calls = keys, calls
+    return streams

@@ -1,0 +1,83 @@
+"""Steps of diffusion sampling in sigma coordinates, z = x0 + sigma * n: pure functions of tensors and floats.
+
+The variance-preserving state of the papers is the same one scaled, x_t = z / sqrt(1 + sigma^2), with abar = 1 / (1 + sigma^2).
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+LEVELS = 1000
+
+
+def vp_sigmas() -> Tensor:
+    """(1000,) float64: sigma_k = sqrt((1 - abar_k) / abar_k) of the linear schedule, betas 1e-4 ... 2e-2 (methods.md section 0)."""
+    betas = torch.linspace(1e-4, 2e-2, LEVELS, dtype=torch.float64)
+    abar = torch.cumprod(1 - betas, dim=0)
+    return ((1 - abar) / abar).sqrt()
+
+
+def vp_sigma(t: float) -> float:
+    """Noise level at time t in [0,1], index k = 1000 t of `vp_sigmas`; between indices linear in log sigma, above 999 constant."""
+    if not 0 <= t <= 1:
+        raise ValueError(f"need a time t in [0, 1], got t={t}")
+    table = vp_sigmas().log()
+    k = min(t * LEVELS, LEVELS - 1.0)
+    below = min(int(k), LEVELS - 2)
+    return math.exp(torch.lerp(table[below], table[below + 1], k - below).item())
+
+
+def time_grid(t: float, steps: int | Sequence[float]) -> list[float]:
+    """Times from t down to 0; the last one stands for the clean image (sigma 0, not sigma(0)).
+
+    `steps`: how many equal steps, or the times themselves: falling, the first one t, the final 0 left out.
+    """
+    if not 0 < t <= 1:
+        raise ValueError(f"need 0 < t <= 1, got t={t}")
+    if isinstance(steps, int):
+        if steps < 1:
+            raise ValueError(f"need steps >= 1, got steps={steps}")
+        return [round(t * (1 - i / steps), 12) for i in range(steps + 1)]
+    times = [*steps, 0.0]
+    if times[0] != t or any(a <= b for a, b in pairwise(times)):
+        raise ValueError(f"need steps as a count or as falling times from t={t} to above 0, got steps={list(steps)}")
+    return times
+
+
+def renoise(z: Tensor, sigma: float, sigma_next: float, n: Tensor) -> Tensor:
+    """Diffuse on from sigma to a higher sigma_next; from sigma = 0 this is the forward jump N_k(x). `n`: unit Gaussian like z."""
+    assert sigma_next >= sigma, f"renoise goes up, got sigma={sigma}, sigma_next={sigma_next}"
+    return z + math.sqrt(sigma_next**2 - sigma**2) * n
+
+
+def ancestral_step(z: Tensor, x0: Tensor, sigma: float, sigma_next: float, n: Tensor | None, eta: float) -> Tensor:
+    """From sigma down to sigma_next given the posterior mean x0: the DDPM posterior at eta = 1, DDIM at eta = 0 (`n` unused, may be None).
+
+    D_eta of methods.md section 0; sigma_next = 0 returns x0.
+    """
+    up = eta * sigma_next * math.sqrt(max(0.0, 1 - (sigma_next / sigma) ** 2))
+    down = math.sqrt(max(0.0, sigma_next**2 - up**2))
+    z_next = x0 + (down / sigma) * (z - x0)
+    return z_next if up == 0 or n is None else z_next + up * n
+
+
+def to_pm1(x: Tensor) -> Tensor:
+    """[0,1] -> [-1,1]."""
+    return 2 * x - 1
+
+
+def to_01(z: Tensor, clamp: str = "plain") -> Tensor:
+    """[-1,1] -> [0,1], clamped. The gradient beyond the bounds is 0 (`plain`) or 1 (`straight_through`, an approximation).
+
+    At the bounds themselves it is 1 in both: torch.clamp changed its mind about that (methods.md item 27), so it is not asked.
+    """
+    if clamp not in ("plain", "straight_through"):
+        raise ValueError(f"need clamp plain or straight_through, got clamp={clamp!r}")
+    x = (z + 1) / 2
+    bounded = x.detach().clamp(0.0, 1.0)
+    if clamp == "straight_through":
+        return x + (bounded - x.detach())
+    return torch.where((x >= 0) & (x <= 1), x, bounded)

@@ -1,0 +1,84 @@
+"""ThreatModel: what the attacker may do to an image and what it may use."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dp.rng import Streams
+
+GRADIENTS = ("full", "surrogate")
+
+
+def parse_eps(eps: float | str) -> float:
+    """A budget in [0,1] units: a number, or text such as `8/255`."""
+    try:
+        over, _, under = str(eps).partition("/")
+        value = float(over) / float(under) if under else float(over)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"need eps as a number or a fraction such as 8/255, got eps={eps!r}") from None
+    if not 0 < value < float("inf"):
+        raise ValueError(f"need eps > 0, got eps={eps}")
+    return value
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """A ball of radius `eps` (in [0,1] units; text such as `8/255` is accepted) in `norm` linf or l2, cut by the box [0,1].
+
+    `grad`: what the attacker differentiates, `full` (the scored purification itself) or `surrogate` (the purifier's cheaper copy).
+    """
+
+    norm: str
+    eps: float
+    grad: str = "full"
+
+    def __post_init__(self):
+        if self.norm not in ("linf", "l2"):
+            raise ValueError(f"need norm linf or l2, got norm={self.norm!r}")
+        if self.grad not in GRADIENTS:
+            raise ValueError(f"need grad among {', '.join(GRADIENTS)}, got grad={self.grad!r}")
+        object.__setattr__(self, "eps", parse_eps(self.eps))
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """x_adv pulled into the ball around x and the box. In l2 the ball comes first: the cut by the box only shortens the way."""
+        if self.norm == "linf":
+            return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps).clamp(0.0, 1.0)
+        delta = x_adv - x
+        return (x + delta * (self.eps / _length(delta).clamp(min=self.eps))).clamp(0.0, 1.0)
+
+    def ascend(self, x_adv: Tensor, grad: Tensor, step: float) -> Tensor:
+        """One step uphill, not projected: step * sign(grad), or step * grad / |grad|_2 (a zero gradient stays where it is)."""
+        if self.norm == "linf":
+            return x_adv + step * grad.sign()
+        return x_adv + step * (grad / _length(grad).clamp(min=torch.finfo(grad.dtype).tiny))
+
+    def random_start(self, x: Tensor, rng: Streams) -> Tensor:
+        """Uniform in the ball, then cut by the box."""
+        if self.norm == "linf":
+            return self.project(x + self.eps * (2 * rng.uniform_like(x) - 1), x)
+        radius = self.eps * rng.uniform_like(x[:, :1, :1, :1]) ** (1 / x[0].numel())
+        return self.project(x + radius * _direction(x, rng), x)
+
+    def noise(self, x: Tensor, rng: Streams) -> Tensor:
+        """The null control's candidate: uniform in +-eps, or uniform on the sphere in l2; then cut by the box."""
+        if self.norm == "linf":
+            return self.random_start(x, rng)
+        return self.project(x + self.eps * _direction(x, rng), x)
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """(B,) length of the perturbation in `norm`, in [0,1] units, float64."""
+        delta = (x_adv.double() - x.double()).flatten(1)
+        return delta.abs().amax(dim=1) if self.norm == "linf" else delta.norm(dim=1)
+
+
+def _length(delta: Tensor) -> Tensor:
+    """(B,1,1,1) 2-norm, scaled by the largest entry first: a gradient of 1e-30 must not square to zero."""
+    flat = delta.flatten(1)
+    top = flat.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(delta.dtype).tiny)
+    return (top[:, 0] * (flat / top).norm(dim=1)).view(-1, 1, 1, 1)
+
+
+def _direction(x: Tensor, rng: Streams) -> Tensor:
+    n = rng.randn_like(x)
+    return n / _length(n)
