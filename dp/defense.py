@@ -33,15 +33,14 @@ class Defended(nn.Module):
         self.denoiser = denoiser
         self.classifier = classifier
         self.draws_per_call = draws_per_call
-
-    @property
-    def nfe(self) -> int:
-        """Network evaluations of the denoiser so far, per image and draw."""
-        return 0 if self.denoiser is None else self.denoiser.nfe
+        self.nfe = 0  # network evaluations of the denoiser in the last purification, per image and draw
 
     def purify(self, x: Tensor, rng: Streams, *, on_step: Callable | None = None) -> Tensor:
         """x (B,C,H,W) in [0,1] -> x_hat in [0,1], with its graph."""
-        return self.purifier(x, self.denoiser, self.classifier, rng, on_step=on_step)
+        before = 0 if self.denoiser is None else self.denoiser.nfe
+        x_hat = self.purifier(x, self.denoiser, self.classifier, rng, on_step=on_step)
+        self.nfe = 0 if self.denoiser is None else self.denoiser.nfe - before
+        return x_hat
 
     def forward(self, x: Tensor, rng: Streams) -> Tensor:
         """One draw: (B,C,H,W) -> (B,K) logits."""
@@ -79,6 +78,22 @@ class Defended(nn.Module):
         for first in range(0, draws, self.draws_per_call):
             ks = range(first, min(first + self.draws_per_call, draws))
             yield ks, cat_draws(rng, ks)
+
+
+def activation_bytes(model: Defended, x: Tensor, rng: Streams) -> int:
+    """Bytes that autograd stores for one image and one draw of the whole defence; parameters are not counted."""
+    own = {p.data_ptr() for p in model.parameters()}
+    sizes: dict[int, int] = {}
+
+    def pack(saved: Tensor) -> Tensor:
+        if saved.data_ptr() not in own:
+            sizes[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        logits = model(x[:1].detach().requires_grad_(), rng.select([0]))
+    assert len(logits) == 1
+    return sum(sizes.values())
 
 
 def _finite(values: Tensor) -> Tensor:

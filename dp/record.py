@@ -1,0 +1,202 @@
+"""The record of a run: parts and rows that survive any kill, merged into one sorted file, and the summary."""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from dp.evaluate import Group, Row
+
+ROOT = Path(__file__).parents[1]
+IMAGES, SUMMARY, START = "images.jsonl", "summary.json", "start.json"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """The whole file or nothing, even through a power cut: temporary file, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def append(path: Path, lines: Iterable[dict]) -> None:
+    """One write and one fsync for all lines; what a kill leaves half-written is a torn last line."""
+    data = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode()
+    with path.open("ab") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The whole lines of a .jsonl file; a torn last line is left out, a broken one before it is an error."""
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn or empty
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"need whole lines in {path}, got a broken one ({error}): start again with overwrite=true") from None
+
+
+def read_rows(folder: Path) -> dict[tuple[str, int, int], Row]:
+    """All rows that shards have written, by (arm, seed, id); the same row written twice counts once."""
+    rows = [row for path in sorted(folder.glob("rows-*.jsonl")) for row in read_lines(path)]
+    return {(row["arm"], row["seed"], row["id"]): Row(**row) for row in rows}
+
+
+class Writer:
+    """The one writer of a shard: first the part (images and logits), then its rows.
+
+    `label` names the shard's files. Raises OSError while another process writes the same shard.
+    """
+
+    def __init__(self, folder: Path, label: str, patience: float = 10.0):
+        self.folder, self.label = folder, label
+        self.rows, self.timing = folder / f"rows-{label}.jsonl", folder / f"timing-{label}.jsonl"
+        self._lock = (folder / f".lock-{label}").open("w")
+        _take(self._lock, f"{folder} (shard {label})", patience)
+        for path in (self.rows, self.timing):
+            _drop_torn_line(path)
+        self.next = self._drop_orphans()
+
+    def write(self, group: Group) -> None:
+        tensors = {"ids": torch.tensor(group.unit.ids), "x_adv": group.x_adv.float().contiguous(), "adv": _stored(group.adv)}
+        if group.clean is not None:
+            tensors["clean"] = _stored(group.clean)
+        data = save(tensors, metadata={"arm": group.unit.arm, "seed": str(group.unit.seed)})
+        write_atomic(self.folder / f"part-{self.label}-{self.next}.safetensors", data)
+        append(self.rows, [dict(row) for row in group.rows])
+        unit = {"arm": group.unit.arm, "seed": group.unit.seed, "images": len(group.rows), "seconds": group.seconds}
+        append(self.timing, [unit])
+        self.next += 1
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def _drop_orphans(self) -> int:
+        """Delete parts that a kill left without rows; the next free part number."""
+        done = set() if not self.rows.exists() else {(r["arm"], r["seed"], r["id"]) for r in read_lines(self.rows)}
+        highest = -1
+        for path in self.folder.glob(f"part-{self.label}-*.safetensors"):
+            part = read_part(path)
+            if any((part["arm"], part["seed"], int(i)) in done for i in part["ids"]):
+                highest = max(highest, int(path.stem.rsplit("-", 1)[1]))
+            else:
+                path.unlink()
+        return highest + 1
+
+
+def _drop_torn_line(path: Path) -> None:
+    if path.exists():
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            write_atomic(path, whole)
+
+
+def _stored(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.float32 if logits.shape[-1] <= 100 else torch.float16).contiguous()
+
+
+def _take(lock, what: str, patience: float) -> None:
+    """Wait a little: the workers of a killed run need a moment to notice."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise OSError(f"need {what} for one run at a time, got another process writing it: wait for it or stop it") from None
+            time.sleep(0.1)
+
+
+def read_part(path: Path) -> dict:
+    """`arm`, `seed`, `ids` (B,), `x_adv` (B,C,H,W), `adv` and, except under null, `clean` (B,draws,K)."""
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a safetensors handle is no dict)
+        found = file.metadata()
+    return {"arm": found["arm"], "seed": int(found["seed"]), **tensors}
+
+
+def merge(folder: Path) -> list[Row]:
+    """All rows sorted by (arm, seed, id), written to images.jsonl: the file that `byte for byte` is about."""
+    rows = read_rows(folder)
+    ordered = [rows[key] for key in sorted(rows)]
+    write_atomic(folder / IMAGES, "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in ordered).encode())
+    return ordered
+
+
+def seconds(folder: Path) -> float:
+    """Worker seconds spent on all units so far."""
+    return sum(line["seconds"] for path in folder.glob("timing-*.jsonl") for line in read_lines(path))
+
+
+def read_summary(folder: Path) -> dict | None:
+    """The summary of a finished run, or None."""
+    path = folder / SUMMARY
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_summary(folder: Path, summary: dict) -> None:
+    write_atomic(folder / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
+
+
+def begin(folder: Path, config: dict, code: str, overwrite: bool) -> None:
+    """Make the folder, or check that a partial run in it was made by this code; `overwrite` moves what is there into `old-<n>`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start = folder / START
+    if overwrite and start.exists():
+        aside = folder / f"old-{len(list(folder.glob('old-*')))}"
+        aside.mkdir()
+        for path in folder.iterdir():
+            if path.is_file() and not path.name.startswith(".lock"):
+                shutil.move(path, aside / path.name)
+    if start.exists():
+        before = json.loads(start.read_text())["code"]
+        if before != code:
+            raise ValueError(
+                f"need one code for all rows of a run, got a partial run in {folder} made by other code "
+                f"({before[:8]}, now {code[:8]}): go back to that code, or add overwrite=true to move its rows aside"
+            )
+    else:
+        write_atomic(start, (json.dumps({"code": code, "config": config}, indent=1) + "\n").encode())
+
+
+def code_hash() -> str:
+    """SHA-256 over dp/, run.py and the embedded weights: what can change a row."""
+    digest = hashlib.sha256()
+    for path in sorted([*(ROOT / "dp").rglob("*.py"), *(ROOT / "dp").rglob("*.safetensors"), ROOT / "run.py"]):
+        if path.exists():
+            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def provenance() -> dict:
+    """`versions`, `commit`, `dirty` and `platform` of this machine: information, never compared."""
+    names = ("torch", "numpy", "hydra-core", "omegaconf", "safetensors", "scikit-learn")
+    return {
+        "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in names}},
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--", "dp", "conf", "run.py")),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _git(*args: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip() or None
