@@ -1,38 +1,42 @@
-"""Compose a configuration, attack and judge its defence, and print the table row: python run.py [group=option] [key=value] ..."""
+"""Compose a configuration, attack and judge its defence, and print the table row: python run.py [group=option]
+[key=value] ...
+"""
 
-import difflib
 import functools
 import hashlib
-import inspect
 import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import hydra
 import torch
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from hydra.utils import get_method, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from dp import metrics, record, report
 from dp.datasets import Subset
 from dp.defense import Defended, activation_bytes
 from dp.denoisers import Gaussian
-from dp.evaluate import Arm, Evaluation, Unit, null_control
+from dp.evaluate import Arm, Evaluation, null_control
+from dp.progress import Display
 from dp.purifiers import diffpure, none
 from dp.rng import Streams
-from dp.workers import Event, run_units
+from dp.signatures import NOT_PASSED, check_call, near_matches
+from dp.tracking import Tracker
+from dp.workers import run_units
 
 ROOT = Path(__file__).parent
 GROUPS = ("dataset", "classifier", "denoiser", "purifier", "attack", "threat_model", "protocol", "tracking")
+USER_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
+failures: list[str] = []  # of this process's runs
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
@@ -62,61 +66,34 @@ def run_key(config: dict) -> str:
     return f"{c['dataset']}-{c['purifier']}-{c['attack']}-{c['threat_model']}-{digest}".replace("/", "_")
 
 
-def check_call(node, where: str = "") -> None:
-    """Every `_target_` below node accepts just the keys it is given, with the types its signature names: known before anything runs."""
-    if not isinstance(node, dict):
-        return
-    for key, value in node.items():
-        check_call(value, f"{where}.{key}".lstrip("."))
-    if "_target_" not in node:
-        return
-    given = {k: v for k, v in node.items() if not k.startswith("_") and k not in ("surrogate", "published", "name")}
-    parameters = inspect.signature(get_method(node["_target_"]) if "." in node["_target_"] else node["_target_"]).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    unknown = [k for k in given if k not in parameters]
-    if unknown:
-        raise ValueError(f"unknown key {where}.{unknown[0]}{_near(unknown[0], parameters)}: {node['_target_']} does not take it")
-    missing = [
-        k
-        for k, p in parameters.items()
-        if p.default is p.empty and k not in given and k not in ("self", "dtype") and (p.kind is p.KEYWORD_ONLY or "_partial_" not in node)
-    ]
-    if missing:
-        raise ValueError(f"missing key {where}.{missing[0]}: {node['_target_']} needs it")
-    for key, value in given.items():
-        want = parameters[key].annotation
-        exact = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}.get(want)
-        if exact and key != "eps" and (not isinstance(value, exact) or (isinstance(value, bool) and want is not bool)):
-            raise ValueError(f"need {where}.{key} of type {want.__name__}, got {value!r}")
-
-
-def _near(word: str, known) -> str:
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""
-
-
 def build(config: dict) -> Evaluation:
     """All objects, each once, from plain configuration; called in every worker process."""
     check_call({group: config[group] for group in GROUPS})
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config["device"] == "auto" else config["device"]
     if config["dtype"] not in ("float32", "bfloat16") or config["memory"] not in ("auto", "store", "recompute"):
-        raise ValueError(f"need dtype float32 or bfloat16 and memory auto, store or recompute, got {config['dtype']}, {config['memory']}")
+        found = f"{config['dtype']}, {config['memory']}"
+        raise ValueError(f"need dtype float32 or bfloat16 and memory auto, store or recompute, got {found}")
     dtype = getattr(torch, config["dtype"])
     data, protocol = config["dataset"], config["protocol"]
-    named = {k: v for k, v in config["classifier"].items() if k != "name"}
+    named = {k: v for k, v in config["classifier"].items() if k not in NOT_PASSED}
     classifier = instantiate(named, dtype=dtype, _convert_="all").to(device, memory_format=torch.channels_last)
-    denoiser = instantiate(config["denoiser"], dtype=dtype, _convert_="all").to(device, memory_format=torch.channels_last)
+    denoiser = instantiate(config["denoiser"], dtype=dtype, _convert_="all").to(
+        device, memory_format=torch.channels_last
+    )
     subset: Subset = instantiate(data["loader"], _convert_="all")
-    threat, attack = instantiate(config["threat_model"], _convert_="all"), instantiate(config["attack"], _convert_="all")
-    node = {k: v for k, v in config["purifier"].items() if k not in ("surrogate", "published")}
+    threat, attack = (
+        instantiate(config["threat_model"], _convert_="all"),
+        instantiate(config["attack"], _convert_="all"),
+    )
+    node = {k: v for k, v in config["purifier"].items() if k not in NOT_PASSED}
     purify = instantiate(node, _convert_="all")
     scored = Defended(purify, denoiser, classifier, data["draws_per_call"])
     attacked = scored
     if threat.grad == "surrogate" and config["choices"]["purifier"] != "none":
         cheaper = config["purifier"].get("surrogate")
         if not cheaper:
-            raise ValueError(f"need a surrogate mapping in purifier {config['choices']['purifier']} for grad=surrogate, got none: use full")
+            name = config["choices"]["purifier"]
+            raise ValueError(f"need a surrogate mapping in purifier {name} for grad=surrogate, got none: use grad=full")
         attacked = Defended(functools.partial(purify, **cheaper), denoiser, classifier, data["draws_per_call"])
     undefended = Defended(none.purify, None, classifier)
     arms = {
@@ -173,83 +150,6 @@ def shard_of(config: dict) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-class Display:
-    """Progress of all workers: a bar on a terminal, plain lines elsewhere; estimates come from a cost per unit in network evaluations."""
-
-    def __init__(self, evaluation: Evaluation, units: list[Unit], rows: list, tracker, every: float = 10.0):
-        self.evaluation, self.tracker, self.every = evaluation, tracker, every
-        self.total = sum(sum(self.cost(u)) for u in units)
-        self.done, self.part = 0.0, {}
-        self.verdicts = {"adv": [], "adv_vote": []}
-        for row in rows:
-            self.count(row)
-        self.began = self.said = time.monotonic()
-        self.announced = False
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(compact=True))
-        self.bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
-        self.task = self.bar.add_task("starting", total=self.total) if self.bar else None
-
-    def __enter__(self):
-        if self.bar:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_):
-        if self.bar:
-            self.bar.stop()
-
-    def cost(self, unit: Unit) -> tuple[float, float]:
-        """Estimated work of attacking and of scoring a unit; a gradient counts as three evaluations."""
-        arm = self.evaluation.arms[unit.arm]
-        net = 0.3 if unit.arm == "undefended" else 1.0
-        look = 1 if unit.arm != "null" else 1 / 3 if arm.attack.select == "best" else 0.01
-        attack = 3 * arm.attack.steps * arm.attack.eot * look * (0.1 if unit.arm == "undefended" else 1.0)
-        return net * attack + 1e-6, net * self.evaluation.votes * (1 if unit.arm == "null" else 2)
-
-    def count(self, row) -> None:
-        if row["arm"] == "defended":
-            self.verdicts["adv"].append(row["adv"][0] == row["label"])
-            self.verdicts["adv_vote"].append(row["adv_vote"] == row["label"])
-
-    def __call__(self, event: Event) -> None:
-        attack, score = self.cost(event.unit)
-        if event.rows is None:
-            self.part[event.unit] = attack * event.step / max(1, event.steps)
-        else:
-            self.part.pop(event.unit, None)
-            self.done += attack + score
-            for row in event.rows:
-                self.count(row)
-            if self.verdicts["adv"]:
-                images = len(self.verdicts["adv"])
-                figures = {"robust so far": self.running("adv"), "robust so far, vote": self.running("adv_vote"), "images": images}
-                self.tracker.log(figures)
-        self.show(event)
-
-    def running(self, field: str) -> float:
-        return 100 * sum(self.verdicts[field]) / len(self.verdicts[field])
-
-    def show(self, event: Event) -> None:
-        worked = self.done + sum(self.part.values())
-        elapsed = time.monotonic() - self.began
-        left = elapsed * (self.total - worked) / max(worked, 1e-9)
-        if not self.announced and elapsed > 20:
-            self.announced = True
-            if left > 3600:
-                console.print(f"estimate: {report.clock(left)} to go")
-        seeds = list(self.evaluation.seeds)
-        so_far = f", robust so far {self.running('adv'):.1f} % of {len(self.verdicts['adv'])}" if self.verdicts["adv"] else ""
-        line = (
-            f"seed {event.unit.seed} ({seeds.index(event.unit.seed) + 1}/{len(seeds)}) {event.unit.arm}, "
-            f"batch of {len(event.unit.ids)} from id {event.unit.ids[0]}, iteration {event.step}/{event.steps}{so_far}"
-        )
-        if self.bar and self.task is not None:
-            self.bar.update(self.task, completed=worked, description=line)
-        elif time.monotonic() - self.said > self.every:
-            self.said = time.monotonic()
-            console.print(f"{100 * worked / self.total:3.0f} %, {report.clock(left)} to go: {line}", highlight=False)
-
-
 def judge(config: dict, key: str, folder: Path) -> dict | None:
     """Do what is missing of a run; its summary, or None while other shards are still to come."""
     code, (part, parts), workers = record.code_hash(), shard_of(config), workers_of(config)
@@ -266,22 +166,24 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
     rows = record.read_rows(folder)
     mine = Evaluation(**{**vars(evaluation), "subset": evaluation.subset.select(slice(part - 1, None, parts))})
     units = mine.plan(rows)
+    tracker: Tracker | None = None
     if units:
         if rows:
             console.print(f"going on: {len(rows)} of {len(every)} rows are there", highlight=False)
-        tracker = instantiate(config["tracking"], key, folder, config, _convert_="all")
-        tracker = tracker() if callable(tracker) else tracker
+        tracker = instantiate(config["tracking"], _convert_="all")(key, folder, config)
+        assert tracker is not None
         try:
-            with Display(mine, units, list(rows.values()), tracker) as display:
+            with Display(console, mine, units, rows.values(), tracker) as display:
                 run_units(build, config, units, folder, f"{part}of{parts}", min(workers, len(units)), display)
         except KeyboardInterrupt:
-            saved = len(record.read_rows(folder))
-            raise KeyboardInterrupt(f"interrupted: {saved} of {len(every)} rows are saved in {folder}; the same command goes on") from None
-    else:
-        tracker = None
+            saved = f"{len(record.read_rows(folder))} of {len(every)} rows are saved in {folder}"
+            raise KeyboardInterrupt(f"interrupted: {saved}; the same command goes on") from None
     rows = record.read_rows(folder)
     if not every <= set(rows):
-        console.print(f"shard {config['shard']} is done; {len(every) - len(rows)} of {len(every)} rows are left to the others", highlight=False)
+        console.print(
+            f"shard {config['shard']} is done; {len(every) - len(rows)} of {len(every)} rows are left to the others",
+            highlight=False,
+        )
         return None
     ordered = record.merge(folder)
     figures = metrics.summarise(ordered, evaluation.votes)
@@ -305,75 +207,84 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
 
 def describe(config: dict, evaluation: Evaluation, key: str, workers: int) -> None:
     """What is attacked, what is scored, how much of it."""
-    first = evaluation.subset.select(slice(0, 1))
-    defended, p, c = evaluation.arms["defended"], config["protocol"], config["choices"]
-    exact = "the scored defence itself, exactly" if defended.attacked is defended.scored else "its surrogate"
-    console.print(
-        f"{key}\nattack: {c['attack']}, {config['threat_model']['norm']} {config['threat_model']['eps']}, {defended.attack.steps} steps of "
-        f"{defended.attack.eot} draws, through {exact} ({dry_nfe(defended.attacked, first)} NFE)\n"
-        f"scored: {c['purifier']} ({dry_nfe(defended.scored, first)} NFE), {p['votes']} fresh draws of each image; "
-        f"{p['images']} images x {len(p['seeds'])} seeds on {evaluation.device}, {workers} workers",
-        highlight=False,
-    )
-    if p["images"] < config["dataset"].get("full_size", 0):
-        given = [o for o in HydraConfig.get().overrides.task if not o.startswith("+experiment")] if HydraConfig.initialized() else []
-        command = " ".join(["python run.py +experiment=digits/full", *given])
-        console.print(f"this is the quick budget; the full one: {command}", highlight=False)
+    first, choices, threat = evaluation.subset.select(slice(0, 1)), config["choices"], evaluation.threat
+    attacked, scored, attack = evaluation.arms["defended"]
+    images = len(evaluation.subset.ids)
+    through = "the scored defence itself, exactly" if attacked is scored else "its surrogate"
+    lines = [
+        key,
+        f"attack: {choices['attack']}, {threat.norm} {config['threat_model']['eps']}, {attack.steps} steps of "
+        f"{attack.eot} draws, through {through} ({dry_nfe(attacked, first)} NFE)",
+        f"scored: {choices['purifier']} ({dry_nfe(scored, first)} NFE), {evaluation.votes} fresh draws per image; "
+        f"{images} images x {len(evaluation.seeds)} seeds on {evaluation.device}, {workers} workers",
+    ]
+    if images < config["dataset"].get("full_size", 0) and config["dataset"]["name"] == "digits":
+        given = (
+            [o for o in HydraConfig.get().overrides.task if not o.startswith("+")] if HydraConfig.initialized() else []
+        )
+        full = " ".join(["python run.py +experiment=digits/full", *given])
+        lines.append(f"this is the quick budget; the full one: {full}")
+    for line in lines:
+        console.print(line, highlight=False)
 
 
-def show(summary: dict, folder: Path) -> None:
+def show(summary: dict) -> None:
+    """The table row, the published one, and what weakens it."""
     method = summary["config"]["purifier"].get("published")
     console.print(report.row_table(summary))
     for line in [*report.published_lines(report.published_rows(summary["config"], method)), *report.warnings(summary)]:
         console.print(line, highlight=False)
     took = f"{report.clock(summary['seconds'])} of worker time"
-    console.print(f"NFE {summary['nfe']} scored, {summary['attack_nfe']} attacked; {took}; {summary['device']}", highlight=False)
-    console.print(f"results: {folder}", highlight=False)
+    console.print(
+        f"NFE {summary['nfe']} scored, {summary['attack_nfe']} attacked; {took}; {summary['device']}", highlight=False
+    )
 
 
-def note_cell(config: dict | None, folder: Path | None, summary: dict | None, error: str | None) -> None:
+def note_cell(folder: Path | None, summary: dict | None, error: str | None) -> None:
     """A line for the sweep's table, written from whatever process ran the cell."""
     overrides = " ".join(o for o in HydraConfig.get().overrides.task if not o.startswith("+experiment"))
     with Path(os.environ["DP_SWEEP"]).open("a") as file:
-        file.write(json.dumps({"overrides": overrides, "folder": str(folder), "summary": summary, "error": error}) + "\n")
+        file.write(
+            json.dumps({"overrides": overrides, "folder": str(folder), "summary": summary, "error": error}) + "\n"
+        )
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
-    """One run, or one cell of a sweep. Raises and never exits: an exit inside a cell would end the sweep."""
-    multirun = HydraConfig.get().mode == RunMode.MULTIRUN and "DP_SWEEP" in os.environ
-    config, folder = None, None
+    """One run, or one cell of a sweep. A user's error is noted, not raised: the other cells go on, and `cli` says it
+    once.
+    """
+    folder, summary, error = None, None, None
     try:
         config = resolved(cfg, HydraConfig.get().runtime.choices)
         key = run_key(config)
         folder = Path(config["results"]) / key
         summary = judge(config, key, folder)
         if summary is not None:
-            show(summary, folder)
-        else:
-            console.print(f"results: {folder}", highlight=False)
-        if multirun:
-            note_cell(config, folder, summary, None if summary else "other shards are to come")
-    except Exception as error:
-        if multirun:
-            console.print(f"this cell failed: {sentence(error)}", highlight=False, markup=False)
-            note_cell(config, folder, None, sentence(error))
-        raise
+            show(summary)
+        error = None if summary else "waits for the other shards"
+        console.print(f"results: {folder}", highlight=False)
+    except USER_ERRORS as caught:
+        error = sentence(caught)
+        print(f"error: {error}", file=sys.stderr)
+        failures.append(error)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        note_cell(folder, summary, error)
 
 
-def finish_sweep(notes: Path) -> None:
-    """The table of a sweep, printed and written to results/sweeps/."""
+def finish_sweep(notes: Path) -> int:
+    """The table of a sweep, printed and written to results/sweeps/; how many cells failed."""
     if not notes.exists():
-        return
-    cells = [json.loads(line) for line in notes.read_text().splitlines()]
+        return 0
+    runs = [json.loads(line) for line in notes.read_text().splitlines()]
     notes.unlink()
-    name = hashlib.sha256(json.dumps(sys.argv[1:]).encode()).hexdigest()[:10]
-    folder = Path("results/sweeps")
-    folder.mkdir(parents=True, exist_ok=True)
-    table = report.sweep_table(cells, f"{len(cells)} cells, {sum(c['error'] is not None for c in cells)} failed")
-    console.print(table)
-    report.sweep_frame(cells).to_csv(folder / f"{name}.csv", index=False, float_format="%.2f")
-    console.print(f"sweep: {folder / name}.csv", highlight=False)
+    failed = sum(run["summary"] is None for run in runs)
+    path = Path("results/sweeps") / f"{hashlib.sha256(json.dumps(sys.argv[1:]).encode()).hexdigest()[:10]}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report.sweep_frame(runs).to_csv(path, index=False, float_format="%.2f")
+    console.print(report.sweep_table(runs, f"{len(runs)} cells, {failed} failed"))
+    console.print(f"sweep: {path}", highlight=False)
+    return failed
 
 
 def sentence(error: BaseException) -> str:
@@ -384,12 +295,16 @@ def sentence(error: BaseException) -> str:
     if "Could not find '" in text and "Available options in" in text:
         wanted = text.split("Could not find '")[1].split("'")[0]
         group, _, option = wanted.rpartition("/")
-        options = [o.strip() for o in text.split("Available options in", 1)[1].split("\n")[1:] if o.strip()]
-        return f"unknown option {group}={option}{_near(option, options)}; there are: {', '.join(options)}"
+        options = [
+            o.strip()
+            for o in text.split("Available options in", 1)[1].split("Config search path")[0].split("\n")[1:]
+            if o.strip()
+        ]
+        return f"unknown option {group}={option}{near_matches(option, options)}; there are: {', '.join(options)}"
     if "Could not override '" in text:
         key = text.split("Could not override '")[1].split("'")[0]
         parent, _, leaf = key.rpartition(".")
-        return f"unknown key {key}{_near(leaf, _keys_beside(parent))}; to add a new one write +{key}=..."
+        return f"unknown key {key}{near_matches(leaf, _keys_beside(parent))}; to add a new one write +{key}=..."
     return " ".join(text.split("full_key:")[0].split()) or type(error).__name__
 
 
@@ -409,20 +324,24 @@ def _keys_beside(parent: str) -> list[str]:
 def cli() -> int:
     """0 done, 2 a user's error in one line, 130 interrupted."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here
-    notes = ROOT / "results" / f".sweep-{os.getpid()}.jsonl"
+    notes = Path(f"results/.sweep-{os.getpid()}.jsonl")
     os.environ["DP_SWEEP"] = str(notes)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         main()
     except KeyboardInterrupt as stop:
-        console.print(str(stop) or "interrupted before anything was judged; the same command starts again", highlight=False, markup=False)
+        console.print(
+            str(stop) or "interrupted before anything was judged; the same command starts again",
+            highlight=False,
+            markup=False,
+        )
         return 130
-    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+    except USER_ERRORS as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         return 2
     finally:
-        finish_sweep(notes)
-    return 0
+        failed = finish_sweep(notes)
+    return 2 if failures or failed else 0
 
 
 if __name__ == "__main__":

@@ -9,11 +9,15 @@ from torch import Tensor
 MAPS = ("softmax_max", "softmax", "minmax")
 
 
-def attention_maps(features: Sequence[Tensor], size: tuple[int, int], phi: str = "softmax_max", root: bool = True) -> Tensor:
-    """One map per tap, (B,M,H,W), from features (B,C_m,h_m,w_m): phi(Bilinear(G)) with G = (sum_c |A_c|^2)^(1/2) (Eqs. 2-3).
+def attention_maps(
+    features: Sequence[Tensor], size: tuple[int, int], phi: str = "softmax_max", root: bool = True
+) -> Tensor:
+    """One map per tap, (B,M,H,W), from features (B,C_m,h_m,w_m): phi(Bilinear(G)) with G = (sum_c |A_c|^2)^(1/2) (Eqs.
+    2-3).
 
-    `phi`: `softmax` is Eq. 3, which sums to 1 over H x W, so that at most one pixel can exceed .5; `softmax_max` divides it by its own
-    maximum; `minmax` is the official code's. Differs (item 2): the paper prints tau = .8 beside Eq. 3.
+    `phi`: `softmax` is Eq. 3, which sums to 1 over H x W, so that at most one pixel can exceed .5; `softmax_max`
+    divides it by its own maximum; `minmax` is the official code's. Differs (item 2): the paper prints tau = .8 beside
+    Eq. 3.
     `root`: False leaves the square root out, as the official code does (item 3).
     """
     if phi not in MAPS:
@@ -31,7 +35,9 @@ def attention_maps(features: Sequence[Tensor], size: tuple[int, int], phi: str =
         flat = (flat - top).exp()  # softmax over its maximum; never over- or underflows at the top
     else:
         low = flat.amin(dim=2, keepdim=True)
-        flat = (flat - low) / (top - low).clamp(min=torch.finfo(flat.dtype).tiny)  # a constant map is all zero, not NaN (item 12)
+        flat = (flat - low) / (top - low).clamp(
+            min=torch.finfo(flat.dtype).tiny
+        )  # a constant map is all zero, not NaN (item 12)
     return flat.unflatten(2, size)
 
 
@@ -44,7 +50,9 @@ def threshold_mask(maps: Tensor, tau: float, inclusive: bool = False) -> Tensor:
 
 
 def top_mask(maps: Tensor, share: float) -> Tensor:
-    """The int(share * H * W) pixels with the highest maximum over taps (the official code on ImageNet, item 6): (B,1,H,W)."""
+    """The int(share * H * W) pixels with the highest maximum over taps (the official code on ImageNet, item 6):
+    (B,1,H,W).
+    """
     if not 0 <= share <= 1:
         raise ValueError(f"need a share of pixels in [0, 1], got share={share}")
     joint = maps.amax(dim=1).flatten(1)  # (B,HW)

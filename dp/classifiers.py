@@ -1,5 +1,8 @@
-"""Classifier: resize and mean/std, then the net, with its attention taps; it eats images in [0,1], whatever the net was trained on."""
+"""Classifier: resize and mean/std, then the net, with its attention taps; it eats images in [0,1], whatever the net was
+trained on.
+"""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -10,8 +13,10 @@ from torch import Tensor, nn
 class Classifier(nn.Module):
     """(B,C,H,W) in [0,1] -> (B,K) logits. Preprocessing belongs here and is applied once.
 
-    `mean`, `std`: per channel, or None where the net wants raw [0,1]. `size`: the side images are resized to (bilinear), or None.
-    `taps`: names of the modules whose outputs are the attention features, shallow to deep. `dtype`: precision of the net alone.
+    `mean`, `std`: per channel, or None where the net wants raw [0,1]. `size`: the side images are resized to
+    (bilinear), or None.
+    `taps`: names of the modules whose outputs are the attention features, shallow to deep. `dtype`: precision of the
+    net alone.
     """
 
     def __init__(
@@ -30,17 +35,21 @@ class Classifier(nn.Module):
         names = dict(net.named_modules())
         missing = [tap for tap in taps if tap not in names]
         if missing:
-            raise ValueError(f"need taps that are modules of {type(net).__name__}, got {missing}; it has e.g. {list(names)[-4:]}")
+            raise ValueError(
+                f"need taps that are modules of {type(net).__name__}, got {missing}; it has e.g. {list(names)[-4:]}"
+            )
         self.taps = tuple(taps)
         self.size = size
         self.dtype = dtype
+        self.mean: Tensor | None
+        self.std: Tensor | None
         self.register_buffer("mean", None if mean is None else torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", None if std is None else torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.size is not None and x.shape[-1] != self.size:
             x = F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
-        if self.mean is not None:
+        if self.mean is not None and self.std is not None:
             x = (x - self.mean) / self.std
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.net(x)
@@ -52,8 +61,7 @@ class Classifier(nn.Module):
             raise ValueError("need taps for an attention map, got none: name them in the classifier's yaml")
         found: dict[str, Tensor] = {}
         hooks = [
-            self.net.get_submodule(tap).register_forward_hook(lambda _m, _i, out, tap=tap: found.__setitem__(tap, out))
-            for tap in self.taps
+            self.net.get_submodule(tap).register_forward_hook(functools.partial(_keep, found, tap)) for tap in self.taps
         ]
         try:
             self(x)
@@ -61,3 +69,7 @@ class Classifier(nn.Module):
             for hook in hooks:
                 hook.remove()
         return [found[tap].to(x.dtype) for tap in self.taps]
+
+
+def _keep(found: dict[str, Tensor], tap: str, _module: nn.Module, _inputs: tuple, out: Tensor) -> None:
+    found[tap] = out

@@ -1,4 +1,6 @@
-"""Defended: the classifier after purification, both reachable, with draws batched and exact gradients through the whole of it."""
+"""Defended: the classifier after purification, both reachable, with draws batched and exact gradients through the whole
+of it.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -22,7 +24,8 @@ class Defended(nn.Module):
     """classifier(purify(x)); each call draws its noise from the streams it is given.
 
     `purify`: a purifier with its hyperparameters bound; `denoiser`: None only where it uses none;
-    `draws_per_call`: how many draws of every image share one network call (part of what a result means, in the last bit).
+    `draws_per_call`: how many draws of every image share one network call (part of what a result means, in the last
+    bit).
     """
 
     def __init__(self, purify: Callable, denoiser: Denoiser | None, classifier: Classifier, draws_per_call: int = 1):
@@ -47,7 +50,9 @@ class Defended(nn.Module):
         return self.classifier(self.purify(x, rng))
 
     def logits(self, x: Tensor, rng: Streams, draws: int) -> Tensor:
-        """`draws` independent draws of every image: (draws,B,K). A defence that draws nothing is asked once and repeated."""
+        """`draws` independent draws of every image: (draws,B,K). A defence that draws nothing is asked once and
+        repeated.
+        """
         parts = []
         for ks, streams in self._calls(rng, draws):
             parts.append(self(x.repeat(len(ks), 1, 1, 1), streams).unflatten(0, (len(ks), len(x))))
@@ -60,8 +65,12 @@ class Defended(nn.Module):
         logits = self.logits(x, rng, draws)  # (draws,B,K)
         return _finite(loss(logits.flatten(0, 1), y.repeat(draws)).unflatten(0, (draws, len(x))).mean(dim=0))
 
-    def loss_gradient(self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy) -> tuple[Tensor, Tensor]:
-        """Mean loss over draws, (B,), and its gradient in x, (B,C,H,W): expectation over transformation (Athalye et al. 2018)."""
+    def loss_gradient(
+        self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy
+    ) -> tuple[Tensor, Tensor]:
+        """Mean loss over draws, (B,), and its gradient in x, (B,C,H,W): expectation over transformation (Athalye et al.
+        2018).
+        """
         total, grad = x.new_zeros(len(x)), torch.zeros_like(x)
         for ks, streams in self._calls(rng, draws):
             copies = x.detach().repeat(len(ks), 1, 1, 1).requires_grad_()
@@ -99,5 +108,7 @@ def activation_bytes(model: Defended, x: Tensor, rng: Streams) -> int:
 def _finite(values: Tensor) -> Tensor:
     """A NaN must stop the run: it would never win a comparison, and a broken image would pass for a robust one."""
     if not bool(torch.isfinite(values).all()):
-        raise ValueError("need finite losses and gradients, got NaN or infinity from the defence: look at its weights, its dtype and its images")
+        raise ValueError(
+            "need finite losses and gradients, got NaN or infinity: look at the weights, the dtype and the images"
+        )
     return values

@@ -1,4 +1,6 @@
-"""Denoisers: one adapter per checkpoint convention, each the posterior mean E[x0 | z = x0 + sigma n] with the checkpoint's own clock."""
+"""Denoisers: one adapter per checkpoint convention, each the posterior mean E[x0 | z = x0 + sigma n] with the
+checkpoint's own clock.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,8 @@ class Denoiser(nn.Module):
     """E[x0 | z]: z (B,C,H,W) with x0 in [-1,1], sigma a float or (B,1,1,1).
 
     `nfe` counts network evaluations per image (a call counts once, whatever its batch; recomputation is not counted).
-    `memory`: `store` keeps activations for the backward pass, `recompute` keeps only the net's input; the numbers are the same.
+    `memory`: `store` keeps activations for the backward pass, `recompute` keeps only the net's input; the numbers are
+    the same.
     `dtype`: the precision of the net alone (autocast); states stay float32 or wider.
     """
 
@@ -48,8 +51,14 @@ class Denoiser(nn.Module):
 class EDM(Denoiser):
     """Karras et al. 2022, Eq. 7: D = c_skip z + c_out F(c_in z, ln(sigma) / 4)."""
 
-    def __init__(self, net: nn.Module, sigma_data: float = 0.5, **kwargs):
-        super().__init__(net, **kwargs)
+    def __init__(
+        self,
+        net: nn.Module,
+        sigma_data: float = 0.5,
+        memory: str = "store",
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__(net, memory, dtype)
         self.sigma_data = sigma_data
 
     def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
@@ -62,7 +71,8 @@ class EDM(Denoiser):
 class EpsNet(Denoiser):
     """A discrete noise predictor eps(x_k, k) on the linear schedule (Ho et al. 2020): x0 = z - sigma * eps.
 
-    `sigma(t)` is that of the nearest index, so the grid and the net agree. Channels beyond the image's (a learned variance) are dropped.
+    `sigma(t)` is that of the nearest index, so the grid and the net agree. Channels beyond the image's (a learned
+    variance) are dropped.
     """
 
     def sigma(self, t: float) -> float:
@@ -80,7 +90,9 @@ class EpsNet(Denoiser):
 
 
 class Gaussian(Denoiser):
-    """Exact for x0 ~ N(mean, std^2) per pixel: E[x0|z] = mean + std^2 / (std^2 + sigma^2) (z - mean). The tests' ground truth."""
+    """Exact for x0 ~ N(mean, std^2) per pixel: E[x0|z] = mean + std^2 / (std^2 + sigma^2) (z - mean). The tests' ground
+    truth.
+    """
 
     def __init__(self, mean: float = 0.0, std: float = 0.5):
         super().__init__(nn.Identity())

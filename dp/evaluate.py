@@ -18,7 +18,9 @@ from dp.threat import ThreatModel
 
 
 class Row(TypedDict):
-    """One image under one arm and seed. `clean`, `adv`: the class of every draw; `*_vote`: their plurality, ties broken as configured."""
+    """One image under one arm and seed. `clean`, `adv`: the class of every draw; `*_vote`: their plurality, ties broken
+    as configured.
+    """
 
     arm: str  # defended | undefended | null
     seed: int
@@ -42,7 +44,9 @@ class Unit(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What came of a unit: rows, attacked images (B,C,H,W), logits of every draw (B,draws,K; clean ones None under `null`)."""
+    """What came of a unit: rows, attacked images (B,C,H,W), logits of every draw (B,draws,K; clean ones None under
+    `null`).
+    """
 
     unit: Unit
     rows: list[Row]
@@ -53,7 +57,9 @@ class Group(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """`attacked` is what the attack differentiates, `scored` what is judged; the same object unless a surrogate is attacked."""
+    """`attacked` is what the attack differentiates, `scored` what is judged; the same object unless a surrogate is
+    attacked.
+    """
 
     attacked: Defended
     scored: Defended
@@ -62,7 +68,9 @@ class Arm(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything a run judges. `lanes` images share each call, the last group padded, so that a row never depends on its company."""
+    """Everything a run judges. `lanes` images share each call, the last group padded, so that a row never depends on
+    its company.
+    """
 
     subset: Subset
     arms: dict[str, Arm]
@@ -75,16 +83,22 @@ class Evaluation:
 
     def __post_init__(self):
         if self.votes < 1 or self.lanes < 1 or not self.seeds:
-            raise ValueError(f"need votes >= 1, lanes >= 1 and a seed, got {self.votes}, {self.lanes}, {list(self.seeds)}")
+            raise ValueError(
+                f"need votes >= 1, lanes >= 1 and a seed, got {self.votes}, {self.lanes}, {list(self.seeds)}"
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"need seeds that differ, got {list(self.seeds)}")
         x = self.subset.x
         bad = ~((x >= 0) & (x <= 1)).flatten(1).all(dim=1)  # NaN compares false
         if bool(bad.any()):
-            raise ValueError(f"need images in [0, 1], got NaN or values outside in ids {self.subset.ids[bad].tolist()[:5]}")
+            raise ValueError(
+                f"need images in [0, 1], got NaN or values outside in ids {self.subset.ids[bad].tolist()[:5]}"
+            )
 
     def plan(self, done: Iterable[tuple[str, int, int]] = ()) -> list[Unit]:
-        """The units still to do, given the (arm, seed, id) that are there already; the arms' order is the order of work."""
+        """The units still to do, given the (arm, seed, id) that are there already; the arms' order is the order of
+        work.
+        """
         done = set(done)
         units = []
         for seed in self.seeds:
@@ -131,7 +145,7 @@ class Evaluation:
         with torch.no_grad():
             logits = model.logits(x, rng, self.votes).transpose(0, 1).cpu()
         if not bool(torch.isfinite(logits).all()):
-            raise ValueError("need finite logits, got NaN or infinity from the defence: look at its weights, its dtype and its images")
+            raise ValueError("need finite logits, got NaN or infinity: look at the weights, the dtype and the images")
         return logits
 
     def _row(self, unit: Unit, k: int, label: int, clean: Tensor | None, adv: Tensor, distance: float, nfe: int) -> Row:

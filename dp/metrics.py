@@ -1,7 +1,8 @@
 """Rows to figures: accuracies by decision rule, votes, intervals. Pure functions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,8 @@ def wilson(share: float, n: int, z: float = Z95) -> tuple[float, float]:
 def vote(logits: np.ndarray, ties: str = "softmax") -> tuple[int, bool]:
     """Plurality class of (draws,K) logits and whether the count alone left a tie.
 
-    `ties`: `softmax` gives a tie to the tied class with the larger summed softmax, `lowest` to the lowest class (the official code).
+    `ties`: `softmax` gives a tie to the tied class with the larger summed softmax, `lowest` to the lowest class (the
+    official code).
     """
     if ties not in ("softmax", "lowest"):
         raise ValueError(f"need ties softmax or lowest, got ties={ties!r}")
@@ -35,11 +37,12 @@ def vote(logits: np.ndarray, ties: str = "softmax") -> tuple[int, bool]:
     return int(tied[total[tied].argmax()]), True
 
 
-def accuracy(verdicts: dict[int, Sequence[bool]], draws: int) -> dict:
+def accuracy(verdicts: Mapping[int, Sequence[bool]], draws: int) -> dict:
     """Figures of one arm and rule from {seed: verdict per image}: percent, over all seeds.
 
-    `value`: mean over seeds and images; `seed_std`: sample standard deviation of the per-seed values (None for one seed), which is noise of
-    attack and defence on the same images and no interval; `wilson95`: sampling error of n images; n counts images, never images x seeds.
+    `value`: mean over seeds and images; `seed_std`: sample standard deviation of the per-seed values (None for one
+    seed), which is noise of attack and defence on the same images and no interval; `wilson95`: sampling error of n
+    images; n counts images, never images x seeds.
     """
     per_seed = [float(np.mean(v)) for v in verdicts.values()]
     n = len(next(iter(verdicts.values())))
@@ -54,8 +57,9 @@ def accuracy(verdicts: dict[int, Sequence[bool]], draws: int) -> dict:
     }
 
 
-def summarise(rows: Sequence[dict], votes: int) -> dict:
-    """`standard`, `robust`, `undefended`, `null` as {single, vote} of `accuracy`, plus `per_seed`, `ties` and `undefended_standard`.
+def summarise(rows: Sequence[Mapping[str, Any]], votes: int) -> dict:
+    """`standard`, `robust`, `undefended`, `null` as {single, vote} of `accuracy`, plus `per_seed`, `ties` and
+    `undefended_standard`.
 
     `single` is the first draw of an image; `vote` the plurality of its `votes` draws. An arm without rows is left out.
     """

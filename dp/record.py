@@ -47,7 +47,9 @@ def read_lines(path: Path) -> list[dict]:
     try:
         return [json.loads(line) for line in lines]
     except json.JSONDecodeError as error:
-        raise ValueError(f"need whole lines in {path}, got a broken one ({error}): start again with overwrite=true") from None
+        raise ValueError(
+            f"need whole lines in {path}, got a broken one ({error}): start again with overwrite=true"
+        ) from None
 
 
 def read_rows(folder: Path) -> dict[tuple[str, int, int], Row]:
@@ -72,7 +74,11 @@ class Writer:
         self.next = self._drop_orphans()
 
     def write(self, group: Group) -> None:
-        tensors = {"ids": torch.tensor(group.unit.ids), "x_adv": group.x_adv.float().contiguous(), "adv": _stored(group.adv)}
+        tensors = {
+            "ids": torch.tensor(group.unit.ids),
+            "x_adv": group.x_adv.float().contiguous(),
+            "adv": _stored(group.adv),
+        }
         if group.clean is not None:
             tensors["clean"] = _stored(group.clean)
         data = save(tensors, metadata={"arm": group.unit.arm, "seed": str(group.unit.seed)})
@@ -118,7 +124,9 @@ def _take(lock, what: str, patience: float) -> None:
             return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > until:
-                raise OSError(f"need {what} for one run at a time, got another process writing it: wait for it or stop it") from None
+                raise OSError(
+                    f"need {what} for one run at a time, got another process writing it: wait for it or stop it"
+                ) from None
             time.sleep(0.1)
 
 
@@ -154,7 +162,9 @@ def write_summary(folder: Path, summary: dict) -> None:
 
 
 def begin(folder: Path, config: dict, code: str, overwrite: bool) -> None:
-    """Make the folder, or check that a partial run in it was made by this code; `overwrite` moves what is there into `old-<n>`."""
+    """Make the folder, or check that a partial run in it was made by this code; `overwrite` moves what is there into
+    `old-<n>`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     start = folder / START
     if overwrite and start.exists():

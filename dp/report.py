@@ -1,4 +1,6 @@
-"""What a person sees of a run: the table row, the published row beside it, the table of a sweep. Returns text and tables, prints nothing."""
+"""What a person sees of a run: the table row, the published row beside it, the table of a sweep. Returns text and
+tables, prints nothing.
+"""
 
 import csv
 from collections.abc import Sequence
@@ -25,12 +27,20 @@ def cells(figure: dict | None) -> tuple[str, str, str]:
     if figure is None:
         return "-", "", ""
     low, high = figure["wilson95"]
-    return f"{figure['value']:.1f}", f"{low:.1f} - {high:.1f}", "" if figure["seed_std"] is None else f"{figure['seed_std']:.2f}"
+    return (
+        f"{figure['value']:.1f}",
+        f"{low:.1f} - {high:.1f}",
+        "" if figure["seed_std"] is None else f"{figure['seed_std']:.2f}",
+    )
 
 
 def row_table(summary: dict) -> Table:
     """The table row of one run, every figure in percent."""
-    choices, votes, n = summary["config"]["choices"], summary["robust"]["vote"]["draws"], summary["robust"]["single"]["n"]
+    choices, votes, n = (
+        summary["config"]["choices"],
+        summary["robust"]["vote"]["draws"],
+        summary["robust"]["single"]["n"],
+    )
     threat = summary["config"]["threat_model"]
     table = Table(
         title=f"{choices['dataset']} / {choices['purifier']} / {choices['attack']}, {threat['norm']} {threat['eps']}",
@@ -87,10 +97,16 @@ def warnings(summary: dict) -> list[str]:
     said = []
     config = summary["config"]
     if config["threat_model"]["grad"] == "surrogate":
-        said.append(f"attacked is not what is scored: the gradient is that of the surrogate {config['purifier'].get('surrogate')}")
+        said.append(
+            f"attacked is not what is scored: the gradient is the surrogate's, {config['purifier'].get('surrogate')}"
+        )
     if config["purifier"].get("clamp") == "straight_through":
         said.append("gradient: approximate (straight-through clamp)")
-    if "null" in summary and summary["robust"]["vote"]["value"] >= summary["null"]["vote"]["value"] and config["choices"]["attack"] != "none":
+    if (
+        "null" in summary
+        and summary["robust"]["vote"]["value"] >= summary["null"]["vote"]["value"]
+        and config["choices"]["attack"] != "none"
+    ):
         said.append("the attack does not beat random noise of the same size (vote)")
     said.append(f"vote ties: {summary['ties']}, settled by {config['protocol']['ties']}; unaudited")
     return said
@@ -107,7 +123,13 @@ def sweep_table(runs: Sequence[dict], title: str) -> Table:
             table.add_row(f"{run['overrides']}\n  failed: {run['error']}")
             continue
         votes = [cells(s[name]["vote"])[0] for name in ("standard", "robust")]
-        table.add_row(run["overrides"], *cells(s["standard"]["single"])[:2], *cells(s["robust"]["single"])[:2], *votes, str(s["nfe"]))
+        table.add_row(
+            run["overrides"],
+            *cells(s["standard"]["single"])[:2],
+            *cells(s["robust"]["single"])[:2],
+            *votes,
+            str(s["nfe"]),
+        )
     return table
 
 

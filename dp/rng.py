@@ -11,12 +11,15 @@ from torch import Tensor
 class Streams:
     """Philox streams for a batch of images; lane i's numbers depend only on (seed, stage, ids[i], draws taken, call).
 
-    A 128-bit key per lane comes from blake2b; each call of `randn_like` or `uniform_like` uses the next counter block, so what one
-    call consumes never shifts the next. Numbers are float32 from the CPU, then cast and moved: a float64 or GPU run sees the same ones.
+    A 128-bit key per lane comes from blake2b; each call of `randn_like` or `uniform_like` uses the next counter block,
+    so what one call consumes never shifts the next. Numbers are float32 from the CPU, then cast and moved: a float64
+    or GPU run sees the same ones.
     """
 
     def __init__(self, ids: Sequence[int] | Tensor, seed: int, stage: str):
-        """`ids`: image index in the full test set, one per lane; `stage` (attack, select, clean, adv, null) separates uses of one seed."""
+        """`ids`: image index in the full test set, one per lane; `stage` (attack, select, clean, adv, null) separates
+        uses of one seed.
+        """
         self.keys = [_key(f"{seed}|{stage}|{int(i)}".encode()) for i in ids]
         self.calls = [0] * len(self.keys)
 
@@ -29,9 +32,11 @@ class Streams:
         return any(self.calls)
 
     def draw(self, k: int | Sequence[int]) -> "Streams":
-        """The k-th independent copy (for EOT, votes, iterations), fresh from its first call; `k` may differ per lane."""
+        """The k-th independent copy (for EOT, votes, iterations), fresh from its first call; k may vary by lane."""
         ks = [k] * len(self) if isinstance(k, int) else k
-        return _streams([_key(key + int(i).to_bytes(8, "little")) for key, i in zip(self.keys, ks, strict=True)], [0] * len(self))
+        return _streams(
+            [_key(key + int(i).to_bytes(8, "little")) for key, i in zip(self.keys, ks, strict=True)], [0] * len(self)
+        )
 
     def select(self, index: Sequence[int] | Tensor) -> "Streams":
         """These lanes, in this order, each going on where it stands."""

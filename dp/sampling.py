@@ -1,6 +1,7 @@
 """Steps of diffusion sampling in sigma coordinates, z = x0 + sigma * n: pure functions of tensors and floats.
 
-The variance-preserving state of the papers is the same one scaled, x_t = z / sqrt(1 + sigma^2), with abar = 1 / (1 + sigma^2).
+The variance-preserving state of the papers is the same one scaled, x_t = z / sqrt(1 + sigma^2), with abar = 1 / (1 +
+sigma^2).
 """
 
 import math
@@ -14,14 +15,18 @@ LEVELS = 1000
 
 
 def vp_sigmas() -> Tensor:
-    """(1000,) float64: sigma_k = sqrt((1 - abar_k) / abar_k) of the linear schedule, betas 1e-4 ... 2e-2 (methods.md section 0)."""
+    """(1000,) float64: sigma_k = sqrt((1 - abar_k) / abar_k) of the linear schedule, betas 1e-4 ... 2e-2 (methods.md
+    section 0).
+    """
     betas = torch.linspace(1e-4, 2e-2, LEVELS, dtype=torch.float64)
     abar = torch.cumprod(1 - betas, dim=0)
     return ((1 - abar) / abar).sqrt()
 
 
 def vp_sigma(t: float) -> float:
-    """Noise level at time t in [0,1], index k = 1000 t of `vp_sigmas`; between indices linear in log sigma, above 999 constant."""
+    """Noise level at time t in [0,1], index k = 1000 t of `vp_sigmas`; between indices linear in log sigma, above 999
+    constant.
+    """
     if not 0 <= t <= 1:
         raise ValueError(f"need a time t in [0, 1], got t={t}")
     table = vp_sigmas().log()
@@ -48,13 +53,16 @@ def time_grid(t: float, steps: int | Sequence[float]) -> list[float]:
 
 
 def renoise(z: Tensor, sigma: float, sigma_next: float, n: Tensor) -> Tensor:
-    """Diffuse on from sigma to a higher sigma_next; from sigma = 0 this is the forward jump N_k(x). `n`: unit Gaussian like z."""
+    """Diffuse on from sigma to a higher sigma_next; from sigma = 0 this is the forward jump N_k(x). `n`: unit Gaussian
+    like z.
+    """
     assert sigma_next >= sigma, f"renoise goes up, got sigma={sigma}, sigma_next={sigma_next}"
     return z + math.sqrt(sigma_next**2 - sigma**2) * n
 
 
 def ancestral_step(z: Tensor, x0: Tensor, sigma: float, sigma_next: float, n: Tensor | None, eta: float) -> Tensor:
-    """From sigma down to sigma_next given the posterior mean x0: the DDPM posterior at eta = 1, DDIM at eta = 0 (`n` unused, may be None).
+    """From sigma down to sigma_next given the posterior mean x0: the DDPM posterior at eta = 1, DDIM at eta = 0 (`n`
+    unused, may be None).
 
     D_eta of methods.md section 0; sigma_next = 0 returns x0.
     """
@@ -70,9 +78,11 @@ def to_pm1(x: Tensor) -> Tensor:
 
 
 def to_01(z: Tensor, clamp: str = "plain") -> Tensor:
-    """[-1,1] -> [0,1], clamped. The gradient beyond the bounds is 0 (`plain`) or 1 (`straight_through`, an approximation).
+    """[-1,1] -> [0,1], clamped. The gradient beyond the bounds is 0 (`plain`) or 1 (`straight_through`, an
+    approximation).
 
-    At the bounds themselves it is 1 in both: torch.clamp changed its mind about that (methods.md item 27), so it is not asked.
+    At the bounds themselves it is 1 in both: torch.clamp changed its mind about that (methods.md item 27), so it is
+    not asked.
     """
     if clamp not in ("plain", "straight_through"):
         raise ValueError(f"need clamp plain or straight_through, got clamp={clamp!r}")

@@ -24,9 +24,11 @@ def parse_eps(eps: float | str) -> float:
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """A ball of radius `eps` (in [0,1] units; text such as `8/255` is accepted) in `norm` linf or l2, cut by the box [0,1].
+    """A ball of radius `eps` (in [0,1] units; text such as `8/255` is accepted) in `norm` linf or l2, cut by the box
+    [0,1].
 
-    `grad`: what the attacker differentiates, `full` (the scored purification itself) or `surrogate` (the purifier's cheaper copy).
+    `grad`: what the attacker differentiates, `full` (the scored purification itself) or `surrogate` (the purifier's
+    cheaper copy).
     """
 
     norm: str
@@ -41,14 +43,18 @@ class ThreatModel:
         object.__setattr__(self, "eps", parse_eps(self.eps))
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """x_adv pulled into the ball around x and the box. In l2 the ball comes first: the cut by the box only shortens the way."""
+        """x_adv pulled into the ball around x and the box. In l2 the ball comes first: the cut by the box only shortens
+        the way.
+        """
         if self.norm == "linf":
             return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps).clamp(0.0, 1.0)
         delta = x_adv - x
         return (x + delta * (self.eps / _length(delta).clamp(min=self.eps))).clamp(0.0, 1.0)
 
     def ascend(self, x_adv: Tensor, grad: Tensor, step: float) -> Tensor:
-        """One step uphill, not projected: step * sign(grad), or step * grad / |grad|_2 (a zero gradient stays where it is)."""
+        """One step uphill, not projected: step * sign(grad), or step * grad / |grad|_2 (a zero gradient stays where it
+        is).
+        """
         if self.norm == "linf":
             return x_adv + step * grad.sign()
         return x_adv + step * (grad / _length(grad).clamp(min=torch.finfo(grad.dtype).tiny))

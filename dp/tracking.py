@@ -1,7 +1,7 @@
 """Tracking: mirrors a run to Weights & Biases. The files under results/ are the record, never this."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 
 class Tracker(Protocol):
@@ -25,9 +25,20 @@ class NoTracking:
 
 
 class WandB:
-    """W&B run with id = the run's key, so that a resumed run goes on in the same dashboard; offline where there is no account."""
+    """W&B run with id = the run's key, so that a resumed run goes on in the same dashboard; offline where there is no
+    account.
+    """
 
-    def __init__(self, key: str, folder: Path, config: dict, *, project: str = "dp", group: str | None = None, mode: str | None = None):
+    def __init__(
+        self,
+        key: str,
+        folder: Path,
+        config: dict,
+        *,
+        project: str = "dp",
+        group: str | None = None,
+        mode: Literal["online", "offline"] | None = None,
+    ):
         import wandb  # here: it costs a second
 
         if mode is None:
@@ -44,4 +55,4 @@ class WandB:
             for rule, figure in summary.get(name, {}).items():
                 self.run.summary[f"{name}/{rule}"] = figure["value"]
         self.run.summary["nfe"] = summary["nfe"]
-        self.run.finish(quiet=True)
+        self.run.finish()

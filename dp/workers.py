@@ -29,9 +29,16 @@ Build = Callable[[dict], Evaluation]
 
 
 def run_units(
-    build: Build, config: dict, units: Sequence[Unit], folder: Path, shard: str, workers: int, on_event: Callable[[Event], None]
+    build: Build,
+    config: dict,
+    units: Sequence[Unit],
+    folder: Path,
+    shard: str,
+    workers: int,
+    on_event: Callable[[Event], None],
 ) -> None:
-    """Do all units and save them under `folder`. `build` makes the evaluation from plain `config`, once in each process.
+    """Do all units and save them under `folder`. `build` makes the evaluation from plain `config`, once in each
+    process.
 
     `shard` names this process's files. Raises what a worker raised (ValueError, OSError), OSError when one died.
     """
@@ -68,7 +75,7 @@ def _listen(processes: list, events, on_event: Callable[[Event], None]) -> None:
             dead = [p for p in processes if p.exitcode not in (None, 0)]
             if dead:
                 raise OSError(
-                    f"a worker process died (exit code {dead[0].exitcode}), perhaps for lack of memory: what is judged is saved; "
+                    f"a worker died (exit code {dead[0].exitcode}), perhaps out of memory: what is judged is saved; "
                     "start again with fewer workers"
                 ) from None
             continue

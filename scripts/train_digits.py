@@ -1,7 +1,8 @@
 """Train the embedded benchmark's two networks on the CPU and write them to dp/assets/ (seeded; minutes).
 
-The classifier sees the 1285 training scans of `digits`, the denoiser the same ones; the 512 test images are only used to print the
-standard accuracies at the end. Prints the SHA-256 of each file, which conf/classifier/digits.yaml and conf/denoiser/digits.yaml pin.
+The classifier sees the 1285 training scans of `digits`, the denoiser the same ones; the 512 test images are only used
+to print the standard accuracies at the end. Prints the SHA-256 of each file, which conf/classifier/digits.yaml and
+conf/denoiser/digits.yaml pin.
 """
 
 import argparse
@@ -84,7 +85,9 @@ def train_denoiser(steps: int, seed: int, batch: int = 128, lr: float = 2e-3) ->
 
 def save(net: nn.Module, name: str, folder: Path) -> None:
     path = folder / f"{name}.safetensors"
-    half = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}  # half the size, the same accuracies
+    half = {
+        k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()
+    }  # half the size, the same accuracies
     save_file(half, path)
     print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}")
 

@@ -1,4 +1,4 @@
-"""Attacks: one file per method, a frozen dataclass of hyperparameters with `start` and `step` over a per-image state."""
+"""Attacks: one file per method, a frozen dataclass with `start` and `step` over a per-image state."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -25,9 +25,11 @@ class Model(Protocol):
 
 
 class Attack(Protocol):
-    """`steps` calls of `step` after one of `start`, each with streams of its own. The state is a NamedTuple of tensors, dim 0 = image,
+    """`steps` calls of `step` after one of `start`, each with streams of its own. The state is a NamedTuple of tensors,
+    dim 0 = image,
 
-    whose field `x_adv` is always feasible. `eot` and `select` tell the null control how the attack looks at a candidate and chooses.
+    whose field `x_adv` is always feasible. `eot` and `select` tell the null control how the attack looks at a
+    candidate and chooses.
     """
 
     @property

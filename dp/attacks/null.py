@@ -18,7 +18,9 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Null:
-    """`steps` candidates of uniform noise (on the sphere in l2); keeps the `last`, or the `best` by mean loss over `eot` draws."""
+    """`steps` candidates of uniform noise (on the sphere in l2); keeps the `last`, or the `best` by mean loss over
+    `eot` draws.
+    """
 
     steps: int
     eot: int

@@ -22,10 +22,11 @@ class State(NamedTuple):
 class PGD:
     """Steps x <- project(x + step_size * direction(mean gradient over `eot` draws)); every step has draws of its own.
 
-    `step_size`: in [0,1] units; None means 2.5 eps / iterations. `select`: `last` iterate, or `best` by mean loss over the draws of a step,
-    which are never those that score it (the start itself is no candidate; the last iterate costs one more forward pass).
-    `restarts` > 1 keep the best of their results by that loss. `l2_step`: `gradient` (normalised), or `sign`, which Lee and Kim's and
-    the official code use inside the l2 ball (methods.md item 34).
+    `step_size`: in [0,1] units; None means 2.5 eps / iterations. `select`: `last` iterate, or `best` by mean loss over
+    the draws of a step, which are never those that score it (the start itself is no candidate; the last iterate costs
+    one more forward pass).
+    `restarts` > 1 keep the best of their results by that loss. `l2_step`: `gradient` (normalised), or `sign`, which
+    Lee and Kim's and the official code use inside the l2 ball (methods.md item 34).
     """
 
     iterations: int
@@ -42,7 +43,9 @@ class PGD:
         if self.step_size is not None and self.step_size <= 0:
             raise ValueError(f"need step_size > 0 or null for 2.5 eps / iterations, got step_size={self.step_size}")
         if self.select not in ("last", "best") or self.l2_step not in ("gradient", "sign"):
-            raise ValueError(f"need select last or best and l2_step gradient or sign, got {self.select!r} and {self.l2_step!r}")
+            raise ValueError(
+                f"need select last or best and l2_step gradient or sign, got {self.select!r} and {self.l2_step!r}"
+            )
 
     @property
     def steps(self) -> int:

@@ -33,6 +33,7 @@ class SmallUNet(nn.Module):
 
     def __init__(self, channels: int = 1, width: int = 32, wide: int = 48, emb: int = 64):
         super().__init__()
+        self.freqs: Tensor
         self.register_buffer("freqs", torch.exp(torch.linspace(math.log(0.25), math.log(16.0), emb // 2)))
         self.embed = nn.Sequential(nn.Linear(emb, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
         self.first = nn.Conv2d(4 * channels, width, 3, padding=1)

@@ -1,11 +1,13 @@
-"""Pre-activation wide residual network (Zagoruyko and Komodakis 2016) with the key names of RobustBench's `Standard`."""
+"""Pre-activation wide residual network (Zagoruyko and Komodakis 2016), key names of RobustBench's `Standard`."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class _Unit(nn.Module):
-    """BN-ReLU-conv twice plus a skip; a change of width or stride sends the skip through the first BN-ReLU and a 1x1 conv."""
+    """BN-ReLU-conv twice plus a skip; a change of width or stride sends the skip through the first BN-ReLU and a 1x1
+    conv.
+    """
 
     def __init__(self, c_in: int, c_out: int, stride: int):
         super().__init__()
@@ -36,7 +38,9 @@ class _Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """(B,channels,H,W), H and W a multiple of 4 -> (B,classes) logits. `depth` = 6 n + 4 for n units in each of the three blocks."""
+    """(B,channels,H,W), H and W a multiple of 4 -> (B,classes) logits. `depth` = 6 n + 4 for n units in each of the
+    three blocks.
+    """
 
     def __init__(self, depth: int = 28, widen: int = 10, classes: int = 10, channels: int = 3):
         if depth < 10 or (depth - 4) % 6:

@@ -1,1 +1,3 @@
-"""Purifiers: one file per method, one public function `purify(x, denoiser, classifier, rng, *, on_step=None, ...) -> x_hat`."""
+"""Purifiers: one file per method, one public function `purify(x, denoiser, classifier, rng, *, on_step=None, ...) ->
+x_hat`.
+"""

@@ -1,4 +1,6 @@
-"""DiffPure (Nie et al. 2022), discrete form: noise the image uniformly to time t, then denoise (methods.md section 1.2)."""
+"""DiffPure (Nie et al. 2022), discrete form: noise the image uniformly to time t, then denoise (methods.md section
+1.2).
+"""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -22,8 +24,10 @@ def purify(
 ) -> Tensor:
     """x (B,C,H,W) in [0,1] -> x_hat in [0,1]. NFE = number of steps.
 
-    `t`: noise time in (0,1]; `steps`: a count of equal steps or the falling times themselves; `eta`: 1 DDPM ancestral, 0 DDIM;
-    `clamp`: gradient of the final clamp, `plain` (exact) or `straight_through`; `on_step(i, sigma, z, x0)` sees every step.
+    `t`: noise time in (0,1]; `steps`: a count of equal steps or the falling times themselves; `eta`: 1 DDPM ancestral,
+    0 DDIM;
+    `clamp`: gradient of the final clamp, `plain` (exact) or `straight_through`; `on_step(i, sigma, z, x0)` sees every
+    step.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"need 0 <= eta <= 1, got eta={eta}")

@@ -1,4 +1,6 @@
-"""Heterogeneous noise integration (arXiv 2503.01407), as the paper describes it: strong noise only where the classifier looks."""
+"""Heterogeneous noise integration (arXiv 2503.01407), as the paper describes it: strong noise only where the classifier
+looks.
+"""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -27,11 +29,14 @@ def purify(
     resample_stage2: bool = False,
     clamp: str = "plain",
 ) -> Tensor:
-    """x (B,C,H,W) in [0,1] -> x_hat in [0,1] (Alg. 1-2; methods.md section 1.1). NFE = steps + stage-1 steps, 2 steps with `resample_stage2`.
+    """x (B,C,H,W) in [0,1] -> x_hat in [0,1] (Alg. 1-2; methods.md section 1.1). NFE = steps + stage-1 steps, 2 steps
+    with `resample_stage2`.
 
-    `t_l`, `t_s`: strong and weak noise time, 0 < t_s <= t_l <= 1; `tau`: mask threshold in [0,1]; `jump`: U of the resampling, in 1/1000;
-    `steps`: equal steps from t_l to 0; `phi`: form of the attention map (see `attention_maps`); `eq8_literal`: the orientation that
-    Eq. 8 and Alg. 1 print, opposite to Eq. 5 (item 1); `resample_stage2`: resample after every step, as Alg. 1 prints it (item 20).
+    `t_l`, `t_s`: strong and weak noise time, 0 < t_s <= t_l <= 1; `tau`: mask threshold in [0,1]; `jump`: U of the
+    resampling, in 1/1000;
+    `steps`: equal steps from t_l to 0; `phi`: form of the attention map (see `attention_maps`); `eq8_literal`: the
+    orientation that Eq. 8 and Alg. 1 print, opposite to Eq. 5 (item 1); `resample_stage2`: resample after every step,
+    as Alg. 1 prints it (item 20).
     """
     if not 0 < t_s <= t_l <= 1:
         raise ValueError(f"need 0 < t_s <= t_l <= 1, got t_s={t_s}, t_l={t_l}")
@@ -55,5 +60,7 @@ def purify(
             sigma_up = denoiser.sigma(min(1.0, t_next + jump / 1000))
             if t_next > 0:
                 z = renoise(z, sigma_next, max(sigma_up, sigma_next), rng.randn_like(z))
-            z = ancestral_step(z, denoiser(z, sigma_up), sigma_up, sigma_next, None, eta=0.0)  # at t_next = 0 no noise came (item 20)
+            z = ancestral_step(
+                z, denoiser(z, sigma_up), sigma_up, sigma_next, None, eta=0.0
+            )  # at t_next = 0 no noise came (item 20)
     return to_01(z, clamp)

@@ -1,4 +1,6 @@
-"""Heterogeneous noise integration as the released code runs it (GaozhengPei/Purification; methods.md section 1.1, `Loop, C`)."""
+"""Heterogeneous noise integration as the released code runs it (GaozhengPei/Purification; methods.md section 1.1,
+`Loop, C`).
+"""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -13,7 +15,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def index_grid(n: int, t_l: float) -> list[int]:
-    """Falling indices of the 1000-level schedule: {0, s, 2s, ...} with s = 1000 // n, cut to its first int(n t_l) + 1 entries."""
+    """Falling indices of the 1000-level schedule: {0, s, 2s, ...} with s = 1000 // n, cut to its first int(n t_l) + 1
+    entries.
+    """
     if not 1 <= n <= LEVELS or int(n * t_l) < 1:
         raise ValueError(f"need 1 <= n <= {LEVELS} with n * t_l >= 1, got n={n}, t_l={t_l}")
     stride = LEVELS // n
@@ -38,8 +42,8 @@ def purify(
 ) -> Tensor:
     """x (B,C,H,W) in [0,1] -> x_hat in [0,1]. NFE = int(n t_l): resampling goes straight to the next grid point.
 
-    `t_l`, `t_s`: strong and weak noise time; `jump`: U in base steps; `n`: steps for the whole schedule, of which t_l is run;
-    the mask is [map >= tau] or, where `top` is given instead, that share of the pixels (item 6);
+    `t_l`, `t_s`: strong and weak noise time; `jump`: U in base steps; `n`: steps for the whole schedule, of which t_l
+    is run; the mask is [map >= tau] or, where `top` is given instead, that share of the pixels (item 6);
     `mask_input_bug`: feed the classifier's taps ImageNet-normalised [-1,1] images, whatever it was trained on (item 8).
     """
     if not 0 < t_s <= t_l <= 1:
@@ -49,7 +53,9 @@ def purify(
     known = to_pm1(x)
     with torch.no_grad():  # the official code detaches the activations (item 10)
         seen = _imagenet_normalised(known) if mask_input_bug else x
-        maps = attention_maps(classifier.features(seen), (x.shape[2], x.shape[3]), phi="minmax", root=False)  # items 2, 3
+        maps = attention_maps(
+            classifier.features(seen), (x.shape[2], x.shape[3]), phi="minmax", root=False
+        )  # items 2, 3
         mask = threshold_mask(maps, tau, inclusive=True) if tau is not None else top_mask(maps, top or 0.0)  # (B,1,H,W)
     grid = index_grid(n, t_l)
     z = renoise(known, 0.0, denoiser.sigma(grid[0] / LEVELS), rng.randn_like(known))

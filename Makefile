@@ -1,0 +1,54 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-fast fmt lint type tables figures bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(f"need Python 3.11 or newer, got {sys.version.split()[0]}: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools wheel
+	@echo "installing the packages of constraints.txt (about 6 GB with CUDA, some minutes) ..."
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(STAMP)  ## virtual environment with pinned packages
+
+run: setup  ## the main job: attack and judge the embedded benchmark (quick budget)
+	$(BIN)/python run.py
+
+test: setup  ## all checks: lint, types, tests with coverage
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+test-fast: setup  ## the tests that take seconds
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+fmt: setup  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: setup  ## ruff
+	$(BIN)/ruff check .
+
+type: setup  ## pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+tables: setup  ## results/tables from results/measured and results/published
+	$(BIN)/python scripts/tables.py
+
+figures: setup  ## results/figures from results/measured
+	$(BIN)/python scripts/figures.py
+
+bench: setup  ## speed and memory as ratios, measured side by side
+	$(BIN)/python scripts/bench.py
+
+clean:  ## remove the environment and caches; results stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage* *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

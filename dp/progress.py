@@ -1,0 +1,100 @@
+"""Progress of a run for a person: a bar on a terminal, plain lines elsewhere, time to go, robust accuracy so far."""
+
+import time
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from dp.evaluate import Evaluation, Row, Unit
+from dp.report import clock
+from dp.tracking import Tracker
+from dp.workers import Event
+
+
+class Display:
+    """Call it with every event; use it as a context manager. `rows`: what an earlier start has judged already.
+
+    Time to go comes from a cost per unit in network evaluations; an estimate of over an hour is said once, in words.
+    """
+
+    def __init__(
+        self, console: Console, evaluation: Evaluation, units: Sequence[Unit], rows: Iterable[Row], tracker: Tracker
+    ):
+        self.console, self.evaluation, self.tracker = console, evaluation, tracker
+        self.total = sum(sum(self.cost(unit)) for unit in units)
+        self.done = 0.0
+        self.part: dict[Unit, float] = {}
+        self.verdicts: list[tuple[bool, bool]] = []  # single, vote
+        self.count(rows)
+        self.began = self.said = time.monotonic()
+        self.announced = False
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(compact=True),
+        )
+        self.bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
+        self.task = self.bar.add_task("starting", total=self.total) if self.bar else None
+
+    def __enter__(self) -> "Display":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        attack, score = self.cost(event.unit)
+        if event.rows is None:
+            self.part[event.unit] = attack * event.step / max(1, event.steps)
+        else:
+            self.part.pop(event.unit, None)
+            self.done += attack + score
+            self.count(event.rows)
+            if event.unit.arm == "defended":
+                single, vote = self.robust()
+                self.tracker.log({"robust/single": single, "robust/vote": vote, "images": len(self.verdicts)})
+        self.show(event)
+
+    def cost(self, unit: Unit) -> tuple[float, float]:
+        """Work of attacking and of scoring a unit, per image; a gradient counts as three evaluations of the defence."""
+        attack = self.evaluation.arms[unit.arm].attack
+        draws, votes = attack.steps * attack.eot, self.evaluation.votes
+        if unit.arm == "undefended":
+            return 0.3 * attack.steps, 0.3
+        if unit.arm == "null":
+            return (draws if attack.select == "best" else 0.01 * attack.steps), votes
+        return 3.0 * draws, 2.0 * votes
+
+    def count(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            if row["arm"] == "defended":
+                self.verdicts.append((row["adv"][0] == row["label"], row["adv_vote"] == row["label"]))
+
+    def robust(self) -> tuple[float, float]:
+        """Percent of attacked images still classified right, by a single draw and by the vote, so far."""
+        n = len(self.verdicts)
+        return 100 * sum(s for s, _ in self.verdicts) / n, 100 * sum(v for _, v in self.verdicts) / n
+
+    def show(self, event: Event) -> None:
+        worked = self.done + sum(self.part.values())
+        elapsed = time.monotonic() - self.began
+        left = elapsed * (self.total - worked) / max(worked, 1e-9)
+        if not self.announced and elapsed > 20:
+            self.announced = True
+            if left > 3600:
+                self.console.print(f"estimate: {clock(left)} to go", highlight=False)
+        seeds, ids = list(self.evaluation.seeds), event.unit.ids
+        line = f"seed {event.unit.seed} ({seeds.index(event.unit.seed) + 1}/{len(seeds)}), {event.unit.arm}"
+        line += f", {len(ids)} images from id {ids[0]}, iteration {event.step}/{event.steps}"
+        if self.verdicts:
+            line += f", robust so far {self.robust()[0]:.1f} % of {len(self.verdicts)}"
+        if self.bar and self.task is not None:
+            self.bar.update(self.task, completed=worked, description=line)
+        elif time.monotonic() - self.said > 10:
+            self.said = time.monotonic()
+            self.console.print(f"{100 * worked / self.total:3.0f} %, {clock(left)} to go: {line}", highlight=False)

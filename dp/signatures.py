@@ -1,0 +1,57 @@
+"""A configuration held against the signatures that it will call, before anything runs."""
+
+import difflib
+import inspect
+import pydoc
+from collections.abc import Iterable
+from types import NoneType, UnionType
+from typing import Any, get_args
+
+NOT_PASSED = ("surrogate", "published", "name")  # keys of a yaml that run.py reads itself
+SIMPLE = {int: (int,), float: (int, float), str: (str,), bool: (bool,), NoneType: (NoneType,)}
+
+
+def check_call(node: Any, where: str = "") -> None:
+    """Every `_target_` in `node` exists and takes just the keys it is given, of the types its signature names.
+
+    `where`: the node's dotted name, for the message. Positional arguments of a `_partial_` come later.
+    """
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        check_call(value, f"{where}.{key}".lstrip("."))
+    if "_target_" not in node:
+        return
+    target = pydoc.locate(node["_target_"])
+    if not callable(target):
+        raise ValueError(f"need {where}._target_ to name a function or class, got {node['_target_']}")
+    given = {k: v for k, v in node.items() if not k.startswith("_") and k not in NOT_PASSED}
+    parameters = inspect.signature(target).parameters
+    unknown = [k for k in given if k not in parameters]
+    if unknown:
+        near = near_matches(unknown[0], parameters)
+        raise ValueError(f"unknown key {where}.{unknown[0]}{near}: {node['_target_']} does not take it")
+    needed = [k for k, p in parameters.items() if p.default is p.empty]
+    if node.get("_partial_"):
+        needed = [k for k in needed if parameters[k].kind is inspect.Parameter.KEYWORD_ONLY]
+    missing = [k for k in needed if k not in given]
+    if missing:
+        raise ValueError(f"missing key {where}.{missing[0]}: {node['_target_']} needs it")
+    for key, value in given.items():
+        _check_type(f"{where}.{key}", value, parameters[key].annotation)
+
+
+def _check_type(where: str, value: Any, annotation: Any) -> None:
+    """Plain types only; text is let through where a number is wanted and the class itself reads it (eps)."""
+    wanted = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    if not all(w in SIMPLE for w in wanted) or where.endswith(".eps"):
+        return
+    right = any(isinstance(value, SIMPLE[w]) and (not isinstance(value, bool) or w is bool) for w in wanted)
+    if not right:
+        raise ValueError(f"need {where} of type {' or '.join(w.__name__ for w in wanted)}, got {value!r}")
+
+
+def near_matches(word: str, known: Iterable[str]) -> str:
+    """` (did you mean a or b?)`, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
