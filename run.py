@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import hydra
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
@@ -56,6 +59,13 @@ def resolved(cfg: DictConfig, choices: dict) -> dict:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     return {**plain, "choices": {group: choices[group] for group in GROUPS if group != "tracking"}}  # pyright: ignore[reportReturnType]
+
+
+def composed(*overrides: str) -> dict:
+    """The plain configuration that `python run.py overrides...` would run."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+    return resolved(OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"]), cfg.hydra.runtime.choices)
 
 
 def run_key(config: dict) -> str:
@@ -197,12 +207,20 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
         "config": config,
         **record.provenance(),
         "code": code,
+        "gradient": gradient_of(config),
         "audited": False,
     }
     record.write_summary(folder, summary)
     if tracker is not None:
         tracker.finish(summary)
     return summary
+
+
+def gradient_of(config: dict) -> str:
+    """Whether the attack's gradient is the scored defence's: exact, approximate (straight-through) or surrogate."""
+    if config["threat_model"]["grad"] == "surrogate":
+        return "surrogate"
+    return "approximate" if config["purifier"].get("clamp") == "straight_through" else "exact"
 
 
 def describe(config: dict, evaluation: Evaluation, key: str, workers: int) -> None:
@@ -219,9 +237,8 @@ def describe(config: dict, evaluation: Evaluation, key: str, workers: int) -> No
         f"{images} images x {len(evaluation.seeds)} seeds on {evaluation.device}, {workers} workers",
     ]
     if images < config["dataset"].get("full_size", 0) and config["dataset"]["name"] == "digits":
-        given = (
-            [o for o in HydraConfig.get().overrides.task if not o.startswith("+")] if HydraConfig.initialized() else []
-        )
+        given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+        given = [o for o in given if o[0] != "+" and re.split(r"[.=]", o)[0] not in config["key_ignores"]]
         full = " ".join(["python run.py +experiment=digits/full", *given])
         lines.append(f"this is the quick budget; the full one: {full}")
     for line in lines:
@@ -249,7 +266,7 @@ def note_cell(folder: Path | None, summary: dict | None, error: str | None) -> N
         )
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
 def main(cfg: DictConfig) -> None:
     """One run, or one cell of a sweep. A user's error is noted, not raised: the other cells go on, and `cli` says it
     once.
@@ -309,16 +326,12 @@ def sentence(error: BaseException) -> str:
 
 
 def _keys_beside(parent: str) -> list[str]:
-    """The keys of a node in the default configuration, for near matches."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
+    """The keys of a node in this command's configuration, for near matches."""
     GlobalHydra.instance().clear()
-    groups = [a for a in sys.argv[1:] if "=" in a and a.split("=")[0] in GROUPS and "," not in a]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("config", overrides=groups)
-    node = OmegaConf.select(cfg, parent) if parent else cfg
-    return [str(k) for k in node] if isinstance(node, DictConfig) else []
+    node = composed(*[a for a in sys.argv[1:] if a.partition("=")[0] in GROUPS and "," not in a])
+    for name in parent.split(".") if parent else ():
+        node = node.get(name, {})
+    return [str(key) for key in node] if isinstance(node, dict) else []
 
 
 def cli() -> int:
@@ -326,7 +339,7 @@ def cli() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here
     notes = Path(f"results/.sweep-{os.getpid()}.jsonl")
     os.environ["DP_SWEEP"] = str(notes)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         main()
     except KeyboardInterrupt as stop:
@@ -341,6 +354,7 @@ def cli() -> int:
         return 2
     finally:
         failed = finish_sweep(notes)
+        signal.signal(signal.SIGTERM, before)
     return 2 if failures or failed else 0
 
 

@@ -88,6 +88,8 @@ class Evaluation:
             )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"need seeds that differ, got {list(self.seeds)}")
+        if self.ties not in metrics.TIES:
+            raise ValueError(f"need ties {' or '.join(metrics.TIES)}, got ties={self.ties!r}")
         x = self.subset.x
         bad = ~((x >= 0) & (x <= 1)).flatten(1).all(dim=1)  # NaN compares false
         if bool(bad.any()):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 Z95 = 1.959963984540054
+TIES = ("softmax", "lowest")
 
 
 def wilson(share: float, n: int, z: float = Z95) -> tuple[float, float]:
@@ -26,8 +27,7 @@ def vote(logits: np.ndarray, ties: str = "softmax") -> tuple[int, bool]:
     `ties`: `softmax` gives a tie to the tied class with the larger summed softmax, `lowest` to the lowest class (the
     official code).
     """
-    if ties not in ("softmax", "lowest"):
-        raise ValueError(f"need ties softmax or lowest, got ties={ties!r}")
+    assert ties in TIES, f"ties is one of {TIES}, got {ties!r}"
     counts = np.bincount(logits.argmax(axis=1), minlength=logits.shape[1])
     tied = np.flatnonzero(counts == counts.max())
     if len(tied) == 1 or ties == "lowest":

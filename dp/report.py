@@ -96,11 +96,11 @@ def warnings(summary: dict) -> list[str]:
     """What weakens this evaluation, in words."""
     said = []
     config = summary["config"]
-    if config["threat_model"]["grad"] == "surrogate":
+    if summary["gradient"] == "surrogate":
         said.append(
             f"attacked is not what is scored: the gradient is the surrogate's, {config['purifier'].get('surrogate')}"
         )
-    if config["purifier"].get("clamp") == "straight_through":
+    if summary["gradient"] == "approximate":
         said.append("gradient: approximate (straight-through clamp)")
     if (
         "null" in summary

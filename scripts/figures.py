@@ -1,0 +1,84 @@
+"""Draw results/figures/ from results/measured/: the trade-off over noise time, and what a purification does to an
+image.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).parents[1]
+MEASURED, FIGURES = ROOT / "results" / "measured", ROOT / "results" / "figures"
+STANDARD, ROBUST, GREY = "#0b6e99", "#c1440e", "#777777"
+
+
+def uniform_runs(dataset: str, images: int) -> list[dict]:
+    """Summaries of uniform purification on this many images, by noise time."""
+    found = [json.loads(path.read_text()) for path in MEASURED.glob("*/summary.json")]
+    found = [s for s in found if s["config"]["choices"]["purifier"] == "diffpure"]
+    found = [s for s in found if s["config"]["dataset"]["name"] == dataset and s["robust"]["single"]["n"] == images]
+    return sorted(found, key=lambda s: s["config"]["purifier"]["t"])
+
+
+def tradeoff(dataset: str, images: int) -> Path:
+    """Standard and robust accuracy over t with Wilson intervals, single draw and vote."""
+    runs = uniform_runs(dataset, images)
+    if len(runs) < 2:
+        raise ValueError(f"need runs of diffpure on {images} images of {dataset} in results/measured, got {len(runs)}")
+    t = [s["config"]["purifier"]["t"] for s in runs]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
+    votes = runs[0]["robust"]["vote"]["draws"]
+    for axis, rule, title in zip(axes, ("single", "vote"), ("single draw", f"vote of {votes}"), strict=True):
+        for name, colour, label in (("standard", STANDARD, "standard"), ("robust", ROBUST, "robust")):
+            value = [s[name][rule]["value"] for s in runs]
+            low, high = zip(*(s[name][rule]["wilson95"] for s in runs), strict=True)
+            axis.fill_between(t, low, high, color=colour, alpha=0.15, linewidth=0)
+            axis.plot(t, value, "o-", color=colour, markersize=4, label=label)
+            axis.annotate(
+                label, (t[-1], value[-1]), xytext=(6, 0), textcoords="offset points", color=colour, va="center"
+            )
+        null = [s["null"][rule]["value"] for s in runs]
+        axis.plot(t, null, ":", color=GREY, linewidth=1.2)
+        axis.annotate(
+            "random noise", (t[-1], null[-1]), xytext=(6, -9), textcoords="offset points", color=GREY, va="center"
+        )
+        undefended = runs[0]["undefended"][rule]["value"]
+        axis.plot(t, [s["undefended"][rule]["value"] for s in runs], "--", color=GREY, linewidth=1)
+        axis.annotate(
+            f"undefended {undefended:.1f} %", (t[0], undefended), xytext=(0, 6), textcoords="offset points", color=GREY
+        )
+        axis.set(title=title, xlabel="noise time t", xlim=(0, 0.52), ylim=(-2, 102), xticks=t)
+        axis.tick_params(axis="x", labelsize=8, rotation=45)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+    attack, threat = runs[0]["config"]["attack"], runs[0]["config"]["threat_model"]
+    axes[0].set_ylabel("accuracy, %")
+    budget = f"PGD {attack['iterations']} x EOT {attack['eot']}, {threat['norm']} {threat['eps']}, exact gradients"
+    figure.suptitle(f"Uniform purification on {dataset}: {budget}\n{images} images, {len(runs[0]['per_seed'])} seeds, bands: Wilson 95 %", fontsize=10)  # fmt: skip  # noqa: E501
+    path = FIGURES / f"tradeoff_{dataset}.png"
+    figure.savefig(path, dpi=160)
+    plt.close(figure)
+    return path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--images", type=int, default=128, help="size of the runs to draw (default 128)")
+    args = parser.parse_args()
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    try:
+        print(tradeoff(args.dataset, args.images).relative_to(ROOT))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""PGD against optima known in closed form, the contract of every attack, and the null control."""
+
+import pytest
+import torch
+from conftest import CONF, composed
+from hydra.utils import instantiate
+
+import run
+from dp.attacks.null import Null
+from dp.attacks.pgd_eot import PGD
+from dp.classifiers import Classifier
+from dp.defense import Defended
+from dp.evaluate import null_control
+from dp.purifiers import none
+from dp.rng import Streams
+from dp.threat import ThreatModel
+
+ATTACKS = sorted(p.stem for p in (CONF / "attack").glob("*.yaml"))
+
+
+class Linear(torch.nn.Module):
+    """Two classes, logit difference w . x."""
+
+    def __init__(self, w: torch.Tensor):
+        super().__init__()
+        self.w = torch.nn.Parameter(w)
+
+    def forward(self, x):
+        margin = (x * self.w).flatten(1).sum(1)
+        return torch.stack([margin, -margin], dim=1)
+
+
+def linear(w: torch.Tensor) -> Defended:
+    return Defended(none.purify, None, Classifier(Linear(w)))
+
+
+def run_attack(attack, model, x, y, threat, seed=0):
+    rng = Streams(range(len(x)), seed, "attack")
+    state = attack.start(model, x, y, threat, rng.draw(0))
+    for i in range(attack.steps):
+        state = attack.step(model, state, x, y, threat, rng.draw(1 + i))
+        assert_feasible(state.x_adv, x, threat)
+    return state.x_adv
+
+
+def assert_feasible(x_adv, x, threat):
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert threat.distance(x_adv, x).max() <= threat.eps + 1e-6
+
+
+@pytest.mark.parametrize("select", ["last", "best"])
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_pgd_linf_reaches_the_corner_with_the_box_active(select, restarts):
+    """Label 0: the optimum is clip(x - eps sign(w), 0, 1), pixel by pixel."""
+    w = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    x[x < 0.2], x[x > 0.8] = 0.0, 1.0
+    optimum = (x - 0.1 * w.sign()).clamp(0, 1)
+    assert ((optimum == 0) | (optimum == 1)).float().mean() > 0.2  # the box is active
+    attack = PGD(iterations=20, eot=1, select=select, restarts=restarts)
+    x_adv = run_attack(attack, linear(w), x, torch.zeros(5, dtype=torch.long), ThreatModel("linf", 0.1))
+    torch.testing.assert_close(x_adv, optimum, rtol=0, atol=1e-6)
+
+
+def test_pgd_l2_reaches_the_closed_form_optimum():
+    """x - eps w / |w| where the ball lies inside the box."""
+    w = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = torch.full((5, 1, 8, 8), 0.5) + 0.05 * torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    y = torch.tensor([0, 1, 0, 1, 0])
+    side = torch.where(y == 0, -1.0, 1.0).view(-1, 1, 1, 1)
+    optimum = x + 0.3 * side * w / w.norm()
+    x_adv = run_attack(PGD(iterations=60, eot=1, step_size=0.3), linear(w), x, y, ThreatModel("l2", "3/10"))
+    margin = lambda z: (z * w).flatten(1).sum(1)  # noqa: E731
+    torch.testing.assert_close(margin(x_adv), margin(optimum), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(x_adv, optimum, rtol=0, atol=1e-4)
+
+
+def test_pgd_l2_sign_step_is_the_weaker_direction():
+    """Item 34: a sign step inside the l2 ball heads for sign(w), whose margin per length is smaller than w's own."""
+    w = torch.zeros(1, 1, 8, 8)
+    w[..., 0, 0] = 1.0
+    w += 0.05
+    x, y, threat = torch.full((1, 1, 8, 8), 0.5), torch.zeros(1, dtype=torch.long), ThreatModel("l2", 0.3)
+    margins = {}
+    for step in ("gradient", "sign"):
+        x_adv = run_attack(PGD(1, 1, step_size=1.0, random_start=False, l2_step=step), linear(w), x, y, threat)
+        margins[step] = ((x_adv - x) * w).sum().item()
+    assert margins["gradient"] == pytest.approx(-0.3 * w.norm().item(), rel=1e-5)
+    assert margins["sign"] == pytest.approx(-0.3 * w.sum().item() / 8, rel=1e-5)  # along (1, ..., 1) / 8
+    assert margins["gradient"] < 1.5 * margins["sign"]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_contract(name, norm, images):
+    """Feasible at every step, deterministic, an image's result does not depend on its batch mates."""
+    config = composed(f"attack={name}", f"threat_model={norm}", "purifier.steps=2", "protocol.images=2")
+    attack = instantiate({**config["attack"], **({"iterations": 3, "eot": 2} if name != "none" else {})})
+    model, threat = run.build(config).arms["defended"].scored, instantiate(config["threat_model"])
+    x, y = images.x, images.y
+    x_adv = run_attack(attack, model, x, y, threat)
+    assert torch.equal(x_adv, run_attack(attack, model, x, y, threat))
+    assert isinstance(attack.steps, int)
+    if name == "none":
+        assert torch.equal(x_adv, x)
+    else:
+        assert (threat.distance(x_adv, x) > 0.5 * threat.eps).all()
+
+
+class Peaked(torch.nn.Module):
+    """Loss of label 0 grows with the mean of x up to .5 and falls again."""
+
+    def forward(self, x):
+        height = -(x.flatten(1).mean(1) - 0.5).abs()
+        return torch.stack([-height, height], dim=1)
+
+
+def test_best_iterate_beats_the_last_one():
+    """A step far beyond the peak: `last` overshoots and swings, `best` keeps the highest iterate that it saw."""
+    model = Defended(none.purify, None, Classifier(Peaked()))
+    x, y, threat = torch.full((1, 1, 2, 2), 0.3), torch.zeros(1, dtype=torch.long), ThreatModel("linf", 0.5)
+    given = {"iterations": 4, "eot": 1, "step_size": 0.18, "random_start": False}
+    last = run_attack(PGD(**given, select="last"), model, x, y, threat).mean().item()
+    best = run_attack(PGD(**given, select="best"), model, x, y, threat).mean().item()
+    assert last == pytest.approx(0.66, abs=1e-6)  # .48, .66, .48, .66
+    assert best == pytest.approx(0.48, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"iterations": 0}, {"eot": 0}, {"restarts": 0}, {"step_size": -1.0}, {"select": "first"}, {"l2_step": "x"}]
+)
+def test_pgd_rejects(bad):
+    with pytest.raises(ValueError, match=r"^need "):
+        PGD(**{"iterations": 1, "eot": 1, **bad})
+
+
+def test_null_control_has_the_attacks_candidates_draws_and_selection():
+    assert null_control(PGD(iterations=7, eot=3, restarts=2, select="best")) == Null(steps=14, eot=3, select="best")
+
+
+def test_null_keeps_the_candidate_with_the_highest_loss():
+    """Against a linear model: the kept noise has the smallest margin of all candidates, rebuilt here from the same
+    streams.
+    """
+    w = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x, y = torch.full((3, 1, 8, 8), 0.5), torch.zeros(3, dtype=torch.long)
+    threat, rng = ThreatModel("linf", 0.1), Streams(range(3), 0, "attack")
+    candidates = torch.stack([threat.noise(x, rng.draw(1 + i)) for i in range(6)])
+    margins = (candidates * w).flatten(2).sum(2)  # (6,3)
+    kept = run_attack(Null(steps=6, eot=1, select="best"), linear(w), x, y, threat)
+    torch.testing.assert_close((kept * w).flatten(1).sum(1), margins.amin(0))
+    last = run_attack(Null(steps=6, eot=1, select="last"), linear(w), x, y, threat)
+    assert torch.equal(last, candidates[-1])
+
+
+def test_nan_stops_the_attack():
+    """A NaN never wins a comparison, so it must be an error, not a robust image."""
+    model = Defended(none.purify, None, Classifier(Linear(torch.full((1, 1, 8, 8), torch.nan))))
+    with pytest.raises(ValueError, match="NaN"):
+        run_attack(PGD(2, 1), model, torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.long), ThreatModel("linf", 0.1))

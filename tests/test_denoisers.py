@@ -1,0 +1,238 @@
+"""Adapters around a tiny random net against the formulas of the papers, and what they promise about memory and type."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+from torch import nn
+
+from dp.denoisers import EDM, EpsNet, Gaussian
+
+ABAR = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))
+LEVEL = np.sqrt((1 - ABAR) / ABAR)
+SIGMAS = [0.01, 0.724, 2.04, 40.0]
+
+
+class Net(nn.Module):
+    """Non-linear in image and label; remembers what it was fed."""
+
+    def __init__(self, channels=3, out=None):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out or channels, 3, padding=1)
+        self.label = nn.Linear(1, out or channels)
+        self.dropout = nn.Dropout(0.5)
+        self.calls = []
+
+    def forward(self, x, label):
+        h = self.conv(x)
+        self.calls.append((x.detach(), label.detach(), h.dtype))
+        return self.dropout(torch.tanh(h + self.label(torch.sin(0.4 * label[:, None].to(x.dtype)))[:, :, None, None]))
+
+
+def net(**kwargs):
+    torch.manual_seed(0)
+    return Net(**kwargs).eval()
+
+
+def images(lanes=2, dtype=torch.float32, requires_grad=False):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(lanes, 3, 5, 5, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(requires_grad)
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 0.75])
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_edm_is_karras_eq_7(sigma, sigma_data):
+    inner = net().double()
+    z = images(dtype=torch.float64)
+    found = EDM(inner, sigma_data=sigma_data)(z, sigma)
+    c_skip = sigma_data**2 / (sigma**2 + sigma_data**2)
+    c_out = sigma * sigma_data / math.sqrt(sigma**2 + sigma_data**2)
+    c_in = 1 / math.sqrt(sigma**2 + sigma_data**2)
+    c_noise = math.log(sigma) / 4
+    expected = c_skip * z + c_out * inner(c_in * z, torch.full((2,), c_noise, dtype=torch.float64))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_edm_takes_the_papers_sigma_data_by_default():
+    z = images()
+    assert torch.equal(EDM(net())(z, 0.3), EDM(net(), sigma_data=0.5)(z, 0.3))
+
+
+@pytest.mark.parametrize("adapter", [EDM, EpsNet])
+def test_one_sigma_per_image(adapter):
+    """A float, its repetition as (B,1,1,1), and each image alone at its own level."""
+    z, denoiser = images(lanes=4), adapter(net())
+    for sigma in SIGMAS:
+        torch.testing.assert_close(denoiser(z, torch.full((4, 1, 1, 1), sigma)), denoiser(z, sigma))
+    found = denoiser(z, torch.tensor(SIGMAS).view(4, 1, 1, 1))
+    for lane, sigma in enumerate(SIGMAS):
+        torch.testing.assert_close(found[[lane]], denoiser(z[[lane]], sigma))
+
+
+@pytest.mark.parametrize("k", [0, 1, 200, 555, 999])
+def test_eps_net_in_variance_preserving_form(k):
+    inner = net().double()
+    x_k = images(dtype=torch.float64)
+    eps = inner(x_k, torch.full((2,), k))
+    expected = (x_k - math.sqrt(1 - ABAR[k]) * eps) / math.sqrt(ABAR[k])
+    found = EpsNet(inner)(x_k / math.sqrt(ABAR[k]), float(LEVEL[k]))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+ON_GRID = [(LEVEL[0] / 9, 0), (LEVEL[0], 0), (LEVEL[200], 200), (LEVEL[999], 999), (LEVEL[999] * 9, 999)]
+BETWEEN = [(LEVEL[k] ** (1 - w) * LEVEL[k + 1] ** w, k + round(w)) for k in (0, 40, 700) for w in (0.4, 0.6)]
+
+
+@pytest.mark.parametrize(("sigma", "index"), [*ON_GRID, *BETWEEN])
+def test_eps_net_is_asked_at_the_nearest_index(sigma, index):
+    inner = net()
+    EpsNet(inner)(images(), float(sigma))
+    label = inner.calls[-1][1]
+    assert label.dtype == torch.int64
+    assert set(label.tolist()) == {index}
+
+
+def test_eps_net_drops_a_learned_variance():
+    inner = net(out=6)
+    z = images()
+    x_k = z * math.sqrt(ABAR[300])
+    eps = inner(x_k, torch.tensor([300]))[:, :3]
+    found = EpsNet(inner)(z, float(LEVEL[300]))
+    assert found.shape == z.shape
+    torch.testing.assert_close(
+        found, (x_k - math.sqrt(1 - ABAR[300]) * eps) / math.sqrt(ABAR[300]), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("t", "index"),
+    [(0, 0), (0.0004, 0), (0.0006, 1), (0.2, 200), (0.2004, 200), (0.2006, 201), (0.999, 999), (1.0, 999)],
+)
+def test_clock_of_an_eps_net_is_the_entry_its_net_was_trained_at(t, index):
+    denoiser = EpsNet(net())
+    assert denoiser.sigma(t) == pytest.approx(LEVEL[index], rel=1e-10)
+    denoiser(images(), denoiser.sigma(t))
+    assert set(denoiser.net.calls[-1][1].tolist()) == {index}
+
+
+@pytest.mark.parametrize("adapter", [EDM, EpsNet])
+@pytest.mark.parametrize("t", [-0.001, 1.001, float("nan")])
+def test_time_outside(adapter, t):
+    with pytest.raises(ValueError, match="need a time t"):
+        adapter(net()).sigma(t)
+
+
+def test_continuous_clock_at_a_published_value():
+    assert EDM(net()).sigma(0.2) == pytest.approx(0.724, abs=5e-4)
+    assert EDM(net()).sigma(0.2004) == pytest.approx(LEVEL[200] ** 0.6 * LEVEL[201] ** 0.4, rel=1e-9)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 4.0])
+@pytest.mark.parametrize("z", [-1.3, 0.2, 2.5])
+def test_gaussian_is_bayes_rule(z, sigma):
+    """The posterior mean by numerical integration of prior times likelihood."""
+    prior, likelihood = stats.norm(-0.3, 0.4), lambda x0: stats.norm.pdf(z, loc=x0, scale=sigma)
+    mode = (-0.3 * sigma**2 + z * 0.4**2) / (sigma**2 + 0.4**2)
+    span = 12 / math.sqrt(1 / 0.4**2 + 1 / sigma**2)
+
+    def moment(power):
+        f = lambda x0: x0**power * prior.pdf(x0) * likelihood(x0)  # noqa: E731
+        return integrate.quad(f, mode - span, mode + span, epsabs=0, epsrel=1e-11)[0]
+
+    found = Gaussian(-0.3, 0.4)(torch.full((1, 1, 1, 1), z, dtype=torch.float64), sigma)
+    assert found.item() == pytest.approx(moment(1) / moment(0), rel=1e-7)
+
+
+@pytest.mark.parametrize("build", [EDM, EpsNet, Gaussian])
+def test_the_net_is_frozen_and_in_eval_mode(build):
+    """Dropout would show as two different answers."""
+    denoiser = build() if build is Gaussian else build(net().train())
+    z = images()
+    assert torch.equal(denoiser(z, 0.5), denoiser(z, 0.5))
+    assert not any(p.requires_grad for p in denoiser.parameters())
+
+
+@pytest.mark.parametrize("adapter", [EDM, EpsNet])
+def test_gradient_against_finite_differences(adapter):
+    z = images(lanes=1, dtype=torch.float64, requires_grad=True)
+    denoiser = adapter(net().double(), memory="recompute")
+    assert torch.autograd.gradcheck(lambda z: denoiser(z, 0.7), (z,), eps=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("adapter", [EDM, EpsNet])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recompute_equals_store_bit_for_bit(adapter, dtype):
+    results = []
+    for memory in ("store", "recompute"):
+        inner, z = net(), images(requires_grad=True)
+        denoiser = adapter(inner, memory=memory, dtype=dtype)
+        out = denoiser(denoiser(z, 2.0), 0.7)
+        inner_calls = len(inner.calls)
+        (g,) = torch.autograd.grad(out.square().sum(), z)
+        results.append((out.detach(), g))
+        assert inner_calls == 2
+        assert len(inner.calls) == (2 if memory == "store" else 4)
+        assert denoiser.nfe == 2
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert results[0][1].abs().sum() > 0
+
+
+class Deep(nn.Module):
+    def forward(self, x, _label):
+        for _ in range(50):
+            x = torch.tanh(x)
+        return x
+
+
+def test_recompute_keeps_less_for_the_backward_pass():
+    kept = {}
+    for memory in ("store", "recompute"):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            EDM(Deep(), memory=memory)(images(requires_grad=True), 0.7)
+        kept[memory] = sum(sizes)
+    assert kept["store"] >= 50 * images().numel()
+    assert kept["recompute"] < kept["store"] / 10
+
+
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+def test_without_a_gradient_the_net_runs_once(memory):
+    inner = net()
+    denoiser = EDM(inner, memory=memory)
+    with torch.no_grad():
+        denoiser(images(requires_grad=True), 0.7)
+    assert not denoiser(images(), 0.7).requires_grad
+    assert (len(inner.calls), denoiser.nfe) == (2, 2)
+
+
+def test_nfe_counts_a_call_once_whatever_its_batch():
+    denoiser = Gaussian()
+    assert denoiser.nfe == 0
+    for lanes in (1, 7):
+        denoiser(images(lanes), 0.7)
+    assert denoiser.nfe == 2
+
+
+@pytest.mark.parametrize("adapter", [EDM, EpsNet])
+def test_bfloat16_is_for_the_net_alone(adapter):
+    """The state enters and leaves as float32; only the net's own products are rounded to 8 bits."""
+    inner, z = net(), images(requires_grad=True)
+    exact, low = adapter(net())(z, 0.7), adapter(inner, dtype=torch.bfloat16)(z, 0.7)
+    assert inner.calls[-1][2] == torch.bfloat16
+    assert low.dtype == torch.float32
+    assert torch.autograd.grad(low.sum(), z)[0].dtype == torch.float32
+    gap = (low - exact).abs().max().item()
+    assert 0 < gap < 0.7 * 3 * 2**-8 * 2
+    far = adapter(net(), dtype=torch.bfloat16)(1000 * z, 1e-6) - 1000 * z  # the skip path is not rounded
+    assert far.abs().max() < 0.02
+
+
+@pytest.mark.parametrize("adapter", [EDM, EpsNet])
+def test_a_double_model_stays_double(adapter):
+    z = images(dtype=torch.float64)
+    found = adapter(net().double(), dtype=torch.bfloat16)(z, 0.7)
+    assert found.dtype == torch.float64
+    assert torch.equal(found, adapter(net().double())(z, 0.7))

@@ -1,0 +1,120 @@
+"""Gradients through the whole defence against central differences in float64 with frozen noise."""
+
+import functools
+
+import pytest
+import torch
+from conftest import CONF, composed
+
+import run
+from dp.defense import Defended, cross_entropy
+from dp.evaluate import Evaluation
+from dp.purifiers import diffpure
+from dp.rng import Streams
+
+PURIFIERS = sorted(p.stem for p in (CONF / "purifier").glob("*.yaml") if p.stem != "none")
+
+
+def wide(evaluation: Evaluation) -> tuple[Defended, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The scored defence in float64, with two images that are attacked a little, so that nothing is saturated by
+    chance.
+    """
+    model, subset = evaluation.arms["defended"].scored.double(), evaluation.subset
+    noise = torch.rand(2, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = (subset.x[:2].double() + 0.05 * noise).clamp(0.01, 0.99)
+    return model, x, subset.y[:2], subset.ids[:2]
+
+
+def loss_at(model: Defended, x: torch.Tensor, y: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(model(x, Streams(ids, 3, "frozen")), y).sum()
+
+
+def best_relative_error(model, x, y, ids, gradient, directions: int = 4) -> float:
+    """Worst over random directions of the best over step sizes of |central difference - g.v| / |g.v|."""
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for _ in range(directions):
+        v = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        v = v + 3 * gradient / gradient.norm()  # random, but not orthogonal to the gradient
+        slope = (gradient * v).sum().item()
+        errors = []
+        for h in (1e-4, 1e-5, 1e-6, 1e-7):
+            with torch.no_grad():
+                up, down = loss_at(model, x + h * v, y, ids), loss_at(model, x - h * v, y, ids)
+            errors.append(abs((up - down).item() / (2 * h) - slope) / abs(slope))
+        worst = max(worst, min(errors))
+    return worst
+
+
+@pytest.mark.parametrize("purifier", PURIFIERS)
+def test_full_gradient_equals_central_differences(purifier):
+    model, x, y, ids = wide(run.build(composed(f"purifier={purifier}", "protocol.images=2")))
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss_at(model, leaf, y, ids), leaf)
+    assert gradient.abs().max() > 0
+    assert best_relative_error(model, x, y, ids, gradient) < 1e-5
+
+
+def test_straight_through_clamp_is_not_the_derivative():
+    """The same check tells the approximation: its forward derivative is the plain clamp's."""
+    gradients = {}
+    for clamp in ("plain", "straight_through"):
+        model, x, y, ids = wide(run.build(composed(f"purifier.clamp={clamp}", "protocol.images=2")))
+        leaf = x.clone().requires_grad_()
+        (gradients[clamp],) = torch.autograd.grad(loss_at(model, leaf, y, ids), leaf)
+    assert best_relative_error(model, x, y, ids, gradients["plain"]) < 1e-5
+    assert best_relative_error(model, x, y, ids, gradients["straight_through"]) > 1e-3
+    assert run.gradient_of(composed("purifier.clamp=straight_through")) == "approximate"
+    assert run.gradient_of(composed("threat_model.grad=surrogate")) == "surrogate"
+    assert run.gradient_of(composed()) == "exact"
+
+
+@pytest.mark.parametrize("purifier", PURIFIERS)
+def test_recompute_equals_store_bit_for_bit(purifier):
+    found = {}
+    for memory in ("store", "recompute"):
+        evaluation = run.build(composed(f"purifier={purifier}", "protocol.images=3", f"memory={memory}"))
+        model, subset = evaluation.arms["defended"].scored, evaluation.subset
+        assert model.denoiser is not None
+        assert model.denoiser.memory == memory
+        loss, gradient = model.loss_gradient(subset.x, subset.y, Streams(subset.ids, 1, "attack"), 3)
+        found[memory] = loss, gradient, model.nfe
+    for stored, recomputed in zip(found["store"][:2], found["recompute"][:2], strict=True):
+        assert torch.equal(stored, recomputed)
+    assert found["store"][2] == found["recompute"][2]
+
+
+def test_eot_gradient_is_the_mean_over_single_draws(config):
+    """Batched draws against a loop over `draw(k)`: the same noise, rounding apart."""
+    evaluation = run.build(config)
+    model, subset = evaluation.arms["defended"].scored, evaluation.subset
+    rng = Streams(subset.ids, 1, "attack")
+    loss, gradient = model.loss_gradient(subset.x, subset.y, rng, 5)
+    losses, gradients = [], []
+    for k in range(5):
+        leaf = subset.x.clone().requires_grad_()
+        one = cross_entropy(model(leaf, rng.draw(k)), subset.y)
+        losses.append(one.detach())
+        gradients.append(torch.autograd.grad(one.sum(), leaf)[0])
+    torch.testing.assert_close(loss, torch.stack(losses).mean(0), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(gradient, torch.stack(gradients).mean(0), rtol=1e-3, atol=1e-6)
+    assert torch.equal(model.logits(subset.x, rng, 5).argmax(2)[3], model(subset.x, rng.draw(3)).argmax(1))
+
+
+def test_attack_memory_probe_sees_the_stored_activations(config):
+    """A longer chain stores more; recomputing stores less."""
+    from dp.defense import activation_bytes
+
+    evaluation = run.build(config)
+    scored, x = evaluation.arms["defended"].scored, evaluation.subset.x
+    assert scored.denoiser is not None
+
+    def stored(steps: int, memory: str) -> int:
+        scored.denoiser.memory = memory  # pyright: ignore[reportOptionalMemberAccess]
+        purify = functools.partial(diffpure.purify, t=0.2, steps=steps, eta=0.0)
+        return activation_bytes(
+            Defended(purify, scored.denoiser, scored.classifier), x, Streams(evaluation.subset.ids, 0, "a")
+        )
+
+    assert stored(4, "store") > 1.5 * stored(2, "store")
+    assert stored(4, "recompute") < 0.5 * stored(4, "store")

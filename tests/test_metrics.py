@@ -1,0 +1,191 @@
+"""Accuracies, votes and intervals against scipy, the statistics module and hand-made rows."""
+
+import statistics
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dp.metrics import accuracy, summarise, vote, wilson
+
+
+@pytest.mark.parametrize("n", [1, 2, 16, 64, 256, 512, 10_000])
+def test_wilson_is_scipys(n):
+    for k in sorted({0, 1, n // 3, n // 2, n - 1, n}):
+        expected = stats.binomtest(k, n).proportion_ci(confidence_level=0.95, method="wilson")
+        assert wilson(k / n, n) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "interval"),
+    [
+        (304, 512, (55.1, 63.5)),  # 59.4 %
+        (412, 512, (76.8, 83.7)),  # 80.5 %
+        (476, 512, (90.4, 94.9)),  # 93.0 %
+        (0, 512, (0, 0.74)),
+        (152, 256, (53.3, 65.2)),  # 59.4 %
+    ],
+)
+def test_wilson_at_known_values(correct, n, interval):
+    assert tuple(round(100 * bound, 1 if correct else 2) for bound in wilson(correct / n, n)) == interval
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.95])
+def test_wilson_coverage(p):
+    """Share of all binomial outcomes, by weight, whose interval holds the truth."""
+    n = 512
+    inside = np.array([low <= p <= high for low, high in (wilson(k / n, n) for k in range(n + 1))])
+    assert 0.93 < stats.binom.pmf(np.arange(n + 1), n, p) @ inside < 0.97
+    drawn = np.random.default_rng(0).binomial(n, p, 20_000)
+    assert 0.93 < inside[drawn].mean() < 0.97
+
+
+@pytest.mark.parametrize(("share", "n"), [(-0.01, 10), (1.01, 10), (float("nan"), 10), (0.5, 0)])
+def test_wilson_of_nonsense(share, n):
+    with pytest.raises(ValueError, match="need a share"):
+        wilson(share, n)
+
+
+def votes_for(*classes, margin=1.0, size=4):
+    """Logits whose draws choose these classes, by this margin."""
+    logits = np.zeros((len(classes), size), dtype=np.float32)
+    logits[np.arange(len(classes)), classes] = margin
+    return logits
+
+
+@pytest.mark.parametrize("ties", ["softmax", "lowest"])
+@pytest.mark.parametrize(
+    ("classes", "winner"), [([2], 2), ([1, 3, 3], 3), ([0, 0, 0], 0), ([3, 1, 2, 3, 0], 3), ([0, 1, 1, 2, 2, 2], 2)]
+)
+def test_vote_by_plurality(classes, winner, ties):
+    assert vote(votes_for(*classes), ties) == (winner, False)
+
+
+def test_vote_counts_draws_and_not_confidence():
+    logits = votes_for(1, 1, 2)
+    logits[2] *= 1000
+    assert vote(logits) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("classes", "margins", "softmax", "lowest"),
+    [
+        ([1, 3], [1, 2], 3, 1),
+        ([1, 3], [2, 1], 1, 1),
+        ([3, 3, 2, 2, 0], [1, 1, 1.5, 1, 50], 2, 2),  # class 0 is sure of itself, but not tied
+        ([3, 3, 2, 2, 0], [1.5, 1, 1, 1, 50], 3, 2),
+        ([0, 1, 2, 3], [1, 1, 1, 1.1], 3, 0),
+        ([2, 3], [1e4, 1.0], 2, 2),  # logits beyond the range of exp
+        ([2, 3], [1.0, 1e4], 3, 2),
+    ],
+)
+def test_vote_with_a_tie(classes, margins, softmax, lowest):
+    logits = votes_for(*classes) * np.array(margins, dtype=np.float32)[:, None]
+    assert vote(logits, "softmax") == (softmax, True)
+    assert vote(logits, "lowest") == (lowest, True)
+    assert vote(logits) == (softmax, True)
+
+
+def test_vote_sums_softmax_and_not_logits():
+    """Classes 0 and 1 tie: one huge logit wins the sum of logits, two fairly sure draws the sum of softmax."""
+    logits = np.array([[9.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 3.0, 0.0], [2.0, 1.9, 0.0]])
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert logits.sum(0).argmax() == 0
+    assert probabilities.sum(0).argmax() == 1
+    assert vote(logits) == (1, True)
+
+
+def test_vote_ignores_a_shift_of_all_logits():
+    logits = votes_for(1, 3) * np.array([[1.0], [1.2]])
+    assert vote(logits + np.array([[500.0], [-900.0]])) == (3, True)
+
+
+def test_vote_with_an_unknown_rule():
+    with pytest.raises(ValueError, match="need ties"):
+        vote(votes_for(0), "first")
+
+
+def test_accuracy_of_one_seed():
+    found = accuracy({7: [True, False, True, True]}, draws=1)
+    interval = stats.binomtest(3, 4).proportion_ci(method="wilson")
+    assert found.pop("wilson95") == pytest.approx([100 * interval.low, 100 * interval.high])
+    assert found == {"value": 75.0, "seed_std": None, "n": 4, "draws": 1}
+
+
+def test_accuracy_counts_images_and_not_images_times_seeds():
+    verdicts = {1: [True] * 3 + [False], 2: [True] * 2 + [False] * 2, 3: [True] * 4}
+    found = accuracy(verdicts, draws=10)
+    assert found["value"] == pytest.approx(75)
+    assert (found["n"], found["draws"]) == (4, 10)
+    assert found["seed_std"] == pytest.approx(statistics.stdev([75, 50, 100]))
+    interval = stats.binomtest(3, 4).proportion_ci(method="wilson")
+    assert found["wilson95"] == pytest.approx([100 * interval.low, 100 * interval.high])
+
+
+def row(arm, seed, label, adv, adv_vote, clean=None, clean_vote=None, ties=0):
+    clean = [] if clean is None else clean
+    return {"arm": arm, "seed": seed, "label": label, "ties": ties} | {
+        "clean": clean, "clean_vote": clean_vote, "adv": adv, "adv_vote": adv_vote
+    }  # fmt: skip
+
+
+ROWS = [
+    row("defended", 5, 1, adv=[0, 1, 1], adv_vote=1, clean=[1, 1, 1], clean_vote=1),
+    row("defended", 5, 2, adv=[2, 0, 0], adv_vote=0, clean=[0, 2, 2], clean_vote=2, ties=1),
+    row("defended", 6, 1, adv=[0, 0, 0], adv_vote=0, clean=[1, 1, 1], clean_vote=1),
+    row("defended", 6, 2, adv=[0, 2, 0], adv_vote=0, clean=[2, 2, 2], clean_vote=2, ties=2),
+    row("undefended", 5, 1, adv=[3], adv_vote=3, clean=[1], clean_vote=1),
+    row("undefended", 5, 2, adv=[2], adv_vote=2, clean=[3], clean_vote=3),
+    row("null", 5, 1, adv=[1, 0, 0], adv_vote=0),
+    row("null", 5, 2, adv=[2, 2, 2], adv_vote=2),
+    row("null", 6, 1, adv=[1, 1, 1], adv_vote=1),
+    row("null", 6, 2, adv=[2, 0, 2], adv_vote=2),
+]
+
+
+def test_summarise():
+    summary = summarise(ROWS, votes=3)
+    values = {
+        name: (summary[name]["single"]["value"], summary[name]["vote"]["value"])
+        for name in ("standard", "robust", "undefended_standard", "undefended", "null")
+    }
+    assert values == {
+        "standard": (75.0, 100.0),
+        "robust": (25.0, 25.0),
+        "undefended_standard": (50.0, 50.0),
+        "undefended": (50.0, 50.0),
+        "null": (100.0, 75.0),
+    }
+    for name in values:
+        assert summary[name]["single"]["draws"] == 1
+        assert summary[name]["vote"]["draws"] == 3
+        assert {figure["n"] for figure in summary[name].values()} == {2}
+    assert summary["standard"]["single"]["seed_std"] == pytest.approx(statistics.stdev([50, 100]))
+    assert summary["robust"]["vote"]["seed_std"] == pytest.approx(statistics.stdev([50, 0]))
+    assert summary["null"]["vote"]["seed_std"] == pytest.approx(statistics.stdev([50, 100]))
+    assert summary["undefended"]["single"]["seed_std"] is None
+    assert summary["ties"] == 3
+    assert summary["per_seed"] == {
+        "5": {
+            "standard": {"single": 50.0, "vote": 100.0},
+            "robust": {"single": 50.0, "vote": 50.0},
+            "undefended_standard": {"single": 50.0, "vote": 50.0},
+            "undefended": {"single": 50.0, "vote": 50.0},
+            "null": {"single": 100.0, "vote": 50.0},
+        },
+        "6": {
+            "standard": {"single": 100.0, "vote": 100.0},
+            "robust": {"single": 0.0, "vote": 0.0},
+            "null": {"single": 100.0, "vote": 100.0},
+        },
+    }
+
+
+def test_summarise_does_not_depend_on_the_order_of_rows():
+    assert summarise(ROWS[::-1], votes=3) == summarise(ROWS, votes=3)
+
+
+def test_summarise_leaves_out_arms_without_rows():
+    summary = summarise(ROWS[:4], votes=3)
+    assert set(summary) == {"standard", "robust", "per_seed", "ties"}
+    assert set(summarise(ROWS[6:], votes=3)) == {"null", "per_seed", "ties"}

@@ -1,0 +1,141 @@
+"""Networks against published parameter counts and numbers of the public code; the embedded weights."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from dp.checkpoints import load, locate
+from dp.datasets import digits, digits_train
+from dp.denoisers import EDM
+from dp.nets.small_unet import SmallUNet
+from dp.nets.wrn import WideResNet
+
+PARITY = Path(__file__).parent / "parity"
+
+
+def parameters(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+def test_wrn_28_10_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        assert parameters(WideResNet(depth=28, widen=10)) == 36_479_194
+
+
+@pytest.mark.parametrize(
+    ("depth", "widen", "millions"),
+    [
+        (40, 1, 0.6),
+        (40, 2, 2.2),
+        (40, 4, 8.9),
+        (40, 8, 35.7),
+        (28, 10, 36.5),
+        (28, 12, 52.5),
+        (22, 8, 17.2),
+        (16, 8, 11.0),
+    ],
+)
+def test_parameter_counts_of_the_wide_resnet_paper(depth, widen, millions):
+    """Zagoruyko and Komodakis 2016, Table 4."""
+    with torch.device("meta"):
+        assert round(parameters(WideResNet(depth=depth, widen=widen)) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("depth", [4, 8, 11, 27, 29, 0, -2])
+def test_bad_depth(depth):
+    with pytest.raises(ValueError, match="need depth = 6 n"):
+        WideResNet(depth=depth)
+
+
+def test_wide_resnet_equals_the_public_code():
+    """Output and input gradient of RobustBench's class with random weights; names fit both ways."""
+    with safe_open(PARITY / "wrn_robustbench.safetensors", "pt") as file:
+        init = json.loads(file.metadata()["init"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    net = WideResNet(depth=init["depth"], widen=init["widen_factor"], classes=init["num_classes"]).eval()
+    state = {name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")}
+    net.load_state_dict({k: v.float() if v.dtype == torch.float8_e4m3fn else v for k, v in state.items()}, strict=True)
+    x = tensors["x"].clone().requires_grad_(True)
+    out = net(x)
+    (grad,) = torch.autograd.grad(out.square().mean(), x)
+    for found, expected, tolerance in ((out, tensors["out"], 1e-5), (grad, tensors["grad_x"], 3e-5)):
+        assert (found.double() - expected.double()).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize(("channels", "classes", "side"), [(3, 10, 32), (1, 10, 16), (3, 7, 64)])
+def test_wide_resnet_shapes(channels, classes, side):
+    net = WideResNet(depth=16, widen=1, classes=classes, channels=channels).eval()
+    assert net(torch.rand(2, channels, side, side)).shape == (2, classes)
+
+
+def small_unet(**kwargs):
+    """With every weight random: the untrained net is zero by design."""
+    torch.manual_seed(0)
+    net = SmallUNet(**kwargs)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return net
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 16, 16), (3, 3, 8, 8), (1, 1, 32, 16)])
+def test_small_unet_keeps_the_shape(shape):
+    net = small_unet(channels=shape[1])
+    out = net(torch.randn(shape), torch.zeros(shape[0]))
+    assert out.shape == shape
+    assert out.std() > 0
+
+
+def test_small_unet_starts_at_zero():
+    assert not SmallUNet()(torch.randn(2, 1, 16, 16), torch.zeros(2)).any()
+
+
+def test_small_unet_repeats_one_noise_label():
+    net, x = small_unet(), torch.randn(3, 1, 16, 16)
+    one, each = net(x, torch.tensor([0.4])), net(x, torch.full((3,), 0.4))
+    torch.testing.assert_close(one, each)
+    mixed = net(x, torch.tensor([0.4, -1.0, 0.4]))
+    torch.testing.assert_close(mixed[[0, 2]], each[[0, 2]])
+    assert (mixed[1] - each[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("file", "build", "thousands"),
+    [
+        ("digits_classifier.safetensors", lambda: WideResNet(depth=10, widen=1, channels=1), 78),
+        ("digits_denoiser.safetensors", lambda: SmallUNet(channels=1), 184),
+    ],
+)
+def test_embedded_weights(file, build, thousands):
+    net = load(build(), file)
+    names = dict(net.named_parameters())
+    with safe_open(locate(file), "pt") as stored:
+        count = sum(math.prod(stored.get_slice(name).get_shape()) for name in names)
+    assert count == parameters(net)
+    assert round(count / 1000) == thousands
+    assert all(value.isfinite().all() for value in net.state_dict().values())
+
+
+def test_the_embedded_classifier_reads_the_test_digits():
+    net, data = load(WideResNet(depth=10, widen=1, channels=1), "digits_classifier.safetensors").eval(), digits()
+    with torch.inference_mode():
+        accuracy = (net(data.x).argmax(1) == data.y).double().mean().item()
+    assert accuracy >= 0.995
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.342, 0.724, 2.04])
+def test_the_embedded_denoiser_beats_every_linear_one(sigma):
+    """The best affine denoiser is the posterior mean of a Gaussian with the training scans' mean and covariance."""
+    train, x = (2 * subset.x[:, 0].flatten(1).double().numpy() - 1 for subset in (digits_train(), digits()))
+    z = x + sigma * np.random.default_rng(0).standard_normal(x.shape)
+    covariance = np.cov(train.T)
+    gain = np.linalg.solve(covariance + sigma**2 * np.eye(256), covariance)
+    affine = train.mean(0) + (z - train.mean(0)) @ gain
+    denoiser = EDM(load(SmallUNet(channels=1), "digits_denoiser.safetensors"), sigma_data=0.75)
+    with torch.inference_mode():
+        found = denoiser(torch.from_numpy(z).float().view(-1, 1, 16, 16), sigma).flatten(1).double().numpy()
+    assert ((found - x) ** 2).mean() < 0.9 * ((affine - x) ** 2).mean()

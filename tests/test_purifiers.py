@@ -1,0 +1,273 @@
+"""The contract of every purifier, found by its yaml, and the methods' own algebra."""
+
+import functools
+
+import pytest
+import torch
+from conftest import CONF, composed
+
+import run
+from dp.defense import Defended
+from dp.denoisers import Gaussian
+from dp.purifiers import diffpure, hetero, hetero_official
+from dp.rng import Streams
+
+PURIFIERS = sorted(p.stem for p in (CONF / "purifier").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", params=PURIFIERS)
+def scored(request) -> Defended:
+    return run.build(composed(f"purifier={request.param}", "protocol.images=2")).arms["defended"].scored
+
+
+def test_contract(scored, images):
+    """Shape, range, determinism, batch independence, a gradient."""
+    x, ids = images.x, images.ids
+    x_hat = scored.purify(x, Streams(ids, 7, "adv"))
+    assert x_hat.shape == x.shape
+    assert x_hat.dtype == x.dtype
+    assert 0 <= x_hat.min() <= x_hat.max() <= 1
+    assert torch.equal(x_hat, scored.purify(x, Streams(ids, 7, "adv")))
+    back = torch.arange(len(x) - 1, -1, -1)
+    assert torch.equal(x_hat, scored.purify(x[back], Streams(ids[back], 7, "adv"))[back])
+    few = scored.purify(x[:3], Streams(ids[:3], 7, "adv"))
+    torch.testing.assert_close(few, x_hat[:3], rtol=0, atol=1e-4)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(scored.purify(leaf, Streams(ids, 7, "adv")).square().sum(), leaf)
+    assert torch.isfinite(gradient).all()
+    assert (gradient.flatten(1).abs().amax(1) > 0).all()
+
+
+class Taps(torch.nn.Module):
+    """A classifier whose attention is the image itself: bright pixels are where it looks."""
+
+    def features(self, x):
+        return [x]
+
+
+class Script:
+    """Noise that is told: the i-th call gives the i-th tensor."""
+
+    def __init__(self, *noises):
+        self.noises = list(noises)
+
+    def randn_like(self, z):
+        return self.noises.pop(0)
+
+
+class Counting(Gaussian):
+    """Remembers the noise levels it was asked at."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.asked = []
+
+    def denoise(self, z, sigma):
+        self.asked.append(float(sigma))
+        return super().denoise(z, sigma)
+
+
+def half_bright() -> torch.Tensor:
+    x = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    x[..., :2] = 1.0
+    return x
+
+
+HETERO = {"t_l": 0.2, "t_s": 0.1, "tau": 0.5, "jump": 10, "steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("extra", "nfe"), [({}, 8), ({"resample_stage2": True}, 10), ({"t_s": 0.2}, 6), ({"steps": 10}, 16)]
+)
+def test_hetero_nfe(extra, nfe):
+    """steps + stage-1 steps (times >= t_s: .2, .16, .12 of five), 2 steps with resample_stage2."""
+    model = Defended(functools.partial(hetero.purify, **{**HETERO, **extra}), Counting(), Taps())  # pyright: ignore[reportArgumentType]
+    model.purify(half_bright(), Streams([0], 0, "adv"))
+    assert model.nfe == nfe
+
+
+@pytest.mark.parametrize(
+    ("t_l", "t_s", "n", "nfe"), [(0.2, 0.1, 10, 2), (0.2, 0.1, 500, 100), (0.4, 0.2, 10, 4), (0.4, 0.2, 500, 200)]
+)
+def test_official_grids(t_l, t_s, n, nfe):
+    """2 NFE in the CIFAR attack and 100 in the defence, 4 and 200 on ImageNet (methods.md section 1.1)."""
+    assert hetero_official.index_grid(10, 0.2) == [200, 100, 0]
+    assert hetero_official.index_grid(10, 0.4) == [400, 300, 200, 100, 0]
+    given = {"t_l": t_l, "t_s": t_s, "jump": 3, "n": n, "tau": 0.5, "top": None, "mask_input_bug": False}
+    model = Defended(functools.partial(hetero_official.purify, **given), Counting(), Taps())  # pyright: ignore[reportArgumentType]
+    model.purify(half_bright(), Streams([0], 0, "adv"))
+    assert model.nfe == nfe
+
+
+def test_hetero_two_steps_by_hand():
+    """Algorithm 1 in variance-preserving coordinates, written out for two steps with known noise."""
+    betas = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
+    abar = torch.cumprod(1 - betas, 0)
+    noises = [
+        torch.randn(1, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(5)
+    ]
+    x, mask = half_bright(), half_bright()
+    mean, std = 0.1, 0.6
+
+    def x0_of(state, k):  # E[x0 | x_k] for x0 ~ N(mean, std^2)
+        a = abar[k]
+        return mean + a.sqrt() * std**2 / (a * std**2 + 1 - a) * (state - a.sqrt() * mean)
+
+    def eps_of(state, k):
+        return (state - abar[k].sqrt() * x0_of(state, k)) / (1 - abar[k]).sqrt()
+
+    def posterior(state, k, j, n):  # Ho et al. 2020, Eq. 7, between grid points
+        a, ratio = abar[j], abar[k] / abar[j]
+        mu = a.sqrt() * (1 - ratio) / (1 - abar[k]) * x0_of(state, k) + ratio.sqrt() * (1 - a) / (1 - abar[k]) * state
+        return mu + ((1 - a) / (1 - abar[k]) * (1 - ratio)).sqrt() * n
+
+    u = 2 * x - 1
+    state = abar[200].sqrt() * u + (1 - abar[200]).sqrt() * noises[0]
+    unknown = posterior(state, 200, 100, noises[1])
+    known = abar[100].sqrt() * u + (1 - abar[100]).sqrt() * noises[2]
+    state = mask * unknown + (1 - mask) * known  # Eq. 5 orientation: generated where the mask is
+    ratio = abar[110] / abar[100]
+    state = ratio.sqrt() * state + (1 - ratio).sqrt() * noises[3]  # U = 10 forward
+    state = abar[100].sqrt() * x0_of(state, 110) + (1 - abar[100]).sqrt() * eps_of(state, 110)  # one DDIM step back
+    expected = ((x0_of(state, 100) + 1) / 2).clamp(0, 1)  # the last step, at t < t_s, goes to x0
+    got = hetero.purify(
+        x,
+        Gaussian(mean, std),
+        Taps(),
+        Script(*noises),
+        t_l=0.2,
+        t_s=0.15,
+        tau=0.5,
+        jump=10,
+        steps=2,
+    )
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def watched(purify, *args, **given) -> list[torch.Tensor]:
+    """The states that `on_step` sees."""
+    states: list[torch.Tensor] = []
+    purify(*args, **given, on_step=lambda i, sigma, z, x0: states.append(z))
+    return states
+
+
+def test_hetero_orientation_and_mask():
+    """With eq8_literal the generated region is the other one; an empty or full mask leaves nothing to choose."""
+    x = half_bright()
+    changed = {}
+    for literal in (False, True):
+        # No noise at all: the known region keeps the input, the generated one is pulled to the mean.
+        silence = Script(*[torch.zeros_like(x)] * 40)
+        given = {**HETERO, "t_s": 0.01, "steps": 2, "jump": 0, "eq8_literal": literal}
+        states = watched(hetero.purify, x, Gaussian(0.0, 0.5), Taps(), silence, **given)
+        changed[literal] = (states[1] - (2 * x - 1)).abs() > 1e-9
+    mask = x > 0.5
+    assert torch.equal(changed[False], mask)
+    assert torch.equal(changed[True], ~mask)
+
+
+def test_official_by_hand():
+    """The released loop, in variance-preserving coordinates: merge at k, U up, straight to the next index."""
+    betas = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
+    abar = torch.cumprod(1 - betas, 0)
+    noises = [
+        torch.randn(1, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3)
+    ]
+    x, mask, mean, std = half_bright(), half_bright(), 0.1, 0.6
+
+    def ddim(state, k, j):
+        a = abar[k]
+        x0 = mean + a.sqrt() * std**2 / (a * std**2 + 1 - a) * (state - a.sqrt() * mean)
+        return abar[j].sqrt() * x0 + (1 - abar[j]).sqrt() * (state - a.sqrt() * x0) / (1 - a).sqrt()
+
+    u = 2 * x - 1
+    state = abar[200].sqrt() * u + (1 - abar[200]).sqrt() * noises[0]
+    state = mask * state + (1 - mask) * (abar[200].sqrt() * u + (1 - abar[200]).sqrt() * noises[1])
+    ratio = abar[203] / abar[200]
+    state = ratio.sqrt() * state + (1 - ratio).sqrt() * noises[2]
+    state = ddim(ddim(state, 203, 100), 100, 0)
+    expected = ((state + 1) / 2).clamp(0, 1)  # the state at index 0, not x0
+    got = hetero_official.purify(
+        x,
+        Gaussian(mean, std),
+        Taps(),
+        Script(*noises),
+        t_l=0.2,
+        t_s=0.1,
+        jump=3,
+        n=10,
+        tau=0.5,
+        top=None,
+        mask_input_bug=False,
+    )
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def test_official_mask_input_bug_feeds_normalised_pm1():
+    """Item 8: (2x - 1 - mean) / std with ImageNet's constants goes into the taps; switched off, the image itself."""
+    seen = []
+
+    class Watch(Taps):
+        def features(self, x):
+            seen.append(x)
+            return [x]
+
+    x = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    given = {"t_l": 0.2, "t_s": 0.1, "jump": 3, "n": 10, "tau": 0.5, "top": None}
+    for bug in (True, False):
+        hetero_official.purify(x, Gaussian(), Watch(), Streams([0], 0, "a"), **given, mask_input_bug=bug)
+    from torchvision.transforms.functional import normalize
+
+    torch.testing.assert_close(seen[0], normalize(2 * x - 1, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    assert torch.equal(seen[1], x)
+
+
+def test_official_attack_grid_never_sees_the_mask():
+    """Item 31: with n = 10, t_l = .2, t_s = .1 and the two noise draws tied, the mask does not matter; with n = 20 it
+    does.
+    """
+    x = half_bright()
+    n = [torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    for steps, blind in ((10, True), (20, False)):
+        out = []
+        for tau, top in ((None, 0.0), (None, 1.0), (0.5, None)):  # empty, full, half
+            noise = Script(n[0], n[0], n[1], n[0], n[1])
+            given = {"t_l": 0.2, "t_s": 0.1, "jump": 3, "n": steps, "tau": tau, "top": top, "mask_input_bug": False}
+            out.append(hetero_official.purify(x, Gaussian(), Taps(), noise, **given))
+        same = torch.equal(out[0], out[1]) and torch.equal(out[0], out[2])
+        assert same is blind
+
+
+def test_diffpure_explicit_grid_and_steps():
+    seen = []
+    denoiser = Counting()
+    given = {"t": 0.2, "eta": 1.0, "on_step": lambda i, sigma, z, x0: seen.append((i, sigma))}
+    diffpure.purify(half_bright(), denoiser, None, Streams([0], 0, "a"), steps=[0.2, 0.15, 0.03], **given)
+    assert denoiser.asked == [s for _, s in seen] == [denoiser.sigma(t) for t in (0.2, 0.15, 0.03)]
+    with pytest.raises(ValueError, match="falling times"):
+        diffpure.purify(half_bright(), denoiser, None, Streams([0], 0, "a"), steps=[0.2, 0.3], **given)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"t_s": 0.3},
+        {"t_s": 0.0},
+        {"t_l": 1.2},
+        {"tau": 1.5},
+        {"jump": -1},
+        {"steps": 0},
+        {"phi": "max"},
+        {"clamp": "soft"},
+    ],
+)
+def test_hetero_rejects(bad):
+    with pytest.raises(ValueError, match=r"^need "):
+        hetero.purify(half_bright(), Gaussian(), Taps(), Streams([0], 0, "a"), **{**HETERO, **bad})
+
+
+@pytest.mark.parametrize("bad", [{"n": 0}, {"t_s": 0.3}, {"tau": None}, {"top": 0.5}, {"n": 3}])
+def test_official_rejects(bad):
+    given = {"t_l": 0.2, "t_s": 0.1, "jump": 3, "n": 10, "tau": 0.5, "top": None, "mask_input_bug": False}
+    with pytest.raises(ValueError, match=r"^need "):
+        hetero_official.purify(half_bright(), Gaussian(), Taps(), Streams([0], 0, "a"), **{**given, **bad})

@@ -1,0 +1,303 @@
+"""The command: rows, errors, sweeps, interrupts, resumption, in-process where it can be."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import TINY, composed
+
+import run
+from dp import record
+
+ROOT = Path(__file__).parents[1]
+
+
+def cli(monkeypatch, capsys, *overrides: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `python run.py overrides...`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["run.py", *overrides])
+    run.failures.clear()
+    code = run.cli()
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return [*TINY, "workers=1"]
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, str(ROOT / "run.py"), *overrides]
+
+
+def folder_of(out: str) -> Path:
+    last = out.strip().splitlines()[-1]
+    assert last.startswith("results: ")
+    return Path(last.removeprefix("results: "))
+
+
+def test_row_summary_and_second_start(tiny, monkeypatch, capsys):
+    code, out, _ = cli(monkeypatch, capsys, *tiny)
+    assert code == 0
+    folder = folder_of(out)
+    assert folder.parent == Path("results/runs")
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
+    for name, arm, field in (
+        ("standard", "defended", "clean"),
+        ("robust", "defended", "adv"),
+        ("undefended", "undefended", "adv"),
+        ("null", "null", "adv"),
+    ):
+        single = [r[field][0] == r["label"] for r in rows if r["arm"] == arm]
+        assert len(single) == 4 * 2
+        assert summary[name]["single"]["value"] == pytest.approx(100 * sum(single) / 8)
+        assert summary[name]["single"]["n"] == 4
+        assert (summary[name]["single"]["draws"], summary[name]["vote"]["draws"]) == (1, 3)
+        assert set(summary[name]["vote"]) == {"value", "seed_std", "wilson95", "n", "draws"}
+    assert summary["audited"] is False
+    assert summary["nfe"] == summary["attack_nfe"] == 8
+    assert set(summary) >= {"per_seed", "seconds", "config", "versions", "commit", "gradient", "code"}
+    assert summary["config"]["attack"]["iterations"] == 2
+    before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+    code, out, _ = cli(monkeypatch, capsys, *tiny)
+    assert code == 0
+    assert "already finished, nothing to do" in out
+    assert folder_of(out) == folder
+    assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+
+
+def test_workers_and_shards_give_the_same_bytes(tiny, monkeypatch, capsys):
+    found = {}
+    _, out, _ = cli(monkeypatch, capsys, *tiny, "results=one")
+    found["one worker"] = (folder_of(out) / "images.jsonl").read_bytes()
+    _, out, _ = cli(monkeypatch, capsys, *tiny, "results=two", "workers=2")
+    found["two workers"] = (folder_of(out) / "images.jsonl").read_bytes()
+    code, out, _ = cli(monkeypatch, capsys, *tiny, "results=shards", "shard=2/2")
+    assert code == 0
+    assert "12 of 24 rows are left" in out
+    assert not (folder_of(out) / "summary.json").exists()
+    _, out, _ = cli(monkeypatch, capsys, *tiny, "results=shards", "shard=1/2")
+    found["two shards"] = (folder_of(out) / "images.jsonl").read_bytes()
+    assert (folder_of(out) / "summary.json").exists()
+    assert len(set(found.values())) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["purifier=heterro"], "unknown option purifier=heterro (did you mean hetero"),
+        (["purifier.tua=0.3"], "unknown key purifier.tua (did you mean tau?)"),
+        (["nonsense=3"], "unknown key nonsense"),
+        (["purifier.t_s=0.3"], "need 0 < t_s <= t_l <= 1, got t_s=0.3, t_l=0.2"),
+        (["threat_model.eps=-1"], "need eps > 0, got eps=-1"),
+        (["threat_model.eps=much"], "need eps as a number or a fraction such as 8/255, got eps='much'"),
+        (["threat_model.norm=l7"], "need norm linf or l2, got norm='l7'"),
+        (["protocol.votes=0"], "need votes >= 1"),
+        (["protocol.images=513"], "got images=513"),
+        (["protocol.ties=coin"], "need ties softmax or lowest"),
+        (["attack.iterations=ten"], "need attack.iterations of type int, got 'ten'"),
+        (["classifier.net.file=gone.safetensors"], "missing weights: need gone.safetensors"),
+        (["denoiser.net.sha256=abc"], "with SHA-256 abc..., got"),
+        (["dtype=float8"], "need dtype float32 or bfloat16"),
+        (["shard=3/2"], "need shard k/n with 1 <= k <= n, got shard=3/2"),
+        (["workers=0"], "need workers auto or >= 1"),
+        (["results=blocked"], "blocked"),
+        (["threat_model.grad=surrogate", "~purifier.surrogate"], "need a surrogate mapping in purifier hetero"),
+        (["+experiment=digits/nothing"], "digits/nothing"),
+    ],
+)
+def test_a_users_error_is_one_line_and_code_2(overrides, said, tiny, monkeypatch, capsys):
+    Path("blocked").write_text("a file stands in the folder's place")
+    code, _, err = cli(monkeypatch, capsys, *tiny, *overrides)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("overrides", [["purifier=hetro"], ["purifier.t_s=0.3"]])
+def test_errors_as_a_user_sees_them(overrides, tmp_path):
+    done = subprocess.run(command(*overrides), capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_nan_in_an_image_ends_the_run(tiny, monkeypatch, capsys):
+    from dp import datasets
+
+    digits = datasets._digits
+
+    def spoiled():
+        data = digits()
+        x = data.x.clone()
+        x[int(data.ids[1081]), 0, 0, 0] = float("nan")
+        return data._replace(x=x)
+
+    monkeypatch.setattr(datasets, "_digits", spoiled)
+    code, _, err = cli(monkeypatch, capsys, *tiny)
+    assert code == 2
+    assert "NaN" in err
+    assert "1081" in err
+
+
+def test_nan_in_the_logits_ends_the_run_also_in_a_worker(tiny, monkeypatch, capsys, tmp_path):
+    """A classifier file with one NaN, put where it is found by its own name."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(ROOT / "dp" / "assets" / "digits_classifier.safetensors")
+    tensors["fc.bias"][2] = float("nan")
+    save_file(tensors, tmp_path / "spoiled.safetensors")
+    monkeypatch.setenv("DP_CACHE", str(tmp_path))
+    bad = ["classifier.net.file=spoiled.safetensors", "classifier.net.sha256=null"]
+    for workers in (1, 2):
+        code, _, err = cli(monkeypatch, capsys, *tiny, *bad, f"workers={workers}")
+        assert code == 2
+        assert "NaN" in err
+        assert err.count("\n") == 1
+
+
+def test_sweep_keeps_good_cells_and_a_rerun_does_what_is_missing(tiny, monkeypatch, capsys):
+    """t_s = .3 fails at t_l = .2 and works at .3."""
+    sweep = ["-m", "purifier.t_l=0.2,0.3", "purifier.t_s=0.1,0.3", "protocol.seeds=[5]", "attack=none"]
+    given = [o for o in tiny if not o.startswith(("attack", "protocol.seeds"))]
+    code, out, err = cli(monkeypatch, capsys, *sweep, *given)
+    assert code == 2
+    assert "4 cells, 1 failed" in out
+    assert err.count("error: ") == 1
+    assert "need 0 < t_s <= t_l" in err
+    assert len(list(Path("results/runs").glob("*/summary.json"))) == 3
+    (table,) = Path("results/sweeps").glob("*.csv")
+    frame = pd.read_csv(table)
+    assert frame["error"].notna().sum() == 1
+    assert frame["standard_single"].notna().sum() == 3
+    victim = next(Path("results/runs").glob("*/summary.json")).parent
+    for path in victim.iterdir():
+        path.unlink()
+    code, out, _ = cli(monkeypatch, capsys, *sweep, *given)
+    assert code == 2
+    assert out.count("already finished, nothing to do") == 2
+    assert (victim / "summary.json").exists()
+
+
+def test_eight_cells_make_eight_folders(tiny, monkeypatch, capsys):
+    given = [o for o in tiny if not o.startswith(("attack", "protocol"))]
+    tinier = ["attack=none", "protocol.images=2", "protocol.seeds=[1]", "protocol.votes=1"]
+    sweep = ["-m", "purifier.t_l=.2,.3", "purifier.t_s=.05,.1", "purifier.tau=.5,.8"]
+    code, out, _ = cli(monkeypatch, capsys, *sweep, *given, *tinier)
+    assert code == 0
+    assert "8 cells, 0 failed" in out
+    assert len(list(Path("results/runs").glob("*/summary.json"))) == 8
+
+
+def images_of(folder: Path) -> bytes:
+    return next(folder.glob("*/images.jsonl")).read_bytes()
+
+
+LONGER = [*TINY, "protocol.images=12", "attack.iterations=6", "workers=2"]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
+    """SIGKILL of the parent alone, five times, at random moments after the first row; then to the end."""
+    subprocess.run(command(*LONGER, "results=whole"), cwd=tmp_path, check=True, capture_output=True)
+    moments = random.Random(0)
+    killed = 0
+    while killed < 5:
+        known = sum(p.stat().st_size for p in tmp_path.glob("pieces/*/rows-*"))
+        process = subprocess.Popen(command(*LONGER, "results=pieces"), cwd=tmp_path, stdout=subprocess.DEVNULL)
+        while process.poll() is None and sum(p.stat().st_size for p in tmp_path.glob("pieces/*/rows-*")) <= known:
+            time.sleep(0.02)
+        time.sleep(moments.random() * 0.5)
+        if process.poll() is not None:
+            break  # it finished before it could be killed
+        process.kill()
+        process.wait()
+        killed += 1
+    done = subprocess.run(command(*LONGER, "results=pieces"), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert killed >= 3
+    assert images_of(tmp_path / "pieces") == images_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_says_what_is_saved_and_ends_with_130(sent, tmp_path):
+    process = subprocess.Popen(
+        command(*LONGER, "protocol.images=64", "results=r"), cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list(tmp_path.glob("r/*/rows-*")):
+        time.sleep(0.05)
+    time.sleep(1)
+    os.kill(process.pid, sent)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "rows are saved in r/" in out
+    assert "the same command goes on" in out
+    rows = record.read_rows(next((tmp_path / "r").iterdir()))
+    assert f"interrupted: {len(rows)} of 384 rows" in out
+
+
+def test_by_dataset_without_a_value_is_an_error(tiny, monkeypatch, capsys):
+    code, _, err = cli(monkeypatch, capsys, *tiny, "dataset.name=mnist")
+    assert code == 2
+    assert "no value for dataset mnist" in err
+
+
+def test_key_follows_what_changes_rows_only():
+    base = composed()
+    for same in ("device=cpu", "memory=recompute", "workers=3", "shard=1/2", "overwrite=true", "tracking=wandb"):
+        assert run.run_key(composed(same)) == run.run_key(base)
+    for other in ("dtype=bfloat16", "purifier.tau=0.6", "dataset.lanes=16", "protocol.seeds=[1]", "attack.eot=3"):
+        assert run.run_key(composed(other)) != run.run_key(base)
+    assert run.run_key(base).startswith("digits-hetero-pgd_eot-linf-")
+
+
+def test_wandb_run_mirrors_the_row(tiny, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    code, out, _ = cli(monkeypatch, capsys, *tiny, "tracking=wandb", "purifier=diffpure")
+    assert code == 0
+    assert list(folder_of(out).glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.slow
+def test_a_new_purifier_is_one_file_and_one_yaml(tmp_path):
+    """Copied project plus two files: the contract tests and run.py find the purifier by themselves."""
+    for name in ("dp", "conf", "run.py", "pyproject.toml"):
+        subprocess.run(["cp", "-r", str(ROOT / name), str(tmp_path)], check=True)
+    (tmp_path / "tests").mkdir()
+    for name in ("conftest.py", "test_purifiers.py", "test_gradients.py"):
+        subprocess.run(["cp", str(ROOT / "tests" / name), str(tmp_path / "tests")], check=True)
+    (tmp_path / "dp" / "purifiers" / "smooth.py").write_text(
+        '"""Noise, then a blur: a stand-in for a contributor\'s method."""\n\n'
+        "import torch.nn.functional as F\n\n\n"
+        "def purify(x, denoiser, classifier, rng, *, on_step=None, std: float):\n"
+        '    """x (B,C,H,W) in [0,1] -> x_hat in [0,1]."""\n'
+        "    return F.avg_pool2d((x + std * rng.randn_like(x)), 3, stride=1, padding=1).clamp(0, 1)\n"
+    )
+    described = {"_target_": "dp.purifiers.smooth.purify", "_partial_": True, "std": 0.05}
+    (tmp_path / "conf" / "purifier" / "smooth.yaml").write_text(yaml.safe_dump(described))
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "smooth", "tests"]
+    done = subprocess.run(tests, cwd=tmp_path, capture_output=True, text=True, env=_no_coverage())
+    assert done.returncode == 0, done.stdout
+    assert "3 passed" in done.stdout  # contract, finite differences, recompute
+    row = [sys.executable, "run.py", "purifier=smooth", *TINY]
+    done = subprocess.run(row, cwd=tmp_path, capture_output=True, text=True, env=_no_coverage())
+    assert done.returncode == 0, done.stderr
+    assert "digits / smooth / pgd_eot" in done.stdout
+
+
+def _no_coverage() -> dict[str, str]:
+    """The copy's files are not this project's: do not count them."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("COV")}
