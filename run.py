@@ -268,9 +268,12 @@ def note_cell(folder: Path | None, summary: dict | None, error: str | None) -> N
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
 def main(cfg: DictConfig) -> None:
-    """One run, or one cell of a sweep. A user's error is noted, not raised: the other cells go on, and `cli` says it
-    once.
-    """
+    """Hydra's entry; a launcher may pickle it, so it holds nothing."""
+    one(cfg)
+
+
+def one(cfg: DictConfig) -> None:
+    """One run, or one cell of a sweep. A user's error is noted, not raised, so that the other cells go on."""
     folder, summary, error = None, None, None
     try:
         config = resolved(cfg, HydraConfig.get().runtime.choices)
@@ -359,4 +362,6 @@ def cli() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli())
+    import run  # launchers and workers import what they are sent by this name
+
+    sys.exit(run.cli())

@@ -115,16 +115,18 @@ def warnings(summary: dict) -> list[str]:
 def sweep_table(runs: Sequence[dict], title: str) -> Table:
     """One line per cell of a sweep: its overrides, then its figures (single draw with interval, vote) or its error."""
     table = Table(title=title, box=box.SIMPLE_HEAD, caption="percent; intervals: Wilson 95 %")
-    for name in ("overrides", "standard", "", "robust", "", "standard, vote", "robust, vote", "NFE"):
-        table.add_column(name, overflow="fold", justify="left" if name == "overrides" else "right")
+    shared = set.intersection(*(set(run["overrides"].split()) for run in runs)) if len(runs) > 1 else set()
+    for name in ("cell", "standard", "", "robust", "", "standard, vote", "robust, vote", "NFE"):
+        table.add_column(name, justify="left" if name == "cell" else "right")
     for run in runs:
-        s = run["summary"]
+        s, name = run["summary"], " ".join(o for o in run["overrides"].split() if o not in shared)
         if s is None:
-            table.add_row(f"{run['overrides']}\n  failed: {run['error']}")
+            table.add_row(name, "-")
+            table.caption = f"{table.caption}\n{name} failed: {run['error']}"
             continue
-        votes = [cells(s[name]["vote"])[0] for name in ("standard", "robust")]
+        votes = [cells(s[side]["vote"])[0] for side in ("standard", "robust")]
         table.add_row(
-            run["overrides"],
+            name,
             *cells(s["standard"]["single"])[:2],
             *cells(s["robust"]["single"])[:2],
             *votes,

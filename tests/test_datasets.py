@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from sklearn.datasets import load_digits
 
 from dp.datasets import Subset, digits, digits_train, fixed_ids
@@ -43,7 +42,7 @@ def test_subsets_are_nested_and_without_repetition(total, images):
     ids = fixed_ids(total, images)
     assert len(ids) == images
     assert len(set(ids.tolist())) == images
-    assert 0 <= ids.min()
+    assert ids.min() >= 0
     assert ids.max() < total
     smaller, larger = sorted((images, 512))
     assert np.array_equal(fixed_ids(total, larger)[:smaller], fixed_ids(total, smaller))
@@ -106,25 +105,12 @@ def enlargement(n, m):
     return matrix
 
 
-def test_cubic_weights_sum_to_one():
-    np.testing.assert_allclose(enlargement(8, 16).sum(axis=1), 1, atol=1e-12)
-
-
 def test_enlarging_is_bicubic(test_set, train_set, scans):
     matrix = enlargement(8, 16)
     for subset in (test_set, train_set):
         small = scans.images[subset.ids.numpy()] / 16
         expected = (matrix @ small @ matrix.T).clip(0, 1)
         np.testing.assert_allclose(subset.x[:, 0].numpy(), expected, rtol=0, atol=1e-6)
-
-
-def test_images_are_neither_flipped_nor_shifted(test_set, scans):
-    """Shrunk back by an image library, whose own filter is another one."""
-    for i in range(64):
-        small = Image.fromarray(test_set.x[i, 0].numpy()).resize((8, 8), Image.Resampling.BOX)
-        scan = scans.images[test_set.ids[i]] / 16
-        assert np.abs(np.asarray(small) - scan).mean() < 0.03
-        assert np.abs(np.asarray(small)[:, ::-1] - scan).mean() > 0.03 or np.allclose(scan, scan[:, ::-1], atol=0.2)
 
 
 @pytest.mark.parametrize("index", [torch.tensor([3, 1]), slice(1, 4)])

@@ -101,7 +101,7 @@ def test_vote_ignores_a_shift_of_all_logits():
 
 
 def test_vote_with_an_unknown_rule():
-    with pytest.raises(ValueError, match="need ties"):
+    with pytest.raises(AssertionError, match="ties is one of"):
         vote(votes_for(0), "first")
 
 

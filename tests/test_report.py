@@ -1,0 +1,218 @@
+"""What a person sees of a run: texts, tables and the published rows beside them."""
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from dp.report import (
+    cells,
+    clock,
+    published_lines,
+    published_rows,
+    row_table,
+    sweep_frame,
+    sweep_table,
+    warnings,
+)
+
+
+def figure(value, n=512, draws=1, std=1.25):
+    return {"value": value, "seed_std": std, "wilson95": [value - 4.2, value + 4.1], "n": n, "draws": draws}
+
+
+def figures(value, **kwargs):
+    return {"single": figure(value, **kwargs), "vote": figure(value + 0.5, draws=20, **kwargs)}
+
+
+def config(dataset="cifar10", classifier="wrn_28_10", attack="pgd_eot", norm="linf", eps="8/255", purifier="hetero"):
+    return {
+        "choices": {"dataset": dataset, "classifier": classifier, "purifier": purifier, "attack": attack},
+        "dataset": {"name": dataset},
+        "classifier": {},
+        "purifier": {"surrogate": {"steps": 10}},
+        "threat_model": {"norm": norm, "eps": eps, "grad": "full"},
+        "protocol": {"ties": "softmax"},
+    }
+
+
+def summary(robust=59.38, null=90.0, gradient="exact", **kwargs):
+    return {
+        "config": config(**kwargs),
+        "gradient": gradient,
+        "standard": figures(93.16),
+        "robust": figures(robust),
+        "null": figures(null),
+        "per_seed": {"5": {}, "6": {}, "7": {}},
+        "ties": 3,
+        "nfe": 195,
+    }
+
+
+def text(table):
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("figure", "expected"),
+    [
+        ({"value": 59.375, "wilson95": [55.07, 63.55], "seed_std": 1.254}, ("59.4", "55.1 - 63.5", "1.25")),
+        ({"value": 100, "wilson95": [99.26, 100], "seed_std": None}, ("100.0", "99.3 - 100.0", "")),
+        ({"value": 0.0, "wilson95": [0, 0.74], "seed_std": 0.0}, ("0.0", "0.0 - 0.7", "0.00")),
+        (None, ("-", "", "")),
+    ],
+)
+def test_cells(figure, expected):
+    assert cells(figure) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0, "0 s"),
+        (7.4, "7 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (3599, "59 min 59 s"),
+        (3599.7, "1 h 00 min"),
+        (7500, "2 h 05 min"),
+        (360_000, "100 h 00 min"),
+    ],
+)
+def test_clock(seconds, expected):
+    assert clock(seconds) == expected
+
+
+@pytest.mark.parametrize("eps", ["8/255", 8 / 255, 0.03137254901960784])
+def test_published_row_of_the_main_result(eps):
+    """Table 1 of arXiv 2503.01407; the ablation of Table 7 has the same settings."""
+    found = published_rows(config(eps=eps), "hetero")
+    assert {row["table"] for row in found} == {"1", "7"}
+    (row,) = [row for row in found if row["table"] == "1"]
+    assert (row["attack"], row["standard"], row["standard_std"]) == ("pgd_eot", "93.16", "0.21")
+    assert (row["robust"], row["robust_std"]) == ("59.38", "1.25")
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "printed"),
+    [
+        ("hetero", {"classifier": "wrn_70_16"}, {("2", "59.79")}),
+        ("hetero", {"norm": "l2", "eps": 0.5}, {("3", "87.11")}),
+        ("hetero", {"norm": "l2", "eps": "0.5", "classifier": "wrn_70_16"}, {("4", "87.7")}),
+        ("hetero", {"attack": "pgd_eot_official", "dataset": "svhn"}, {("8", "62.50")}),
+        ("hetero", {"attack": "bpda_eot"}, {("5", "86.72")}),
+        ("lee_kim", {}, {("1", "55.82")}),
+        (
+            "diffpure",
+            {"dataset": "imagenet", "classifier": "resnet50"},
+            {("6", "40.63"), ("6", "48.24"), ("6", "41.67")},
+        ),
+    ],
+)
+def test_published_rows_by_method_and_setting(method, settings, printed):
+    assert {(row["table"], row["robust"]) for row in published_rows(config(**settings), method)} == printed
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("hetero", {"dataset": "digits", "classifier": "digits", "eps": "32/255"}),
+        ("hetero", {"dataset": "digits"}),
+        ("hetero", {"eps": "4/255"}),
+        ("hetero", {"norm": "l2"}),
+        ("hetero", {"classifier": "resnet50"}),
+        ("hetero", {"attack": "none"}),
+        (None, {}),
+        ("none", {}),
+    ],
+)
+def test_most_settings_have_no_published_row(method, settings):
+    assert published_rows(config(**settings), method) == []
+
+
+def test_a_classifiers_own_name_comes_before_the_name_of_its_yaml():
+    named = config(classifier="wrn_28_10_robustbench")
+    assert published_rows(named, "hetero") == []
+    named["classifier"]["name"] = "wrn_28_10"
+    assert published_rows(named, "hetero") == published_rows(config(), "hetero")
+
+
+def test_published_lines_print_what_the_paper_prints():
+    rows = published_rows(config(), "hetero")
+    assert "arXiv 2503.01407, Table 1" in published_lines(rows)[0]
+    assert "standard 93.16±0.21, robust 59.38±1.25" in published_lines(rows)[0]
+    (dash,) = published_lines(published_rows(config(), "lorid"))
+    assert dash.endswith("standard 84.20, robust -")
+    (doubtful,) = published_lines(published_rows(config(), "diffpure"))
+    assert "56.84±0.59" in doubtful
+    assert "doubtful: robust 56.84 +- 0.59 is probably a misprint" in doubtful
+
+
+def test_row_table_names_the_setting_and_every_figure():
+    shown = text(row_table(summary()))
+    for part in ("cifar10 / hetero / pgd_eot", "linf 8/255", "512 images", "3 seeds", "vote of 20", "single draw"):
+        assert part in shown
+    (line,) = [line for line in shown.splitlines() if "robust accuracy" in line]
+    assert " ".join(line.split()) == "robust accuracy 59.4 55.2 - 63.5 1.25 59.9 55.7 - 64.0 1.25"
+    assert "null control" in shown
+    assert "undefended" not in shown
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"gradient": "surrogate"}, "attacked is not what is scored"),
+        ({"gradient": "approximate"}, "straight-through"),
+        ({"robust": 90.0, "null": 90.0}, "does not beat random noise"),
+        ({"robust": 91.0, "null": 90.0}, "does not beat random noise"),
+    ],
+)
+def test_warnings(settings, words):
+    assert any(words in line for line in warnings(summary(**settings)))
+    assert not any(words in line for line in warnings(summary()))
+
+
+def test_no_attack_need_not_beat_random_noise():
+    said = warnings(summary(robust=91.0, null=90.0, attack="none"))
+    assert not any("random noise" in line for line in said)
+
+
+def test_ties_are_always_told():
+    assert any("vote ties: 3, settled by softmax" in line for line in warnings(summary()))
+
+
+RUNS = [
+    {"overrides": "purifier.t_l=0.2", "folder": "runs/a", "summary": summary(), "error": None},
+    {"overrides": "purifier.t_l=3", "folder": "runs/b", "summary": None, "error": "need 0 < t <= 1, got t=3"},
+]
+
+
+def test_sweep_frame_with_a_failed_cell():
+    frame = sweep_frame(RUNS)
+    assert frame["overrides"].tolist() == ["purifier.t_l=0.2", "purifier.t_l=3"]
+    assert frame["folder"].tolist() == ["runs/a", "runs/b"]
+    good, failed = (frame.iloc[i] for i in range(2))
+    assert failed["error"] == "need 0 < t <= 1, got t=3"
+    assert not isinstance(good["error"], str)
+    expected = {
+        "standard_single": 93.16, "standard_vote": 93.66, "robust_single": 59.38, "robust_vote": 59.88,
+        "robust_single_lo": 55.18, "robust_single_hi": 63.48, "standard_vote_lo": 89.46, "nfe": 195,
+    }  # fmt: skip
+    assert {name: good[name] for name in expected} == pytest.approx(expected)
+    assert all(math.isnan(failed[name]) for name in expected)
+
+
+def test_sweep_frame_of_failures_alone():
+    frame = sweep_frame(RUNS[1:])
+    assert frame["error"].tolist() == ["need 0 < t <= 1, got t=3"]
+
+
+def test_sweep_table_with_a_failed_cell():
+    shown = text(sweep_table(RUNS, "t_l"))
+    (line,) = [line for line in shown.splitlines() if "t_l=0.2" in line]
+    assert " ".join(line.split()) == "purifier.t_l=0.2 93.2 89.0 - 97.3 59.4 55.2 - 63.5 93.7 59.9 195"
+    assert "failed: need 0 < t <= 1, got t=3" in shown
