@@ -40,7 +40,7 @@ ROOT = Path(__file__).parent
 GROUPS = ("dataset", "classifier", "denoiser", "purifier", "attack", "threat_model", "protocol", "tracking")
 USER_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
 failures: list[str] = []  # of this process's runs
-console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+console = Console(soft_wrap=True, markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def by_dataset(values, *, _root_):
@@ -130,7 +130,7 @@ def build(config: dict) -> Evaluation:
 def dry_nfe(model: Defended, one: Subset) -> int:
     """NFE of one purification, by running it around an exact Gaussian denoiser."""
     classifier = model.classifier
-    dry = Defended(model.purifier, Gaussian().to(next(classifier.parameters()).device), classifier)
+    dry = Defended(model.purifier, Gaussian(), classifier)
     with torch.no_grad():
         dry(one.x.to(next(classifier.parameters()).device), Streams(one.ids, 0, "dry"))
     return dry.nfe
@@ -165,9 +165,9 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
     code, (part, parts), workers = record.code_hash(), shard_of(config), workers_of(config)
     summary = None if config["overwrite"] else record.read_summary(folder)
     if summary is not None:
-        console.print(f"already finished, nothing to do ({folder})", highlight=False)
+        console.print(f"already finished, nothing to do ({folder})")
         if summary["code"] != code:
-            console.print("note: the code has changed since; overwrite=true runs it again", highlight=False)
+            console.print("note: the code has changed since; overwrite=true runs it again")
         return summary
     evaluation = build(config)
     record.begin(folder, config, code, config["overwrite"])
@@ -179,7 +179,7 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
     tracker: Tracker | None = None
     if units:
         if rows:
-            console.print(f"going on: {len(rows)} of {len(every)} rows are there", highlight=False)
+            console.print(f"going on: {len(rows)} of {len(every)} rows are there")
         tracker = instantiate(config["tracking"], _convert_="all")(key, folder, config)
         assert tracker is not None
         try:
@@ -192,7 +192,6 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
     if not every <= set(rows):
         console.print(
             f"shard {config['shard']} is done; {len(every) - len(rows)} of {len(every)} rows are left to the others",
-            highlight=False,
         )
         return None
     ordered = record.merge(folder)
@@ -242,7 +241,7 @@ def describe(config: dict, evaluation: Evaluation, key: str, workers: int) -> No
         full = " ".join(["python run.py +experiment=digits/full", *given])
         lines.append(f"this is the quick budget; the full one: {full}")
     for line in lines:
-        console.print(line, highlight=False)
+        console.print(line)
 
 
 def show(summary: dict) -> None:
@@ -250,7 +249,7 @@ def show(summary: dict) -> None:
     method = summary["config"]["purifier"].get("published")
     console.print(report.row_table(summary))
     for line in [*report.published_lines(report.published_rows(summary["config"], method)), *report.warnings(summary)]:
-        console.print(line, highlight=False)
+        console.print(line)
     took = f"{report.clock(summary['seconds'])} of worker time"
     console.print(
         f"NFE {summary['nfe']} scored, {summary['attack_nfe']} attacked; {took}; {summary['device']}", highlight=False
@@ -283,7 +282,7 @@ def one(cfg: DictConfig) -> None:
         if summary is not None:
             show(summary)
         error = None if summary else "waits for the other shards"
-        console.print(f"results: {folder}", highlight=False)
+        console.print(f"results: {folder}")
     except USER_ERRORS as caught:
         error = sentence(caught)
         print(f"error: {error}", file=sys.stderr)
@@ -303,7 +302,7 @@ def finish_sweep(notes: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     report.sweep_frame(runs).to_csv(path, index=False, float_format="%.2f")
     console.print(report.sweep_table(runs, f"{len(runs)} cells, {failed} failed"))
-    console.print(f"sweep: {path}", highlight=False)
+    console.print(f"sweep: {path}")
     return failed
 
 
@@ -348,7 +347,6 @@ def cli() -> int:
     except KeyboardInterrupt as stop:
         console.print(
             str(stop) or "interrupted before anything was judged; the same command starts again",
-            highlight=False,
             markup=False,
         )
         return 130

@@ -35,9 +35,9 @@ def attention_maps(
         flat = (flat - top).exp()  # softmax over its maximum; never over- or underflows at the top
     else:
         low = flat.amin(dim=2, keepdim=True)
-        flat = (flat - low) / (top - low).clamp(
-            min=torch.finfo(flat.dtype).tiny
-        )  # a constant map is all zero, not NaN (item 12)
+        span = top - low
+        constant = span <= 1e-5 * top  # but for the rounding of the resize: all zero, not NaN (item 12)
+        flat = torch.where(constant, 0.0, (flat - low) / span.masked_fill(constant, 1.0))
     return flat.unflatten(2, size)
 
 

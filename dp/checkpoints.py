@@ -62,5 +62,8 @@ def load(
         raise ValueError(
             f"need {path.name} to hold the tensors of {type(net).__name__}, got {len(odd)} that differ, e.g. {odd[0]}"
         )
+    odd = [k for k, v in net.state_dict().items() if v.shape != tensors[k].shape]
+    if odd:
+        raise ValueError(f"need {odd[0]} of another shape for {type(net).__name__}, got {path.name} with other sizes")
     net.load_state_dict({k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v for k, v in tensors.items()})
     return net

@@ -47,7 +47,7 @@ class Classifier(nn.Module):
         self.register_buffer("std", None if std is None else torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.size is not None and x.shape[-1] != self.size:
+        if self.size is not None and x.shape[2:] != (self.size, self.size):
             x = F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
         if self.mean is not None and self.std is not None:
             x = (x - self.mean) / self.std
@@ -72,4 +72,4 @@ class Classifier(nn.Module):
 
 
 def _keep(found: dict[str, Tensor], tap: str, _module: nn.Module, _inputs: tuple, out: Tensor) -> None:
-    found[tap] = out
+    found[tap] = out.clone()  # the next module may work in place

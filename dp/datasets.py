@@ -1,11 +1,14 @@
 """Test subsets as tensors: one loader function per dataset; `digits` is embedded in scikit-learn's wheel."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dp.checkpoints import cache_folder
 
 
 class Subset(NamedTuple):
@@ -46,6 +49,55 @@ def digits(images: int = 512) -> Subset:
 def digits_train() -> Subset:
     """The other 1285 scans: what the embedded weights were trained on and where settings are chosen."""
     return _digits().select(torch.from_numpy(np.random.RandomState(0).permutation(1797)[512:]))
+
+
+def cifar10(images: int) -> Subset:
+    """CIFAR-10 test images, 3x32x32, from `cifar-10-batches-py/` in the cache folder."""
+    from torchvision.datasets import CIFAR10  # here: it costs seconds
+
+    folder = _needed("cifar-10-batches-py", "the CIFAR-10 python batches (170 MB), www.cs.toronto.edu/~kriz/cifar.html")
+    data = CIFAR10(str(folder.parent), train=False, download=False)
+    ids = torch.from_numpy(fixed_ids(len(data), images))
+    x = torch.from_numpy(data.data).permute(0, 3, 1, 2)[ids].float() / 255
+    return Subset(ids, x, torch.tensor(data.targets)[ids])
+
+
+def svhn(images: int) -> Subset:
+    """SVHN test images, 3x32x32, from `test_32x32.mat` in the cache folder."""
+    from torchvision.datasets import SVHN
+
+    file = _needed("test_32x32.mat", "the SVHN cropped test digits (64 MB), ufldl.stanford.edu/housenumbers")
+    data: Any = SVHN(str(file.parent), split="test", download=False)
+    ids = torch.from_numpy(fixed_ids(len(data.data), images))
+    return Subset(ids, torch.from_numpy(data.data)[ids].float() / 255, torch.from_numpy(data.labels).long()[ids])
+
+
+def imagenet(images: int, shape: str = "crop") -> Subset:
+    """ImageNet validation images, 3x224x224, from `imagenet/val/<class>/` in the cache folder, classes in sorted order.
+
+    `shape`: `crop` (short side to 256, then the centre) or `squash` (both sides to 224, as the official code; item 47).
+    """
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    if shape not in ("crop", "squash"):
+        raise ValueError(f"need shape crop or squash, got shape={shape!r}")
+    resize = {
+        "crop": [transforms.Resize(256), transforms.CenterCrop(224)],
+        "squash": [transforms.Resize((224, 224))],
+    }[shape]
+    folder = _needed("imagenet/val", "the 50000 ImageNet validation images in a folder per class, image-net.org")
+    data = ImageFolder(str(folder), transforms.Compose([*resize, transforms.ToTensor()]))
+    ids = fixed_ids(len(data), images)
+    x, y = zip(*(data[int(i)] for i in ids), strict=True)
+    return Subset(torch.from_numpy(ids), torch.stack(x), torch.tensor(y))
+
+
+def _needed(name: str, what: str) -> Path:
+    path = cache_folder() / name
+    if not path.exists():
+        raise FileNotFoundError(f"missing data: need {what}, as {path} (or set DP_CACHE to the folder that has it)")
+    return path
 
 
 def _digits() -> Subset:

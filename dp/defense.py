@@ -39,8 +39,10 @@ class Defended(nn.Module):
         self.nfe = 0  # network evaluations of the denoiser in the last purification, per image and draw
 
     def purify(self, x: Tensor, rng: Streams, *, on_step: Callable | None = None) -> Tensor:
-        """x (B,C,H,W) in [0,1] -> x_hat in [0,1], with its graph."""
-        before = 0 if self.denoiser is None else self.denoiser.nfe
+        """x (B,C,H,W) in [0,1] -> x_hat in [0,1], with its graph; at the denoiser's own size, if it has one."""
+        before, size = (0, None) if self.denoiser is None else (self.denoiser.nfe, self.denoiser.size)
+        if size is not None and x.shape[2:] != (size, size):
+            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
         x_hat = self.purifier(x, self.denoiser, self.classifier, rng, on_step=on_step)
         self.nfe = 0 if self.denoiser is None else self.denoiser.nfe - before
         return x_hat

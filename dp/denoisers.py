@@ -16,13 +16,23 @@ class Denoiser(nn.Module):
     `memory`: `store` keeps activations for the backward pass, `recompute` keeps only the net's input; the numbers are
     the same.
     `dtype`: the precision of the net alone (autocast); states stay float32 or wider.
+    `size`: the side of the images it was trained on, to which a defence resizes others; None takes them as they come.
     """
 
-    def __init__(self, net: nn.Module, memory: str = "store", dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        net: nn.Module,
+        memory: str = "store",
+        dtype: torch.dtype = torch.float32,
+        size: int | None = None,
+    ):
+        if memory not in ("store", "recompute"):
+            raise ValueError(f"need memory store or recompute, got memory={memory!r}")
         super().__init__()
         self.net = net.eval().requires_grad_(False)
         self.memory = memory
         self.dtype = dtype
+        self.size = size
         self.nfe = 0
 
     def forward(self, z: Tensor, sigma: float | Tensor) -> Tensor:
@@ -57,8 +67,9 @@ class EDM(Denoiser):
         sigma_data: float = 0.5,
         memory: str = "store",
         dtype: torch.dtype = torch.float32,
+        size: int | None = None,
     ):
-        super().__init__(net, memory, dtype)
+        super().__init__(net, memory, dtype, size)
         self.sigma_data = sigma_data
 
     def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:

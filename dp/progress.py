@@ -87,7 +87,7 @@ class Display:
         if not self.announced and elapsed > 20:
             self.announced = True
             if left > 3600:
-                self.console.print(f"estimate: {clock(left)} to go", highlight=False)
+                self.console.print(f"estimate: {clock(left)} to go")
         seeds, ids = list(self.evaluation.seeds), event.unit.ids
         line = f"seed {event.unit.seed} ({seeds.index(event.unit.seed) + 1}/{len(seeds)}), {event.unit.arm}"
         line += f", {len(ids)} images from id {ids[0]}, iteration {event.step}/{event.steps}"
@@ -97,4 +97,4 @@ class Display:
             self.bar.update(self.task, completed=worked, description=line)
         elif time.monotonic() - self.said > 10:
             self.said = time.monotonic()
-            self.console.print(f"{100 * worked / self.total:3.0f} %, {clock(left)} to go: {line}", highlight=False)
+            self.console.print(f"{100 * worked / self.total:3.0f} %, {clock(left)} to go: {line}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from dp.threat import parse_eps
 
@@ -85,6 +86,7 @@ def published_rows(config: dict, method: str | None, folder: Path = PUBLISHED) -
                 if row["method"] == method
                 and row["dataset"] == config["dataset"]["name"]
                 and row["classifier"] == config["classifier"].get("name", choices["classifier"])
+                and not row["setting"].startswith("blocks")  # Table 7 varies the mask's blocks
                 and choices["attack"].startswith(row["attack"])
                 and row["norm"] == threat["norm"]
                 and abs(parse_eps(row["eps"]) - parse_eps(threat["eps"])) < 1e-9
@@ -114,24 +116,25 @@ def warnings(summary: dict) -> list[str]:
 
 def sweep_table(runs: Sequence[dict], title: str) -> Table:
     """One line per cell of a sweep: its overrides, then its figures (single draw with interval, vote) or its error."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, caption="percent; intervals: Wilson 95 %")
+    table, failed = Table(title=title, box=box.SIMPLE_HEAD), []
     shared = set.intersection(*(set(run["overrides"].split()) for run in runs)) if len(runs) > 1 else set()
     for name in ("cell", "standard", "", "robust", "", "standard, vote", "robust, vote", "NFE"):
         table.add_column(name, justify="left" if name == "cell" else "right")
     for run in runs:
         s, name = run["summary"], " ".join(o for o in run["overrides"].split() if o not in shared)
         if s is None:
-            table.add_row(name, "-")
-            table.caption = f"{table.caption}\n{name} failed: {run['error']}"
+            table.add_row(Text(name), "-")
+            failed.append(f"{name} failed: {run['error']}")
             continue
         votes = [cells(s[side]["vote"])[0] for side in ("standard", "robust")]
         table.add_row(
-            name,
+            Text(name),
             *cells(s["standard"]["single"])[:2],
             *cells(s["robust"]["single"])[:2],
             *votes,
             str(s["nfe"]),
         )
+    table.caption = Text("\n".join(["percent; intervals: Wilson 95 %", *failed]))
     return table
 
 

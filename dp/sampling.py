@@ -47,7 +47,7 @@ def time_grid(t: float, steps: int | Sequence[float]) -> list[float]:
             raise ValueError(f"need steps >= 1, got steps={steps}")
         return [round(t * (1 - i / steps), 12) for i in range(steps + 1)]
     times = [*steps, 0.0]
-    if times[0] != t or any(a <= b for a, b in pairwise(times)):
+    if times[0] != t or not all(a > b for a, b in pairwise(times)):
         raise ValueError(f"need steps as a count or as falling times from t={t} to above 0, got steps={list(steps)}")
     return times
 
@@ -66,10 +66,14 @@ def ancestral_step(z: Tensor, x0: Tensor, sigma: float, sigma_next: float, n: Te
 
     D_eta of methods.md section 0; sigma_next = 0 returns x0.
     """
+    assert 0 <= sigma_next <= sigma, f"a step goes down, got sigma={sigma}, sigma_next={sigma_next}"
     up = eta * sigma_next * math.sqrt(max(0.0, 1 - (sigma_next / sigma) ** 2))
     down = math.sqrt(max(0.0, sigma_next**2 - up**2))
     z_next = x0 + (down / sigma) * (z - x0)
-    return z_next if up == 0 or n is None else z_next + up * n
+    if up == 0:
+        return z_next
+    assert n is not None, f"a step with eta={eta} needs noise, got n=None"
+    return z_next + up * n
 
 
 def to_pm1(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args
 
 NOT_PASSED = ("surrogate", "published", "name")  # keys of a yaml that run.py reads itself
+STARRED = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 SIMPLE = {int: (int,), float: (int, float), str: (str,), bool: (bool,), NoneType: (NoneType,)}
 
 
@@ -27,7 +28,9 @@ def check_call(node: Any, where: str = "") -> None:
         raise ValueError(f"need {where}._target_ to name a function or class, got {node['_target_']}")
     given = {k: v for k, v in node.items() if not k.startswith("_") and k not in NOT_PASSED}
     parameters = inspect.signature(target).parameters
-    unknown = [k for k in given if k not in parameters]
+    catches_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    parameters = {k: p for k, p in parameters.items() if p.kind not in STARRED}
+    unknown = [] if catches_all else [k for k in given if k not in parameters]
     if unknown:
         near = near_matches(unknown[0], parameters)
         raise ValueError(f"unknown key {where}.{unknown[0]}{near}: {node['_target_']} does not take it")
@@ -38,7 +41,8 @@ def check_call(node: Any, where: str = "") -> None:
     if missing:
         raise ValueError(f"missing key {where}.{missing[0]}: {node['_target_']} needs it")
     for key, value in given.items():
-        _check_type(f"{where}.{key}", value, parameters[key].annotation)
+        if key in parameters:
+            _check_type(f"{where}.{key}", value, parameters[key].annotation)
 
 
 def _check_type(where: str, value: Any, annotation: Any) -> None:

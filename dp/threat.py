@@ -13,11 +13,11 @@ GRADIENTS = ("full", "surrogate")
 def parse_eps(eps: float | str) -> float:
     """A budget in [0,1] units: a number, or text such as `8/255`."""
     try:
-        over, _, under = str(eps).partition("/")
-        value = float(over) / float(under) if under else float(over)
+        over, slash, under = str(eps).partition("/")
+        value = float(over) / float(under) if slash else float(over)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"need eps as a number or a fraction such as 8/255, got eps={eps!r}") from None
-    if not 0 < value < float("inf"):
+    if not 0 < value < float("inf") or under.strip().startswith("-"):
         raise ValueError(f"need eps > 0, got eps={eps}")
     return value
 

@@ -159,3 +159,9 @@ def test_top_mask_of_an_imagenet_image():
 def test_bad_share(share):
     with pytest.raises(ValueError, match="need a share"):
         top_mask(MAPS, share)
+
+
+@pytest.mark.parametrize("value", [0.3, 1e-4, 1e6])
+def test_minmax_of_a_constant_map_stays_zero_when_enlarged(value):
+    """Rounding of the resize must not be stretched to a mask."""
+    assert attention_maps([torch.full((1, 16, 8, 8), value)], (32, 32), "minmax").max() == 0

@@ -157,8 +157,14 @@ def test_embedded_weights_need_no_cache(cache, file):
 def test_half_precision_is_widened(cache, dtype):
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in net().state_dict().items()}
     written(cache, state)
-    with torch.device("cpu"):
-        found = load(net(seed=1), FILE).state_dict()
+    found = load(net(seed=1), FILE).state_dict()
     for name, value in state.items():
         assert found[name].dtype == (torch.float32 if value.is_floating_point() else torch.int64)
         assert torch.equal(found[name], value.to(found[name].dtype))
+
+
+def test_a_wrong_shape_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("DP_CACHE", str(tmp_path))
+    save_file({"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}, tmp_path / "s.safetensors")
+    with pytest.raises(ValueError, match=r"^need weight of another shape for Linear, got s\.safetensors"):
+        load(nn.Linear(3, 2), "s.safetensors")

@@ -163,3 +163,12 @@ def test_mean_and_std_are_no_trainable_weights_but_move_with_the_model():
     classifier = Classifier(Recorder(), mean=MEAN, std=STD)
     assert not list(classifier.parameters())
     assert classifier.to(torch.float64)(images(dtype=torch.float64)).dtype == torch.float64
+
+
+def test_features_before_a_module_that_works_in_place():
+    """bn1's own output, not what the ReLU behind it leaves there."""
+    net = WideResNet(10, 1).eval()
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    (tapped,) = Classifier(net, taps=["bn1"]).features(x)
+    torch.testing.assert_close(tapped, net.bn1(net.block3(net.block2(net.block1(net.conv1(x))))))
+    assert tapped.min() < 0

@@ -43,7 +43,7 @@ def test_eps(text, value):
     assert ThreatModel(norm="linf", eps=text).eps == value
 
 
-BAD_TEXT = ["8/255/2", "/255", "1/0", "", "eight", "8:255", "0x8/255", None]
+BAD_TEXT = ["8/255/2", "8/", "-8/-255", "/255", "1/0", "", "eight", "8:255", "0x8/255", None]
 NOT_POSITIVE = [0, 0.0, "0", "0/255", "1/inf", -0.1, "-8/255", "8/-255"]
 NOT_FINITE = ["nan", float("nan"), "inf", float("inf")]
 
