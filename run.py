@@ -70,7 +70,7 @@ def composed(*overrides: str) -> dict:
 
 def run_key(config: dict) -> str:
     """Same configuration, same key: readable names and a hash of all that can change a row."""
-    kept = {k: v for k, v in config.items() if k not in config["key_ignores"]}
+    kept = {k: v for k, v in config.items() if k not in (*config["key_ignores"], "choices")}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
     c = config["choices"]
     return f"{c['dataset']}-{c['purifier']}-{c['attack']}-{c['threat_model']}-{digest}".replace("/", "_")
@@ -84,6 +84,8 @@ def build(config: dict) -> Evaluation:
         found = f"{config['dtype']}, {config['memory']}"
         raise ValueError(f"need dtype float32 or bfloat16 and memory auto, store or recompute, got {found}")
     dtype = getattr(torch, config["dtype"])
+    if device.startswith("cuda"):  # the same bytes again on the same kind of machine, and float32 that is float32
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
     data, protocol = config["dataset"], config["protocol"]
     named = {k: v for k, v in config["classifier"].items() if k not in NOT_PASSED}
     classifier = instantiate(named, dtype=dtype, _convert_="all").to(device, memory_format=torch.channels_last)
@@ -163,6 +165,8 @@ def shard_of(config: dict) -> tuple[int, int]:
 def judge(config: dict, key: str, folder: Path) -> dict | None:
     """Do what is missing of a run; its summary, or None while other shards are still to come."""
     code, (part, parts), workers = record.code_hash(), shard_of(config), workers_of(config)
+    if config["overwrite"] and parts > 1:
+        raise ValueError("need shard=1/1 with overwrite=true, or one shard moves the rows of the others aside")
     summary = None if config["overwrite"] else record.read_summary(folder)
     if summary is not None:
         console.print(f"already finished, nothing to do ({folder})")

@@ -1,5 +1,6 @@
 """Test subsets as tensors: one loader function per dataset; `digits` is embedded in scikit-learn's wheel."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dp.checkpoints import cache_folder
+
+IMAGENET = (1000, 50_000)  # class folders, validation images
 
 
 class Subset(NamedTuple):
@@ -56,7 +59,7 @@ def cifar10(images: int) -> Subset:
     from torchvision.datasets import CIFAR10  # here: it costs seconds
 
     folder = _needed("cifar-10-batches-py", "the CIFAR-10 python batches (170 MB), www.cs.toronto.edu/~kriz/cifar.html")
-    data = CIFAR10(str(folder.parent), train=False, download=False)
+    data = _intact(folder, lambda: CIFAR10(str(folder.parent), train=False, download=False))
     ids = torch.from_numpy(fixed_ids(len(data), images))
     x = torch.from_numpy(data.data).permute(0, 3, 1, 2)[ids].float() / 255
     return Subset(ids, x, torch.tensor(data.targets)[ids])
@@ -67,7 +70,7 @@ def svhn(images: int) -> Subset:
     from torchvision.datasets import SVHN
 
     file = _needed("test_32x32.mat", "the SVHN cropped test digits (64 MB), ufldl.stanford.edu/housenumbers")
-    data: Any = SVHN(str(file.parent), split="test", download=False)
+    data = _intact(file, lambda: SVHN(str(file.parent), split="test", download=False))
     ids = torch.from_numpy(fixed_ids(len(data.data), images))
     return Subset(ids, torch.from_numpy(data.data)[ids].float() / 255, torch.from_numpy(data.labels).long()[ids])
 
@@ -87,7 +90,12 @@ def imagenet(images: int, shape: str = "crop") -> Subset:
         "squash": [transforms.Resize((224, 224))],
     }[shape]
     folder = _needed("imagenet/val", "the 50000 ImageNet validation images in a folder per class, image-net.org")
-    data = ImageFolder(str(folder), transforms.Compose([*resize, transforms.ToTensor()]))
+    data = ImageFolder(str(folder), transforms.Compose([*resize, transforms.ToTensor()]), allow_empty=True)
+    found = (len(data.classes), len(data))
+    if found != IMAGENET:  # other ids and labels would follow
+        raise ValueError(
+            f"need {IMAGENET[1]} images in {IMAGENET[0]} class folders of {folder}, got {found[1]} in {found[0]}"
+        )
     ids = fixed_ids(len(data), images)
     x, y = zip(*(data[int(i)] for i in ids), strict=True)
     return Subset(torch.from_numpy(ids), torch.stack(x), torch.tensor(y))
@@ -98,6 +106,14 @@ def _needed(name: str, what: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"missing data: need {what}, as {path} (or set DP_CACHE to the folder that has it)")
     return path
+
+
+def _intact(path: Path, read: Callable[[], Any]) -> Any:
+    """What torchvision reads; it compares every file with its published MD5 first."""
+    try:
+        return read()
+    except RuntimeError:
+        raise ValueError(f"need {path} as published, got missing or other files in it: fetch it again") from None
 
 
 def _digits() -> Subset:

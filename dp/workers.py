@@ -94,8 +94,8 @@ def _worker(build: Build, config: dict, folder: Path, label: str, todo, events) 
         units = iter(todo.get, None)
         _work_through(build(config), units, Writer(folder, label), events.put)
         events.put(None)
-    except (ValueError, OSError) as error:
-        events.put(type(error)(str(error)))
+    except (ValueError, OSError) as error:  # sent as plain ones: not every subclass can be pickled
+        events.put((ValueError if isinstance(error, ValueError) else OSError)(str(error)))
     except BaseException:
         events.put(RuntimeError(f"in a worker process:\n{traceback.format_exc()}"))
 

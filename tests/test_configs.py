@@ -50,7 +50,24 @@ def test_every_preset_composes_narrows_and_says_its_command(preset):
 
 def test_a_preset_follows_the_dataset_on_the_command_line():
     """Values that hang on the dataset are never set by a preset."""
-    assert composed("+experiment=table1/hetero", "dataset=imagenet")["attack"]["iterations"] == 20
+    config = composed("+experiment=table1/hetero", "dataset=imagenet")
+    assert config["attack"]["iterations"] == 20
+    assert config["classifier"]["net"]["file"] == "resnet50-0676ba61.pth"
+    assert config["denoiser"]["net"]["file"] == "256x256_diffusion_uncond.pt"
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides"),
+    [
+        ("table1/hetero", ["dataset=cifar10"]),
+        ("table3/hetero", ["dataset=cifar10", "threat_model=l2"]),
+        ("table6/hetero", ["dataset=imagenet"]),
+        ("table8/hetero", ["dataset=svhn"]),
+    ],
+)
+def test_a_preset_and_the_same_command_share_a_folder(preset, overrides):
+    spelled = composed(*overrides, "purifier=hetero", "attack=pgd_eot")
+    assert run.run_key(composed(f"+experiment={preset}")) == run.run_key(spelled)
 
 
 def test_the_papers_command_is_the_papers_budget():
@@ -100,8 +117,8 @@ def test_nfe_of_the_configured_grids(purifier, dataset, scored, attacked):
     ("dataset", "file", "address"),
     [
         ("cifar10", "Standard.pt (146 MB)", "https://drive.google.com/uc?id=1t98aEuzeTL8P7Kpd5DIrCoCL21BNZUhC"),
-        ("svhn", "svhn_wrn_28_10.safetensors (146 MB)", ""),
-        ("imagenet", "resnet50-0676ba61.pth (98 MB)", "https://download.pytorch.org/models/resnet50-0676ba61.pth"),
+        ("svhn", "svhn_wrn_28_10.safetensors (146 MB)", "published at nowhere, it must be trained"),
+        ("imagenet", "resnet50-0676ba61.pth (102.5 MB)", "https://download.pytorch.org/models/resnet50-0676ba61.pth"),
     ],
 )
 def test_missing_weights_are_one_line_that_says_all(dataset, file, address, tmp_path, monkeypatch, capsys):

@@ -52,7 +52,7 @@ def test_svhn(cache, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", ["crop", "squash"])
-def test_imagenet(cache, shape):
+def test_imagenet(cache, shape, monkeypatch):
     """A wide image with a white middle: the crop sees white only, the squash also the black sides."""
     for k, name in enumerate(("n01", "n02", "n03")):
         (cache / "imagenet" / "val" / name).mkdir(parents=True)
@@ -61,6 +61,9 @@ def test_imagenet(cache, shape):
             pixels[:, 256:512] = 255
             pixels[:, :, 2] = k
             Image.fromarray(pixels).save(cache / "imagenet" / "val" / name / f"{i}.png")
+    with pytest.raises(ValueError, match=r"need 50000 images in 1000 class folders .* got 12 in 3"):
+        datasets.imagenet(6, shape)
+    monkeypatch.setattr(datasets, "IMAGENET", (3, 12))
     subset = datasets.imagenet(6, shape)
     ids = fixed_ids(12, 6)
     assert subset.ids.tolist() == ids.tolist()
@@ -83,3 +86,11 @@ def test_missing_data_says_what_and_where(load, name, cache):
     assert "\n" not in said
     assert name in said
     assert str(cache) in said
+
+
+def test_files_that_are_not_the_published_ones(cache):
+    (cache / "cifar-10-batches-py").mkdir()
+    (cache / "test_32x32.mat").write_bytes(b"<html>")
+    for load, name in ((datasets.cifar10, "cifar-10-batches-py"), (datasets.svhn, "test_32x32.mat")):
+        with pytest.raises(ValueError, match=f"{name} as published"):
+            load(4)
