@@ -1,0 +1,47 @@
+"""The embedded benchmark: its networks do what the README says of them."""
+
+import functools
+
+import pytest
+import torch
+from conftest import composed
+
+import run
+from dp.checkpoints import ASSETS
+from dp.datasets import digits
+from dp.defense import Defended
+from dp.purifiers import diffpure
+from dp.rng import Streams
+
+
+@pytest.fixture(scope="module")
+def networks() -> Defended:
+    return run.build(composed()).arms["defended"].scored
+
+
+def test_the_files_are_small():
+    assert sum(p.stat().st_size for p in ASSETS.glob("*.safetensors")) < 600_000
+
+
+def test_classifier_accuracy(networks):
+    subset = digits()
+    with torch.no_grad():
+        right = (networks.classifier(subset.x).argmax(1) == subset.y).sum().item()
+    assert right >= 510  # 99.8 % of 512 is 511
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("t", "percent", "within"),
+    [(0.05, 99.6, 1), (0.1, 99.4, 1), (0.15, 98.2, 1), (0.2, 97.0, 1), (0.3, 88.1, 2), (0.4, 70.7, 2)],
+)
+def test_standard_accuracy_under_uniform_purification(networks, t, percent, within):
+    """Against an independent prototype of this benchmark: DDIM, 10 steps, single draw (mean of two)."""
+    subset, right = digits(), 0
+    purify = functools.partial(diffpure.purify, t=t, steps=10, eta=0.0)
+    model = Defended(purify, networks.denoiser, networks.classifier)
+    for part in (subset.select(slice(k, k + 128)) for k in range(0, 512, 128)):
+        with torch.no_grad():
+            logits = model.logits(part.x, Streams(part.ids, 2024, "clean"), 2)
+        right += (logits.argmax(2) == part.y).sum().item()
+    assert abs(100 * right / 1024 - percent) <= within
