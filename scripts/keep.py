@@ -5,6 +5,7 @@ only.
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +48,17 @@ def keep(run: Path) -> Path:
     return folder
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders below results/runs/")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, results/runs/<key>")
     for run in parser.parse_args().runs:
-        print(keep(run).relative_to(ROOT))
+        try:
+            print(keep(run).relative_to(ROOT))
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -43,7 +43,9 @@ def measured() -> pd.DataFrame:
             line["published"] = "; ".join(f"{r['standard']}/{r['robust'] or '-'} {r['flag']}".strip() for r in rows)
             line |= {"NFE": s["nfe"], "time": clock(s["seconds"]), "audited": s["audited"], "key": path.parent.name}
             lines.append(line)
-    return pd.DataFrame(lines)
+    frame = pd.DataFrame(lines)
+    order = ["dataset", "threat", "attack", "purifier", "images", "settings", "rule"]
+    return frame if frame.empty else frame.sort_values(order, ignore_index=True)
 
 
 def settings(purifier: dict) -> str:
