@@ -79,7 +79,7 @@ def run_key(config: dict) -> str:
 def build(config: dict) -> Evaluation:
     """All objects, each once, from plain configuration; called in every worker process."""
     check_call({group: config[group] for group in GROUPS})
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config["device"] == "auto" else config["device"]
+    device = device_of(config)
     if config["dtype"] not in ("float32", "bfloat16") or config["memory"] not in ("auto", "store", "recompute"):
         found = f"{config['dtype']}, {config['memory']}"
         raise ValueError(f"need dtype float32 or bfloat16 and memory auto, store or recompute, got {found}")
@@ -129,6 +129,14 @@ def build(config: dict) -> Evaluation:
     )
 
 
+def device_of(config: dict) -> str:
+    """`auto` is CUDA where there is one."""
+    device, there = str(config["device"]), torch.cuda.is_available()
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) or (device.startswith("cuda") and not there):
+        raise ValueError(f"need device auto, cpu or, where there is one, cuda, got device={device}")
+    return ("cuda" if there else "cpu") if device == "auto" else device
+
+
 def dry_nfe(model: Defended, one: Subset) -> int:
     """NFE of one purification, by running it around an exact Gaussian denoiser."""
     classifier = model.classifier
@@ -150,8 +158,9 @@ def workers_of(config: dict) -> int:
         if not isinstance(config["workers"], int) or config["workers"] < 1:
             raise ValueError(f"need workers auto or >= 1, got workers={config['workers']}")
         return config["workers"]
-    on_gpu = config["device"].startswith("cuda") or (config["device"] == "auto" and torch.cuda.is_available())
-    return 1 if on_gpu else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device_of(config) != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def shard_of(config: dict) -> tuple[int, int]:
@@ -241,7 +250,8 @@ def describe(config: dict, evaluation: Evaluation, key: str, workers: int) -> No
     ]
     if images < config["dataset"].get("full_size", 0) and config["dataset"]["name"] == "digits":
         given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-        given = [o for o in given if o[0] != "+" and re.split(r"[.=]", o)[0] not in config["key_ignores"]]
+        given = [o for o in given if not re.match(r"\+|protocol\.|attack\.(iterations|eot)=", o)]
+        given = [o for o in given if re.split(r"[.=]", o)[0] not in config["key_ignores"]]
         full = " ".join(["python run.py +experiment=digits/full", *given])
         lines.append(f"this is the quick budget; the full one: {full}")
     for line in lines:

@@ -82,6 +82,11 @@ class Evaluation:
     device: str = "cpu"
 
     def __post_init__(self):
+        counts = (self.votes, self.lanes, *(self.seeds if isinstance(self.seeds, Sequence) else (None,)))
+        if not all(isinstance(v, int) for v in counts):
+            raise ValueError(
+                f"need whole votes and lanes and a list of seeds, got {self.votes}, {self.lanes}, {self.seeds}"
+            )
         if self.votes < 1 or self.lanes < 1 or not self.seeds:
             raise ValueError(
                 f"need votes >= 1, lanes >= 1 and a seed, got {self.votes}, {self.lanes}, {list(self.seeds)}"

@@ -165,7 +165,10 @@ def begin(folder: Path, config: dict, code: str, overwrite: bool) -> None:
     """Make the folder, or check that a partial run in it was made by this code; `overwrite` moves what is there into
     `old-<n>`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(f"need to make the folder {folder}, got a file in its place: move it away") from None
     start = folder / START
     if overwrite and start.exists():
         aside = folder / f"old-{len(list(folder.glob('old-*')))}"
