@@ -27,6 +27,7 @@ def options(group: str) -> list[str]:
 def test_every_option_composes_and_binds_for_every_dataset(group, option, dataset):
     config = composed(f"dataset={dataset}", f"{group}={option}")
     check_call({name: config[name] for name in run.GROUPS})
+    assert (config["dataset"]["name"], {**config["choices"], "tracking": option}[group]) == (dataset, option)
 
 
 @pytest.mark.parametrize(
