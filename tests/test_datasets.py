@@ -9,7 +9,7 @@ from dp.datasets import Subset, digits, digits_train, fixed_ids
 
 
 @pytest.fixture(scope="module")
-def test_set():
+def held_out():
     return digits()
 
 
@@ -60,8 +60,8 @@ def test_digits_has_512_test_images(images):
         digits(images)
 
 
-def test_digits_shapes_types_and_range(test_set, train_set):
-    for subset, n in ((test_set, 512), (train_set, 1285)):
+def test_digits_shapes_types_and_range(held_out, train_set):
+    for subset, n in ((held_out, 512), (train_set, 1285)):
         assert subset.x.shape == (n, 1, 16, 16)
         assert subset.ids.shape == subset.y.shape == (n,)
         assert (subset.x.dtype, subset.ids.dtype, subset.y.dtype) == (torch.float32, torch.int64, torch.int64)
@@ -70,20 +70,20 @@ def test_digits_shapes_types_and_range(test_set, train_set):
         assert set(subset.y.tolist()) == set(range(10))
 
 
-def test_train_and_test_are_disjoint_and_complete(test_set, train_set):
-    test, train = set(test_set.ids.tolist()), set(train_set.ids.tolist())
+def test_train_and_test_are_disjoint_and_complete(held_out, train_set):
+    test, train = set(held_out.ids.tolist()), set(train_set.ids.tolist())
     assert not test & train
     assert test | train == set(range(1797))
 
 
 @pytest.mark.parametrize("images", [1, 5, 64])
-def test_digits_subsets_are_nested(test_set, images):
-    for part, whole in zip(digits(images), test_set, strict=True):
+def test_digits_subsets_are_nested(held_out, images):
+    for part, whole in zip(digits(images), held_out, strict=True):
         assert torch.equal(part, whole[:images])
 
 
-def test_labels_belong_to_their_scans(test_set, train_set, scans):
-    for subset in (test_set, train_set):
+def test_labels_belong_to_their_scans(held_out, train_set, scans):
+    for subset in (held_out, train_set):
         assert np.array_equal(subset.y.numpy(), scans.target[subset.ids.numpy()])
 
 
@@ -105,9 +105,9 @@ def enlargement(n, m):
     return matrix
 
 
-def test_enlarging_is_bicubic(test_set, train_set, scans):
+def test_enlarging_is_bicubic(held_out, train_set, scans):
     matrix = enlargement(8, 16)
-    for subset in (test_set, train_set):
+    for subset in (held_out, train_set):
         small = scans.images[subset.ids.numpy()] / 16
         expected = (matrix @ small @ matrix.T).clip(0, 1)
         np.testing.assert_allclose(subset.x[:, 0].numpy(), expected, rtol=0, atol=1e-6)
