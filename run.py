@@ -25,11 +25,12 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from dp import metrics, record, report
+from dp.cache import cache_folder
 from dp.datasets import Subset
 from dp.defense import Defended, activation_bytes
 from dp.denoisers import Gaussian
 from dp.evaluate import Arm, Evaluation, null_control
-from dp.progress import Display
+from dp.progress import Display, Downloads
 from dp.purifiers import diffpure, none
 from dp.rng import Streams
 from dp.signatures import NOT_PASSED, check_call, near_matches
@@ -182,6 +183,8 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
         if summary["code"] != code:
             console.print("note: the code has changed since; overwrite=true runs it again")
         return summary
+    check_call({group: config[group] for group in GROUPS})
+    prepare(config)
     evaluation = build(config)
     record.begin(folder, config, code, config["overwrite"])
     describe(config, evaluation, key, workers)
@@ -226,6 +229,27 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
     if tracker is not None:
         tracker.finish(summary)
     return summary
+
+
+def prepare(config: dict) -> None:
+    """Fetch what the configuration names and the cache lacks, sizes first. Raises FileNotFoundError, in one line that
+    names every file that could not be had, its size, its address and the folder.
+    """
+    from dp.fetch import fetch, missing  # here: an HTTP library is only needed where something is missing
+
+    absent, failed = missing(config), []
+    if not absent:
+        return
+    console.print(f"to fetch into {cache_folder()}: {', '.join(map(str, absent))}")
+    with Downloads(console) as downloads:
+        for asset in absent:
+            try:
+                fetch(asset, downloads.file(asset.file, asset.megabytes), tries=3)
+            except (ValueError, OSError) as error:
+                failed.append(str(error).rpartition(": ")[0])  # without its advice
+    if failed:
+        advice = "connect and run this again, or put them there by hand (DP_CACHE names another folder)"
+        raise FileNotFoundError(f"missing {len(failed)} of {len(absent)} files: {'; '.join(failed)}: {advice}")
 
 
 def gradient_of(config: dict) -> str:

@@ -1,69 +1,261 @@
-"""Weights: find the file, check its hash, read tensors only. Nothing in a file is ever executed."""
+"""Weights: read tensors only, whatever the container, and fit them to a network strictly. Nothing in a file is ever
+executed.
+"""
 
-import hashlib
-import os
+import functools
+import inspect
+import io
+import mmap
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
-ASSETS = Path(__file__).parent / "assets"
+from dp.cache import Asset, locate, verify
+from dp.unpickle import STORAGES, EDMPickle, Refused, edm, legacy, scan
+
+PREFIXES = ("", "module.", "model.", "module.0.", "module.model.")  # DataParallel and normalising wrappers
+NAMES = (  # all that public torch files name
+    "collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_parameter", "torch.Size", "torch.device", *STORAGES,
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "numpy.dtypes.Float64DType",
+    "_codecs.encode", "argparse.Namespace",
+)  # fmt: skip
+CONSTANTS = {  # of the preconditioners that dp.denoisers computes
+    "EDMPrecond": {"sigma_data": 0.5},
+    "VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000},
+    "VEPrecond": {},
+}
+TRAINING_ONLY = ("label_dropout", "use_checkpoint", "use_fp16")
 
 
-def cache_folder() -> Path:
-    """`DP_CACHE`, or `dp` in the user's cache folder."""
-    if "DP_CACHE" in os.environ:
-        return Path(os.environ["DP_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "dp"
+def read(path: Path) -> Any:
+    """The content of a weights file: a dict of tensors, or what holds them (training checkpoints), or an EDMPickle.
 
-
-def locate(file: str, url: str | None = None, megabytes: float | None = None) -> Path:
-    """The path of `file` among the embedded assets or in the cache folder.
-
-    Raises FileNotFoundError, in one line that names the file, its address, its size and the folder, where it is in
-    neither.
+    Containers are told by their first bytes: safetensors, torch's zip archive (mapped, not copied), torch's older
+    format, EDM's plain pickle. Raises ValueError, in one line, for a file that is none of them, is torn, or names
+    anything that weights do not need.
     """
-    for folder in (ASSETS, cache_folder()):
-        if (folder / file).is_file():
-            return folder / file
-    size = "" if megabytes is None else f" ({megabytes:g} MB)"
-    origin = "" if url is None else f", published at {url}"
-    raise FileNotFoundError(
-        f"missing weights: need {file}{size}{origin}; put it into {cache_folder()} (or set DP_CACHE)"
-    )
+    with path.open("rb") as file:
+        head = file.read(9)
+    try:
+        if head[:2] == b"PK":
+            return _zip(path)
+        if head[8:9] == b"{":
+            return load_file(path)
+        if head[:1] == b"\x80":
+            return _old(path) if _is_old(path) else edm(path)
+    except SafetensorError as error:
+        raise ValueError(f"need a whole safetensors file, got {path} ({error}): delete it and fetch it again") from None
+    except Refused as why:
+        raise ValueError(f"need weights and nothing else, got {path}: {why}; nothing was executed") from None
+    kind = "a web page" if head.lstrip()[:1] == b"<" else "no weights file"
+    raise ValueError(f"need a whole safetensors file, torch file or EDM pickle, got {path} ({kind}): fetch it again")
 
 
 def load(
-    net: nn.Module | None, file: str, sha256: str | None = None, url: str | None = None, megabytes: float | None = None
+    net: nn.Module | Callable[[], nn.Module],
+    file: str,
+    sha256: str | None = None,
+    url: str | None = None,
+    megabytes: float | None = None,
+    entry: str | int | None = None,
+    wrapper: str | None = None,
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> nn.Module:
-    """`net` with the tensors of a safetensors file, strictly: no name missing, none left over; half precision is
-    widened to float32.
+    """`net` with the tensors of a file of the cache, strictly: no name missing, none left over, no other shape.
 
-    `sha256`: the expected hash, or None where none is known. Raises ValueError for a wrong hash, a torn file or names
-    that do not fit, FileNotFoundError for a missing file.
+    `net`: a module, or a partial that makes one (`_partial_: true`), which costs no memory until the tensors come.
+    `sha256`: the expected hash; where none is known, that of the first use holds from then on. `entry`: the part of a
+    training checkpoint that holds the weights; a score-SDE `ema` is named after its `model`. `wrapper`: the
+    preconditioner that an EDM pickle must hold. `rename`: the file's names to the net's. Raises ValueError for a wrong
+    hash, a file that is not what it should be or does not fit, FileNotFoundError for a missing one.
     """
-    path = locate(file, url, megabytes)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if sha256 is not None and found != sha256:
-        raise ValueError(
-            f"need {path} with SHA-256 {sha256[:12]}..., got {found[:12]}...: delete it and fetch it again"
-        )
-    if net is None or path.suffix != ".safetensors":
-        raise ValueError(f"need weights as .safetensors, got {path.name}: this version does not read that format")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"need a whole safetensors file, got {path} ({error}): delete it and fetch it again") from None
-    names = set(net.state_dict())
-    if names != set(tensors):
-        odd = sorted(names ^ set(tensors))
-        raise ValueError(
-            f"need {path.name} to hold the tensors of {type(net).__name__}, got {len(odd)} that differ, e.g. {odd[0]}"
-        )
-    odd = [k for k, v in net.state_dict().items() if v.shape != tensors[k].shape]
-    if odd:
-        raise ValueError(f"need {odd[0]} of another shape for {type(net).__name__}, got {path.name} with other sizes")
-    net.load_state_dict({k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v for k, v in tensors.items()})
+    path = locate(asset := Asset(file, url, megabytes, sha256))
+    verify(path, asset)
+    content = read(path)
+    if isinstance(content, EDMPickle):
+        _check_made_by(content, net, wrapper, path.name)
+        state = content.state
+    elif wrapper is not None and path.suffix != ".safetensors":  # weights of our own training have no wrapper
+        raise ValueError(f"need an EDM pickle with {wrapper}, got {path.name}, which is another kind of file")
+    else:
+        state = _entry(content, entry, path.name) if path.suffix != ".safetensors" else content
+    state = rename(state) if rename is not None else state
+    if not isinstance(net, nn.Module):
+        with torch.device("meta"):
+            net = net()
+    return fit(net, state, path.name)
+
+
+def fit(net: nn.Module, state: Mapping[str, Tensor], name: str) -> nn.Module:
+    """`net` with `state` in place of its own tensors, at its own precision; `name` of the file, for messages.
+
+    A prefix that all names share (`module.`, `model.`) is taken off. Raises ValueError where names or shapes differ.
+    """
+    own = net.state_dict()
+    state = next((s for s in (_unprefixed(state, p) for p in PREFIXES) if set(s) == set(own)), state)
+    kind = type(net).__name__
+    if set(own) != set(state):
+        odd = sorted(set(own) ^ set(state))
+        raise ValueError(f"need {name} to hold the tensors of {kind}, got {len(odd)} that differ, e.g. {odd[0]}")
+    for key, mine in own.items():
+        found = state[key]
+        if found.shape != mine.shape:
+            sizes = f"{tuple(mine.shape)}, got {tuple(found.shape)}"
+            raise ValueError(f"need {key} of another shape for {kind} in {name}: {sizes}")
+        if found.layout != torch.strided or found.is_floating_point() != mine.is_floating_point():
+            raise ValueError(f"need {key} as dense {mine.dtype} numbers in {name}, got {found.layout}, {found.dtype}")
+    net.load_state_dict({k: state[k].to(v.dtype) for k, v in own.items()}, assign=True)
+    left = [k for k, v in (*net.named_parameters(), *net.named_buffers()) if v.is_meta]
+    assert not left, f"{kind} has tensors that no file holds ({left[0]}): leave `_partial_` out of its yaml"
     return net
+
+
+def _unprefixed(state: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
+    if not all(isinstance(k, str) and k.startswith(prefix) for k in state):
+        return {}
+    return {k.removeprefix(prefix): v for k, v in state.items()}
+
+
+def _entry(content: Any, entry: str | int | None, name: str) -> dict[str, Tensor]:
+    """The tensors under `entry`; a list without names under `ema` is named as score-SDE orders it."""
+    if entry is not None:
+        there: dict = (
+            dict(enumerate(content)) if isinstance(content, list) else content if isinstance(content, dict) else {}
+        )
+        if entry not in there:
+            raise ValueError(
+                f"need the entry {entry!r} in {name}, got {', '.join(map(str, there))[:200] or 'no entries'}"
+            )
+        part = there[entry]
+        content = _named_ema(there, part, name) if isinstance(part, dict) and "shadow_params" in part else part
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        odd = (
+            sorted(str(k) for k, v in content.items() if not isinstance(v, Tensor)) if isinstance(content, dict) else []
+        )
+        found = f"{', '.join(odd)[:200]} beside them" if odd else type(content).__name__
+        raise ValueError(f"need a dictionary of tensors in {name}, got {found}: name its entry in the yaml")
+    return content
+
+
+def _named_ema(content: dict, part: dict, name: str) -> dict[str, Tensor]:
+    """The moving average is a bare list in the order of the trainable parameters; buffers and the frozen frequencies of
+    Fourier nets are taken from the model.
+    """
+    model, average = content.get("model"), part["shadow_params"]
+    if not isinstance(model, dict) or not isinstance(average, list):
+        raise ValueError(f"need a list of averages and the `model` that names it in {name}, got {sorted(content)}")
+    frozen = [k for k in model if k.endswith("sigmas") or k.endswith("all_modules.0.W")]
+    names = [k for k in model if k not in frozen]
+    fits = len(names) == len(average) and all(
+        isinstance(v, Tensor) and v.shape == model[k].shape for k, v in zip(names, average, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"need {len(names)} averages of the shapes of `model` in {name}, got {len(average)} others")
+    return dict(zip(names, average, strict=True)) | {k: model[k] for k in frozen}
+
+
+def _check_made_by(found: EDMPickle, net: Any, wrapper: str | None, name: str) -> None:
+    """The file's own record of how its network was made, against what the yaml builds."""
+    if wrapper is None or found.wrapper != wrapper:
+        raise ValueError(f"need {name} with the preconditioner {wrapper}, got {found.wrapper}: choose that denoiser")
+    for key, value in CONSTANTS[wrapper].items():
+        if found.constants.get(key, value) != value:
+            raise ValueError(f"need {key}={value} in {name}, got {found.constants[key]}")
+    if not isinstance(net, functools.partial):
+        raise ValueError(f"need `_partial_: true` for the network of the EDM pickle {name}")
+    assert inspect.isclass(net.func)
+    if net.func.__name__ != found.net:
+        raise ValueError(f"need {name} made as {net.func.__name__}, got {found.net}")
+    bound = inspect.signature(net.func).bind(**net.keywords)
+    bound.apply_defaults()
+    for key, value in found.settings.items():
+        if key in TRAINING_ONLY:
+            continue
+        mine = bound.arguments.get(key, "nothing of that name")
+        if (list(mine) if isinstance(mine, tuple) else mine) != (list(value) if isinstance(value, tuple) else value):
+            raise ValueError(f"need {name} made with {key}={mine}, got {value}: set it in the denoiser's yaml")
+
+
+def _zip(path: Path) -> Any:
+    """A torch archive, mapped into memory; its members must be stored as they are, not packed."""
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
+                raise Refused("its archive is packed")
+            pickled = [m for m in members if m.filename.endswith("data.pkl")]
+            if len(pickled) != 1:
+                raise Refused("it is no torch file")
+            scan(io.BytesIO(archive.read(pickled[0])), NAMES)
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError):
+        raise Refused("its archive is torn") from None
+    return _bounded(_torch_load(path, mapped=True), size)
+
+
+def _old(path: Path) -> Any:
+    """Torch's format before 1.6: five pickles, then the raw numbers."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        legacy(view, NAMES)
+    return _bounded(_torch_load(path, mapped=False), path.stat().st_size)
+
+
+def _is_old(path: Path) -> bool:
+    """Whether a plain pickle begins with torch's magic number (a LONG1 of 10 bytes)."""
+    with path.open("rb") as file:
+        return file.read(14)[2:] == pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[2:14]
+
+
+class _Namespace:
+    """What is left of the command line that a training checkpoint may hold."""
+
+
+def _torch_load(path: Path, mapped: bool) -> Any:
+    scalar: Any = np.float64(0).__reduce__()[0]
+    names: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    names.append((_Namespace, "argparse.Namespace"))
+    try:
+        with torch.serialization.safe_globals([*names, np.dtype, np.dtypes.Float64DType]):  # a learning rate
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        MemoryError,
+        AttributeError,
+    ) as error:
+        raise Refused(f"it cannot be read ({type(error).__name__})") from None
+
+
+def _bounded(content: Any, size: int) -> Any:
+    """Refuse tensors that would take more memory than the file has: repeated views, strides of zero."""
+    left, nodes, stack = 4 * size, 0, [content]  # a checkpoint may name a tensor in more than one place
+    while stack:
+        node = stack.pop()
+        nodes += 1
+        if isinstance(node, Tensor):
+            took = node.numel() * node.element_size()
+            if node.layout != torch.strided or took > node.untyped_storage().nbytes():
+                raise Refused("a tensor is not dense")
+            left -= took
+        elif isinstance(node, Mapping):
+            stack.extend(node.values())
+        elif isinstance(node, list | tuple):
+            stack.extend(node)
+        if left < 0 or nodes > 1_000_000:
+            raise Refused("its tensors would take more memory than the file has")
+    return content

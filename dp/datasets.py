@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dp.checkpoints import cache_folder
+from dp.cache import cache_folder
 
 IMAGENET = (1000, 50_000)  # class folders, validation images
 

@@ -2,6 +2,8 @@
 checkpoint's own clock.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -98,6 +100,83 @@ class EpsNet(Denoiser):
         s = s.to(device=z.device, dtype=z.dtype).reshape(-1, 1, 1, 1)
         eps = self.bare(z * (1 + s**2).rsqrt(), k.to(z.device))
         return z - s * eps[:, : z.shape[1]]
+
+
+class VP(Denoiser):
+    """A noise predictor of continuous time (score-SDE's VP, EDM's VPPrecond): x0 = z - sigma F(c_in z, 999 t(sigma)).
+
+    abar(t) = exp(-beta_d t^2 / 2 - beta_min t) (Song et al. 2021, Eq. 32); labels (`levels` - 1) t are not rounded.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        beta_d: float = 19.9,
+        beta_min: float = 0.1,
+        levels: int = 1000,
+        memory: str = "store",
+        dtype: torch.dtype = torch.float32,
+        size: int | None = None,
+    ):
+        super().__init__(net, memory, dtype, size)
+        self.beta_d, self.beta_min, self.levels = beta_d, beta_min, levels
+
+    def sigma(self, t: float) -> float:
+        """sqrt(1 / abar(t) - 1), .720 at t = .2."""
+        if not 0 <= t <= 1:
+            raise ValueError(f"need a time t in [0, 1], got t={t}")
+        return math.sqrt(math.expm1(self.beta_d * t**2 / 2 + self.beta_min * t))
+
+    def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        s = torch.as_tensor(sigma, dtype=torch.float64, device=z.device).reshape(-1, 1, 1, 1)  # (1,1,1,1) or (B,1,1,1)
+        t = ((self.beta_min**2 + 2 * self.beta_d * torch.log1p(s**2)).sqrt() - self.beta_min) / self.beta_d
+        label = ((self.levels - 1) * t).to(z.dtype).flatten()
+        return z - s.to(z.dtype) * self.bare(z * (1 + s**2).rsqrt().to(z.dtype), label)
+
+
+class VE(Denoiser):
+    """EDM's VEPrecond, the NCSN++ baselines: x0 = z + sigma F(z, ln(sigma / 2)), timed by the VP clock."""
+
+    def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        s = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)
+        return z + s * self.bare(z, (s / 2).log().flatten())
+
+
+class ScoreVE(Denoiser):
+    """A score network that is fed sigma itself (score-SDE's VE): x0 = z + sigma^2 score(z, sigma)."""
+
+    def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        s = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)
+        return z + s**2 * self.bare(z, s.flatten())
+
+
+class Consistency(Denoiser):
+    """Consistency models (Song et al. 2023, App. C): D = c_skip z + c_out F(c_in z, 250 ln(sigma)), D = z at sigma_min.
+
+    `boundary`: False for their `edm_*` files, which are plain EDM denoisers. A consistency model's D is the end of the
+    probability flow, not the posterior mean.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        boundary: bool = True,
+        sigma_data: float = 0.5,
+        sigma_min: float = 0.002,
+        memory: str = "store",
+        dtype: torch.dtype = torch.float32,
+        size: int | None = None,
+    ):
+        super().__init__(net, memory, dtype, size)
+        self.sigma_data, self.low = sigma_data, sigma_min if boundary else 0.0
+
+    def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        s = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)
+        above, total = s - self.low, s**2 + self.sigma_data**2
+        out = self.bare(z * total.rsqrt(), 250 * s.log().flatten())
+        return z * (self.sigma_data**2 / (above**2 + self.sigma_data**2)) + out * (
+            above * self.sigma_data * total.rsqrt()
+        )
 
 
 class Gaussian(Denoiser):

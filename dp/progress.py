@@ -1,10 +1,18 @@
 """Progress of a run for a person: a bar on a terminal, plain lines elsewhere, time to go, robust accuracy so far."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from dp.evaluate import Evaluation, Row, Unit
 from dp.report import clock
@@ -98,3 +106,48 @@ class Display:
         elif time.monotonic() - self.said > 10:
             self.said = time.monotonic()
             self.console.print(f"{100 * worked / self.total:3.0f} %, {clock(left)} to go: {line}")
+
+
+class Downloads:
+    """Bars of downloads: name, bar, MB, speed, time to go; off a terminal a line every ten seconds. A context manager.
+
+    `file(name)` begins a bar and returns what to call with the bytes so far and in all (None: not known).
+    """
+
+    def __init__(self, console: Console):
+        self.console = console
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(compact=True),
+        )
+        self.bar = Progress(*columns, console=console) if console.is_terminal else None
+
+    def __enter__(self) -> "Downloads":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def file(self, name: str, megabytes: float | None = None) -> Callable[[int, int | None], None]:
+        began = said = time.monotonic()
+        first: int | None = None  # bytes that an earlier start had fetched
+        task = self.bar.add_task(name, total=None if megabytes is None else 1e6 * megabytes) if self.bar else None
+
+        def on_bytes(done: int, total: int | None) -> None:
+            nonlocal said, first
+            now, first = time.monotonic(), done if first is None else first
+            if self.bar and task is not None:
+                self.bar.update(task, completed=done, total=total)
+            elif now - said > 10:
+                said, speed = now, max(0, done - first) / (now - began)
+                left = f", {clock((total - done) / speed)} to go" if total and speed else ""
+                whole = f" of {total / 1e6:.1f}" if total else ""
+                self.console.print(f"{name}: {done / 1e6:.1f}{whole} MB, {speed / 1e6:.1f} MB/s{left}")
+
+        return on_bytes

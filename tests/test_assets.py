@@ -7,7 +7,7 @@ import torch
 from conftest import composed
 
 import run
-from dp.checkpoints import ASSETS
+from dp.cache import ASSETS
 from dp.datasets import digits
 from dp.defense import Defended
 from dp.purifiers import diffpure

@@ -4,6 +4,7 @@ import functools
 import sys
 
 import pytest
+import requests
 import torch
 from conftest import CONF, composed
 from hydra.utils import instantiate
@@ -114,17 +115,23 @@ def test_nfe_of_the_configured_grids(purifier, dataset, scored, attacked):
         assert model.nfe == nfe
 
 
+def no_network(*_, **__):
+    raise requests.ConnectionError("no network")
+
+
 @pytest.mark.parametrize(
     ("dataset", "file", "address"),
     [
         ("cifar10", "Standard.pt (146 MB)", "https://drive.google.com/uc?id=1t98aEuzeTL8P7Kpd5DIrCoCL21BNZUhC"),
-        ("svhn", "svhn_wrn_28_10.safetensors (146 MB)", "published at nowhere, it must be trained"),
+        ("svhn", "svhn_wrn_28_10.safetensors (146 MB)", "nowhere, train it with scripts/train.py"),
         ("imagenet", "resnet50-0676ba61.pth (102.5 MB)", "https://download.pytorch.org/models/resnet50-0676ba61.pth"),
     ],
 )
-def test_missing_weights_are_one_line_that_says_all(dataset, file, address, tmp_path, monkeypatch, capsys):
+def test_missing_files_are_one_line_that_says_all(dataset, file, address, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("dp.download.requests.get", no_network)
+    monkeypatch.setattr("dp.download.WAIT", 0)
     monkeypatch.setattr(sys, "argv", ["run.py", f"dataset={dataset}", "purifier=hetero", "attack=pgd_eot"])
     assert run.cli() == 2
     err = capsys.readouterr().err

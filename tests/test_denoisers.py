@@ -8,7 +8,7 @@ import torch
 from scipy import integrate, stats
 from torch import nn
 
-from dp.denoisers import EDM, EpsNet, Gaussian
+from dp.denoisers import EDM, VE, VP, Consistency, EpsNet, Gaussian, ScoreVE
 
 ABAR = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))
 LEVEL = np.sqrt((1 - ABAR) / ABAR)
@@ -236,3 +236,64 @@ def test_a_double_model_stays_double(adapter):
     found = adapter(net().double(), dtype=torch.bfloat16)(z, 0.7)
     assert found.dtype == torch.float64
     assert torch.equal(found, adapter(net().double())(z, 0.7))
+
+
+class Recording(nn.Module):
+    """Keeps what it is called with; its output is a fixed tensor."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.out = out
+
+    def forward(self, x, label):
+        self.seen = x, label
+        return self.out
+
+
+@pytest.mark.parametrize("t", [0.001, 0.1, 0.2, 0.5, 1.0])
+def test_the_vp_adapter_is_told_999_t_at_the_sigma_of_t(t):
+    """Song et al. 2021, Eq. 32: abar(t) by numerical integration of beta, the state scaled back by sqrt(abar)."""
+    beta = np.linspace(0.1, 0.1 + 19.9 * t, 10_001)  # linear in time, so the trapezoid is exact
+    abar = math.exp(-np.trapezoid(beta, dx=t / 10_000))
+    torch.manual_seed(0)
+    z, eps = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    adapter = VP(Recording(eps))
+    sigma = adapter.sigma(t)
+    assert sigma == pytest.approx(math.sqrt((1 - abar) / abar), rel=1e-9)
+    x0 = adapter(z, sigma)
+    x, label = adapter.net.seen
+    assert label.tolist() == pytest.approx([999 * t], rel=1e-9)
+    torch.testing.assert_close(x, z * math.sqrt(abar))
+    torch.testing.assert_close(x0, (x - math.sqrt(1 - abar) * eps) / math.sqrt(abar))  # x0 of a noise predictor
+
+
+def test_the_vp_clock_and_the_discrete_one_nearly_agree():
+    """checkpoints.md section 3: index 199 has sigma .71928, continuous time .2 has .72036."""
+    assert VP(nn.Identity()).sigma(0.2) == pytest.approx(0.72036, abs=1e-5)
+    with pytest.raises(ValueError, match="need a time t"):
+        VP(nn.Identity()).sigma(1.5)
+
+
+def test_the_ve_adapter():
+    torch.manual_seed(0)
+    z, out = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    adapter = VE(Recording(out))
+    torch.testing.assert_close(adapter(z, 3.0), z + 3 * out)
+    torch.testing.assert_close(adapter.net.seen[1], torch.tensor([math.log(1.5)]))
+
+
+def test_the_ve_score_adapter_is_tweedies_formula():
+    """For x0 ~ N(0, s^2) the score of z is -z / (s^2 + sigma^2), and the posterior mean s^2 / (s^2 + sigma^2) z."""
+    z = torch.linspace(-2, 2, 8).view(2, 1, 2, 2)
+    adapter = ScoreVE(Recording(-z / (0.25 + 4)))
+    torch.testing.assert_close(adapter(z, 2.0), z * 0.25 / 4.25)
+    assert adapter.net.seen[1].tolist() == [2.0]
+
+
+def test_a_consistency_model_keeps_the_image_at_its_smallest_noise():
+    z = torch.randn(2, 3, 4, 4)
+    adapter = Consistency(Recording(torch.randn(2, 3, 4, 4)))
+    torch.testing.assert_close(adapter(z, 0.002), z)
+    assert adapter.net.seen[1].tolist() == pytest.approx([250 * math.log(0.002)])
+    plain = Consistency(Recording(torch.ones(2, 3, 4, 4)), boundary=False)
+    torch.testing.assert_close(plain(z, 0.7), EDM(Recording(torch.ones(2, 3, 4, 4)))(z, 0.7))

@@ -1,5 +1,8 @@
 """Pre-activation wide residual network (Zagoruyko and Komodakis 2016), key names of RobustBench's `Standard`."""
 
+import re
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,29 +12,31 @@ class _Unit(nn.Module):
     conv.
     """
 
-    def __init__(self, c_in: int, c_out: int, stride: int):
+    def __init__(self, c_in: int, c_out: int, stride: int, dropout: float):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(c_in)
         self.relu1 = nn.ReLU(inplace=True)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(c_out)
         self.relu2 = nn.ReLU(inplace=True)
+        self.dropout = dropout
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
         self.convShortcut = None if c_in == c_out else nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.relu1(self.bn1(x))
         skip = x if self.convShortcut is None else self.convShortcut(h)
-        return skip + self.conv2(self.relu2(self.bn2(self.conv1(h))))
+        h = self.relu2(self.bn2(self.conv1(h)))
+        return skip + self.conv2(F.dropout(h, self.dropout, self.training))
 
 
 class _Block(nn.Module):
     """A chain of units under the name `layer`; the first one carries the stride."""
 
-    def __init__(self, units: int, c_in: int, c_out: int, stride: int):
+    def __init__(self, units: int, c_in: int, c_out: int, stride: int, dropout: float):
         super().__init__()
         widths = [c_in] + [c_out] * (units - 1)
-        self.layer = nn.Sequential(*(_Unit(c, c_out, stride if i == 0 else 1) for i, c in enumerate(widths)))
+        self.layer = nn.Sequential(*(_Unit(c, c_out, stride if i == 0 else 1, dropout) for i, c in enumerate(widths)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x)
@@ -39,18 +44,18 @@ class _Block(nn.Module):
 
 class WideResNet(nn.Module):
     """(B,channels,H,W), H and W a multiple of 4 -> (B,classes) logits. `depth` = 6 n + 4 for n units in each of the
-    three blocks.
+    three blocks. `dropout`: between the two convolutions of a unit, in training only.
     """
 
-    def __init__(self, depth: int = 28, widen: int = 10, classes: int = 10, channels: int = 3):
+    def __init__(self, depth: int = 28, widen: int = 10, classes: int = 10, channels: int = 3, dropout: float = 0.0):
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"need depth = 6 n + 4 with n >= 1, got depth={depth}")
         super().__init__()
         n, w = (depth - 4) // 6, [16, 16 * widen, 32 * widen, 64 * widen]
         self.conv1 = nn.Conv2d(channels, w[0], 3, padding=1, bias=False)
-        self.block1 = _Block(n, w[0], w[1], stride=1)
-        self.block2 = _Block(n, w[1], w[2], stride=2)
-        self.block3 = _Block(n, w[2], w[3], stride=2)
+        self.block1 = _Block(n, w[0], w[1], 1, dropout)
+        self.block2 = _Block(n, w[1], w[2], 2, dropout)
+        self.block3 = _Block(n, w[2], w[3], 2, dropout)
         self.bn1 = nn.BatchNorm2d(w[3])
         self.relu = nn.ReLU(inplace=True)
         self.fc = nn.Linear(w[3], classes)
@@ -59,3 +64,22 @@ class WideResNet(nn.Module):
         h = self.block3(self.block2(self.block1(self.conv1(x))))
         h = self.relu(self.bn1(h))
         return self.fc(F.adaptive_avg_pool2d(h, 1).flatten(1))
+
+
+def from_functional(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names of a functional WRN's flat parameters (Zagoruyko's code, Lee and Kim's SVHN classifier) as `WideResNet`
+    has them; its batch norms have no counters.
+    """
+    renamed = {}
+    for name, value in state.items():
+        name = re.sub(r"^group(\d)\.block(\d+)", lambda m: f"block{int(m[1]) + 1}.layer.{m[2]}", name)
+        if name.startswith("block"):
+            name = re.sub(r"bn(\d)", lambda m: f"bn{int(m[1]) + 1}", name)
+            name = re.sub(r"conv(\d)$", lambda m: f"conv{int(m[1]) + 1}.weight", name)
+            name = name.replace("convdim", "convShortcut.weight")
+        else:
+            name = {"conv0": "conv1.weight"}.get(name, re.sub(r"^bn\.", "bn1.", name))
+        renamed[name] = value
+        if name.endswith("running_mean"):
+            renamed[name.replace("running_mean", "num_batches_tracked")] = value.new_zeros((), dtype=torch.long)
+    return renamed

@@ -1,0 +1,156 @@
+"""Where files lie and whether they are the right ones."""
+
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock
+
+ASSETS = Path(__file__).parent / "assets"  # embedded files
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Asset(NamedTuple):
+    """A file or a folder that is embedded, or lies in the cache folder."""
+
+    file: str  # path below either
+    url: str | None = None  # http(s), a Google Drive address, or words for what cannot be fetched
+    megabytes: float | None = None  # of what the address serves
+    sha256: str | None = None  # of what the address serves; None where unknown
+    unpack: bool = False  # the address serves a .tar, .tar.gz or .zip that holds `file`
+
+    @property
+    def fetchable(self) -> bool:
+        """Whether it has an address rather than words."""
+        return (self.url or "").startswith(("http://", "https://"))
+
+    def __str__(self) -> str:
+        return self.file if self.megabytes is None else f"{self.file} ({self.megabytes:g} MB)"
+
+
+def cache_folder() -> Path:
+    """`DP_CACHE`, or `dp` in the user's cache folder."""
+    if "DP_CACHE" in os.environ:
+        return Path(os.environ["DP_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "dp"
+
+
+def locate(asset: Asset) -> Path:
+    """The path of the asset among the embedded files or in the cache folder.
+
+    Raises FileNotFoundError, in one line that names the file, its size, its address, the folder and the command that
+    fetches it, where it is in neither.
+    """
+    for folder in (ASSETS, cache_folder()):
+        if (folder / asset.file).exists():
+            return folder / asset.file
+    origin = "" if asset.url is None else f", published at {asset.url}"
+    command = "fetch it with `python scripts/fetch.py` and the same options, or " if asset.fetchable else ""
+    raise FileNotFoundError(
+        f"missing file: need {asset}{origin}; {command}put it into {cache_folder()} (or set DP_CACHE)"
+    )
+
+
+def place(asset: Asset) -> Path:
+    """Where in the cache folder it belongs, there or not. Raises ValueError for a name that leads out of it."""
+    root = cache_folder()
+    if root.absolute() not in Path(os.path.normpath(root.absolute() / asset.file)).parents:
+        raise ValueError(complaint(asset, "a file name that leads out of that folder", "give a path below it"))
+    return root / asset.file
+
+
+def complaint(asset: Asset, got: str, todo: str) -> str:
+    """The line that says what of an asset was wanted, from where, for which folder, what came and what to do."""
+    origin = f" from {asset.url}" if asset.fetchable else ""
+    return f"need {asset}{origin} in {cache_folder()}, got {got}: {todo}"
+
+
+def verify(path: Path, asset: Asset) -> str:
+    """The SHA-256 of what lies at `path`; of a folder, over the names and hashes of its files.
+
+    It must be the asset's own or, where that is not known, the one that the cache's hashes.json noted on first use.
+    Embedded files are never noted, and a read-only cache notes nothing. Raises ValueError for any other hash.
+    """
+    found, pinned = digest(path), expected(asset)
+    if pinned is None and not path.is_relative_to(ASSETS) and path.absolute().is_relative_to(cache_folder().absolute()):
+        pinned = note(asset, found)
+    if pinned not in (None, found):
+        noted = "" if asset.sha256 and not asset.unpack else f", as noted in {_notes().name} on first use"
+        raise ValueError(
+            f"need {path} with SHA-256 {pinned[:12]}...{noted}, got {found[:12]}...: delete it and fetch it again"
+        )
+    return found
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file; of a folder, over the names and hashes of all files in it."""
+    if path.is_dir():
+        files = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file()}
+        lines = "".join(f"{digest(files[name])} {name}\n" for name in sorted(files))
+        return hashlib.sha256(lines.encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def expected(asset: Asset) -> str | None:
+    """The hash that the asset must have where it lies: pinned, or noted on first use. The pin of an archive says
+    nothing about what comes out of it.
+    """
+    if asset.sha256 is not None and not asset.unpack:
+        return asset.sha256.lower()
+    return _noted().get(asset.file)
+
+
+def note(asset: Asset, found: str) -> str:
+    """Note a hash in hashes.json unless there is one; the one that stands there now."""
+    try:
+        with FileLock(_notes().with_suffix(".lock")):
+            noted = _noted()
+            if asset.file not in noted:
+                noted[asset.file] = found
+                write_whole(_notes(), json.dumps(noted, indent=1, sort_keys=True) + "\n")
+            return noted[asset.file]
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        return found
+
+
+def _notes() -> Path:
+    return cache_folder() / "hashes.json"
+
+
+def _noted() -> dict[str, str]:
+    try:
+        noted = json.loads(_notes().read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        noted = None
+    if not isinstance(noted, dict):
+        raise ValueError(f"need a JSON mapping in {_notes()}, got something else: delete it, it is written anew")
+    return noted
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that it is there in full or as it was. One writer at a time: callers hold a lock."""
+    new = path.with_name(path.name + ".new")
+    try:
+        new.write_text(text)
+        sync(new)
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

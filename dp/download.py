@@ -1,0 +1,200 @@
+"""One address into one file: with what came before, as often as it takes, and never a web page instead."""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import requests
+import urllib3
+
+from dp.cache import Asset, complaint, place, write_whole
+
+CHUNK = 1 << 18  # bytes
+WAIT = 0.5  # seconds before the second try, doubled before each further one
+TEXT = (".html", ".htm", ".xml", ".svg")  # files that may begin with <
+BROKEN = (
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+)
+OnBytes = Callable[[int, int | None], object]
+
+
+class _Again(Exception):
+    """The answer broke off, or the server says that it cannot now."""
+
+
+def direct(asset: Asset) -> str:
+    """The address that serves the bytes. Raises ValueError where there is none: words, a Google Drive folder."""
+    url = asset.url or ""
+    if not asset.fetchable:
+        said = f" ({url})" if url else ""
+        raise ValueError(complaint(asset, f"no address to fetch it from{said}", "put it there by hand"))
+    parts = urlsplit(url)
+    if parts.hostname not in ("drive.google.com", "docs.google.com", "drive.usercontent.google.com"):
+        return url
+    named = re.search(r"/d/([\w-]+)", parts.path)
+    name = named.group(1) if named else parse_qs(parts.query).get("id", [""])[0]
+    if not name or "folder" in parts.path:
+        got = "a Google Drive folder, which cannot be fetched"
+        raise ValueError(complaint(asset, got, f"download it in a browser and put it there as {place(asset)}"))
+    return f"https://drive.usercontent.google.com/download?id={name}&export=download&confirm=t"
+
+
+def download(asset: Asset, address: str, part: Path, on_bytes: OnBytes, timeout: float, tries: int) -> None:
+    """Until the part is whole; tries are counted anew whenever more of the file has come than ever before."""
+    furthest, failed = size(part), 0
+    while True:
+        try:
+            return _attempt(asset, address, part, on_bytes, timeout)
+        except (_Again, *BROKEN) as error:
+            failed = 0 if size(part) > furthest else failed
+            furthest, failed = max(furthest, size(part)), failed + 1
+            if failed >= tries:
+                kept = f", the {size(part) / 1e6:.1f} MB that came are kept" if size(part) else ""
+                got = f"no whole answer in {tries} tries ({_reason(error, timeout)})"
+                raise OSError(complaint(asset, got, f"try again later{kept}")) from None
+            time.sleep(min(30.0, WAIT * 2 ** (failed - 1)))
+        except requests.RequestException as error:
+            raise OSError(complaint(asset, _reason(error, timeout), "correct its url")) from None
+
+
+def _reason(error: Exception, timeout: float) -> str:
+    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError) or "timed out" in str(error):
+        return f"nothing for {timeout:g} s"
+    said = re.findall(r"\[Errno -?\d+\] ([^'\")]+)", str(error))
+    return said[-1] if said else " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _attempt(asset: Asset, address: str, part: Path, on_bytes: OnBytes, timeout: float) -> None:
+    """One request for all, or for what is not there yet; what comes is on the disk when this returns or raises."""
+    have, state = size(part), state_of(part)
+    if state.get("address") != address:
+        have = 0
+    if have and have == state["total"]:
+        return
+    if not state.get("validator") or have > (state["total"] or have):
+        have = 0
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers |= {"Range": f"bytes={have}-", "If-Range": state["validator"]}
+    with requests.get(address, headers=headers, stream=True, timeout=timeout) as answer:
+        have, total = _judged(asset, answer, part, have, state)
+        free = shutil.disk_usage(part.parent).free + size(part) - have
+        if total is not None and total - have > free:
+            raise OSError(no_room(asset, total - have, free))
+        if not have:
+            part.unlink(missing_ok=True)
+            state = {"address": address, "validator": _validator(answer), "total": total}
+            write_whole(_sidecar(part), json.dumps(state))
+        _stream(asset, answer, part, on_bytes, have, total)
+    if total is not None and size(part) != total:
+        raise _Again(f"{size(part)} of {total} bytes")
+
+
+def _judged(asset: Asset, answer: requests.Response, part: Path, have: int, state: dict) -> tuple[int, int | None]:
+    """Byte at which the answer begins and bytes of the whole file, None where the server does not say."""
+    status, said = answer.status_code, f"{answer.status_code} {answer.reason}"
+    length = answer.headers.get("Content-Length", "")
+    if status == 206 and have:
+        begins = re.fullmatch(rf"bytes {have}-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+        total = begins.group(1) if begins else ""
+        same = state["total"] is None or total in ("*", str(state["total"]))
+        if begins and same and _validator(answer) in ("", state["validator"]):
+            return have, int(total) if total.isdigit() else state["total"]
+    if status in (206, 416) and have:
+        drop(part)
+        raise _Again(f"{said} for another file than before")
+    if status >= 500:
+        raise _Again(said)
+    if status != 200:
+        raise OSError(complaint(asset, said, "correct its url, or put it there by hand"))
+    if answer.headers.get("Content-Type", "").startswith("text/html") and not asset.file.endswith(TEXT):
+        raise _web_page(asset, answer.raw.read(1 << 14, decode_content=False))
+    return 0, int(length) if length.isdigit() else None
+
+
+def _stream(
+    asset: Asset, answer: requests.Response, part: Path, on_bytes: OnBytes, done: int, total: int | None
+) -> None:
+    with part.open("ab", buffering=0) as file:
+        try:
+            on_bytes(done, total)
+            while chunk := answer.raw.read1(CHUNK, decode_content=False):
+                if not done and chunk.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<" and not asset.file.endswith(TEXT):
+                    drop(part)
+                    raise _web_page(asset, chunk)
+                _write(file, chunk)
+                done += len(chunk)
+                on_bytes(done, total)
+        finally:
+            _settle(file, part)
+
+
+def _write(file: Any, data: bytes) -> None:
+    """All of it; an unbuffered file takes what it can."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def _settle(file: Any, part: Path) -> None:
+    """What is kept must be on the disk, or the rest would be appended to a hole."""
+    try:
+        os.fsync(file.fileno())
+    except OSError:
+        drop(part)
+        raise
+
+
+def _web_page(asset: Asset, page: bytes) -> ValueError:
+    title = re.search(r"<title[^>]*>([^<]{1,80})", page.decode(errors="replace"), re.IGNORECASE)
+    named = f" ({' '.join(title.group(1).split())})" if title else ""
+    got = f"not the file: the address answered with a web page{named}"
+    return ValueError(complaint(asset, got, "open it in a browser and put the file there by hand"))
+
+
+def no_room(asset: Asset, need: float | None, free: float) -> str:
+    """The line about a full disk; bytes, `need` None where that is not known."""
+    wanted = "" if need is None else f" where {need / 1e6:.1f} MB more are needed"
+    return complaint(
+        asset, f"{free / 1e6:.1f} MB free{wanted}", "make room, or set DP_CACHE to another disk; what came is kept"
+    )
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def state_of(part: Path) -> dict:
+    """What the server said of the file in the part: address, validator, total; empty where nothing is known."""
+    with suppress(OSError, ValueError):
+        state = json.loads(_sidecar(part).read_text())
+        if isinstance(state, dict):
+            return state
+    return {}
+
+
+def _sidecar(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def _validator(answer: requests.Response) -> str:
+    """A strong ETag, or the date of the last change: what If-Range takes."""
+    tag = answer.headers.get("ETag", "")
+    return tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified", "")
+
+
+def drop(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _sidecar(part).unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""Bring files into the cache: resumable, verified, one process at a time."""
+
+import errno
+import pkgutil
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from dp import archives
+from dp.cache import READ_ONLY, Asset, complaint, digest, expected, locate, note, place, sync, verify
+from dp.download import OnBytes, direct, download, drop, no_room, size, state_of
+
+# Weights that a library names by model: how to make an Asset of such a node's keys, imported when asked for.
+ZOO: dict[str, str | Callable[..., Asset | None]] = {
+    "dp.zoo.robustbench": "dp.zoo.robustbench_asset",
+    "dp.zoo.timm": "dp.zoo.timm_asset",
+}
+
+
+def zoo_nodes(config: Any) -> list[dict]:
+    """The mappings of a plain configuration that name a model of a library (see `ZOO`)."""
+    return [node for node in _mappings(config) if node.get("_target_") in ZOO]
+
+
+def needed(config: Any, zoo: bool = True) -> list[Asset]:
+    """Every file that a plain configuration names, embedded ones too, in order, each once.
+
+    `zoo=False` leaves out the models that a library names, and with them the import of that library.
+    """
+    found: dict[Asset, None] = {}
+    for node in _mappings(config):
+        if node.get("_target_") in ZOO:
+            asset = _of_zoo(node) if zoo else None
+        elif isinstance(node.get("file"), str):
+            asset = Asset(**{k: node[k] for k in Asset._fields if node.get(k) is not None})
+        else:
+            continue
+        if asset is not None:
+            found[asset] = None
+    return list(found)
+
+
+def _of_zoo(node: dict) -> Asset | None:
+    make: Any = ZOO[node["_target_"]]
+    make = pkgutil.resolve_name(make) if isinstance(make, str) else make
+    return make(**{k: v for k, v in node.items() if not re.fullmatch("_.*_", k)})
+
+
+def missing(config: Any) -> list[Asset]:
+    """Those that lie neither among the embedded files nor in the cache folder."""
+    return [asset for asset in needed(config) if not is_there(asset)]
+
+
+def is_there(asset: Asset) -> bool:
+    try:
+        locate(asset)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _mappings(node: Any) -> Iterator[dict]:
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
+        yield from _mappings(child)
+
+
+def fetch(asset: Asset, on_bytes: OnBytes = lambda done, total: None, *, timeout: float = 30.0, tries: int = 5) -> Path:
+    """The path of the asset, which is downloaded into the cache folder where it is not there yet.
+
+    What has come of a file lies beside it as `<file>.part` until it is whole and its hash is right; the next call goes
+    on there if the server still has the same file. Two processes download once. `on_bytes(done, total)`: bytes so far
+    and in all, None where the server does not say. `timeout`: seconds without a byte. `tries`: how often in a row
+    nothing may come. Raises OSError (network, server, disk) and ValueError (wrong file, no address), in one line.
+    """
+    if is_there(asset):
+        verify(locate(asset), asset)
+        return locate(asset)
+    address, target = direct(asset), place(asset)
+    part = target.with_name(target.name + ".part")
+    with _plain_words(asset, part):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            if not target.exists():
+                download(asset, address, part, on_bytes, timeout, tries)
+                _install(asset, part, target)
+                return target
+    verify(target, asset)  # another process brought it
+    return target
+
+
+def _install(asset: Asset, part: Path, target: Path) -> None:
+    """Check a whole part, unpack it where it is an archive, and only then give it its name."""
+    if not asset.unpack:
+        found = _insist(asset, part, part, expected(asset))
+        sync(part)
+        part.replace(target)
+    else:
+        if asset.sha256 is not None:
+            _insist(asset, part, part, asset.sha256.lower())
+        folder = target.with_name(f".{target.name}.unpacking")
+        shutil.rmtree(folder, ignore_errors=True)  # of a killed process
+        try:
+            whole = _unpacked(asset, part, folder)
+            found = _insist(asset, part, whole, expected(asset))
+            for path in (whole, *whole.rglob("*")):
+                sync(path)
+            whole.replace(target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    sync(target.parent)
+    drop(part)
+    if expected(asset) is None:
+        note(asset, found)
+
+
+def _insist(asset: Asset, part: Path, path: Path, want: str | None) -> str:
+    found = digest(path)
+    if want not in (None, found):
+        drop(part)
+        todo = "nothing is kept; try again, or correct its sha256 or its line in hashes.json if the new file is right"
+        raise ValueError(complaint(asset, f"a file with SHA-256 {found} instead of {want}", todo))
+    return found
+
+
+def _unpacked(asset: Asset, part: Path, folder: Path) -> Path:
+    try:
+        need, free = archives.inspect(part), shutil.disk_usage(part.parent).free
+        if need > free:
+            raise OSError(no_room(asset, need, free))
+        archives.unpack(part, folder)
+        return archives.find(folder, asset.file)
+    except ValueError as error:
+        drop(part)
+        raise ValueError(complaint(asset, f"an archive with {error}", "nothing is kept; correct its url")) from None
+
+
+@contextmanager
+def _plain_words(asset: Asset, part: Path) -> Iterator[None]:
+    """Errors of the disk as one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            total = state_of(part).get("total")
+            need = total - size(part) or None if total else None
+            raise OSError(no_room(asset, need, shutil.disk_usage(part.parent).free)) from None
+        if error.errno in (*READ_ONLY, errno.ENOTDIR, errno.EEXIST):
+            todo = "set DP_CACHE to a folder that can be written"
+            raise OSError(complaint(asset, (error.strerror or "no access").lower(), todo)) from None
+        raise

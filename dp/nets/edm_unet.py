@@ -1,0 +1,361 @@
+"""The U-Nets of EDM (Karras et al. 2022): `SongUNet` is DDPM++ and NCSN++ (Song et al. 2021), `DhariwalUNet` is ADM
+(Dhariwal and Nichol 2021); argument and tensor names are those of the public checkpoints.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dp.nets.blocks import attend, double, halve, kernel, sinusoid
+
+
+class Conv(nn.Module):
+    """A 0 (none), 1x1 or 3x3 convolution after a change of resolution by 2; `fused`: the filter follows the convolution
+    instead, both on one padding.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        size: int,
+        *,
+        up: bool = False,
+        down: bool = False,
+        taps: Sequence[float] = (1, 1),
+        fused: bool = False,
+        gain: float = 1.0,
+    ):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(c_out, c_in, size, size)) if size else None
+        self.bias = nn.Parameter(torch.zeros(c_out)) if size else None
+        if self.weight is not None:
+            nn.init.xavier_uniform_(self.weight, gain)
+        self.resample_filter: Tensor | None
+        self.register_buffer("resample_filter", kernel(taps) if up or down else None)
+        self.up, self.fused = up, fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, b, f = self.weight, self.bias, self.resample_filter
+        reach = 0 if w is None else w.shape[-1] // 2
+        if f is not None:
+            f = f.to(x.dtype)
+            pad = (f.shape[-1] - 1) // 2
+            if self.fused and w is not None and b is not None:
+                return halve(F.conv2d(x, w, padding=reach + pad), f, 0) + b[:, None, None]
+            x = double(x, f, pad) if self.up else halve(x, f, pad)
+        return x if w is None else F.conv2d(x, w, b, padding=reach)
+
+
+class Block(nn.Module):
+    """Norm-SiLU-conv twice with the noise embedding between them, a skip, and, with `heads`, attention over pixels.
+
+    `adaptive`: the embedding scales and shifts the second norm (ADM) instead of being added before it. `skip_scale`:
+    factor of both residual sums.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        emb: int,
+        *,
+        up: bool = False,
+        down: bool = False,
+        heads: int = 0,
+        dropout: float = 0.0,
+        adaptive: bool = False,
+        skip_scale: float = 1.0,
+        tiny: float = 1e-5,
+        taps: Sequence[float] = (1, 1),
+        project: bool = False,
+        zero: float = 0.0,
+    ):
+        super().__init__()
+        self.norm0 = _norm(c_in, tiny)
+        self.conv0 = Conv(c_in, c_out, 3, up=up, down=down, taps=taps)
+        self.affine = _linear(emb, c_out * (2 if adaptive else 1))
+        self.norm1 = _norm(c_out, tiny)
+        self.conv1 = Conv(c_out, c_out, 3, gain=zero)
+        self.skip = None
+        if c_in != c_out or up or down:
+            self.skip = Conv(c_in, c_out, 1 if project or c_in != c_out else 0, up=up, down=down, taps=taps)
+        if heads:
+            self.norm2 = _norm(c_out, tiny)
+            self.qkv = Conv(c_out, 3 * c_out, 1, gain=math.sqrt(0.2) if skip_scale != 1 else 1.0)
+            self.proj = Conv(c_out, c_out, 1, gain=zero)
+        self.heads, self.dropout, self.adaptive, self.skip_scale = heads, dropout, adaptive, skip_scale
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv0(F.silu(self.norm0(x)))
+        e = self.affine(emb)[:, :, None, None].to(h.dtype)  # (b,c,1,1), b = B or 1
+        if self.adaptive:
+            scale, shift = e.chunk(2, dim=1)
+            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+        else:
+            h = F.silu(self.norm1(h + e))
+        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
+        if self.heads:
+            qkv = self.qkv(self.norm2(x)).unflatten(1, (self.heads, -1, 3)).flatten(4)  # (B,heads,d,3,pixels)
+            a = attend(*qkv.unbind(3)).reshape(x.shape)
+            x = (self.proj(a) + x) * self.skip_scale
+        return x
+
+
+class SongUNet(nn.Module):
+    """(B,in_channels,R,R) and noise labels (b,), b = B or 1 -> (B,out_channels,R,R), R = img_resolution.
+
+    `class_labels` (B,label_dim) one-hot and `augment_labels` (B,augment_dim) may be left out: no term is added then.
+    """
+
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        label_dim: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 4,
+        attn_resolutions: Sequence[int] = (16,),
+        dropout: float = 0.10,
+        embedding_type: str = "positional",
+        channel_mult_noise: int = 1,
+        encoder_type: str = "standard",
+        decoder_type: str = "standard",
+        resample_filter: Sequence[float] = (1, 1),
+    ):
+        found = (embedding_type, encoder_type, decoder_type)
+        for value, known in zip(
+            found, (("positional", "fourier"), ("standard", "skip", "residual"), ("standard", "skip")), strict=True
+        ):
+            if value not in known:
+                raise ValueError(f"need one of {', '.join(known)} for a type of SongUNet, got {value!r}")
+        super().__init__()
+        emb, noise = model_channels * channel_mult_emb, model_channels * channel_mult_noise
+        self.map_noise = _Fourier(noise) if embedding_type == "fourier" else _Positional(noise)
+        self.map_label = _linear(label_dim, noise) if label_dim else None
+        self.map_augment = _linear(augment_dim, noise, bias=False) if augment_dim else None
+        self.map_layer0 = _linear(noise, emb)
+        self.map_layer1 = _linear(emb, emb)
+        taps, top = resample_filter, len(channel_mult) - 1
+
+        def block(c_in: int, c_out: int, attention: bool = False, up: bool = False, down: bool = False) -> Block:
+            return Block(
+                c_in,
+                c_out,
+                emb,
+                up=up,
+                down=down,
+                heads=int(attention),
+                dropout=dropout,
+                skip_scale=math.sqrt(0.5),
+                tiny=1e-6,
+                taps=taps,
+                project=True,
+                zero=1e-5,
+            )
+
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        c, aux, skips = model_channels, in_channels, [model_channels]
+        for level, mult in enumerate(channel_mult):
+            side = f"{img_resolution >> level}x{img_resolution >> level}"
+            if level == 0:
+                self.enc[f"{side}_conv"] = Conv(in_channels, c, 3)
+            else:
+                self.enc[f"{side}_down"] = block(c, c, down=True)
+                skips.append(c)
+                if encoder_type == "skip":
+                    self.enc[f"{side}_aux_down"] = Conv(aux, aux, 0, down=True, taps=taps)
+                    self.enc[f"{side}_aux_skip"] = Conv(aux, c, 1)
+                if encoder_type == "residual":
+                    self.enc[f"{side}_aux_residual"] = Conv(aux, c, 3, down=True, taps=taps, fused=True)
+                    aux = c
+            for i in range(num_blocks):
+                self.enc[f"{side}_block{i}"] = block(
+                    c, model_channels * mult, img_resolution >> level in attn_resolutions
+                )
+                c = model_channels * mult
+                skips.append(c)
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            side = f"{img_resolution >> level}x{img_resolution >> level}"
+            if level == top:
+                self.dec[f"{side}_in0"] = block(c, c, True)
+                self.dec[f"{side}_in1"] = block(c, c)
+            else:
+                self.dec[f"{side}_up"] = block(c, c, up=True)
+            for i in range(num_blocks + 1):
+                attention = i == num_blocks and img_resolution >> level in attn_resolutions
+                self.dec[f"{side}_block{i}"] = block(c + skips.pop(), model_channels * mult, attention)
+                c = model_channels * mult
+            if decoder_type == "skip" and level < top:
+                self.dec[f"{side}_aux_up"] = Conv(out_channels, out_channels, 0, up=True, taps=taps)
+            if decoder_type == "skip" or level == 0:
+                self.dec[f"{side}_aux_norm"] = _norm(c, 1e-6)
+                self.dec[f"{side}_aux_conv"] = Conv(c, out_channels, 3, gain=1e-5)
+
+    def forward(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        emb = self.map_noise(noise_labels)
+        if self.map_label is not None:
+            emb = emb + _label(self.map_label, class_labels, emb, math.sqrt(self.map_label.in_features))
+        if self.map_augment is not None and augment_labels is not None:
+            emb = emb + self.map_augment(augment_labels)
+        emb = F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
+
+        skips, aux = [], x
+        for name, part in self.enc.items():
+            if "aux_down" in name:
+                aux = part(aux)
+            elif "aux_skip" in name:
+                x = skips[-1] = x + part(aux)
+            elif "aux_residual" in name:
+                x = skips[-1] = aux = (x + part(aux)) / math.sqrt(2)
+            else:
+                x = part(x, emb) if isinstance(part, Block) else part(x)
+                skips.append(x)
+
+        out, normed = None, x
+        for name, part in self.dec.items():
+            if "aux_up" in name:
+                out = part(out)
+            elif "aux_norm" in name:
+                normed = F.silu(part(x))
+            elif "aux_conv" in name:
+                out = part(normed) if out is None else part(normed) + out
+            else:
+                x = part(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
+        assert out is not None, "a decoder ends with an output convolution"
+        return out
+
+
+class DhariwalUNet(nn.Module):
+    """(B,in_channels,R,R) and noise labels (b,), b = B or 1 -> (B,out_channels,R,R), R = img_resolution.
+
+    `class_labels` (B,label_dim) one-hot and `augment_labels` (B,augment_dim) may be left out: no term is added then.
+    """
+
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        label_dim: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 192,
+        channel_mult: Sequence[int] = (1, 2, 3, 4),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 3,
+        attn_resolutions: Sequence[int] = (32, 16, 8),
+        dropout: float = 0.10,
+    ):
+        super().__init__()
+        emb = model_channels * channel_mult_emb
+        self.map_augment = _linear(augment_dim, model_channels, bias=False) if augment_dim else None
+        self.map_layer0 = _linear(model_channels, emb)
+        self.map_layer1 = _linear(emb, emb)
+        self.map_label = _linear(label_dim, emb, bias=False) if label_dim else None
+        self.model_channels = model_channels
+
+        def block(c_in: int, c_out: int, attention: bool = False, up: bool = False, down: bool = False) -> Block:
+            heads = c_out // 64 if attention else 0  # below 64 channels none at all
+            return Block(c_in, c_out, emb, up=up, down=down, heads=heads, dropout=dropout, adaptive=True)
+
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        c = model_channels * channel_mult[0]
+        skips = [c]
+        for level, mult in enumerate(channel_mult):
+            side = f"{img_resolution >> level}x{img_resolution >> level}"
+            if level == 0:
+                self.enc[f"{side}_conv"] = Conv(in_channels, c, 3)
+            else:
+                self.enc[f"{side}_down"] = block(c, c, down=True)
+                skips.append(c)
+            for i in range(num_blocks):
+                attention = img_resolution >> level in attn_resolutions
+                self.enc[f"{side}_block{i}"] = block(c, model_channels * mult, attention)
+                c = model_channels * mult
+                skips.append(c)
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            side = f"{img_resolution >> level}x{img_resolution >> level}"
+            if level == len(channel_mult) - 1:
+                self.dec[f"{side}_in0"] = block(c, c, True)
+                self.dec[f"{side}_in1"] = block(c, c)
+            else:
+                self.dec[f"{side}_up"] = block(c, c, up=True)
+            for i in range(num_blocks + 1):
+                attention = img_resolution >> level in attn_resolutions
+                self.dec[f"{side}_block{i}"] = block(c + skips.pop(), model_channels * mult, attention)
+                c = model_channels * mult
+        self.out_norm = _norm(c, 1e-5)
+        self.out_conv = Conv(c, out_channels, 3, gain=0.0)
+
+    def forward(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        sin, cos = sinusoid(noise_labels, self.model_channels, endpoint=False)
+        emb = torch.cat([cos, sin], dim=1)
+        if self.map_augment is not None and augment_labels is not None:
+            emb = emb + self.map_augment(augment_labels)
+        emb = self.map_layer1(F.silu(self.map_layer0(emb)))
+        if self.map_label is not None:
+            emb = emb + _label(self.map_label, class_labels, emb, 1.0)
+        emb = F.silu(emb)
+
+        skips = []
+        for part in self.enc.values():
+            x = part(x, emb) if isinstance(part, Block) else part(x)
+            skips.append(x)
+        for name, part in self.dec.items():
+            x = part(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
+        return self.out_conv(F.silu(self.out_norm(x)))
+
+
+class _Positional(nn.Module):
+    """sin then cos, highest frequency first (the order that `map_layer0` was trained on)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, noise: Tensor) -> Tensor:
+        return torch.cat(sinusoid(noise, self.channels, endpoint=True), dim=1)
+
+
+class _Fourier(nn.Module):
+    """Random frequencies, a buffer of the checkpoint; sin then cos."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.freqs: Tensor
+        self.register_buffer("freqs", 16 * torch.randn(channels // 2))
+
+    def forward(self, noise: Tensor) -> Tensor:
+        angle = noise[:, None] * (2 * math.pi * self.freqs.to(noise.dtype))
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def _label(layer: nn.Linear, labels: Tensor | None, emb: Tensor, scale: float) -> Tensor:
+    """The term of one-hot labels (B,K); no labels are a zero vector, of which only the layer's bias is left."""
+    if labels is None:
+        labels = emb.new_zeros(1, layer.in_features)
+    return layer(labels * scale)
+
+
+def _norm(channels: int, tiny: float) -> nn.GroupNorm:
+    return nn.GroupNorm(min(32, channels // 4), channels, eps=tiny)
+
+
+def _linear(c_in: int, c_out: int, bias: bool = True) -> nn.Linear:
+    layer = nn.Linear(c_in, c_out, bias)
+    nn.init.xavier_uniform_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,177 @@
+"""Where files lie, and their hashes."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dp.cache import ASSETS, Asset, cache_folder, digest, locate, place, verify
+
+EMBEDDED = "digits_classifier.safetensors"
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DP_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def notes(cache) -> dict:
+    return json.loads((cache / "hashes.json").read_text())
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("DP_CACHE", str(tmp_path / "here"))
+    assert cache_folder() == tmp_path / "here"
+    monkeypatch.delenv("DP_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "dp"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "dp"
+
+
+def test_embedded_files_come_first(cache):
+    (cache / EMBEDDED).write_bytes(b"another")
+    assert locate(Asset(EMBEDDED)) == ASSETS / EMBEDDED
+
+
+def test_files_and_folders_in_the_cache(cache):
+    (cache / "deep").mkdir()
+    (cache / "deep" / "a.bin").write_bytes(b"a")
+    assert locate(Asset("deep/a.bin")) == cache / "deep" / "a.bin"
+    assert locate(Asset("deep")) == cache / "deep"
+
+
+def test_a_missing_file_in_one_line(cache):
+    with pytest.raises(FileNotFoundError) as caught:
+        locate(Asset("a.bin", "https://example.org/a.bin", 141.5))
+    line = str(caught.value)
+    assert "\n" not in line
+    for part in ("a.bin (141.5 MB)", "published at https://example.org/a.bin", "scripts/fetch.py", str(cache)):
+        assert part in line
+
+
+def test_no_command_for_what_cannot_be_fetched(cache):
+    with pytest.raises(FileNotFoundError, match="published at nowhere, it must be trained; put it into") as caught:
+        locate(Asset("a.bin", "nowhere, it must be trained"))
+    assert "scripts/fetch.py" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["../evil", "/etc/evil", "a/../../evil", ".", ""])
+def test_no_place_outside_the_cache(cache, file):
+    with pytest.raises(ValueError, match="leads out of that folder"):
+        place(Asset(file))
+
+
+def test_a_pinned_hash(cache):
+    path = cache / "a.bin"
+    path.write_bytes(b"right")
+    assert verify(path, Asset("a.bin", sha256=sha(b"right").upper())) == sha(b"right")
+    with pytest.raises(
+        ValueError, match=rf"^need {path} with SHA-256 0{{12}}\.\.\., got {sha(b'right')[:12]}\.\.\.: del"
+    ):
+        verify(path, Asset("a.bin", sha256="0" * 64))
+    assert not (cache / "hashes.json").exists()
+
+
+def test_first_use_is_noted_and_a_later_change_refused(cache):
+    path, asset = cache / "a.bin", Asset("a.bin")
+    path.write_bytes(b"first")
+    assert verify(path, asset) == sha(b"first") == notes(cache)["a.bin"]
+    assert verify(path, asset) == sha(b"first")
+    path.write_bytes(b"later")
+    with pytest.raises(
+        ValueError, match=r"as noted in hashes\.json on first use, got .* delete it and fetch it again$"
+    ):
+        verify(path, asset)
+    assert notes(cache) == {"a.bin": sha(b"first")}
+
+
+def test_the_pin_of_an_archive_is_not_that_of_what_it_holds(cache):
+    path, asset = cache / "a.bin", Asset("a.bin", sha256="0" * 64, unpack=True)
+    path.write_bytes(b"first")
+    assert verify(path, asset) == notes(cache)["a.bin"]
+    path.write_bytes(b"later")
+    with pytest.raises(ValueError, match="as noted"):
+        verify(path, asset)
+
+
+def test_a_folder_has_a_hash(cache):
+    folder = cache / "data"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "a").write_bytes(b"a")
+    (folder / "b").write_bytes(b"b")
+    first = verify(folder, Asset("data"))
+    shutil.copytree(folder, cache / "copy")
+    assert digest(cache / "copy") == first
+    (folder / "b").rename(folder / "c")
+    with pytest.raises(ValueError, match="as noted"):
+        verify(folder, Asset("data"))
+
+
+def test_embedded_files_and_those_elsewhere_are_not_noted(cache, tmp_path_factory):
+    verify(ASSETS / EMBEDDED, Asset(EMBEDDED))
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "a.bin"
+    elsewhere.write_bytes(b"a")
+    verify(elsewhere, Asset(str(elsewhere)))
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["{torn", "[1]"])
+def test_damaged_notes(cache, text):
+    (cache / "hashes.json").write_text(text)
+    (cache / "a.bin").write_bytes(b"a")
+    with pytest.raises(ValueError, match=r"need a JSON mapping in .*hashes\.json, got something else: delete it"):
+        verify(cache / "a.bin", Asset("a.bin"))
+
+
+def test_several_processes_note_without_losing_anything(cache):
+    names = [f"{i}.bin" for i in range(24)]
+    for name in names:
+        (cache / name).write_bytes(name.encode())
+    code = (
+        "import sys; from dp.cache import Asset, cache_folder, verify\n"
+        "for name in sys.argv[1:]: verify(cache_folder() / name, Asset(name))"
+    )
+    several = [
+        subprocess.Popen([sys.executable, "-c", code, *names[k % 3 :: 3], *names[::5]], cwd=ROOT) for k in range(4)
+    ]
+    assert [process.wait(60) for process in several] == [0] * 4
+    assert notes(cache) == {name: sha(name.encode()) for name in names}
+    assert sorted(p.name for p in cache.iterdir()) == sorted([*names, "hashes.json", "hashes.lock"])
+
+
+@pytest.fixture
+def read_only(cache):
+    """The cache, holding a.bin, and impossible to write, for root too."""
+    (cache / "a.bin").write_bytes(b"a")
+    if os.geteuid():
+        cache.chmod(0o555)
+        yield cache
+        cache.chmod(0o755)
+        return
+    if subprocess.run(["mount", "--bind", cache, cache], capture_output=True).returncode:
+        pytest.skip("root, and no right to mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", cache], check=True, capture_output=True)
+        yield cache
+    finally:
+        subprocess.run(["umount", cache], check=True)
+
+
+def test_a_read_only_cache_is_used_without_noting(read_only):
+    with pytest.raises(OSError, match=r"ead-only|denied"):
+        (read_only / "b").write_bytes(b"")
+    assert verify(read_only / "a.bin", Asset("a.bin")) == sha(b"a")
+    assert not (read_only / "hashes.json").exists()
