@@ -1,17 +1,27 @@
 """Test subsets as tensors: one loader function per dataset; `digits` is embedded in scikit-learn's wheel."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from scipy.io.matlab import MatReadError
 from torch import Tensor
 
+from dp import unpickle
 from dp.cache import cache_folder
+from dp.signatures import near_matches
 
 IMAGENET = (1000, 50_000)  # class folders, validation images
+IMAGENETTE = {  # class folder: index among ImageNet's 1000
+    "n01440764": 0, "n02102040": 217, "n02979186": 482, "n03000684": 491, "n03028079": 497,
+    "n03394916": 566, "n03417042": 569, "n03425413": 571, "n03445777": 574, "n03888257": 701,
+}  # fmt: skip
 
 
 class Subset(NamedTuple):
@@ -54,25 +64,38 @@ def digits_train() -> Subset:
     return _digits().select(torch.from_numpy(np.random.RandomState(0).permutation(1797)[512:]))
 
 
-def cifar10(images: int) -> Subset:
-    """CIFAR-10 test images, 3x32x32, from `cifar-10-batches-py/` in the cache folder."""
-    from torchvision.datasets import CIFAR10  # here: it costs seconds
+def cifar10(images: int, md5: str | None = None) -> Subset:
+    """CIFAR-10 test images, 3x32x32, from `cifar-10-batches-py/test_batch` in the cache folder.
 
-    folder = _needed("cifar-10-batches-py", "the CIFAR-10 python batches (170 MB), www.cs.toronto.edu/~kriz/cifar.html")
-    data = _intact(folder, lambda: CIFAR10(str(folder.parent), train=False, download=False))
-    ids = torch.from_numpy(fixed_ids(len(data), images))
-    x = torch.from_numpy(data.data).permute(0, 3, 1, 2)[ids].float() / 255
-    return Subset(ids, x, torch.tensor(data.targets)[ids])
+    `md5`: of that file; None reads any file of the format.
+    """
+    x, y = _batch(_needed("cifar-10-batches-py") / "test_batch", md5)
+    ids = torch.from_numpy(fixed_ids(len(x), images))
+    return Subset(ids, x[ids].float() / 255, y[ids])
 
 
-def svhn(images: int) -> Subset:
-    """SVHN test images, 3x32x32, from `test_32x32.mat` in the cache folder."""
+def cifar10_train() -> Subset:
+    """The 50000 training images of CIFAR-10, as published, ids 0 ... 49999."""
+    from torchvision.datasets import CIFAR10  # knows the hashes; here: it costs seconds
+
+    folder = _needed("cifar-10-batches-py")
+    x, y = zip(*(_batch(folder / name, md5) for name, md5 in CIFAR10.train_list), strict=True)
+    return Subset(torch.arange(sum(map(len, x))), torch.cat(x).float() / 255, torch.cat(y))
+
+
+def svhn(images: int, md5: str | None = None) -> Subset:
+    """SVHN cropped test digits, 3x32x32, from `test_32x32.mat` in the cache folder; `md5` as for `cifar10`."""
+    x, y = _mat(_needed("test_32x32.mat"), md5)
+    ids = torch.from_numpy(fixed_ids(len(x), images))
+    return Subset(ids, x[ids].float() / 255, y[ids])
+
+
+def svhn_train() -> Subset:
+    """The 73257 training digits of SVHN, as published, ids 0 ... 73256."""
     from torchvision.datasets import SVHN
 
-    file = _needed("test_32x32.mat", "the SVHN cropped test digits (64 MB), ufldl.stanford.edu/housenumbers")
-    data = _intact(file, lambda: SVHN(str(file.parent), split="test", download=False))
-    ids = torch.from_numpy(fixed_ids(len(data.data), images))
-    return Subset(ids, torch.from_numpy(data.data)[ids].float() / 255, torch.from_numpy(data.labels).long()[ids])
+    x, y = _mat(_needed("train_32x32.mat"), SVHN.split_list["train"][2])
+    return Subset(torch.arange(len(x)), x.float() / 255, y)
 
 
 def imagenet(images: int, shape: str = "crop") -> Subset:
@@ -80,6 +103,96 @@ def imagenet(images: int, shape: str = "crop") -> Subset:
 
     `shape`: `crop` (short side to 256, then the centre) or `squash` (both sides to 224, as the official code; item 47).
     """
+    folder = _needed("imagenet/val")
+    return _folder(folder, images, shape, IMAGENET)
+
+
+def imagenette(images: int, shape: str = "crop") -> Subset:
+    """The 3925 validation images of ten ImageNet classes, 3x224x224, from `imagenette2/val/<class>/` in the cache
+    folder. Labels are ImageNet's, so that its classifiers judge them, among all 1000 classes.
+    """
+    subset = _folder(_needed("imagenette2") / "val", images, shape, (len(IMAGENETTE), 3925))
+    return subset._replace(y=torch.tensor(list(IMAGENETTE.values()))[subset.y])
+
+
+def celebahq(images: int, attribute: str, partition: str = "val") -> Subset:
+    """CelebA-HQ images, 3x256x256, labelled 1 where they have the attribute, else 0 (DiffPure's judging task).
+
+    From `celebahq/` in the cache folder: `images/`, `list_attr_celeba.txt` and `list_eval_partition.txt` as CelebA
+    publishes them. `partition`: train, val or test; ids count the images of the partition, sorted by name.
+    """
+    from torchvision import transforms
+
+    parts = ("train", "val", "test")
+    if partition not in parts:
+        raise ValueError(f"need partition train, val or test, got partition={partition!r}")
+    folder = _needed("celebahq")
+    table = pd.read_csv(folder / "list_attr_celeba.txt", sep=r"\s+", skiprows=1)
+    if attribute not in table:
+        raise ValueError(f"unknown attribute {attribute}{near_matches(attribute, table)}: see list_attr_celeba.txt")
+    label = dict(zip(map(str, table.index), (table[attribute] > 0).astype(int).tolist(), strict=True))
+    lines = (folder / "list_eval_partition.txt").read_text().split("\n")
+    part = {name: parts[int(number)] for name, number in (line.split() for line in lines if line)}
+    found = {path.with_suffix(".jpg").name: path for path in sorted((folder / "images").iterdir())}
+    strange = [name for name in found if name not in label or name not in part]
+    if strange:
+        raise ValueError(
+            f"need images that CelebA's lists name in {folder}, got {len(strange)} others, e.g. {strange[0]}"
+        )
+    names = [name for name in found if part[name] == partition]
+    ids = fixed_ids(len(names), images)
+    read = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(256), transforms.ToTensor()])
+    x = torch.stack([_image(found[names[i]], read) for i in ids])
+    return Subset(torch.from_numpy(ids), x, torch.tensor([label[names[i]] for i in ids]))
+
+
+def _needed(name: str) -> Path:
+    path = cache_folder() / name
+    if not path.exists():
+        raise FileNotFoundError(f"missing data: need {path}; fetch it with scripts/fetch.py, or put it there by hand")
+    return path
+
+
+def _published(path: Path, md5: str | None) -> Path:
+    if not path.is_file():
+        raise ValueError(f"need {path} as published, got no such file: fetch it again")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if md5 not in (None, found):
+        raise ValueError(f"need {path} as published (MD5 {md5}), got {found}: fetch it again")
+    return path
+
+
+def _batch(path: Path, md5: str | None) -> tuple[Tensor, Tensor]:
+    """Images (N,3,32,32) uint8 and labels (N,) of a CIFAR-10 python batch, of which nothing is executed."""
+    content = unpickle.arrays(_published(path, md5))
+    found = content if isinstance(content, dict) else {}
+    data, labels = (found.get(key, found.get(key.encode())) for key in ("data", "labels"))
+    if not isinstance(data, np.ndarray) or not isinstance(labels, list) or len(labels) != len(data):
+        raise ValueError(f"need `data` and as many `labels` in the CIFAR-10 batch {path}, got other content")
+    if data.dtype != np.uint8 or data.shape[1:] != (3072,):
+        raise ValueError(f"need data (N,3072) uint8 in {path}, got {data.shape} {data.dtype}")
+    return torch.from_numpy(data.copy()).view(-1, 3, 32, 32), torch.tensor(labels)
+
+
+def _mat(path: Path, md5: str | None) -> tuple[Tensor, Tensor]:
+    """Images (N,3,32,32) uint8 and labels (N,) of an SVHN file, which writes the digit 0 as 10."""
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(_published(path, md5))
+        data, labels = content["X"], content["y"].astype(np.int64).ravel()
+    except (KeyError, TypeError, NotImplementedError, MatReadError, OSError) as error:
+        raise ValueError(
+            f"need an SVHN file with X and y, got {path} ({type(error).__name__}): fetch it again"
+        ) from None
+    if data.dtype != np.uint8 or data.shape != (32, 32, 3, len(labels)):
+        raise ValueError(f"need X (32,32,3,N) uint8 and N labels y in {path}, got {data.shape} and {len(labels)}")
+    return torch.from_numpy(data.transpose(3, 2, 0, 1).copy()), torch.from_numpy(labels % 10)
+
+
+def _folder(folder: Path, images: int, shape: str, expected: tuple[int, int]) -> Subset:
+    """Images 3x224x224 of a folder per class, labels in the classes' sorted order."""
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
@@ -89,31 +202,20 @@ def imagenet(images: int, shape: str = "crop") -> Subset:
         "crop": [transforms.Resize(256), transforms.CenterCrop(224)],
         "squash": [transforms.Resize((224, 224))],
     }[shape]
-    folder = _needed("imagenet/val", "the 50000 ImageNet validation images in a folder per class, image-net.org")
     data = ImageFolder(str(folder), transforms.Compose([*resize, transforms.ToTensor()]), allow_empty=True)
     found = (len(data.classes), len(data))
-    if found != IMAGENET:  # other ids and labels would follow
+    if found != expected:  # other ids and labels would follow
         raise ValueError(
-            f"need {IMAGENET[1]} images in {IMAGENET[0]} class folders of {folder}, got {found[1]} in {found[0]}"
+            f"need {expected[1]} images in {expected[0]} class folders of {folder}, got {found[1]} in {found[0]}"
         )
     ids = fixed_ids(len(data), images)
     x, y = zip(*(data[int(i)] for i in ids), strict=True)
     return Subset(torch.from_numpy(ids), torch.stack(x), torch.tensor(y))
 
 
-def _needed(name: str, what: str) -> Path:
-    path = cache_folder() / name
-    if not path.exists():
-        raise FileNotFoundError(f"missing data: need {what}, as {path} (or set DP_CACHE to the folder that has it)")
-    return path
-
-
-def _intact(path: Path, read: Callable[[], Any]) -> Any:
-    """What torchvision reads; it compares every file with its published MD5 first."""
-    try:
-        return read()
-    except RuntimeError:
-        raise ValueError(f"need {path} as published, got missing or other files in it: fetch it again") from None
+def _image(path: Path, read: Callable[[Any], Any]) -> Tensor:
+    with Image.open(path) as image:
+        return read(image.convert("RGB"))
 
 
 def _digits() -> Subset:

@@ -13,8 +13,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,10 @@ DEPTH = 40
 MODULES = 100_000
 REFUSED = ("INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER", "BYTEARRAY8")
 TRANSFORMS = ("hex", "base64", "bz2", "quopri", "quotedprintable", "uu", "zip", "zlib")  # codecs other than of text
+UNREADABLE = (
+    pickle.UnpicklingError, EOFError, MemoryError, RecursionError, TypeError, ValueError, KeyError, IndexError,
+    AttributeError, OverflowError, RuntimeError,
+)  # fmt: skip
 TENSOR = "torch._utils._rebuild_tensor_v2"
 STORAGE = "torch.storage._load_from_bytes"
 
@@ -87,10 +92,7 @@ def edm(path: Path) -> EDMPickle:
             content = _Reader(file, limit).load()
         except Refused:
             raise
-        except (
-            pickle.UnpicklingError, EOFError, MemoryError, RecursionError, TypeError, ValueError, KeyError, IndexError,
-            AttributeError, OverflowError, RuntimeError,
-        ) as error:  # fmt: skip
+        except UNREADABLE as error:
             raise Refused(f"it cannot be rebuilt ({type(error).__name__})") from None
     ema = content.get("ema") if isinstance(content, dict) else None
     if not isinstance(ema, _Object):
@@ -108,6 +110,40 @@ def edm(path: Path) -> EDMPickle:
         raise Refused(f"its tensors would take {total} bytes, more than the file has")
     constants = {k: v for k, v in ema.state.items() if isinstance(v, int | float) and not k.startswith("_")}
     return EDMPickle(ema.kind, net.kind, constants, settings, state)
+
+
+def arrays(path: Path) -> Any:
+    """The content of a pickle of plain objects and numpy arrays, as CIFAR's python batches are; text of Python 2 comes
+    as bytes. Raises ValueError for anything else.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            scan(view)
+            return _Arrays(file, encoding="bytes").load()
+    except (Refused, *UNREADABLE) as error:
+        why = error if isinstance(error, Refused) else f"it cannot be read ({type(error).__name__})"
+        raise ValueError(f"need a pickle of numpy arrays, got {path}: {why}; nothing was executed") from None
+
+
+class _Arrays(pickle.Unpickler):
+    """Knows how numpy arrays are put together, and nothing else."""
+
+    known: ClassVar[dict[str, Any]] = {
+        **{
+            f"numpy.{core}.multiarray._reconstruct": np.ndarray.__reduce__(np.zeros(0))[0] for core in ("core", "_core")
+        },
+        "numpy.ndarray": np.ndarray,
+        "numpy.dtype": np.dtype,
+        "__builtin__.bytes": lambda: b"",  # how Python 3 writes empty bytes for Python 2
+        "_codecs.encode": lambda text, codec: text.encode("latin1") if codec == "latin1" else _refuse("another codec"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        return self.known.get(f"{module}.{name}") or _refuse(f"it names {module[:60]}.{name[:60]}")
+
+
+def _refuse(why: str) -> Any:
+    raise Refused(why)
 
 
 def _collect(module: Any, prefix: str, into: dict[str, Tensor], visited: list[int], depth: int) -> None:

@@ -2,13 +2,18 @@
 
 import argparse
 import functools
+import multiprocessing
+import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from hydra.utils import instantiate
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -63,33 +68,92 @@ def verdicts(evaluation: Evaluation) -> dict:
     return {(row["arm"], row["seed"], row["id"]): (row["clean"], row["adv"]) for row in rows}
 
 
+def fake_weights(folder: Path) -> Path:
+    """A file in the layout of the public 256x256 checkpoint, with random numbers."""
+    make = instantiate(run.composed("dataset=imagenet")["denoiser"]["net"]["net"], _convert_="all")
+    with torch.device("meta"):
+        names = make().state_dict()
+    path = folder / "256x256_diffusion_uncond.pt"
+    torch.save({name: torch.randn(value.shape) for name, value in names.items()}, path)
+    return path
+
+
+def loaded(way: str, folder: str, sender: Connection) -> None:
+    """In a process of its own: megabytes and seconds from nothing to a network in channels_last whose every weight has
+    been read. `way`: `ours`, or `usual`, which builds the network, reads the file and copies it in.
+    """
+    os.environ["DP_CACHE"] = folder
+    node = run.composed("dataset=imagenet", "denoiser.net.sha256=null")["denoiser"]["net"]
+    before, began = resident()[0], time.perf_counter()
+    if way == "ours":
+        net = instantiate(node, _convert_="all")
+    else:
+        net = instantiate(node["net"], _convert_="all")()
+        net.load_state_dict(torch.load(Path(folder) / node["file"], weights_only=True))
+    net = net.to(memory_format=torch.channels_last)
+    for parameter in net.parameters():
+        parameter.sum()
+    sender.send((resident()[1] - before, time.perf_counter() - began))
+
+
+def resident() -> tuple[float, float]:
+    """Megabytes of this process in memory, mapped files included: now and at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    found = {line.split(":")[0]: float(line.split()[1]) / 1e3 for line in lines if line.startswith(("VmRSS", "VmHWM"))}
+    return found["VmRSS"], found["VmHWM"]
+
+
+def loading(console: Console) -> None:
+    """Peak memory and time to load the 256x256 layout, against the file's size and the usual way."""
+    table = Table("loading 2.2 GB", "peak MB", "peak - file, in copies", "seconds", box=box.SIMPLE_HEAD)
+    with tempfile.TemporaryDirectory() as folder:
+        size = fake_weights(Path(folder)).stat().st_size / 1e6
+        for way in ("ours", "usual", "ours", "usual"):
+            receiver, sender = multiprocessing.Pipe(duplex=False)
+            worker = multiprocessing.get_context("spawn").Process(target=loaded, args=(way, folder, sender))
+            worker.start()
+            peak, seconds = receiver.recv()
+            worker.join()
+            said = {"ours": "mapped, hash checked", "usual": "build, read, copy, no hash"}[way]
+            table.add_row(said, f"{peak:.0f}", f"{(peak - size) / size:.2f}", f"{seconds:.1f}")
+    console.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--loading", action="store_true", help="instead: memory and time to load 2.2 GB of weights")
     parser.add_argument("--turns", type=int, default=5, help="counted turns of each pair (default 5)")
     parser.add_argument("overrides", nargs="*", help="configuration, as for run.py (default: digits, hetero)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    base = ["protocol.images=32", *args.overrides]
+    if args.loading:
+        loading(Console(width=110))
+    else:
+        speed(args.turns, ["protocol.images=32", *args.overrides])
+
+
+def speed(turns: int, base: list[str]) -> None:
+    """Time and memory of attack gradients, on the networks of the configuration `base`."""
     table = Table("measured", "ratio", "seconds", box=box.SIMPLE_HEAD, title="one thread, 32 lanes x draws per call")
 
     def add(name: str, times: list[float]) -> None:
         table.add_row(name, f"{times[0] / times[1]:.2f}", f"{times[0]:.3f} / {times[1]:.3f}")
 
     store, recompute = (run.build(run.composed(*base, f"memory={m}")) for m in ("store", "recompute"))
-    add("recompute / store, one attack gradient", in_turn(args.turns, gradient(recompute), gradient(store)))
+    add("recompute / store, one attack gradient", in_turn(turns, gradient(recompute), gradient(store)))
     nfe = run.dry_nfe(store.arms["defended"].attacked, store.subset.select(slice(0, 1)))
-    add(f"attack gradient / its {nfe} + 1 bare network calls", in_turn(args.turns, gradient(store), floor(store, nfe)))
+    add(f"attack gradient / its {nfe} + 1 bare network calls", in_turn(turns, gradient(store), floor(store, nfe)))
     plain = run.build(run.composed(*base, "memory=store"))
     for module in (plain.arms["defended"].attacked.denoiser, plain.arms["defended"].attacked.classifier):
         assert module is not None
         module.to(memory_format=torch.contiguous_format)
-    add("channels_last / contiguous, one attack gradient", in_turn(args.turns, gradient(store), gradient(plain)))
+    add("channels_last / contiguous, one attack gradient", in_turn(turns, gradient(store), gradient(plain)))
     serial = store.arms["defended"].attacked
     serial = Defended(serial.purifier, serial.denoiser, serial.classifier, draws_per_call=1)
     draws, subset = store.arms["defended"].attacked.draws_per_call, store.subset
     rng = Streams(subset.ids, 0, "bench")
     one_by_one = functools.partial(serial.loss_gradient, subset.x, subset.y, rng, draws)
-    add("draws in one call / draws one by one", in_turn(args.turns, gradient(store), one_by_one))
+    add("draws in one call / draws one by one", in_turn(turns, gradient(store), one_by_one))
 
     def bytes_of(evaluation: Evaluation, steps: int) -> int:
         model = evaluation.arms["defended"].attacked

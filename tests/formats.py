@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import struct
 import sys
 import types
 from pathlib import Path
@@ -86,11 +87,13 @@ def score_sde(net: nn.Module, average: dict) -> dict:
     }
 
 
-def cifar10(folder: Path, images: int = 512, seed: int = 0) -> tuple[np.ndarray, list[int]]:
+def cifar10(folder: Path, images: int = 512, protocol: int = 2) -> tuple[np.ndarray, list[int]]:
     """`cifar-10-batches-py/test_batch` with random images, as Python 2 wrote it; what it holds."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     data, labels = rng.integers(0, 256, (images, 3072), dtype=np.uint8), rng.integers(0, 10, images).tolist()
     (folder / "cifar-10-batches-py").mkdir(parents=True, exist_ok=True)
-    content = {b"batch_label": b"testing batch 1 of 1", b"labels": labels, b"data": data, b"filenames": [b""] * images}
-    (folder / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(content, protocol=2))
+    written = pickle.dumps({"batch_label": b"testing batch 1 of 1", "labels": labels, "data": data}, protocol)
+    for name in (b"labels", b"data"):  # Python 2's text, where the protocol is its own
+        written = written.replace(b"X" + struct.pack("<I", len(name)) + name, b"U" + bytes([len(name)]) + name)
+    (folder / "cifar-10-batches-py" / "test_batch").write_bytes(written)
     return data, labels

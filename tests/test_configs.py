@@ -16,7 +16,7 @@ from dp.denoisers import Gaussian
 from dp.rng import Streams
 from dp.signatures import NOT_PASSED, check_call
 
-DATASETS = ("digits", "cifar10", "svhn", "imagenet")
+DATASETS = ("digits", "cifar10", "svhn", "imagenet", "imagenette", "celebahq")
 
 
 def options(group: str) -> list[str]:

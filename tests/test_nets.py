@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 
 from dp.cache import Asset, locate
 from dp.checkpoints import load
 from dp.datasets import digits, digits_train
 from dp.denoisers import EDM
+from dp.nets.attribute import AttributeNet
 from dp.nets.small_unet import SmallUNet
 from dp.nets.wrn import WideResNet
 
@@ -121,3 +123,31 @@ def test_the_embedded_denoiser_beats_every_linear_one(sigma):
     with torch.inference_mode():
         found = denoiser(torch.from_numpy(z).float().view(-1, 1, 16, 16), sigma).flatten(1).double().numpy()
     assert ((found - x) ** 2).mean() < 0.9 * ((affine - x) ** 2).mean()
+
+
+def test_the_attribute_net_scales_and_pools_as_published():
+    """Karras et al. 2019: weights times sqrt(2 / fan-in), bias after it, the 2x2 mean before the last activation."""
+    torch.manual_seed(0)
+    net = AttributeNet(resolution=8).double().eval()
+    w = {k: v for k, v in net.state_dict().items() if k != "lod_in"}
+    for value in w.values():
+        torch.nn.init.normal_(value)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+
+    def layer(h, name, function, gain=2**0.5, **settings):
+        weight = w.get(f"{name}.conv.weight", w.get(f"{name}.linear.weight"))
+        return function(h, weight * gain / math.sqrt(weight[0].numel()), w[f"{name}.wscale.b"], **settings)
+
+    act = torch.nn.LeakyReLU(0.2)
+    h = act(layer(x, "fromrgb_lod0.conv", F.conv2d))
+    h = act(layer(h, "8x8.conv0", F.conv2d, padding=1))
+    h = act(layer(h, "8x8.conv1", F.conv2d, padding=1).unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5)))
+    h = act(layer(h, "4x4.conv", F.conv2d, padding=1)).reshape(2, -1)
+    out = layer(act(layer(h, "4x4.dense0", F.linear)), "4x4.dense1", F.linear, gain=1.0)
+    torch.testing.assert_close(net(x), torch.cat([out, -out], dim=1))
+
+
+def test_bad_resolution():
+    for resolution in (4, 12):
+        with pytest.raises(ValueError, match="power of two"):
+            AttributeNet(resolution)

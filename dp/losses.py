@@ -1,0 +1,168 @@
+"""What a network is trained on: batches drawn from a seeded order, their loss, and how well it does on images it has
+not seen.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from dp.classifiers import Classifier
+from dp.datasets import Subset
+from dp.denoisers import EDM, Denoiser, EpsNet
+from dp.sampling import LEVELS, ancestral_step, time_grid, to_pm1, vp_sigmas
+
+Augment = Callable[[Tensor, Generator], Tensor]
+
+
+def shift(x: Tensor, generator: Generator, *, reach: int, mode: str) -> Tensor:
+    """Each image (B,C,H,W) moved by up to `reach` pixels along both axes; `mode`: how F.pad fills the border."""
+    b, c, h, w = x.shape
+    padded = F.pad(x, [reach] * 4, mode=mode)
+    dy, dx = torch.randint(0, 2 * reach + 1, (2, b), generator=generator)
+    rows = (dy[:, None] + torch.arange(h))[:, None, :, None].expand(b, c, h, w + 2 * reach)
+    cols = (dx[:, None] + torch.arange(w))[:, None, None, :].expand(b, c, h, w)
+    return padded.gather(2, rows).gather(3, cols)
+
+
+def flip(x: Tensor, generator: Generator) -> Tensor:
+    """Each image (B,C,H,W) mirrored left to right with probability 1/2."""
+    mirrored = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
+    return torch.where(mirrored, x.flip(3), x)
+
+
+class Denoising:
+    """Mean of weight(sigma) (D(x + sigma n; sigma) - x)^2, x in [-1,1]; images are drawn with replacement.
+
+    Around an `EDM` adapter: ln sigma ~ N(p_mean, p_std^2), weight (sigma^2 + sigma_data^2) / (sigma sigma_data)^2
+    (Karras et al. 2022, Table 1); `clamp`: bounds of sigma, or None. Around an `EpsNet`: sigma of a uniform index of
+    the linear schedule, weight 1 / sigma^2, which is |eps - n|^2 (Ho et al. 2020, Eq. 14).
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        data: Subset,
+        *,
+        augment: Sequence[Augment] = (),
+        p_mean: float,
+        p_std: float,
+        clamp: Sequence[float] | None,
+    ):
+        if not isinstance(denoiser, EDM | EpsNet):
+            raise ValueError(
+                f"need an EDM or EpsNet adapter to train in, got {type(denoiser).__name__}: choose another"
+            )
+        self.denoiser, self.net = denoiser, denoiser.net
+        self.x, self.augment = to_pm1(data.x), augment
+        self.p_mean, self.p_std, self.clamp = p_mean, p_std, clamp
+
+    def levels(self, b: int, generator: Generator) -> Tensor:
+        """(b,1,1,1) noise levels."""
+        if isinstance(self.denoiser, EpsNet):
+            return vp_sigmas()[torch.randint(LEVELS, (b,), generator=generator)].float().view(-1, 1, 1, 1)
+        sigma = torch.exp(self.p_mean + self.p_std * torch.randn(b, 1, 1, 1, generator=generator))
+        return sigma if self.clamp is None else sigma.clamp(*self.clamp)
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """What a squared error at this noise level counts."""
+        if isinstance(self.denoiser, EpsNet):
+            return 1 / sigma**2
+        sigma_data = self.denoiser.sigma_data
+        return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+    def draw(self, b: int, generator: Generator) -> tuple[Tensor, ...]:
+        """A batch on the CPU: x (b,C,H,W), sigma (b,1,1,1), n (b,C,H,W)."""
+        x = self.x[torch.randint(len(self.x), (b,), generator=generator)]
+        for change in self.augment:
+            x = change(x, generator)
+        return x, self.levels(b, generator), torch.randn(x.shape, generator=generator)
+
+    def loss(self, *batch: Tensor) -> Tensor:
+        x, sigma, n = batch
+        device = next(self.net.parameters()).device
+        x, weight = x.to(device), self.weight(sigma).to(device)
+        z = x + sigma.to(device) * n.to(device)
+        return (weight * (self.denoiser.denoise(z, sigma) - x) ** 2).mean()
+
+    def state(self) -> dict:
+        return {}
+
+    def restore(self, state: dict) -> None:
+        assert not state, f"need no state for a denoiser, got {list(state)}"
+
+
+class Classifying:
+    """Cross entropy over epochs: each a seeded permutation, of which the images that fill no batch are left out."""
+
+    def __init__(self, classifier: Classifier, data: Subset, *, augment: Sequence[Augment] = ()):
+        self.classifier, self.net = classifier, classifier.net
+        self.data, self.augment = data, augment
+        self.order = torch.empty(0, dtype=torch.long)  # what is left of the epoch
+
+    def draw(self, b: int, generator: Generator) -> tuple[Tensor, ...]:
+        """A batch on the CPU: x (b,C,H,W) in [0,1], y (b,)."""
+        if b > len(self.data.x):
+            raise ValueError(f"need a batch of at most {len(self.data.x)} images, got batch={b}")
+        if len(self.order) < b:
+            self.order = torch.randperm(len(self.data.x), generator=generator)
+        now, self.order = self.order[:b], self.order[b:]
+        x = self.data.x[now]
+        for change in self.augment:
+            x = change(x, generator)
+        return x, self.data.y[now]
+
+    def loss(self, *batch: Tensor) -> Tensor:
+        x, y = batch
+        device = next(self.net.parameters()).device
+        return F.cross_entropy(self.classifier(x.to(device)), y.to(device))
+
+    def state(self) -> dict:
+        return {"order": self.order.clone()}
+
+    def restore(self, state: dict) -> None:
+        self.order = state["order"]
+
+
+@torch.no_grad()
+def accuracy(classifier: Classifier, data: Subset, batch: int = 128) -> float:
+    """Percent of images classified right."""
+    device = next(classifier.parameters()).device
+    parts = zip(data.x.split(batch), data.y.split(batch), strict=True)
+    right = sum((classifier(x.to(device)).argmax(1).cpu() == y).sum().item() for x, y in parts)
+    return 100 * right / len(data.x)
+
+
+@torch.no_grad()
+def held_out(task: Denoising, data: Subset, times: Sequence[float], seed: int, batch: int = 128) -> dict[float, float]:
+    """The loss at sigma(t) of each time, by sigma, with seeded noise."""
+    losses = {}
+    for t in times:
+        generator, sigma = torch.Generator().manual_seed(seed), task.denoiser.sigma(t)
+        parts = to_pm1(data.x).split(batch)
+        sums = [
+            task.loss(x, torch.full((len(x), 1, 1, 1), sigma), torch.randn(x.shape, generator=generator)) * len(x)
+            for x in parts
+        ]
+        losses[sigma] = (torch.stack(sums).sum() / len(data.x)).item()
+    return losses
+
+
+@torch.no_grad()
+def samples(denoiser: Denoiser, shape: Sequence[int], *, t: float, steps: int, seed: int) -> Tensor:
+    """(B,C,H,W) images in about [-1,1] out of noise at time t, by deterministic (DDIM) steps."""
+    device = next(denoiser.parameters()).device
+    sigmas = [*(denoiser.sigma(u) for u in time_grid(t, steps)[:-1]), 0.0]
+    z = sigmas[0] * torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)).to(device)
+    for sigma, sigma_next in pairwise(sigmas):
+        z = ancestral_step(z, denoiser(z, sigma), sigma, sigma_next, None, eta=0.0)
+    return z.cpu()
+
+
+def grid(x: Tensor, columns: int, times: int) -> Tensor:
+    """(B,C,H,W) in [0,1] -> (rows,columns,3): the images in white frames, each pixel `times` x `times`."""
+    x = F.pad(x.expand(-1, 3, -1, -1), (0, 1, 0, 1), value=1.0)
+    tiles = x.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2)  # (rows,H,columns,W,3)
+    return tiles.flatten(2, 3).flatten(0, 1).repeat_interleave(times, 0).repeat_interleave(times, 1)

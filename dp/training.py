@@ -1,0 +1,200 @@
+"""Training: seeded, resumable to the bit, on one process or several; what is learnt is a task of dp/losses.py."""
+
+import copy
+import hashlib
+import io
+import math
+import pickle
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load, save
+from torch import Generator, Tensor, nn
+
+from dp.distributed import average_gradients, share_norms, world
+from dp.record import write_atomic
+
+
+class Task(Protocol):
+    """A network, how a global batch is drawn on the CPU and what it costs; `state` is what `draw` remembers."""
+
+    net: nn.Module
+
+    def draw(self, b: int, generator: Generator) -> tuple[Tensor, ...]: ...
+    def loss(self, *batch: Tensor) -> Tensor: ...
+    def state(self) -> dict: ...
+    def restore(self, state: dict) -> None: ...
+
+
+def warm(step: int, batch: int, *, decay: float) -> float:
+    """Decay of the averaged weights after this many steps: (step + 1) / (step + 10) until that reaches `decay`."""
+    return min(decay, (step + 1) / (step + 10))
+
+
+def halflife(step: int, batch: int, *, images: float, rampup: float) -> float:
+    """Decay with a half-life of so many images, at first `rampup` of the images seen (Karras et al. 2022, code)."""
+    return 0.5 ** (batch / max(min(images, step * batch * rampup), 1e-8))
+
+
+class Training:
+    """`task` learnt for `steps` steps of one global `batch` each, from a state that a file can hold.
+
+    `optimizer`: parameters -> optimizer, `schedule`: optimizer -> learning rate scheduler, stepped after every step.
+    `ema`: (step, batch) -> decay of the averaged weights that are the result; None: the last weights are.
+    `accumulate`: a batch goes through the network in so many parts (BatchNorm sees the parts). `clip`: largest norm of
+    the gradient, or None. `log_every`, `save_every`: in steps; they do not change the result.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        seed: int,
+        steps: int,
+        batch: int,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        schedule: Callable[..., Any],
+        ema: Callable[[int, int], float] | None = None,
+        accumulate: int = 1,
+        clip: float | None = None,
+        log_every: int = 50,
+        save_every: int = 1000,
+    ):
+        _, size = world()
+        if min(steps, batch, accumulate, log_every, save_every) < 1 or batch % (accumulate * size):
+            raise ValueError(
+                "need steps, log_every, save_every >= 1 and a batch that is a multiple of accumulate x processes, got "
+                f"steps={steps}, log_every={log_every}, save_every={save_every}, batch={batch}, "
+                f"accumulate={accumulate}, processes={size}"
+            )
+        self.task, self.seed, self.steps, self.batch = task, seed, steps, batch
+        self.accumulate, self.clip, self.ema = accumulate, clip, ema
+        self.log_every, self.save_every = log_every, save_every
+        self.net = task.net.train().requires_grad_(True)  # an adapter turns both off
+        self.average = None if ema is None else copy.deepcopy(self.net).requires_grad_(False)
+        if size > 1:
+            share_norms(self.net)
+        self.optimizer = optimizer(self.net.parameters())
+        try:
+            self.schedule = schedule(self.optimizer)
+        except ZeroDivisionError:  # OneCycleLR, where pct_start x steps is 1
+            raise ValueError(
+                f"need more steps for this schedule, got steps={steps}: change steps or pct_start"
+            ) from None
+        self.generator = Generator().manual_seed(seed)
+        self.step, self.seconds = 0, 0.0
+        self.sum, self.history = torch.zeros((), dtype=torch.float64), []  # of losses not yet noted; (step, mean loss)
+
+    @property
+    def result(self) -> nn.Module:
+        """The network to keep."""
+        return self.net if self.average is None else self.average
+
+    def gradients(self) -> Tensor:
+        """Draw the next global batch and leave the mean gradient in the parameters; the mean loss of this process."""
+        rank, size = world()
+        key = hashlib.blake2b(f"{self.seed}|{self.step}|{rank}".encode(), digest_size=7).digest()
+        torch.manual_seed(int.from_bytes(key, "little"))  # dropout: no state to save, other noise in each process
+        mine = [part[rank::size] for part in self.task.draw(self.batch, self.generator)]
+        self.optimizer.zero_grad()
+        total = torch.zeros(())
+        for parts in zip(*(part.chunk(self.accumulate) for part in mine), strict=True):
+            loss = self.task.loss(*parts) / self.accumulate
+            loss.backward()
+            total = total.to(loss.device) + loss.detach()
+        average_gradients(self.net)
+        return total
+
+    def advance(self) -> None:
+        """One step of the weights and of their average."""
+        loss = self.gradients()
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.ema is not None and self.average is not None:
+            decay = self.ema(self.step, self.batch)
+            with torch.no_grad():
+                for slow, fast in zip(self.average.parameters(), self.net.parameters(), strict=True):
+                    slow.lerp_(fast, 1 - decay)
+                for slow, fast in zip(self.average.buffers(), self.net.buffers(), strict=True):
+                    slow.copy_(fast)
+        self.sum = self.sum.to(loss.device) + loss
+        self.step += 1
+
+    def note(self) -> None:
+        """The mean loss since the last note, over all processes, into the history."""
+        mean = self.sum / (self.step - (self.history[-1][0] if self.history else 0))
+        if world()[1] > 1:
+            dist.all_reduce(mean)
+            mean /= world()[1]
+        self.history.append((self.step, mean.item()))
+        self.sum = torch.zeros((), dtype=torch.float64)
+        if not math.isfinite(mean):
+            raise ValueError(f"need a finite loss, got {mean.item()} near step {self.step}: lower the learning rate")
+
+    def run(self, path: Path, on_step: Callable[["Training"], None], on_save: Callable[["Training"], None]) -> None:
+        """Go on to the last step, calling `on_step` after each; the first process keeps the state in `path`."""
+        while self.step < self.steps:
+            began = time.monotonic()
+            self.advance()
+            last = self.step == self.steps
+            if last or self.step % self.log_every == 0:
+                self.note()
+            self.seconds += time.monotonic() - began
+            on_step(self)
+            if (last or self.step % self.save_every == 0) and world()[0] == 0:
+                self.save(path)
+                on_save(self)
+
+    def save(self, path: Path) -> None:
+        """All that the rest of the training depends on, in one file, atomically."""
+        state = {
+            "net": self.net.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "generator": self.generator.get_state(),
+            "task": self.task.state(),
+            "step": self.step,
+            "sum": self.sum.cpu(),
+            "history": self.history,
+            "seconds": self.seconds,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(path, buffer.getvalue())
+
+    def restore(self, path: Path) -> None:
+        """Go on from what `save` wrote; tensors and plain values only, nothing in the file is executed."""
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"need {path} as this training wrote it, got another file: delete it")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.net.load_state_dict(state["net"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.generator.set_state(state["generator"])
+            self.task.restore(state["task"])
+            self.step, self.sum, self.seconds = state["step"], state["sum"], state["seconds"]
+            self.history = [tuple(point) for point in state["history"]]
+        except (RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            reason = str(error).split("\n")[0]
+            raise ValueError(f"need {path} as this training wrote it, got another ({reason}): delete it") from None
+
+
+def keep(net: nn.Module, path: Path, half: bool) -> str:
+    """The tensors in one safetensors file, atomically; its SHA-256. `net` is left with what the file holds."""
+    tensors = {k: v.half() if half and v.is_floating_point() else v for k, v in net.state_dict().items()}
+    data = save({k: v.cpu().contiguous() for k, v in tensors.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, data)
+    net.load_state_dict(load(data))
+    return hashlib.sha256(data).hexdigest()

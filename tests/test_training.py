@@ -1,0 +1,311 @@
+"""Training: averages in closed form, shared gradients, and the same bits after any interruption."""
+
+import functools
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import CONF
+from torch import Tensor, nn
+
+from dp import losses, training
+from dp.classifiers import Classifier
+from dp.datasets import Subset
+from dp.denoisers import EDM
+from dp.nets.small_unet import SmallUNet
+from dp.nets.wrn import WideResNet
+from dp.signatures import check_call
+from dp.training import Training
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import train
+
+ROOT = Path(__file__).parents[1]
+EDM_LEVELS = {"p_mean": -1.2, "p_std": 1.2, "clamp": None}
+TINY = ["training.batch=8", "training.save_every=1", "training.log_every=2", "training.test_images=8"]
+
+
+class Gain(nn.Module):
+    """A network with one parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class Noisy(nn.Module):
+    """SmallUNet, which begins at zero, plus dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop, self.net = nn.Dropout(0.3), SmallUNet(channels=1, width=8, wide=8, emb=8)
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        return self.drop(x) + self.net(self.drop(x), label)
+
+
+def small_data(n: int = 24) -> Subset:
+    generator = torch.Generator().manual_seed(5)
+    return Subset(torch.arange(n), torch.rand(n, 1, 16, 16, generator=generator), torch.arange(n) % 10)
+
+
+def unet() -> SmallUNet:
+    """Seeded, without the zeros it begins with, so that every parameter has a gradient."""
+    torch.manual_seed(0)
+    net = SmallUNet(channels=1)
+    for p in net.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return net
+
+
+def denoiser_training(net: nn.Module | None = None, **changes) -> Training:
+    torch.manual_seed(0)
+    task = losses.Denoising(EDM(net or Noisy()), small_data(), **EDM_LEVELS, augment=[losses.flip])
+    given = {
+        "optimizer": functools.partial(torch.optim.Adam, lr=1e-2),
+        "schedule": functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2, total_steps=8),
+        "ema": functools.partial(training.warm, decay=0.9),
+    }
+    return Training(task, **{**given, "seed": 1, "steps": 8, "batch": 6, "save_every": 3, "log_every": 2, **changes})
+
+
+def classifier_training(**changes) -> Training:
+    torch.manual_seed(0)
+    net = WideResNet(depth=10, widen=1, channels=1)
+    shift = functools.partial(losses.shift, reach=1, mode="replicate")
+    task = losses.Classifying(Classifier(net), small_data(), augment=[shift])
+    given = {
+        "optimizer": functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
+        "schedule": functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=8),
+    }
+    return Training(task, **{**given, "seed": 1, "steps": 8, "batch": 10, "save_every": 3, "log_every": 2, **changes})
+
+
+def test_average_is_its_recursion():
+    run = denoiser_training(Gain())
+    weights, decays = [1.0], []
+    for step in range(8):
+        run.advance()
+        weights.append(run.net.scale.item())
+        decays.append(min(0.9, (step + 1) / (step + 10)))
+    shares = [(1 - d) * math.prod(decays[i + 1 :]) for i, d in enumerate(decays)]
+    expected = math.prod(decays) + sum(s * w for s, w in zip(shares, weights[1:], strict=True))
+    assert run.average is not None
+    assert run.average.scale.item() == pytest.approx(expected, abs=1e-6)
+    assert run.average.scale.dtype == torch.float32
+
+
+def test_halflife():
+    """Half of the weight is gone after `images` images; at first it is 5 % of those seen."""
+    decay = functools.partial(training.halflife, batch=50, images=1000, rampup=0.05)
+    assert math.prod(decay(step) for step in range(10_000, 10_020)) == pytest.approx(0.5)
+    assert decay(0) == 0.0
+    assert decay(100) == pytest.approx(0.5 ** (50 / 250))
+
+
+def bits(run: Training) -> list[Tensor]:
+    return [t.clone() for net in (run.net, run.result) for t in net.state_dict().values()]
+
+
+@pytest.mark.parametrize("made", [denoiser_training, classifier_training])
+@pytest.mark.parametrize("stopped", [1, 3, 5, 7])
+def test_resume_is_exact(made, stopped, tmp_path):
+    """Stopped after any step, with or without a state on disk, the weights, the average and the curve are the same."""
+    whole, path = made(), tmp_path / "state.pt"
+    whole.run(tmp_path / "whole.pt", lambda _: None, lambda _: None)
+
+    def stop(now: Training) -> None:
+        if now.step == stopped:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made().run(path, stop, lambda _: None)
+    torch.rand(3)  # whatever another process does with the global generator
+    again = made()
+    if path.exists():
+        again.restore(path)
+    assert again.step == stopped // 3 * 3 - (3 if stopped % 3 == 0 else 0)
+    again.run(path, lambda _: None, lambda _: None)
+    assert all(torch.equal(a, b) for a, b in zip(bits(whole), bits(again), strict=True))
+    assert again.history == whole.history
+    assert [step for step, _ in again.history] == [2, 4, 6, 8]
+
+
+def test_dropout_is_on_in_training_and_differs_from_step_to_step():
+    run = denoiser_training(ema=None)
+    assert run.net.training
+    run.task.draw = lambda b, generator: tuple(torch.ones(6, 1, *s) for s in ((16, 16), (1, 1), (16, 16)))
+    first = run.gradients()
+    assert torch.equal(first, run.gradients())
+    run.step += 1
+    assert not torch.equal(first, run.gradients())
+
+
+def test_accumulated_gradient_is_that_of_the_batch():
+    one, three = (denoiser_training(unet(), accumulate=k) for k in (1, 3))
+    torch.testing.assert_close(one.gradients(), three.gradients())
+    for a, b in zip(one.net.parameters(), three.net.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training():
+    constant = functools.partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0)
+    run = denoiser_training(optimizer=functools.partial(torch.optim.SGD, lr=1e30), schedule=constant)
+    with pytest.raises(ValueError, match=r"need a finite loss, got (nan|inf)"):
+        run.run(Path("unused"), lambda _: None, lambda _: None)
+
+
+def test_what_is_not_a_state_is_refused_and_not_executed(tmp_path):
+    path = tmp_path / "state.pt"
+    torch.save({"net": functools.partial(print, "executed")}, path)
+    for content in (path.read_bytes(), b"", b"junk"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="as this training wrote it"):
+            denoiser_training().restore(path)
+
+
+def shared_training(model: str) -> Training:
+    return classifier_training() if model == "classifier" else denoiser_training(unet())
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    """The gradients of one process of two, and what it saw."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    for model in ("denoiser", "classifier"):
+        run, seen = shared_training(model), []
+        loss = run.task.loss
+        run.task.loss = lambda *batch, loss=loss, seen=seen: (seen.append(batch[0]), loss(*batch))[1]
+        run.gradients()
+        found = {n: p.grad for n, p in run.net.named_parameters()}
+        torch.save((found, dict(run.net.named_buffers()), seen), f"{folder}/{model}{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does(tmp_path):
+    """The same mean gradient (and BatchNorm moments) of a global batch that they share without overlap."""
+    mp.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    for model in ("denoiser", "classifier"):
+        run = shared_training(model)
+        whole = shared_training(model).task.draw(run.batch, torch.Generator().manual_seed(1))[0]
+        run.gradients()
+        parts = [torch.load(tmp_path / f"{model}{rank}.pt") for rank in (0, 1)]
+        for grads, buffers, _ in parts:
+            for name, p in run.net.named_parameters():
+                torch.testing.assert_close(grads[name], p.grad, atol=1e-6, rtol=1e-5)
+            for name, b in run.net.named_buffers():
+                torch.testing.assert_close(buffers[name], b, atol=1e-6, rtol=1e-5)
+        assert all(torch.equal(parts[rank][2][0], whole[rank::2]) for rank in (0, 1))
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "training").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_fits_its_signatures(path):
+    dataset, model = path.stem.rsplit("_", 1)
+    config, found, out = train.composed([f"dataset={dataset}", f"model={model}", "out=a.safetensors"])
+    assert (found, out) == (model, Path("a.safetensors"))
+    check_call({"training": {k: v for k, v in config["training"].items() if k not in train.OWN}})
+    check_call({k: config["training"][k] for k in ("data", "task")}, "training")
+    assert set(train.OWN) - {"samples", "files"} <= set(config["training"])
+    assert train.key_of(config, model).startswith(f"train-{dataset}-{model}-")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "need model=denoiser or model=classifier, got none"),
+        (["model=vae"], "got model=vae"),
+        (["model=denoiser", "out=a.pt"], "need out=FILE.safetensors, got out=a.pt"),
+        (["model=denoiser", "denoiser.net.file=a.pkl"], "need out=FILE.safetensors, got none"),
+        (["model=denoiser", "training.step=3"], "unknown key training.step"),
+        (["model=denoiser", "training.steps=many"], "need training.steps of type int, got 'many'"),
+        (["model=denoiser", "training.accumulate=3"], "unknown key training.accumulate"),
+        (["model=denoiser", "+training.accumulate=3"], "a multiple of accumulate x processes"),
+        (["model=denoiser", "training.steps=20"], "need more steps for this schedule, got steps=20"),
+        (["model=denoiser", "denoiser.net.net=null"], "need a network under denoiser.net.net, got none"),
+        (["model=classifier", "training.precision=half"], "need training.precision float32 or bfloat16, got half"),
+        (["model=denoiser", "training=none"], "unknown option training=none; there are: cifar10_classifier"),
+    ],
+)
+def test_mistakes_are_one_line(args, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["train.py", *args])
+    assert train.cli([*args, f"results={tmp_path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+
+
+def test_weights_go_where_the_configuration_finds_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("DP_CACHE", str(tmp_path))
+    config, model, out = train.composed(["model=denoiser"])
+    assert train.destination(config, model, out) == train.ASSETS / "digits_denoiser.safetensors"
+    config, model, out = train.composed(["model=classifier", "dataset=svhn"])
+    assert train.destination(config, model, out) == tmp_path / "svhn_wrn_28_10.safetensors"
+
+
+def test_help_says_all(capsys):
+    assert train.cli(["--help"]) == 0
+    assert "torchrun" in capsys.readouterr().out
+
+
+def launched(args: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+    return subprocess.Popen([sys.executable, "scripts/train.py", *args], cwd=ROOT, env=environment)
+
+
+def test_classifier_from_the_command_line(tmp_path, capsys):
+    """The file, its hash and its accuracy; the same command again goes on from the last step and says the same."""
+    out = tmp_path / "new" / "w.safetensors"
+    command = ["model=classifier", f"results={tmp_path}", f"out={out}", "training.steps=4", *TINY]
+    assert train.cli(command) == 0
+    first, found = capsys.readouterr().out, hashlib.sha256(out.read_bytes()).hexdigest()
+    assert f"sha256 {found}" in first
+    assert f"to use it: classifier.net.file={out} classifier.net.sha256={found}" in first
+    summary = json.loads(next(tmp_path.glob("train-digits-classifier-*/summary.json")).read_text())
+    assert f"classifier: {summary['accuracy']:.1f} % of 8 test images" in first
+    assert train.cli(command) == 0
+    again = capsys.readouterr().out
+    assert ", from step 4" in again
+    assert f"sha256 {found}" in again
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, capsys):
+    def command(name: str) -> list[str]:
+        steps = ["training.steps=40", "training.threads=1", f"out={tmp_path}/{name}.safetensors"]
+        return ["model=denoiser", f"results={tmp_path}/{name}", *steps, *TINY]
+
+    assert train.cli(command("whole")) == 0
+    process, state = launched(command("killed")), None
+    while state is None and process.poll() is None:
+        state = next((tmp_path / "killed").glob("*/state.pt"), None)
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it was over before it could be killed"
+    assert not (tmp_path / "killed.safetensors").exists()
+    capsys.readouterr()
+    assert train.cli(command("killed")) == 0
+    assert ", from step " in capsys.readouterr().out
+    whole, killed = (tmp_path / f"{name}.safetensors" for name in ("whole", "killed"))
+    assert whole.read_bytes() == killed.read_bytes()
+    folders = [next((tmp_path / name).glob("train-*")) for name in ("whole", "killed")]
+    assert folders[0].name == folders[1].name
+    assert len({(folder / "loss.csv").read_bytes() for folder in folders}) == 1
+    grid = plt.imread(folders[1] / "samples.png")
+    assert grid.shape[:2] == (8 * 17 * 3, 8 * 17 * 3)
+    assert grid.std() > 0.1
+    assert (folders[1] / "loss.png").stat().st_size > 1000
