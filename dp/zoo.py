@@ -1,0 +1,148 @@
+"""Classifiers of model zoos: RobustBench's and timm's architectures, their weights read by our tensors-only path."""
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dp.cache import Asset, locate, verify
+from dp.checkpoints import fit, read
+from dp.classifiers import Classifier
+from dp.signatures import near_matches
+
+THREATS = {"linf": "Linf", "l2": "L2", "corruptions": "corruptions"}
+NORMALISERS = ("mu", "sigma", "mean", "std")  # buffers that many files lack, because the code came later
+LAST = ("Andriushchenko2020Understanding", "Kireev2021Effectiveness")  # files with a best and a last model
+UNUSED = re.compile(r"^model_preact_hl1\.|\.scores$")  # in some files, of which RobustBench's classes know nothing
+
+
+def robustbench(model: str, dataset: str = "cifar10", threat: str = "Linf") -> nn.Module:
+    """RobustBench's architecture of this id with its weights, strictly; it eats [0,1] and normalises inside.
+
+    `dataset`: cifar10, cifar100 or imagenet; `threat`: Linf, L2 or corruptions. The file is
+    `robustbench/<dataset>/<threat>/<model>.pt` in the cache folder. Raises ValueError for an unknown id, for one that
+    is more than one file of weights, and for a file that does not fit.
+    """
+    asset = robustbench_asset(model, dataset, threat)
+    path = locate(asset)
+    verify(path, asset)
+    content = read(path)
+    if isinstance(content, Mapping) and model.startswith(LAST):
+        content = content["last"]
+    while isinstance(content, Mapping) and not all(isinstance(v, Tensor) for v in content.values()):
+        inner = next((content[k] for k in ("state_dict", "model_state_dict", "model") if k in content), None)
+        if not isinstance(inner, Mapping):
+            raise ValueError(
+                f"need weights under state_dict or model in {path}, got {', '.join(map(str, content))[:200]}"
+            )
+        content = inner
+    entry = _entry(model, dataset, threat)
+    net = entry["model"]() if entry is not None else _of_timm(model, dataset, threat)
+    return fit(net, _named(content, net), path.name)
+
+
+def robustbench_asset(model: str, dataset: str = "cifar10", threat: str = "Linf") -> Asset:
+    """Where the weights of this id lie and where they are published."""
+    entry, threat = _entry(model, dataset, threat), _threat(threat)
+    file = f"robustbench/{dataset}/{threat}/{model}.pt"
+    if entry is None:
+        import timm  # here: it costs seconds
+
+        return Asset(file, timm.get_pretrained_cfg(_timm_name(model, dataset, threat)).url)
+    return Asset(file, f"https://drive.google.com/uc?id={entry['gdrive_id']}")
+
+
+def timm(model: str, taps: Sequence[str] = (), dtype: torch.dtype = torch.float32) -> Classifier:
+    """timm's model of this name (`deit_small_patch16_224`, `wide_resnet50_2.tv_in1k`, ...) with its pretrained weights,
+    strictly, and with the mean, std and size that they were trained with.
+    """
+    import timm as library  # here: it costs seconds
+
+    asset, settings = timm_asset(model), library.get_pretrained_cfg(model)
+    path = locate(asset)
+    verify(path, asset)
+    net = library.create_model(model, pretrained=False, num_classes=settings.num_classes)
+    net = fit(net, read(path), path.name)
+    return Classifier(net, taps, settings.mean, settings.std, settings.input_size[-1], dtype)
+
+
+def timm_asset(model: str, taps: Sequence[str] = ()) -> Asset:
+    """The safetensors file that timm publishes for this model, whatever its taps."""
+    import timm as library
+
+    settings = library.get_pretrained_cfg(model) if library.is_model(model) else None
+    if settings is None or not settings.hf_hub_id:
+        near = near_matches(model, library.list_models(pretrained=True))
+        raise ValueError(f"need a timm model with published weights, got {model}{near}")
+    name = model if "." in model else f"{model}.{settings.tag}" if settings.tag else model
+    return Asset(
+        f"timm/{name}.safetensors", f"https://huggingface.co/{settings.hf_hub_id}/resolve/main/model.safetensors"
+    )
+
+
+def _threat(threat: str) -> str:
+    if threat.lower() not in THREATS:
+        raise ValueError(f"need threat Linf, L2 or corruptions, got threat={threat!r}")
+    return THREATS[threat.lower()]
+
+
+def _entry(model: str, dataset: str, threat: str) -> dict | None:
+    """RobustBench's record of the id; None where the architecture is registered with timm. Raises ValueError."""
+    _alias()
+    zoo = importlib.import_module("robustbench.model_zoo")
+    enums = importlib.import_module("robustbench.model_zoo.enums")
+    names = [d.value for d in enums.BenchmarkDataset]
+    if dataset not in names:
+        raise ValueError(f"need dataset {', '.join(names)} for RobustBench, got dataset={dataset}")
+    known = zoo.model_dicts[enums.BenchmarkDataset(dataset)].get(enums.ThreatModel(_threat(threat))) or {}
+    if model not in known:
+        raise ValueError(
+            f"unknown RobustBench model {model} for {dataset}, {_threat(threat)}{near_matches(model, known)}"
+        )
+    entry = known[model]
+    if isinstance(entry.get("gdrive_id"), str) and model != "Standard_R50":
+        return entry
+    if not isinstance(entry.get("gdrive_id"), list) and model != "Standard_R50":
+        return None
+    why = "torchvision's, choose classifier=resnet50" if model == "Standard_R50" else "an ensemble of several files"
+    raise ValueError(f"need a RobustBench model of one file, got {model}, which is {why}")
+
+
+def _alias() -> None:
+    """RobustBench imports `autoattack`, which the package index only has as `pyautoattack`."""
+    if importlib.util.find_spec("autoattack") is None and "autoattack" not in sys.modules:
+        sys.modules["autoattack"] = importlib.import_module("pyautoattack")
+        sys.modules["autoattack.state"] = importlib.import_module("pyautoattack.state")
+
+
+def _timm_name(model: str, dataset: str, threat: str) -> str:
+    return f"{model.lower().replace('-', '_')}_{dataset}_{threat.lower()}"
+
+
+def _of_timm(model: str, dataset: str, threat: str) -> nn.Module:
+    import timm as library
+
+    classes = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}[dataset]
+    return library.create_model(_timm_name(model, dataset, _threat(threat)), num_classes=classes, pretrained=False)
+
+
+def _named(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """The file's tensors under the net's names: wrappers' prefixes off, the normaliser's prefix on, and the net's own
+    mean and std where the file has none.
+    """
+    own = net.state_dict()
+    state = {k.removeprefix("module.").removeprefix("model."): v for k, v in state.items()}
+    state = {k: v for k, v in state.items() if k in own or not UNUSED.search(k)}
+    inner = net._modules.get("model")
+    if inner is not None and any(k.startswith("normalize.") for k in own):
+        if "Swin" in type(inner).__name__:  # files of older versions of timm
+            from timm.models.swin_transformer import checkpoint_filter_fn
+
+            state = checkpoint_filter_fn(dict(state), inner)
+        state = {k if k.startswith("normalize.") else f"model.{k}": v for k, v in state.items()}
+    constants = {k: v for k, v in own.items() if k.rpartition(".")[2] in NORMALISERS and k not in state}
+    return {**state, **constants}
