@@ -5,6 +5,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +51,10 @@ def robustbench_asset(model: str, dataset: str = "cifar10", threat: str = "Linf"
     entry, threat = _entry(model, dataset, threat), _threat(threat)
     file = f"robustbench/{dataset}/{threat}/{model}.pt"
     if entry is None:
-        import timm  # here: it costs seconds
+        import timm as library  # here: it costs seconds
 
-        return Asset(file, timm.get_pretrained_cfg(_timm_name(model, dataset, threat)).url)
+        settings: Any = library.get_pretrained_cfg(_timm_name(model, dataset, threat))
+        return Asset(file, settings.url)
     return Asset(file, f"https://drive.google.com/uc?id={entry['gdrive_id']}")
 
 
@@ -62,7 +64,7 @@ def timm(model: str, taps: Sequence[str] = (), dtype: torch.dtype = torch.float3
     """
     import timm as library  # here: it costs seconds
 
-    asset, settings = timm_asset(model), library.get_pretrained_cfg(model)
+    asset, settings = timm_asset(model), _settings(model)
     path = locate(asset)
     verify(path, asset)
     net = library.create_model(model, pretrained=False, num_classes=settings.num_classes)
@@ -70,18 +72,24 @@ def timm(model: str, taps: Sequence[str] = (), dtype: torch.dtype = torch.float3
     return Classifier(net, taps, settings.mean, settings.std, settings.input_size[-1], dtype)
 
 
-def timm_asset(model: str, taps: Sequence[str] = ()) -> Asset:
-    """The safetensors file that timm publishes for this model, whatever its taps."""
+def timm_asset(model: str, **_: object) -> Asset:
+    """The safetensors file that timm publishes for this model; what else a yaml says does not matter."""
+    settings = _settings(model)
+    name = model if "." in model else f"{model}.{settings.tag}" if settings.tag else model
+    return Asset(
+        f"timm/{name}.safetensors", f"https://huggingface.co/{settings.hf_hub_id}/resolve/main/model.safetensors"
+    )
+
+
+def _settings(model: str) -> Any:
+    """timm's record of a model's weights. Raises ValueError where there is none."""
     import timm as library
 
     settings = library.get_pretrained_cfg(model) if library.is_model(model) else None
     if settings is None or not settings.hf_hub_id:
         near = near_matches(model, library.list_models(pretrained=True))
         raise ValueError(f"need a timm model with published weights, got {model}{near}")
-    name = model if "." in model else f"{model}.{settings.tag}" if settings.tag else model
-    return Asset(
-        f"timm/{name}.safetensors", f"https://huggingface.co/{settings.hf_hub_id}/resolve/main/model.safetensors"
-    )
+    return settings
 
 
 def _threat(threat: str) -> str:
