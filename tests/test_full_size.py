@@ -76,7 +76,7 @@ def test_every_network_that_a_yaml_names_is_counted():
         (group, path.stem)
         for group in ("denoiser", "classifier")
         for path in (CONF / group).glob("*.yaml")
-        if "dp.nets" in str(composed("dataset=cifar10", f"{group}={path.stem}")[group]["net"].get("net", ""))
+        if "dp.nets" in str(composed("dataset=cifar10", f"{group}={path.stem}")[group])
     }
     by_dataset = {
         (group, path.stem) for group in ("denoiser", "classifier") for path in (CONF / "dataset").glob("*.yaml")

@@ -174,3 +174,38 @@ def test_timm_options_name_published_weights(option):
 def test_a_model_that_timm_does_not_have():
     with pytest.raises(ValueError, match=r"need a timm model with published weights, got resnet50b"):
         zoo.timm_asset("resnet50b")
+
+
+@pytest.mark.parametrize(("option", "old"), [("resnet50", True), ("resnet50_official", False)])
+def test_torchvisions_files_in_both_of_torchs_formats(cache, option, old):
+    """V1 was published before torch 1.6 changed its format, V2 after; only V1's option normalises (items 45, 46)."""
+    from hydra.utils import instantiate
+    from torchvision.models import ResNet50_Weights, resnet50
+
+    torch.manual_seed(0)
+    net, config = resnet50().eval(), composed("dataset=imagenet", f"classifier={option}")["classifier"]
+    (cache / config["net"]["file"]).write_bytes(torch_file(net.state_dict(), old))
+    config["net"]["sha256"] = None
+    classifier = instantiate({k: v for k, v in config.items() if k != "name"}, _convert_="all")
+    x = torch.rand(1, 3, 224, 224)
+    preset = ResNet50_Weights.IMAGENET1K_V1.transforms()
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (preset.mean, preset.std))
+    with torch.no_grad():
+        expected = net((x - mean) / std if option == "resnet50" else x)
+        torch.testing.assert_close(classifier(x), expected)
+
+
+def test_the_file_names_carry_torchvisions_own_hashes():
+    from torchvision.models import ResNet50_Weights, Wide_ResNet50_2_Weights
+
+    for option, weights in (
+        ("resnet50", ResNet50_Weights.IMAGENET1K_V1),
+        ("resnet50_official", ResNet50_Weights.IMAGENET1K_V2),
+        ("wrn_50_2", Wide_ResNet50_2_Weights.IMAGENET1K_V1),
+    ):
+        node = composed("dataset=imagenet", f"classifier={option}")["classifier"]["net"]
+        assert node["url"] == weights.url
+        assert weights.url.endswith(node["file"])
+        assert node["megabytes"] == pytest.approx(weights.meta["_file_size"] * 1.048576, rel=0.01)  # theirs are MiB
+        if node.get("sha256"):
+            assert node["sha256"][:8] in node["file"]
