@@ -22,20 +22,14 @@ ZOO: dict[str, str | Callable[..., Asset | None]] = {
 }
 
 
-def zoo_nodes(config: Any) -> list[dict]:
-    """The mappings of a plain configuration that name a model of a library (see `ZOO`)."""
-    return [node for node in _mappings(config) if node.get("_target_") in ZOO]
-
-
-def needed(config: Any, zoo: bool = True) -> list[Asset]:
-    """Every file that a plain configuration names, embedded ones too, in order, each once.
-
-    `zoo=False` leaves out the models that a library names, and with them the import of that library.
+def needed(config: Any) -> list[Asset]:
+    """Every file that a plain configuration names, embedded ones too, in order, each once; a model that a library names
+    costs the import of that library.
     """
     found: dict[Asset, None] = {}
     for node in _mappings(config):
         if node.get("_target_") in ZOO:
-            asset = _of_zoo(node) if zoo else None
+            asset = _of_zoo(node)
         elif isinstance(node.get("file"), str):
             asset = Asset(**{k: node[k] for k in Asset._fields if node.get(k) is not None})
         else:

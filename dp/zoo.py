@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,8 +101,10 @@ def _threat(threat: str) -> str:
 
 def _entry(model: str, dataset: str, threat: str) -> dict | None:
     """RobustBench's record of the id; None where the architecture is registered with timm. Raises ValueError."""
-    _alias()
-    zoo = importlib.import_module("robustbench.model_zoo")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it leans on names that other libraries have given up
+        _alias()
+        zoo = importlib.import_module("robustbench.model_zoo")
     enums = importlib.import_module("robustbench.model_zoo.enums")
     names = [d.value for d in enums.BenchmarkDataset]
     if dataset not in names:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the config
 import run
 from dp.cache import ASSETS, Asset, cache_folder, locate
 from dp.download import direct
-from dp.fetch import fetch, is_there, needed, zoo_nodes
+from dp.fetch import fetch, is_there, needed
 from dp.progress import Downloads
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -79,13 +79,12 @@ def list_all(console: Console) -> None:
         for option in options(group):
             name = f"{group}={option}"
             try:
-                node = run.composed(name)[group]
+                assets = needed(run.composed(*dict.fromkeys(("dataset=cifar10", name)))[group])
             except run.USER_ERRORS as error:
-                beside.append(f"{name}: does not compose ({run.sentence(error)})")
+                beside.append(f"{name}: not known ({run.sentence(error)})")
                 continue
-            for asset in needed(node, zoo=False):
+            for asset in assets:
                 wanted[asset] = f"{wanted[asset]}, {name}" if asset in wanted else name
-            beside += [f"{name}: a model of {zoo['_target_']}, named on the command line" for zoo in zoo_nodes(node)]
     console.print(table(wanted, "for"))
     for line in [*beside, total([asset for asset in wanted if not is_there(asset)])]:
         console.print(line)

@@ -597,8 +597,6 @@ def test_what_a_configuration_needs(cache, monkeypatch):
     embedded = Asset("digits_classifier.safetensors", megabytes=1)
     found = [Asset("set", "u", unpack=True), embedded, Asset("there"), Asset("in"), Asset("vit")]
     assert fetch.needed(config) == found
-    assert fetch.needed(config, zoo=False) == found[:-1]
-    assert [node["model"] for node in fetch.zoo_nodes(config)] == ["vit", "bare"]
     assert fetch.missing(config) == [found[0], found[3], found[4]]
 
 
@@ -674,11 +672,11 @@ def test_a_mistake_in_the_command(monkeypatch, capsys):
 def test_the_list(cache, monkeypatch, capsys):
     monkeypatch.setattr(script, "LISTED", ("denoiser", "purifier"))
     monkeypatch.setattr(script, "options", lambda group: {"denoiser": ["digits", "edm_cifar10"]}.get(group, ["gone"]))
-    monkeypatch.setitem(fetch.ZOO, "dp.denoisers.EDM", "nowhere.at_all")
+    monkeypatch.setitem(fetch.ZOO, "dp.denoisers.EDM", lambda **_: Asset("named/by/a/library"))
     code, out, _ = spoken(monkeypatch, capsys, "--list")
     assert code == 0
-    assert "purifier=gone: does not compose (unknown option" in out
-    assert "denoiser=edm_cifar10: a model of dp.denoisers.EDM" in out
+    assert "purifier=gone: not known (unknown option" in out
+    assert re.search(r"named/by/a/library +\? +missing +denoiser=digits, denoiser=edm_cifar10", out)
     assert re.search(r"digits_denoiser\.safetensors +0\.\d +embedded +denoiser=digits", out)
     assert "edm-cifar10" in out
 
