@@ -32,6 +32,7 @@ CONSTANTS = {  # of the preconditioners that dp.denoisers computes
     "EDMPrecond": {"sigma_data": 0.5},
     "VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000},
     "VEPrecond": {},
+    "iDDPMPrecond": {"C_1": 0.001, "C_2": 0.008, "M": 1000},
 }
 TRAINING_ONLY = ("label_dropout", "use_checkpoint", "use_fp16")
 
@@ -167,6 +168,8 @@ def _check_made_by(found: EDMPickle, net: Any, wrapper: str | None, name: str) -
     """The file's own record of how its network was made, against what the yaml builds."""
     if wrapper is None or found.wrapper != wrapper:
         raise ValueError(f"need {name} with the preconditioner {wrapper}, got {found.wrapper}: choose that denoiser")
+    if wrapper not in CONSTANTS:
+        raise ValueError(f"need a preconditioner among {', '.join(CONSTANTS)}, got {wrapper}: no adapter computes it")
     for key, value in CONSTANTS[wrapper].items():
         if found.constants.get(key, value) != value:
             raise ValueError(f"need {key}={value} in {name}, got {found.constants[key]}")

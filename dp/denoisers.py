@@ -142,6 +142,38 @@ class VE(Denoiser):
         return z + s * self.bare(z, (s / 2).log().flatten())
 
 
+class IDDPM(Denoiser):
+    """EDM's iDDPMPrecond (Karras et al. 2022, Table 1): a noise predictor on the cosine schedule of Nichol and Dhariwal
+    (2021), told the index of the nearest of its `levels` + 1 sigmas; channels beyond the image's are dropped.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        c_1: float = 0.001,
+        c_2: float = 0.008,
+        levels: int = 1000,
+        memory: str = "store",
+        dtype: torch.dtype = torch.float32,
+        size: int | None = None,
+    ):
+        super().__init__(net, memory, dtype, size)
+        cosine = [math.sin(math.pi / 2 * j / (levels * (c_2 + 1))) ** 2 for j in range(levels + 1)]
+        u = [0.0]  # from the last index, the clean image, back to the first
+        for j in range(levels, 0, -1):
+            u.append(math.sqrt((u[-1] ** 2 + 1) / max(cosine[j - 1] / cosine[j], c_1) - 1))
+        self.sigmas = torch.tensor(u, dtype=torch.float64)  # (levels + 1,) ascending
+
+    def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        s = torch.as_tensor(sigma, dtype=torch.float64).cpu().flatten()  # (1,) or (B,)
+        k = (
+            (self.sigmas[None] - s[:, None]).abs().argmin(dim=1)
+        )  # nearest; their network counts it from 0, theirs from M
+        s = s.to(device=z.device, dtype=z.dtype).reshape(-1, 1, 1, 1)
+        eps = self.bare(z * (1 + s**2).rsqrt(), (k - 1).to(z.device, z.dtype))
+        return z - s * eps[:, : z.shape[1]]
+
+
 class ScoreVE(Denoiser):
     """A score network that is fed sigma itself (score-SDE's VE): x0 = z + sigma^2 score(z, sigma)."""
 

@@ -23,12 +23,12 @@ NOT_OURS = {  # settings of training, of precision and of other code, which chan
 OURS = {"sigma_data": "sigma_data", "beta_d": "beta_d", "beta_min": "beta_min", "M": "levels"}  # of preconditioners
 
 
-def edm_net(init: dict) -> nn.Module:
+def edm_net(init: dict, out: int | None = None) -> nn.Module:
     """The network inside an EDM preconditioner made with `init`."""
     kind = DhariwalUNet if init.get("model_type") == "DhariwalUNet" else SongUNet
     kept = {k: v for k, v in init.items() if k not in NOT_OURS and k not in OURS and not k.startswith("sigma")}
     channels = init["img_channels"]
-    return kind(**{"in_channels": channels, "out_channels": channels} | kept)
+    return kind(**{"in_channels": channels, "out_channels": out or channels} | kept)
 
 
 def adm_net(init: dict, consistency: bool) -> nn.Module:
@@ -63,10 +63,10 @@ def dm_net(init: dict) -> nn.Module:
     return DMWideResNet(init["depth"], init["width"], init["num_classes"], activation=activation)
 
 
-def build(arch: str, init: dict) -> nn.Module:
-    """Our network for a fixture's `arch` and `init`."""
+def build(arch: str, init: dict, out: int | None = None) -> nn.Module:
+    """Our network for a fixture's `arch` and `init`; `out`: channels of an EDM network, where not the image's."""
     if arch.startswith("edm_"):
-        return edm_net(init)
+        return edm_net(init, out)
     return {
         "guided_diffusion": lambda: adm_net(init, consistency=False),
         "consistency_unet": lambda: adm_net(init, consistency=True),
@@ -101,8 +101,15 @@ class Fixture:
         self.name, self.arch, self.init = path.stem, self.about["arch"], json.loads(self.about["init"])
         self.tensors: dict[str, Tensor] = read(path)
         state = {k.removeprefix("state."): v for k, v in self.tensors.items() if k.startswith("state.")}
+        state.pop("u", None)  # iDDPMPrecond's sigmas, which our adapter computes
         self.state = from_functional(state) if self.arch == "svhn_wrn" else state
-        self.net = fit(build(self.arch, self.init), self.state, path.name).eval().requires_grad_(False)
+        self.net = (
+            fit(build(self.arch, self.init, self.out_channels()), self.state, path.name).eval().requires_grad_(False)
+        )
+
+    def out_channels(self) -> int | None:
+        last = [v for k, v in self.state.items() if k.endswith(("_aux_conv.bias", "out_conv.bias"))]
+        return len(last[0]) if last else None
 
     def labelled(self) -> nn.Module:
         names = {k: self.tensors[k] for k in ("y", "class_labels", "augment_labels") if k in self.tensors}
@@ -128,7 +135,12 @@ class Fixture:
         return bool(json.loads(self.about["denoiser"])["boundary_condition"])
 
     def preconditioned(self, kind: str) -> denoisers.Denoiser:
-        adapters = {"EDMPrecond": denoisers.EDM, "VPPrecond": denoisers.VP, "VEPrecond": denoisers.VE}
+        adapters = {
+            "EDMPrecond": denoisers.EDM,
+            "VPPrecond": denoisers.VP,
+            "VEPrecond": denoisers.VE,
+            "iDDPMPrecond": denoisers.IDDPM,
+        }
         own = {OURS[k]: v for k, v in self.init.items() if k in OURS and kind == json.loads(self.about["call"])["kind"]}
         return adapters[kind](self.labelled(), **own)
 

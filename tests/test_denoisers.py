@@ -8,7 +8,7 @@ import torch
 from scipy import integrate, stats
 from torch import nn
 
-from dp.denoisers import EDM, VE, VP, Consistency, EpsNet, Gaussian, ScoreVE
+from dp.denoisers import EDM, IDDPM, VE, VP, Consistency, EpsNet, Gaussian, ScoreVE
 
 ABAR = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))
 LEVEL = np.sqrt((1 - ABAR) / ABAR)
@@ -297,3 +297,20 @@ def test_a_consistency_model_keeps_the_image_at_its_smallest_noise():
     assert adapter.net.seen[1].tolist() == pytest.approx([250 * math.log(0.002)])
     plain = Consistency(Recording(torch.ones(2, 3, 4, 4)), boundary=False)
     torch.testing.assert_close(plain(z, 0.7), EDM(Recording(torch.ones(2, 3, 4, 4)))(z, 0.7))
+
+
+def test_the_iddpm_adapter_is_told_the_index_on_the_cosine_schedule():
+    """Nichol and Dhariwal 2021, Eq. 17: abar(t) = f(t) / f(0), f(t) = cos^2((t + .008) / 1.008 pi / 2), 1000 steps."""
+
+    def f(t):
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    torch.manual_seed(0)
+    z, eps = torch.randn(2, 3, 4, 4), torch.randn(2, 6, 4, 4)
+    adapter = IDDPM(Recording(eps))
+    for k in (1, 10, 500, 990):
+        sigma = math.sqrt(f(0) / f(k / 1000) - 1)
+        x0 = adapter(z, 1.0001 * sigma)  # the nearest level
+        assert adapter.net.seen[1].tolist() == [k - 1]
+        torch.testing.assert_close(adapter.net.seen[0], z / math.sqrt(1 + (1.0001 * sigma) ** 2))
+        torch.testing.assert_close(x0, z - 1.0001 * sigma * eps[:, :3])
