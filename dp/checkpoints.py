@@ -12,20 +12,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dp.cache import Asset, locate, verify
-from dp.unpickle import STORAGES, EDMPickle, Refused, edm, legacy, scan
+from dp.scan import STORAGES, UNREADABLE, Kind, Refused, legacy, number, scan
+from dp.unpickle import EDMPickle, edm
 
 PREFIXES = ("", "module.", "model.", "module.0.", "module.model.")  # DataParallel and normalising wrappers
 NAMES = (  # all that public torch files name
     "collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor",
     "torch._utils._rebuild_parameter", "torch.Size", "torch.device", *STORAGES,
-    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "numpy.dtypes.Float64DType",
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",
     "_codecs.encode", "argparse.Namespace",
 )  # fmt: skip
 CONSTANTS = {  # of the preconditioners that dp.denoisers computes
@@ -200,16 +200,24 @@ def _zip(path: Path) -> Any:
             if len(pickled) != 1:
                 raise Refused("it is no torch file")
             scan(io.BytesIO(archive.read(pickled[0])), NAMES)
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError):
+    except Refused:
+        raise
+    except (zipfile.BadZipFile, NotImplementedError, *UNREADABLE):
         raise Refused("its archive is torn") from None
-    return _bounded(_torch_load(path, mapped=True), size)
+    content = _torch_load(path, mapped=True)
+    _bounded(content, size)
+    return content
 
 
 def _old(path: Path) -> Any:
-    """Torch's format before 1.6: five pickles, then the raw numbers."""
+    """Torch's format before 1.6: five pickles, then the raw numbers, each storage behind its length."""
+    size = path.stat().st_size
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        legacy(view, NAMES)
-    return _bounded(_torch_load(path, mapped=False), path.stat().st_size)
+        left = size - legacy(view, NAMES)
+    content = _torch_load(path, mapped=False)
+    if _bounded(content, size) != left:  # a storage that is not filled would hold whatever lay in memory
+        raise Refused("its tensors are not all of its numbers")
+    return content
 
 
 def _is_old(path: Path) -> bool:
@@ -223,42 +231,39 @@ class _Namespace:
 
 
 def _torch_load(path: Path, mapped: bool) -> Any:
-    scalar: Any = np.float64(0).__reduce__()[0]
-    names: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    names.append((_Namespace, "argparse.Namespace"))
+    """Tensors, numbers, text and containers of them; numpy's numbers (a learning rate) through stand-ins."""
+    names: list[Any] = [(number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    names += [(Kind, "numpy.dtype"), (_Namespace, "argparse.Namespace")]
     try:
-        with torch.serialization.safe_globals([*names, np.dtype, np.dtypes.Float64DType]):  # a learning rate
+        with torch.serialization.safe_globals(names):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        MemoryError,
-        AttributeError,
-    ) as error:
+    except UNREADABLE as error:
         raise Refused(f"it cannot be read ({type(error).__name__})") from None
 
 
-def _bounded(content: Any, size: int) -> Any:
-    """Refuse tensors that would take more memory than the file has: repeated views, strides of zero."""
-    left, nodes, stack = 4 * size, 0, [content]  # a checkpoint may name a tensor in more than one place
+def _bounded(content: Any, size: int) -> int:
+    """Bytes of the storages behind all tensors, each with the 8 of its length. Raises Refused for tensors that would
+    take more memory than the file has (repeated views, strides of zero) and for containers that are not what they seem.
+    """
+    left, seen, stack, storages = (
+        4 * size,
+        set(),
+        [content],
+        {},
+    )  # a checkpoint may name a tensor in more than one place
     while stack:
         node = stack.pop()
-        nodes += 1
         if isinstance(node, Tensor):
-            took = node.numel() * node.element_size()
-            if node.layout != torch.strided or took > node.untyped_storage().nbytes():
+            raw, took = node.untyped_storage(), node.numel() * node.element_size()
+            if node.layout != torch.strided or took > raw.nbytes():
                 raise Refused("a tensor is not dense")
+            storages[raw._cdata] = 8 + raw.nbytes()
             left -= took
-        elif isinstance(node, Mapping):
-            stack.extend(node.values())
-        elif isinstance(node, list | tuple):
-            stack.extend(node)
-        if left < 0 or nodes > 1_000_000:
+        elif isinstance(node, dict | list | tuple) and id(node) not in seen:
+            seen.add(id(node))
+            if set(getattr(node, "__dict__", ())) - {"_metadata"}:
+                raise Refused("a dictionary has attributes")
+            stack.extend(dict.values(node) if isinstance(node, dict) else node)
+        if left < 0:
             raise Refused("its tensors would take more memory than the file has")
-    return content
+    return sum(storages.values())

@@ -1,6 +1,7 @@
 """Test subsets as tensors: one loader function per dataset; `digits` is embedded in scikit-learn's wheel."""
 
 import hashlib
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +14,12 @@ from PIL import Image
 from scipy.io.matlab import MatReadError
 from torch import Tensor
 
-from dp import unpickle
+from dp import scan
 from dp.cache import cache_folder
 from dp.signatures import near_matches
 
 IMAGENET = (1000, 50_000)  # class folders, validation images
+CELEBAHQ = {"train": 24_183, "val": 2_993, "test": 2_824}  # of the 30000, by CelebA's partition
 IMAGENETTE = {  # class folder: index among ImageNet's 1000
     "n01440764": 0, "n02102040": 217, "n02979186": 482, "n03000684": 491, "n03028079": 497,
     "n03394916": 566, "n03417042": 569, "n03425413": 571, "n03445777": 574, "n03888257": 701,
@@ -123,7 +125,7 @@ def celebahq(images: int, attribute: str, partition: str = "val") -> Subset:
     """
     from torchvision import transforms
 
-    parts = ("train", "val", "test")
+    parts = tuple(CELEBAHQ)
     if partition not in parts:
         raise ValueError(f"need partition train, val or test, got partition={partition!r}")
     folder = _needed("celebahq")
@@ -140,6 +142,8 @@ def celebahq(images: int, attribute: str, partition: str = "val") -> Subset:
             f"need images that CelebA's lists name in {folder}, got {len(strange)} others, e.g. {strange[0]}"
         )
     names = [name for name in found if part[name] == partition]
+    if len(names) != CELEBAHQ[partition]:  # other ids would follow
+        raise ValueError(f"need {CELEBAHQ[partition]} images of {partition} in {folder}/images, got {len(names)}")
     ids = fixed_ids(len(names), images)
     read = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(256), transforms.ToTensor()])
     x = torch.stack([_image(found[names[i]], read) for i in ids])
@@ -165,13 +169,14 @@ def _published(path: Path, md5: str | None) -> Path:
 
 def _batch(path: Path, md5: str | None) -> tuple[Tensor, Tensor]:
     """Images (N,3,32,32) uint8 and labels (N,) of a CIFAR-10 python batch, of which nothing is executed."""
-    content = unpickle.arrays(_published(path, md5))
-    found = content if isinstance(content, dict) else {}
+    found = scan.batch(_published(path, md5))
     data, labels = (found.get(key, found.get(key.encode())) for key in ("data", "labels"))
-    if not isinstance(data, np.ndarray) or not isinstance(labels, list) or len(labels) != len(data):
+    if not isinstance(data, np.ndarray) or not isinstance(labels, list) or data.shape[:1] != (len(labels),):
         raise ValueError(f"need `data` and as many `labels` in the CIFAR-10 batch {path}, got other content")
     if data.dtype != np.uint8 or data.shape[1:] != (3072,):
         raise ValueError(f"need data (N,3072) uint8 in {path}, got {data.shape} {data.dtype}")
+    if any(type(label) is not int or not 0 <= label < 10 for label in labels):
+        raise ValueError(f"need labels 0 ... 9 beside the data in {path}, got others")
     return torch.from_numpy(data.copy()).view(-1, 3, 32, 32), torch.tensor(labels)
 
 
@@ -179,15 +184,18 @@ def _mat(path: Path, md5: str | None) -> tuple[Tensor, Tensor]:
     """Images (N,3,32,32) uint8 and labels (N,) of an SVHN file, which writes the digit 0 as 10."""
     from scipy.io import loadmat
 
+    path = _published(path, md5)
     try:
-        content = loadmat(_published(path, md5))
+        content = loadmat(path)
         data, labels = content["X"], content["y"].astype(np.int64).ravel()
-    except (KeyError, TypeError, NotImplementedError, MatReadError, OSError) as error:
+    except (LookupError, TypeError, ValueError, NotImplementedError, MatReadError, OSError, zlib.error) as error:
         raise ValueError(
             f"need an SVHN file with X and y, got {path} ({type(error).__name__}): fetch it again"
         ) from None
     if data.dtype != np.uint8 or data.shape != (32, 32, 3, len(labels)):
         raise ValueError(f"need X (32,32,3,N) uint8 and N labels y in {path}, got {data.shape} and {len(labels)}")
+    if labels.size and not 1 <= labels.min() <= labels.max() <= 10:
+        raise ValueError(f"need labels 1 ... 10 in {path}, got {labels.min()} ... {labels.max()}")
     return torch.from_numpy(data.transpose(3, 2, 0, 1).copy()), torch.from_numpy(labels % 10)
 
 

@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from dp.signatures import near_matches
 THREATS = {"linf": "Linf", "l2": "L2", "corruptions": "corruptions"}
 NORMALISERS = ("mu", "sigma", "mean", "std")  # buffers that many files lack, because the code came later
 LAST = ("Andriushchenko2020Understanding", "Kireev2021Effectiveness")  # files with a best and a last model
+ENTRIES = ("state_dict", "model_state_dict", "model")  # of training checkpoints
 UNUSED = re.compile(r"^model_preact_hl1\.|\.scores$")  # in some files, of which RobustBench's classes know nothing
 
 
@@ -32,19 +34,10 @@ def robustbench(model: str, dataset: str = "cifar10", threat: str = "Linf") -> n
     asset = robustbench_asset(model, dataset, threat)
     path = locate(asset)
     verify(path, asset)
-    content = read(path)
-    if isinstance(content, Mapping) and model.startswith(LAST):
-        content = content["last"]
-    while isinstance(content, Mapping) and not all(isinstance(v, Tensor) for v in content.values()):
-        inner = next((content[k] for k in ("state_dict", "model_state_dict", "model") if k in content), None)
-        if not isinstance(inner, Mapping):
-            raise ValueError(
-                f"need weights under state_dict or model in {path}, got {', '.join(map(str, content))[:200]}"
-            )
-        content = inner
+    state = _weights(path, ("last", *ENTRIES) if model.startswith(LAST) else ENTRIES)
     entry = _entry(model, dataset, threat)
     net = entry["model"]() if entry is not None else _of_timm(model, dataset, threat)
-    return fit(net, _named(content, net), path.name)
+    return fit(net, _named(state, net), path.name)
 
 
 def robustbench_asset(model: str, dataset: str = "cifar10", threat: str = "Linf") -> Asset:
@@ -69,28 +62,32 @@ def timm(model: str, taps: Sequence[str] = (), dtype: torch.dtype = torch.float3
     path = locate(asset)
     verify(path, asset)
     net = library.create_model(model, pretrained=False, num_classes=settings.num_classes)
-    net = fit(net, read(path), path.name)
+    net = fit(net, _todays_names(_weights(path, ENTRIES), net), path.name)
     return Classifier(net, taps, settings.mean, settings.std, settings.input_size[-1], dtype)
 
 
 def timm_asset(model: str, **_: object) -> Asset:
-    """The safetensors file that timm publishes for this model; what else a yaml says does not matter."""
+    """The file that timm publishes for this model, safetensors or older; what else a yaml says does not matter."""
     settings = _settings(model)
     name = model if "." in model else f"{model}.{settings.tag}" if settings.tag else model
+    if not settings.hf_hub_id:
+        return Asset(f"timm/{name}.pth", settings.url)
     return Asset(
         f"timm/{name}.safetensors", f"https://huggingface.co/{settings.hf_hub_id}/resolve/main/model.safetensors"
     )
 
 
 def _settings(model: str) -> Any:
-    """timm's record of a model's weights. Raises ValueError where there is none."""
+    """timm's record of a model's weights. Raises ValueError where there are none with classes in a file of its own."""
     import timm as library
 
-    settings = library.get_pretrained_cfg(model) if library.is_model(model) else None
-    if settings is None or not settings.hf_hub_id:
-        near = near_matches(model, library.list_models(pretrained=True))
-        raise ValueError(f"need a timm model with published weights, got {model}{near}")
-    return settings
+    known = library.list_models(pretrained=True)
+    if model in known or (library.is_model(model) and "." not in model):
+        settings: Any = library.get_pretrained_cfg(model)
+        if settings and settings.num_classes and not settings.hf_hub_filename and (settings.hf_hub_id or settings.url):
+            return settings
+    near = near_matches(model, [name for name in known if name != model])
+    raise ValueError(f"need a timm classifier with published weights, got {model}{near}")
 
 
 def _threat(threat: str) -> str:
@@ -141,6 +138,17 @@ def _of_timm(model: str, dataset: str, threat: str) -> nn.Module:
     return library.create_model(_timm_name(model, dataset, _threat(threat)), num_classes=classes, pretrained=False)
 
 
+def _weights(path: Path, entries: Sequence[str]) -> dict[str, Tensor]:
+    """The named tensors of a file, at its top or under the first of these entries that it has, and so on below."""
+    content = found = read(path)
+    while isinstance(found, Mapping) and not all(isinstance(k, str) and isinstance(found[k], Tensor) for k in found):
+        found = next((found[entry] for entry in entries if entry in found), None)
+    if not isinstance(found, Mapping):
+        got = ", ".join(map(str, content))[:200] if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f"need named tensors, or {' or '.join(entries)} with them, in {path}, got {got}")
+    return dict(found)
+
+
 def _named(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     """The file's tensors under the net's names: wrappers' prefixes off, the normaliser's prefix on, and the net's own
     mean and std where the file has none.
@@ -150,10 +158,21 @@ def _named(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     state = {k: v for k, v in state.items() if k in own or not UNUSED.search(k)}
     inner = net._modules.get("model")
     if inner is not None and any(k.startswith("normalize.") for k in own):
-        if "Swin" in type(inner).__name__:  # files of older versions of timm
-            from timm.models.swin_transformer import checkpoint_filter_fn
+        constants = {k: v for k, v in state.items() if k.startswith("normalize.")}
+        bare = {k: v for k, v in state.items() if k not in constants}
+        state = constants | {f"model.{k}": v for k, v in _todays_names(bare, inner).items()}
+    missing = {k: v for k, v in own.items() if k.rpartition(".")[2] in NORMALISERS and k not in state}
+    return {**state, **missing}
 
-            state = checkpoint_filter_fn(dict(state), inner)
-        state = {k if k.startswith("normalize.") else f"model.{k}": v for k, v in state.items()}
-    constants = {k: v for k, v in own.items() if k.rpartition(".")[2] in NORMALISERS and k not in state}
-    return {**state, **constants}
+
+def _todays_names(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """Files of older versions of timm, brought to this one's names by the function that it keeps for that beside each
+    architecture; any other file as it is, for `fit` to complain about.
+    """
+    convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    if convert is None or set(state) == set(net.state_dict()):
+        return state
+    try:
+        return convert(dict(state), net)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return state

@@ -97,6 +97,9 @@ def test_nothing_in_a_batch_is_executed(cache, protocol):
         {"data": np.zeros((4, 3072), np.uint8), "labels": [1, 2, 3]},
         {"data": np.zeros((4, 3072), np.float32), "labels": [1, 2, 3, 4]},
         {"data": np.zeros((4, 1024), np.uint8), "labels": [1, 2, 3, 4]},
+        {"data": np.zeros((4, 3072), np.uint8), "labels": [1, 2, 3, 10]},
+        {"data": np.zeros((4, 3072), np.uint8), "labels": [1, 2, 3, "cat"]},
+        {"data": np.zeros((), np.uint8), "labels": []},
         {"labels": [1]},
         [1, 2],
     ],
@@ -104,7 +107,7 @@ def test_nothing_in_a_batch_is_executed(cache, protocol):
 def test_batches_of_another_content(cache, content):
     (cache / "cifar-10-batches-py").mkdir()
     (cache / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match=r"need .*data"):
+    with pytest.raises(ValueError, match=r"need .*(data|uint8|dictionary|bytes)"):
         datasets.cifar10(2)
 
 
@@ -136,11 +139,30 @@ def test_svhn_train(cache, monkeypatch):
     assert subset.y.tolist() == (labels.ravel() % 10).tolist()
 
 
-@pytest.mark.parametrize("content", [{"X": np.zeros((32, 32, 3, 2), np.uint8)}, {"y": 1}, {"X": np.zeros(3), "y": 1}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"X": np.zeros((32, 32, 3, 2), np.uint8)},
+        {"y": 1},
+        {"X": np.zeros(3), "y": 1},
+        {"X": np.zeros((32, 32, 3, 2), np.uint8), "y": [[0], [11]]},
+    ],
+)
 def test_svhn_files_of_another_content(cache, content):
     savemat(cache / "test_32x32.mat", content)
     with pytest.raises(ValueError, match="need"):
         datasets.svhn(1)
+
+
+def test_a_torn_svhn_file(cache):
+    savemat(cache / "test_32x32.mat", {"X": np.ones((32, 32, 3, 2), np.uint8), "y": [[1], [2]]}, do_compression=True)
+    whole = (cache / "test_32x32.mat").read_bytes()
+    for size in (100, 150, len(whole) // 2, len(whole) - 5):
+        for torn in (whole[:size], whole[:size] + b"\xff" * (len(whole) - size)):
+            (cache / "test_32x32.mat").write_bytes(torn)
+            with pytest.raises(ValueError, match=r"need .*test_32x32\.mat") as error:
+                datasets.svhn(1)
+            assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("shape", ["crop", "squash"])
@@ -197,7 +219,7 @@ def any_count(read, folder, images, shape, expected):
     return read(folder, images, shape, (expected[0], 20))
 
 
-def test_celebahq(cache):
+def test_celebahq(cache, monkeypatch):
     folder = cache / "celebahq"
     names = [f"{i:06d}" for i in (7, 3, 12, 5, 9)]
     pictures(folder / "images", [f"{name}.png" for name in sorted(names)])
@@ -205,6 +227,9 @@ def test_celebahq(cache):
     (folder / "list_attr_celeba.txt").write_text("\n".join(["6", "Eyeglasses  Smiling", *rows]) + "\n")
     part = {"000003": 1, "000005": 0, "000007": 1, "000009": 2, "000012": 1, "000001": 1}
     (folder / "list_eval_partition.txt").write_text("".join(f"{n}.jpg {p}\n" for n, p in part.items()))
+    with pytest.raises(ValueError, match=r"need 2993 images of val in .*images, got 3"):
+        datasets.celebahq(3, "Smiling")
+    monkeypatch.setattr(datasets, "CELEBAHQ", {"train": 1, "val": 3, "test": 1})
     subset = datasets.celebahq(3, "Smiling")
     ids = fixed_ids(3, 3)  # of 000003, 000007, 000012
     assert subset.ids.tolist() == ids.tolist()

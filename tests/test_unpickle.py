@@ -1,10 +1,13 @@
 """EDM's pickles: genuine layouts are read, and nothing in a file is ever executed."""
 
 import collections
+import contextlib
 import functools
 import io
 import os
 import pickle
+import pickletools
+import random
 import struct
 import subprocess
 import tempfile
@@ -135,12 +138,38 @@ def twins(depth: int):
     return module
 
 
+def doubled(depth: int) -> list:
+    """A list that is short to write and endless to print."""
+    found: list = ["x"]
+    for _ in range(depth):
+        found = [found, found]
+    return found
+
+
+class Hollow:
+    """A storage of four numbers whose file lists none of them: torch would hand out whatever lay in memory."""
+
+    def __reduce__(self):
+        buffer = io.BytesIO()
+        torch.save(torch.ones(4).storage(), buffer, _use_new_zipfile_serialization=False)
+        return torch.storage._load_from_bytes, (unlisted(buffer.getvalue()),)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def unlisted(raw: bytes) -> bytes:
+    """An old torch file with an empty list of storages behind its content."""
+    file = io.BytesIO(raw)
+    for _ in range(4):
+        for _ in pickletools.genops(file):
+            pass
+    return raw[: file.tell()] + b"\x80\x02]."
+
+
 @functools.cache
 def hostile(touched=TOUCHED) -> dict[str, bytes]:
     """Files that would execute code, fill the memory or never end, by name."""
     real = edm_pickle(tiny(), TINY)
     touch = f"touch {touched}"
-    number = torch.zeros(4).untyped_storage()
+    number = torch.zeros(4).storage()  # typed, as EDM's own are
     with_net = lambda net: dumps({"ema": persistent({"_modules": {"model": net}})})  # noqa: E731
     return {
         "os.system": pickle.dumps(Call(os.system, touch)),
@@ -177,6 +206,10 @@ def hostile(touched=TOUCHED) -> dict[str, bytes]:
         "another version": dumps({"ema": Call(_reconstruct_persistent_obj, {"type": "class", "version": 7})}),
         "a module that is a tensor": with_net(tensor(number, (4,), (1,))),
         "an allowed class made to do more": with_net(Call(np.dtype, "O")),
+        "settings that double and double": with_net(persistent({"_init_kwargs": {"a": doubled(40)}})),
+        "a storage whose numbers are missing": with_net(
+            persistent({"_parameters": {"w": tensor(Hollow(), (4,), (1,))}})
+        ),
     }
 
 
@@ -227,6 +260,13 @@ def swelling() -> bytes:
     return archive(data_pkl=b"\x80\x02c_codecs\nencode\n" + text + b".")
 
 
+def spelled() -> bytes:
+    """The codec's name comes out of a numpy string, where no scan of the file's text sees it."""
+    kind = b"cnumpy\ndtype\nX\x02\x00\x00\x00U3\x85R"
+    name = b"cnumpy.core.multiarray\nscalar\n" + kind + b"X\x0c\x00\x00\x00h\x00\x00\x00e\x00\x00\x00x\x00\x00\x00\x86R"
+    return archive(data_pkl=b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00a" + name + b"\x86R.")
+
+
 class Evil(dict):
     def __reduce__(self):
         return os.system, ("exit 3",)
@@ -249,6 +289,17 @@ def hostile_torch_files(touched=TOUCHED) -> dict[str, bytes]:
             {str(i): torch.zeros(1000).expand(1000) for i in [0]} | named_often()
         ),
         "a codec that swells": swelling(),
+        "a codec named by a number": spelled(),
+        "storages that are not listed": unlisted(
+            torch_file({"weight": torch.ones(1, 3), "bias": torch.ones(1)}, old=True)
+        ),
+        "a list that holds itself": archive(data_pkl=b"\x80\x02]q\x00(" + b"h\x00" * 5000 + b"e."),
+        "a dictionary with methods of its own": archive(
+            data_pkl=b"\x80\x02ccollections\nOrderedDict\n)Rq\x01}X\x06\x00\x00\x00valuesh\x01sb."
+        ),
+        "a name that is no text": torch_file({"w": torch.ones(3)}).replace(
+            b"archive/data.pkl", b"archive/\xff\xfeta.pkl"
+        ),
         "no pickle": archive(something=b"x"),
         "two pickles": archive(data_pkl=b"\x80\x02N.", other_data_pkl=b""),
         "a web page": b"<!DOCTYPE html><html>quota exceeded</html>",
@@ -269,3 +320,24 @@ def test_hostile_torch_files_are_refused_and_nothing_is_executed(cache, name):
         load(torch.nn.Linear(3, 1), "net.pt")
     assert "\n" not in str(error.value)
     assert not TOUCHED.exists()
+
+
+@pytest.mark.parametrize("name", ["zip", "old", "edm", "safetensors"])
+def test_damaged_files_are_one_line(cache, name):
+    """Bits flipped and ends cut off: read, or refused as a user's error, never anything else."""
+    from safetensors.torch import save
+
+    weights, chance = {"weight": torch.ones(1, 3), "bias": torch.ones(1)}, random.Random(0)
+    real = {
+        "zip": torch_file(weights),
+        "old": torch_file(weights, old=True),
+        "edm": edm_pickle(tiny(), TINY)[:],
+        "safetensors": save(weights),
+    }[name]
+    for _ in range(60 if name == "edm" else 300):
+        data = bytearray(real)
+        for _ in range(chance.randrange(1, 4)):
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        (cache / "net.bin").write_bytes(data[: chance.randrange(len(data))] if chance.random() < 0.2 else data)
+        with contextlib.suppress(ValueError):
+            read(cache / "net.bin")

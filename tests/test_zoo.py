@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def random_state(model, dataset="cifar10", threat="Linf"):
         ("Sehwag2021Proxy_R18", "Linf", lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}, "epoch": 9}),
         ("Andriushchenko2020Understanding", "Linf", lambda s: {"last": s, "best": {k: v + 1 for k, v in s.items()}}),
         ("Wong2020Fast", "Linf", lambda s: {k: v for k, v in s.items() if k not in ("mu", "sigma")}),
-        ("Rice2020Overfitting", "Linf", lambda s: s | {"model_preact_hl1.1.weight": torch.zeros(1)}),
+        ("Rice2020Overfitting", "L2", lambda s: s | {"model_preact_hl1.1.weight": torch.zeros(1)}),
         ("Engstrom2019Robustness", "L2", lambda s: {"model": {f"module.model.{k}": v for k, v in s.items()}}),
     ],
 )
@@ -98,6 +99,18 @@ def test_a_file_that_does_not_fit(cache, change):
     put(cache, "Rade2021Helper_R18_ddpm", state)
     with pytest.raises(ValueError, match=r"Rade2021Helper_R18_ddpm\.pt") as error:
         zoo.robustbench("Rade2021Helper_R18_ddpm")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"best": {"a": torch.zeros(1)}}, {"state_dict": [1]}, [torch.zeros(1)], {"state_dict": {1: torch.ones(1)}}],
+)
+@pytest.mark.parametrize("model", ["Andriushchenko2020Understanding", "Rade2021Helper_R18_ddpm"])
+def test_a_file_without_named_tensors(cache, model, content):
+    put(cache, model, content)
+    with pytest.raises(ValueError, match=rf"need named tensors, or .*state_dict .*{model}\.pt, got") as error:
+        zoo.robustbench(model)
     assert "\n" not in str(error.value)
 
 
@@ -171,9 +184,52 @@ def test_timm_options_name_published_weights(option):
     assert asset.url == f"https://huggingface.co/timm/{model}/resolve/main/model.safetensors"
 
 
-def test_a_model_that_timm_does_not_have():
-    with pytest.raises(ValueError, match=r"need a timm model with published weights, got resnet50b"):
-        zoo.timm_asset("resnet50b")
+def test_timm_files_of_older_names(cache):
+    """Swin's published files were written when its constants were still saved and its levels numbered otherwise."""
+    import timm
+
+    torch.manual_seed(0)
+    net = timm.create_model("swin_tiny_patch4_window7_224.ms_in1k", pretrained=False).eval()
+    old = {
+        re.sub(r"layers\.(\d)\.downsample", lambda found: f"layers.{int(found[1]) - 1}.downsample", name).replace(
+            "head.fc.", "head."
+        ): value.clone()
+        for name, value in net.state_dict().items()
+    }
+    old["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.int64)
+    path = cache / zoo.timm_asset("swin_tiny_patch4_window7_224.ms_in1k").file
+    path.parent.mkdir()
+    save_file(old, path)
+    classifier = zoo.timm("swin_tiny_patch4_window7_224.ms_in1k")
+    x = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(classifier(x), net((x - classifier.mean) / classifier.std))
+    save_file(old | {"head.extra": torch.zeros(1)}, path)
+    (cache / "hashes.json").unlink()
+    with pytest.raises(ValueError, match=r"1 that differ, e\.g\. head\.fc\.extra"):
+        zoo.timm("swin_tiny_patch4_window7_224.ms_in1k")
+
+
+def test_a_timm_file_that_is_not_on_the_hub():
+    asset = zoo.timm_asset("legacy_senet154.in1k")
+    assert asset.file == "timm/legacy_senet154.in1k.pth"
+    assert asset.url.endswith("/legacy_senet154-e9eb9fe6.pth")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "resnet50b",
+        "resnet18.none_in1k",  # no weights of that name
+        "convnextv2_atto.fcmae",  # no classes
+        "vit_base_patch16_clip_224.laion2b",  # in another library's format
+        "",
+    ],
+)
+def test_a_model_that_timm_does_not_have(model):
+    with pytest.raises(ValueError, match=rf"need a timm classifier with published weights, got {model}") as error:
+        zoo.timm_asset(model)
+    assert f"mean {model} " not in str(error.value)
 
 
 @pytest.mark.parametrize(("option", "old"), [("resnet50", True), ("resnet50_official", False)])

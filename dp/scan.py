@@ -1,0 +1,132 @@
+"""What no weights file needs is refused before it is read: a walk over a pickle's opcodes, and stand-ins for numpy."""
+
+import io
+import mmap
+import pickle
+import pickletools
+import struct
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+OPCODES = 5_000_000  # an EDM pickle has about 40 thousand, a training checkpoint fewer
+REFUSED = ("INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER", "BYTEARRAY8")
+TRANSFORMS = ("hex", "base64", "bz2", "quopri", "quotedprintable", "uu", "zip", "zlib")  # codecs other than of text
+UNREADABLE = (
+    pickle.UnpicklingError, EOFError, MemoryError, RecursionError, TypeError, ValueError, KeyError, IndexError,
+    AttributeError, OverflowError, RuntimeError, AssertionError, OSError,
+)  # fmt: skip
+STORAGES = tuple(
+    f"torch.{kind}Storage"
+    for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+)
+FORMATS = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "b1": "<?"}
+
+
+class Refused(ValueError):
+    """A file that does not stay within what its format needs; the message goes behind the file's name."""
+
+
+def refuse(why: str) -> Any:
+    raise Refused(why)
+
+
+def scan(file: mmap.mmap | io.BytesIO, allowed: Collection[str] | None = None) -> None:
+    """Walk over one pickle's opcodes, from the file's position to its end, and refuse what no checkpoint needs.
+
+    `file`: in memory or mapped, where asking for a terabyte gives what is there. `allowed`: the globals that may be
+    named; None leaves that to the reader. Raises Refused.
+    """
+    counted = 0
+    try:
+        for opcode, value, _ in pickletools.genops(file):  # pyright: ignore[reportArgumentType]
+            counted += 1
+            if opcode.name in REFUSED:
+                refuse(f"it uses the pickle opcode {opcode.name}")
+            if counted > OPCODES:
+                refuse(f"it has more than {OPCODES} opcodes")
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(value or 0) > counted:
+                refuse(f"it asks for {value} memory cells")
+            if allowed is not None and opcode.name in ("GLOBAL", "STACK_GLOBAL"):
+                name = str(value).replace(" ", ".")
+                if opcode.name == "STACK_GLOBAL" or name not in allowed:
+                    refuse(f"it names {name[:80]!r}")
+            if allowed is not None and isinstance(value, str) and _codec(value) in TRANSFORMS:
+                refuse(f"it names the codec {value}")
+    except (ValueError, OverflowError, struct.error) as error:
+        if isinstance(error, Refused):
+            raise
+        refuse(f"it is torn or not a pickle ({' '.join(str(error).split())[:80]})")
+
+
+def _codec(name: str) -> str:
+    """A codec's name as Python looks it up."""
+    return "".join(c for c in name.lower() if c.isalnum()).removesuffix("codec")
+
+
+def legacy(file: mmap.mmap | io.BytesIO, allowed: Collection[str]) -> int:
+    """Scan the five pickles at the head of a torch file that is not a zip archive; where they end. Raises Refused."""
+    for _ in range(5):  # magic number, protocol, system, content, keys of the storages
+        scan(file, allowed)
+    return file.tell()
+
+
+class Kind:
+    """Stands for a numpy dtype: its letter and size, little-endian or of one byte."""
+
+    def __init__(self, code: Any, *_: Any):
+        self.code = code.decode("latin1") if isinstance(code, bytes) else code
+
+    def __setstate__(self, state: Any) -> None:
+        if not (isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", "|", b"<", b"|")):
+            refuse("a numpy number is not little-endian")
+
+
+def number(kind: Any, data: Any) -> float | int:
+    """Stands for numpy's scalar constructor: a Python number."""
+    if not isinstance(kind, Kind) or kind.code not in FORMATS or not isinstance(data, bytes):
+        refuse("a numpy number is of an unknown kind")
+    return struct.unpack(FORMATS[kind.code], data)[0]
+
+
+class _Array:
+    """Stands for a numpy array of bytes, the only one that CIFAR's batches hold."""
+
+    value: np.ndarray
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, fortran, raw = state
+        if not isinstance(kind, Kind) or kind.code != "u1" or fortran or not isinstance(raw, bytes):
+            refuse("an array is not of unsigned bytes")
+        self.value = np.frombuffer(raw, np.uint8).reshape(shape)
+
+
+class _Batch(pickle.Unpickler):
+    """Knows how numpy's arrays of bytes are put together, and nothing else."""
+
+    known: ClassVar[dict[str, Any]] = {
+        **{f"numpy.{core}.multiarray._reconstruct": lambda *_: _Array() for core in ("core", "_core")},
+        "numpy.ndarray": None.__class__,
+        "numpy.dtype": lambda *arguments: Kind(*arguments),
+        "__builtin__.bytes": lambda: b"",  # how Python 3 writes empty bytes for Python 2
+        "_codecs.encode": lambda text, codec: text.encode("latin1") if codec == "latin1" else refuse("another codec"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        return self.known.get(f"{module}.{name}") or refuse(f"it names {f'{module}.{name}'[:80]!r}")
+
+
+def batch(path: Path) -> dict:
+    """What a CIFAR python batch holds by name, arrays as (...) uint8, text of Python 2 as bytes. Raises ValueError."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            scan(view)
+            content = _Batch(file, encoding="bytes").load()
+        if type(content) is not dict:
+            refuse(f"it holds a {type(content).__name__}, no dictionary")
+        return {k: v.value if isinstance(v, _Array) else v for k, v in content.items()}
+    except UNREADABLE as error:
+        why = error if isinstance(error, Refused) else f"it cannot be read ({type(error).__name__})"
+        raise ValueError(f"need a CIFAR python batch, got {path}: {why}; nothing was executed") from None
