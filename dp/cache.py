@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,10 +129,10 @@ def _noted() -> dict[str, str]:
         noted = json.loads(_notes().read_text())
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (ValueError, RecursionError):
         noted = None
-    if not isinstance(noted, dict):
-        raise ValueError(f"need a JSON mapping in {_notes()}, got something else: delete it, it is written anew")
+    if not isinstance(noted, dict) or not all(re.fullmatch("[0-9a-f]{64}", str(v)) for v in noted.values()):
+        raise ValueError(f"need a JSON mapping to hashes in {_notes()}, got something else: delete it to start anew")
     return noted
 
 

@@ -7,6 +7,7 @@ import inspect
 import io
 import mmap
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dp.cache import Asset, locate, verify
-from dp.scan import STORAGES, UNREADABLE, Kind, Refused, legacy, number, scan
+from dp.scan import STORAGES, UNREADABLE, Kind, Refused, legacy, number, scan, short
 from dp.unpickle import EDMPickle, edm
 
 PREFIXES = ("", "module.", "model.", "module.0.", "module.model.")  # DataParallel and normalising wrappers
@@ -47,15 +48,16 @@ def read(path: Path) -> Any:
     with path.open("rb") as file:
         head = file.read(9)
     try:
-        if head[:2] == b"PK":
-            return _zip(path)
         if head[8:9] == b"{":
             return load_file(path)
+        if head[:4] == b"PK\x03\x04":
+            return _zip(path)
         if head[:1] == b"\x80":
             return _old(path) if _is_old(path) else edm(path)
     except SafetensorError as error:
         raise ValueError(f"need a whole safetensors file, got {path} ({error}): delete it and fetch it again") from None
-    except Refused as why:
+    except (zipfile.BadZipFile, NotImplementedError, *UNREADABLE) as error:
+        why = error if isinstance(error, Refused) else f"it is torn ({type(error).__name__})"
         raise ValueError(f"need weights and nothing else, got {path}: {why}; nothing was executed") from None
     kind = "a web page" if head.lstrip()[:1] == b"<" else "no weights file"
     raise ValueError(f"need a whole safetensors file, torch file or EDM pickle, got {path} ({kind}): fetch it again")
@@ -81,18 +83,18 @@ def load(
     """
     path = locate(asset := Asset(file, url, megabytes, sha256))
     verify(path, asset)
-    content = read(path)
+    content, made = read(path), net
+    if not isinstance(net, nn.Module):
+        with torch.device("meta"):
+            net = net()
     if isinstance(content, EDMPickle):
-        _check_made_by(content, net, wrapper, path.name)
+        _check_made_by(content, made, wrapper, path.name)
         state = content.state
     elif wrapper is not None and path.suffix != ".safetensors":  # weights of our own training have no wrapper
         raise ValueError(f"need an EDM pickle with {wrapper}, got {path.name}, which is another kind of file")
     else:
-        state = _entry(content, entry, path.name) if path.suffix != ".safetensors" else content
+        state = _entry(content, entry, net, path.name) if path.suffix != ".safetensors" else content
     state = rename(state) if rename is not None else state
-    if not isinstance(net, nn.Module):
-        with torch.device("meta"):
-            net = net()
     return fit(net, state, path.name)
 
 
@@ -106,7 +108,7 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], name: str) -> nn.Module:
     kind = type(net).__name__
     if set(own) != set(state):
         odd = sorted(set(own) ^ set(state))
-        raise ValueError(f"need {name} to hold the tensors of {kind}, got {len(odd)} that differ, e.g. {odd[0]}")
+        raise ValueError(f"need {name} to hold the tensors of {kind}, got {len(odd)} that differ, e.g. {short(odd[0])}")
     for key, mine in own.items():
         found = state[key]
         if found.shape != mine.shape:
@@ -126,42 +128,42 @@ def _unprefixed(state: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor
     return {k.removeprefix(prefix): v for k, v in state.items()}
 
 
-def _entry(content: Any, entry: str | int | None, name: str) -> dict[str, Tensor]:
+def _entry(content: Any, entry: str | int | None, net: nn.Module, name: str) -> dict[str, Tensor]:
     """The tensors under `entry`; a list without names under `ema` is named as score-SDE orders it."""
     if entry is not None:
-        there: dict = (
-            dict(enumerate(content)) if isinstance(content, list) else content if isinstance(content, dict) else {}
-        )
+        there: dict = dict(enumerate(content)) if isinstance(content, list) else {}
+        there = content if isinstance(content, dict) else there
         if entry not in there:
-            raise ValueError(
-                f"need the entry {entry!r} in {name}, got {', '.join(map(str, there))[:200] or 'no entries'}"
-            )
+            found = short(", ".join(map(str, there))) or "no entries"
+            raise ValueError(f"need the entry {entry!r} in {name}, got {found}")
         part = there[entry]
-        content = _named_ema(there, part, name) if isinstance(part, dict) and "shadow_params" in part else part
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        odd = (
-            sorted(str(k) for k, v in content.items() if not isinstance(v, Tensor)) if isinstance(content, dict) else []
-        )
-        found = f"{', '.join(odd)[:200]} beside them" if odd else type(content).__name__
-        raise ValueError(f"need a dictionary of tensors in {name}, got {found}: name its entry in the yaml")
+        content = _named_ema(there, part, net, name) if isinstance(part, dict) and "shadow_params" in part else part
+    if not isinstance(content, dict):
+        raise ValueError(f"need a dictionary of tensors in {name}, got {type(content).__name__}")
+    odd = sorted(str(k) for k, v in content.items() if not isinstance(v, Tensor) or not isinstance(k, str))
+    if odd:
+        found = short(", ".join(odd))
+        raise ValueError(f"need tensors by name in {name}, got {found} beside them: name its entry in the yaml")
     return content
 
 
-def _named_ema(content: dict, part: dict, name: str) -> dict[str, Tensor]:
-    """The moving average is a bare list in the order of the trainable parameters; buffers and the frozen frequencies of
-    Fourier nets are taken from the model.
+def _named_ema(content: dict, part: dict, net: nn.Module, name: str) -> dict[str, Tensor]:
+    """The moving average is a bare list in the order of the trainable parameters, which must be the net's own; buffers
+    and the frozen frequencies of Fourier nets are taken from the model.
     """
     model, average = content.get("model"), part["shadow_params"]
     if not isinstance(model, dict) or not isinstance(average, list):
-        raise ValueError(f"need a list of averages and the `model` that names it in {name}, got {sorted(content)}")
-    frozen = [k for k in model if k.endswith("sigmas") or k.endswith("all_modules.0.W")]
-    names = [k for k in model if k not in frozen]
-    fits = len(names) == len(average) and all(
-        isinstance(v, Tensor) and v.shape == model[k].shape for k, v in zip(names, average, strict=True)
-    )
-    if not fits:
+        raise ValueError(f"need a list of averages and the `model` that names it in {name}, got other entries")
+    model = {str(k).removeprefix("module."): v for k, v in model.items()}
+    names = [k for k, p in net.named_parameters() if p.requires_grad]
+    if names != [k for k in model if k in set(names)]:
+        raise ValueError(
+            f"need `model` of {name} in the order of {type(net).__name__}, got another: the averages follow it"
+        )
+    shapes = [getattr(v, "shape", None) for v in average]
+    if shapes != [getattr(model[k], "shape", None) for k in names]:
         raise ValueError(f"need {len(names)} averages of the shapes of `model` in {name}, got {len(average)} others")
-    return dict(zip(names, average, strict=True)) | {k: model[k] for k in frozen}
+    return dict(zip(names, average, strict=True)) | {k: v for k, v in model.items() if k not in set(names)}
 
 
 def _check_made_by(found: EDMPickle, net: Any, wrapper: str | None, name: str) -> None:
@@ -172,7 +174,7 @@ def _check_made_by(found: EDMPickle, net: Any, wrapper: str | None, name: str) -
         raise ValueError(f"need a preconditioner among {', '.join(CONSTANTS)}, got {wrapper}: no adapter computes it")
     for key, value in CONSTANTS[wrapper].items():
         if found.constants.get(key, value) != value:
-            raise ValueError(f"need {key}={value} in {name}, got {found.constants[key]}")
+            raise ValueError(f"need {key}={value} in {name}, got {short(found.constants[key])}")
     if not isinstance(net, functools.partial):
         raise ValueError(f"need `_partial_: true` for the network of the EDM pickle {name}")
     assert inspect.isclass(net.func)
@@ -185,28 +187,46 @@ def _check_made_by(found: EDMPickle, net: Any, wrapper: str | None, name: str) -
             continue
         mine = bound.arguments.get(key, "nothing of that name")
         if (list(mine) if isinstance(mine, tuple) else mine) != (list(value) if isinstance(value, tuple) else value):
-            raise ValueError(f"need {name} made with {key}={mine}, got {value}: set it in the denoiser's yaml")
+            raise ValueError(
+                f"need {name} made with {short(key)}={mine}, got {short(value)}: set it in the denoiser's yaml"
+            )
 
 
 def _zip(path: Path) -> Any:
-    """A torch archive, mapped into memory; its members must be stored as they are, not packed."""
+    """A torch archive, mapped into memory. Torch's reader must see just what is checked here: members stored as they
+    are, one folder, no two names alike, no second directory; and nothing damaged.
+    """
     size = path.stat().st_size
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
-                raise Refused("its archive is packed")
-            pickled = [m for m in members if m.filename.endswith("data.pkl")]
-            if len(pickled) != 1:
-                raise Refused("it is no torch file")
-            scan(io.BytesIO(archive.read(pickled[0])), NAMES)
-    except Refused:
-        raise
-    except (zipfile.BadZipFile, NotImplementedError, *UNREADABLE):
-        raise Refused("its archive is torn") from None
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        names = [m.filename.casefold() for m in members]
+        folder = members[0].filename.partition("/")[0] if members else ""
+        if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
+            raise Refused("its archive is packed")
+        if len(set(names)) < len(names) or not all(m.filename.startswith(folder + "/") for m in members):
+            raise Refused("its archive is not as torch writes it")
+        if f"{folder}/data.pkl" not in archive.namelist() or not _one_directory(path, archive.start_dir):
+            raise Refused("its archive is not as torch writes it")
+        if (damaged := archive.testzip()) is not None:
+            raise Refused(f"{short(damaged)} in it is damaged")
+        scan(io.BytesIO(archive.read(f"{folder}/data.pkl")), NAMES)
     content = _torch_load(path, mapped=True)
     _bounded(content, size)
     return content
+
+
+def _one_directory(path: Path, start: int) -> bool:
+    """Whether the records at the archive's end all say that its directory begins at `start` and ends before them."""
+    with path.open("rb") as file:
+        tail = path.stat().st_size - 22  # the end record, without a comment
+        file.seek(max(0, tail - 76))
+        last = file.read()
+    if last[-22:-18] != b"PK\x05\x06":
+        return False
+    length, begin = struct.unpack("<II", last[-10:-2])
+    if last[-42:-38] == b"PK\x06\x07":  # behind a 64-bit end record and its locator
+        length, begin, tail = *struct.unpack("<QQ", last[-58:-42]), tail - 76
+    return begin == start and begin + length == tail
 
 
 def _old(path: Path) -> Any:

@@ -129,12 +129,19 @@ def celebahq(images: int, attribute: str, partition: str = "val") -> Subset:
     if partition not in parts:
         raise ValueError(f"need partition train, val or test, got partition={partition!r}")
     folder = _needed("celebahq")
-    table = pd.read_csv(folder / "list_attr_celeba.txt", sep=r"\s+", skiprows=1)
-    if attribute not in table:
-        raise ValueError(f"unknown attribute {attribute}{near_matches(attribute, table)}: see list_attr_celeba.txt")
-    label = dict(zip(map(str, table.index), (table[attribute] > 0).astype(int).tolist(), strict=True))
-    lines = (folder / "list_eval_partition.txt").read_text().split("\n")
-    part = {name: parts[int(number)] for name, number in (line.split() for line in lines if line)}
+    try:
+        table = pd.read_csv(folder / "list_attr_celeba.txt", sep=r"\s+", skiprows=1)
+        lines = (folder / "list_eval_partition.txt").read_text().split("\n")
+        part = {name: dict(enumerate(parts))[int(number)] for name, number in (line.split() for line in lines if line)}
+        has = {
+            name: dict(zip(map(str, table.index), (table[name] > 0).astype(int).tolist(), strict=True))
+            for name in table
+        }
+    except scan.UNREADABLE as error:
+        raise ValueError(f"need CelebA's two lists in {folder} as published, got {type(error).__name__}") from None
+    if attribute not in has:
+        raise ValueError(f"unknown attribute {attribute}{near_matches(attribute, has)}: see list_attr_celeba.txt")
+    label = has[attribute]
     found = {path.with_suffix(".jpg").name: path for path in sorted((folder / "images").iterdir())}
     strange = [name for name in found if name not in label or name not in part]
     if strange:
@@ -222,8 +229,11 @@ def _folder(folder: Path, images: int, shape: str, expected: tuple[int, int]) ->
 
 
 def _image(path: Path, read: Callable[[Any], Any]) -> Tensor:
-    with Image.open(path) as image:
-        return read(image.convert("RGB"))
+    try:
+        with Image.open(path) as image:
+            return read(image.convert("RGB"))
+    except (*scan.UNREADABLE, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"need a picture, got {path} ({type(error).__name__}): fetch it again") from None
 
 
 def _digits() -> Subset:

@@ -180,7 +180,7 @@ def state_of(part: Path) -> dict:
     """What the server said of the file in the part: address, validator, total; empty where nothing is known."""
     with suppress(OSError, ValueError):
         state = json.loads(_sidecar(part).read_text())
-        if isinstance(state, dict):
+        if isinstance(state, dict) and {"address", "validator", "total"} <= set(state):
             return state
     return {}
 

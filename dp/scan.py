@@ -4,6 +4,7 @@ import io
 import mmap
 import pickle
 import pickletools
+import reprlib
 import struct
 from collections.abc import Collection
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 OPCODES = 5_000_000  # an EDM pickle has about 40 thousand, a training checkpoint fewer
+TUPLE = 5_000  # objects in a tuple, counted through tuples in it; checkpoints have a few
 REFUSED = ("INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER", "BYTEARRAY8")
 TRANSFORMS = ("hex", "base64", "bz2", "quopri", "quotedprintable", "uu", "zip", "zlib")  # codecs other than of text
 UNREADABLE = (
     pickle.UnpicklingError, EOFError, MemoryError, RecursionError, TypeError, ValueError, KeyError, IndexError,
-    AttributeError, OverflowError, RuntimeError, AssertionError, OSError,
+    AttributeError, OverflowError, RuntimeError, AssertionError, OSError, struct.error,
 )  # fmt: skip
 STORAGES = tuple(
     f"torch.{kind}Storage"
@@ -39,10 +41,11 @@ def scan(file: mmap.mmap | io.BytesIO, allowed: Collection[str] | None = None) -
     `file`: in memory or mapped, where asking for a terabyte gives what is there. `allowed`: the globals that may be
     named; None leaves that to the reader. Raises Refused.
     """
-    counted = 0
+    counted, weights = 0, _Weights()
     try:
         for opcode, value, _ in pickletools.genops(file):  # pyright: ignore[reportArgumentType]
             counted += 1
+            weights.step(opcode, value)
             if opcode.name in REFUSED:
                 refuse(f"it uses the pickle opcode {opcode.name}")
             if counted > OPCODES:
@@ -52,13 +55,63 @@ def scan(file: mmap.mmap | io.BytesIO, allowed: Collection[str] | None = None) -
             if allowed is not None and opcode.name in ("GLOBAL", "STACK_GLOBAL"):
                 name = str(value).replace(" ", ".")
                 if opcode.name == "STACK_GLOBAL" or name not in allowed:
-                    refuse(f"it names {name[:80]!r}")
+                    refuse(f"it names {short(name)}")
             if allowed is not None and isinstance(value, str) and _codec(value) in TRANSFORMS:
-                refuse(f"it names the codec {value}")
+                refuse(f"it names the codec {short(value)}")
     except (ValueError, OverflowError, struct.error) as error:
         if isinstance(error, Refused):
             raise
         refuse(f"it is torn or not a pickle ({' '.join(str(error).split())[:80]})")
+
+
+class _Weights:
+    """What hashing each object on the pickle's stack would cost: a tuple as much as all in it, anything else 1.
+
+    Tuples of tuples of themselves are short to write and endless to hash, and deep ones overflow the stack.
+    """
+
+    def __init__(self):
+        self.stack: list[int | None] = []  # None is a mark
+        self.memo: dict[int, int] = {}
+
+    def step(self, opcode: Any, value: Any) -> None:
+        name, before = opcode.name, opcode.stack_before
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            self.memo[len(self.memo) if name == "MEMOIZE" else int(value)] = self.top()
+            return
+        if name in ("GET", "BINGET", "LONG_BINGET"):
+            self.stack.append(self.memo.get(int(value), 1))
+            return
+        if name == "MARK":
+            self.stack.append(None)
+            return
+        popped = self.pop_mark() if pickletools.markobject in before else []
+        for _ in [b for b in before if b not in (pickletools.markobject, pickletools.stackslice)]:
+            popped.append(self.top())
+            del self.stack[-1:]
+        weight = 1 + sum(popped) if name.startswith("TUPLE") else 1
+        if weight > TUPLE:
+            refuse("a tuple holds tuples without end")
+        after = popped * 2 if name == "DUP" else [weight] * len(opcode.stack_after)
+        self.stack.extend(after)
+
+    def top(self) -> int:
+        return self.stack[-1] or 1 if self.stack else 1
+
+    def pop_mark(self) -> list[int]:
+        popped = []
+        while self.stack:
+            weight = self.stack.pop()
+            if weight is None:
+                break
+            popped.append(weight)
+        return popped
+
+
+def short(value: Any) -> str:
+    """What a file holds, fit to stand in a one-line message."""
+    text = value if isinstance(value, str) else reprlib.repr(value)
+    return ascii(text)[1:-1][:80]
 
 
 def _codec(name: str) -> str:
@@ -115,7 +168,7 @@ class _Batch(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        return self.known.get(f"{module}.{name}") or refuse(f"it names {f'{module}.{name}'[:80]!r}")
+        return self.known.get(f"{module}.{name}") or refuse(f"it names {short(f'{module}.{name}')}")
 
 
 def batch(path: Path) -> dict:

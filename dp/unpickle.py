@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dp.scan import STORAGES, UNREADABLE, Kind, Refused, legacy, number, refuse, scan
+from dp.scan import STORAGES, UNREADABLE, Kind, Refused, legacy, number, refuse, scan, short
 
 DEPTH = 40
 PARTS = 100_000  # modules and tensors; a full-size network has two thousand
@@ -64,7 +64,7 @@ def edm(path: Path) -> EDMPickle:
     total = sum(v.numel() * v.element_size() for v in state.values())
     if total > limit:
         raise Refused(f"its tensors would take {total} bytes, more than the file has")
-    constants = {k: v for k, v in ema.state.items() if isinstance(v, int | float) and not k.startswith("_")}
+    constants = {str(k): v if isinstance(v, PLAIN) else "no number" for k, v in ema.state.items()}
     return EDMPickle(ema.kind, net.kind, constants, settings, state)
 
 
@@ -81,12 +81,13 @@ def _collect(module: Any, prefix: str, into: dict[str, Tensor], seen: set[int], 
     seen.add(id(module))
     for kind in ("_parameters", "_buffers"):
         for name, value in module.plain(kind, dict).items():
-            if isinstance(value, Tensor):
-                into[f"{prefix}{name}"] = value
-            elif value is not None:
-                raise Refused(f"its {kind} hold something other than tensors")
+            if value is None:
+                continue
+            if not isinstance(value, Tensor) or not isinstance(name, str) or "." in name:
+                raise Refused(f"its {kind} hold something other than named tensors")
+            into[prefix + name] = value
     for name, child in module.plain("_modules", dict).items():
-        if not isinstance(name, str) or len(name) > 100:
+        if not isinstance(name, str) or len(name) > 100 or "." in name:
             raise Refused("a module has no name")
         if child is not None:
             _collect(child, f"{prefix}{name}.", into, seen, depth + 1)
@@ -137,7 +138,7 @@ class _Reader(pickle.Unpickler):
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        return self.known.get(f"{module}.{name}") or refuse(f"it names {f'{module}.{name}'[:80]!r}")
+        return self.known.get(f"{module}.{name}") or refuse(f"it names {short(f'{module}.{name}')}")
 
     def persistent_load(self, pid: Any) -> Any:
         raise Refused("it refers to objects outside of itself")

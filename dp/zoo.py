@@ -154,7 +154,10 @@ def _named(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     mean and std where the file has none.
     """
     own = net.state_dict()
-    state = {k.removeprefix("module.").removeprefix("model."): v for k, v in state.items()}
+    bare = {k.removeprefix("module.").removeprefix("model."): v for k, v in state.items()}
+    if len(bare) < len(state):
+        raise ValueError("need every tensor under one name, got a RobustBench file with both module.X and X")
+    state = bare
     state = {k: v for k, v in state.items() if k in own or not UNUSED.search(k)}
     inner = net._modules.get("model")
     if inner is not None and any(k.startswith("normalize.") for k in own):

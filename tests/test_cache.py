@@ -128,11 +128,13 @@ def test_embedded_files_and_those_elsewhere_are_not_noted(cache, tmp_path_factor
     assert list(cache.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["{torn", "[1]"])
+@pytest.mark.parametrize("text", ["{torn", "[1]", '{"a.bin": null}', '{"a.bin": "abc"}'])
 def test_damaged_notes(cache, text):
     (cache / "hashes.json").write_text(text)
     (cache / "a.bin").write_bytes(b"a")
-    with pytest.raises(ValueError, match=r"need a JSON mapping in .*hashes\.json, got something else: delete it"):
+    with pytest.raises(
+        ValueError, match=r"need a JSON mapping to hashes in .*hashes\.json, got something else: delete it"
+    ):
         verify(cache / "a.bin", Asset("a.bin"))
 
 

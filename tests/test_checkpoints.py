@@ -232,7 +232,7 @@ def test_a_score_sde_average_is_named_after_its_model(cache):
     assert found["sigmas"].dtype == torch.float64
 
 
-@pytest.mark.parametrize("change", ["short", "long", "swapped", "no model"])
+@pytest.mark.parametrize("change", ["short", "long", "swapped", "no model", "another order"])
 def test_a_score_sde_average_that_does_not_fit(cache, change):
     """The original's zip would stop at the shorter list, and mix up what follows."""
     content = score_sde(score_net(), {k: v.detach() for k, v in score_net(1).named_parameters()})
@@ -243,10 +243,12 @@ def test_a_score_sde_average_that_does_not_fit(cache, change):
         average.append(torch.zeros(1))
     elif change == "swapped":
         average[0], average[1] = average[1], average[0]
+    elif change == "another order":  # equal shapes would be paired wrongly
+        content["model"] = dict(reversed(content["model"].items()))
     else:
         del content["model"]
     (cache / "checkpoint_8.pth").write_bytes(torch_file(content))
-    with pytest.raises(ValueError, match=r"averages of the shapes|the `model` that names it"):
+    with pytest.raises(ValueError, match=r"averages of the shapes|the `model` that names it|in the order of NCSNpp"):
         load(score_net, "checkpoint_8.pth", entry="ema")
 
 
@@ -315,3 +317,24 @@ def test_read_names_the_container(tmp_path):
     (tmp_path / "x.pt").write_bytes(b"<html>")
     with pytest.raises(ValueError, match="a web page"):
         read(tmp_path / "x.pt")
+
+
+def test_a_damaged_tensor_in_an_archive(cache):
+    """One bit of a number; torch itself does not look at the archive's checksums."""
+    data = bytearray(torch_file(WEIGHTS))
+    data[data.index(torch.arange(6.0).numpy().tobytes()) + 7] ^= 64
+    (cache / "net.pt").write_bytes(data)
+    torch.load(cache / "net.pt", weights_only=True)
+    with pytest.raises(ValueError, match=r"data/\d+ in it is damaged"):
+        load(linear, "net.pt")
+
+
+def test_a_safetensors_file_whose_length_spells_pk(cache):
+    """The first eight bytes are the header's length, which may be any number, PK's too."""
+    save_file(WEIGHTS, cache / "s.safetensors")
+    data = (cache / "s.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header, wanted = data[8 : 8 + length], int.from_bytes(b"PK", "little")  # 19280, a multiple of 8
+    padded = header + b" " * (wanted - length)
+    (cache / "s.safetensors").write_bytes(wanted.to_bytes(8, "little") + padded + data[8 + length :])
+    assert torch.equal(load(linear, "s.safetensors").weight, WEIGHTS["weight"])

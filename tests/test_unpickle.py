@@ -94,10 +94,18 @@ def test_another_class_of_network(cache):
         load(functools.partial(SongUNet, **settings), "net.pkl", wrapper="EDMPrecond")
 
 
-def test_other_constants_of_the_preconditioner(cache):
-    (cache / "net.pkl").write_bytes(edm_pickle(tiny(), TINY, sigma_data=0.7))
-    with pytest.raises(ValueError, match=r"sigma_data=0.5 .* got 0.7"):
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.7, "0.7"), ("0.7", "0.7"), ([0.7], "no number"), (np.float64(0.7), "0.7")]
+)
+def test_other_constants_of_the_preconditioner(cache, value, said):
+    (cache / "net.pkl").write_bytes(edm_pickle(tiny(), TINY, sigma_data=value))
+    with pytest.raises(ValueError, match=rf"sigma_data=0.5 .* got {said}"):
         load(partial(), "net.pkl", wrapper="EDMPrecond")
+
+
+def test_numpy_numbers_of_other_kinds_are_read(cache):
+    (cache / "net.pkl").write_bytes(edm_pickle(tiny(), TINY, sigma_data=np.float64(0.5), flag=np.bool_(True)))
+    load(partial(), "net.pkl", wrapper="EDMPrecond")
 
 
 class Call:
@@ -144,6 +152,12 @@ def doubled(depth: int) -> list:
     for _ in range(depth):
         found = [found, found]
     return found
+
+
+def key_bomb() -> bytes:
+    """A tuple that holds the one before twice, forty times over, as a dictionary's key."""
+    nested = b"".join(b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(40))
+    return b"\x80\x02K\x01\x85q\x00" + nested + b"}h\x28K\x01s."
 
 
 class Hollow:
@@ -206,6 +220,8 @@ def hostile(touched=TOUCHED) -> dict[str, bytes]:
         "another version": dumps({"ema": Call(_reconstruct_persistent_obj, {"type": "class", "version": 7})}),
         "a module that is a tensor": with_net(tensor(number, (4,), (1,))),
         "an allowed class made to do more": with_net(Call(np.dtype, "O")),
+        "a key that is endless to hash": key_bomb(),
+        "a key as deep as the stack": b"\x80\x04}K\x01" + b"\x85" * 2_000_000 + b"K\x01s.",
         "settings that double and double": with_net(persistent({"_init_kwargs": {"a": doubled(40)}})),
         "a storage whose numbers are missing": with_net(
             persistent({"_parameters": {"w": tensor(Hollow(), (4,), (1,))}})
@@ -289,6 +305,10 @@ def hostile_torch_files(touched=TOUCHED) -> dict[str, bytes]:
             {str(i): torch.zeros(1000).expand(1000) for i in [0]} | named_often()
         ),
         "a codec that swells": swelling(),
+        "a key that is endless to hash": archive(data_pkl=key_bomb()),
+        "two names that differ in case": archive(DATA_PKL=b"\x80\x02cbuiltins\nbytearray\n.", data_pkl=b"\x80\x02}."),
+        "a directory that is moved": b"PK\x03\x04" + torch_file({"w": torch.ones(3)}),
+        "bytes behind the archive": torch_file({"w": torch.ones(3)}) + b"more",
         "a codec named by a number": spelled(),
         "storages that are not listed": unlisted(
             torch_file({"weight": torch.ones(1, 3), "bias": torch.ones(1)}, old=True)
@@ -341,3 +361,28 @@ def test_damaged_files_are_one_line(cache, name):
         (cache / "net.bin").write_bytes(data[: chance.randrange(len(data))] if chance.random() < 0.2 else data)
         with contextlib.suppress(ValueError):
             read(cache / "net.bin")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("a tensor wider than its storage", "a tensor reaches beyond its storage"),
+        ("strides of zero", "a tensor is not dense"),
+        ("a module that is a tensor", "wraps no `model`"),
+        ("another version", "other fields|another version"),
+        ("two to the forty modules", "nested in a way that no network is"),
+        ("modules nested without end", "nested in a way that no network is"),
+        ("a nested storage", "torn or not a pickle|it names"),
+        ("a storage whose numbers are missing", "not what its bytes are|cannot be read"),
+        ("settings that double and double", "plain settings"),
+        ("a key that is endless to hash", "tuples without end"),
+        ("a key as deep as the stack", "tuples without end"),
+        ("billions of memory cells", "memory cells"),
+        ("truncated", "torn"),
+        ("bytes behind its end", "behind its end"),
+    ],
+)
+def test_hostile_files_are_refused_for_what_they_are(cache, name, why):
+    (cache / "net.pkl").write_bytes(hostile()[name])
+    with pytest.raises(ValueError, match=why):
+        read(cache / "net.pkl")
