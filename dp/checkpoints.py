@@ -257,6 +257,8 @@ def _torch_load(path: Path, mapped: bool) -> Any:
     try:
         with torch.serialization.safe_globals(names):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Refused:
+        raise
     except UNREADABLE as error:
         raise Refused(f"it cannot be read ({type(error).__name__})") from None
 
