@@ -54,5 +54,5 @@ class WandB:
         for name in ("standard", "robust", "undefended", "null"):
             for rule, figure in summary.get(name, {}).items():
                 self.run.summary[f"{name}/{rule}"] = figure["value"]
-        self.run.summary["nfe"] = summary["nfe"]
+        self.run.summary.update({k: v for k, v in summary.items() if isinstance(v, int | float | str)})
         self.run.finish()

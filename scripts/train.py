@@ -266,8 +266,7 @@ def main(args: list[str]) -> None:
         facts = {"sha256": found, "seconds": training.seconds, "processes": world()[1], "config": config}
         summary = {**figures, **facts, **record.provenance()}
         record.write_atomic(folder / "summary.json", json.dumps(summary, indent=1).encode())
-        tracker.log(figures)
-        tracker.finish({"nfe": 0})
+        tracker.finish(summary)
         run.console.print(f"{clock(training.seconds)} of training; {folder}")
     if world()[1] > 1:
         dist.destroy_process_group()

@@ -28,3 +28,4 @@ def test_wandb_writes_offline_with_the_runs_key(tmp_path, monkeypatch):
     written = log.read_bytes()
     assert b"robust/vote" in written
     assert b"robust/single" in written
+    assert b"nfe" in written
