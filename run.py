@@ -174,6 +174,8 @@ def shard_of(config: dict) -> tuple[int, int]:
 
 def judge(config: dict, key: str, folder: Path) -> dict | None:
     """Do what is missing of a run; its summary, or None while other shards are still to come."""
+    if not isinstance(config["overwrite"], bool):
+        raise ValueError(f"need overwrite true or false, got overwrite={config['overwrite']}")
     code, (part, parts), workers = record.code_hash(), shard_of(config), workers_of(config)
     if config["overwrite"] and parts > 1:
         raise ValueError("need shard=1/1 with overwrite=true, or one shard moves the rows of the others aside")

@@ -22,30 +22,35 @@ class Streams:
         """
         self.keys = [_key(f"{seed}|{stage}|{int(i)}".encode()) for i in ids]
         self.calls = [0] * len(self.keys)
+        self.touched = [False]  # shared with all that is derived from these streams
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @property
     def used(self) -> bool:
-        """Whether any lane has drawn a number: a defence that leaves its streams unused is deterministic."""
-        return any(self.calls)
+        """Whether a number has been drawn, here or from what was derived from these streams: a defence that leaves them
+        unused is deterministic.
+        """
+        return self.touched[0]
 
     def draw(self, k: int | Sequence[int]) -> "Streams":
         """The k-th independent copy (for EOT, votes, iterations), fresh from its first call; k may vary by lane."""
         ks = [k] * len(self) if isinstance(k, int) else k
         return _streams(
-            [_key(key + int(i).to_bytes(8, "little")) for key, i in zip(self.keys, ks, strict=True)], [0] * len(self)
+            [_key(key + int(i).to_bytes(8, "little")) for key, i in zip(self.keys, ks, strict=True)],
+            [0] * len(self),
+            self.touched,
         )
 
     def select(self, index: Sequence[int] | Tensor) -> "Streams":
         """These lanes, in this order, each going on where it stands."""
         at = [int(i) for i in index]
-        return _streams([self.keys[i] for i in at], [self.calls[i] for i in at])
+        return _streams([self.keys[i] for i in at], [self.calls[i] for i in at], self.touched)
 
     def cat(self, other: "Streams") -> "Streams":
         """The lanes of both."""
-        return _streams(self.keys + other.keys, self.calls + other.calls)
+        return _streams(self.keys + other.keys, self.calls + other.calls, self.touched)
 
     def randn_like(self, z: Tensor) -> Tensor:
         """Unit Gaussian noise of z's shape (B,...), dtype and device."""
@@ -58,6 +63,7 @@ class Streams:
     def _fill(self, like: Tensor, sample) -> Tensor:
         if len(like) != len(self):
             raise ValueError(f"need one stream per image, got {len(self)} streams for a batch of {len(like)}")
+        self.touched[0] = True
         out = np.empty(tuple(like.shape), dtype=np.float32)
         bits = np.random.Philox(0)
         generator, state = np.random.Generator(bits), bits.state
@@ -73,14 +79,14 @@ class Streams:
 def cat_draws(rng: Streams, ks: Sequence[int]) -> Streams:
     """The draws `ks` of every lane as one batch, draw-major: for x repeated len(ks) times along dim 0."""
     parts = [rng.draw(k) for k in ks]
-    return _streams([key for part in parts for key in part.keys], [0] * (len(rng) * len(parts)))
+    return _streams([key for part in parts for key in part.keys], [0] * (len(rng) * len(parts)), [False])
 
 
 def _key(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def _streams(keys: list[bytes], calls: list[int]) -> Streams:
+def _streams(keys: list[bytes], calls: list[int], touched: list[bool]) -> Streams:
     streams = Streams.__new__(Streams)
-    streams.keys, streams.calls = keys, calls
+    streams.keys, streams.calls, streams.touched = keys, calls, touched
     return streams

@@ -118,3 +118,24 @@ def test_attack_memory_probe_sees_the_stored_activations(config):
 
     assert stored(4, "store") > 1.5 * stored(2, "store")
     assert stored(4, "recompute") < 0.5 * stored(4, "store")
+
+
+@pytest.mark.parametrize("derived", ["draw", "select", "cat"])
+def test_a_purifier_that_draws_from_derived_streams_is_not_taken_for_a_deterministic_one(derived):
+    """Every draw of it is asked, in votes and in gradients."""
+
+    def purify(x, denoiser, classifier, rng, *, on_step=None):
+        part = {"draw": lambda: rng.draw(3), "select": lambda: rng.select(range(len(x))), "cat": lambda: rng.cat(rng)}
+        streams = part[derived]()
+        n = streams.uniform_like(x if derived != "cat" else torch.cat([x, x]))[: len(x)]
+        return x + 0.1 * n
+
+    class Sum(torch.nn.Module):
+        def forward(self, x):
+            total = x.flatten(1).sum(1)
+            return torch.stack([total, -total], dim=1)
+
+    model = Defended(purify, None, Sum(), draws_per_call=2)  # pyright: ignore[reportArgumentType]
+    x = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    logits = model.logits(x, Streams([0, 1], 0, "a"), 5)
+    assert len({row.item() for row in logits[:, 0, 0]}) == 5

@@ -60,7 +60,6 @@ def test_select_and_cat_share_no_state():
     rng, reference = Streams(IDS, 7, "adv"), Streams(IDS, 7, "adv")
     for copy in (rng.select([0, 1, 2, 3]), rng.select([0]).cat(rng), rng.draw(0)):
         both(copy)
-    assert not rng.used
     assert same(both(rng), both(reference))
     copy = rng.select([1])
     both(rng)
@@ -222,14 +221,13 @@ def test_one_stream_per_image(lanes):
 
 
 def test_used():
-    rng = Streams(IDS, 7, "adv")
-    assert not rng.used
-    assert not rng.draw(1).used
-    rng.draw(1).randn_like(like(4))
-    rng.select([0]).uniform_like(like(1))
-    assert not rng.used
-    rng.uniform_like(like(4))
-    assert rng.used
-    assert rng.select([1]).used
-    assert rng.cat(Streams([1], 7, "adv")).used
-    assert not rng.draw(0).used
+    """Drawn here or from anything derived: whoever asks wants to know whether the defence is deterministic."""
+    for derive in (lambda r: r, lambda r: r.draw(1), lambda r: r.select([0]).draw(2), lambda r: r.cat(r)):
+        rng = Streams(IDS, 7, "adv")
+        part = derive(rng)
+        assert not rng.used
+        assert not part.used
+        part.randn_like(like(len(part)))
+        assert rng.used
+        assert part.used
+    assert not cat_draws(rng, [0, 1]).used  # the streams of a call are asked about for themselves

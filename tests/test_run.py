@@ -107,6 +107,7 @@ def test_workers_and_shards_give_the_same_bytes(tiny, monkeypatch, capsys):
         (["attack.iterations=ten"], "need attack.iterations of type int, got 'ten'"),
         (["classifier.net.file=gone.safetensors"], "missing 1 of 1 files: need gone.safetensors in "),
         (["denoiser.net.sha256=abc"], "with SHA-256 abc..., got"),
+        (["overwrite=no"], "need overwrite true or false, got overwrite=no"),
         (["dtype=float8"], "need dtype float32 or bfloat16"),
         (["shard=3/2"], "need shard k/n with 1 <= k <= n, got shard=3/2"),
         (["workers=0"], "need workers auto or >= 1"),

@@ -1,5 +1,7 @@
 """W&B mirrors a run offline, without an account and without a network."""
 
+import time
+
 from dp.tracking import NoTracking, WandB
 
 SUMMARY = {
@@ -25,7 +27,9 @@ def test_wandb_writes_offline_with_the_runs_key(tmp_path, monkeypatch):
     tracker.finish(SUMMARY)
     assert tracker.run.id == "digits-key"
     (log,) = tmp_path.glob("wandb/offline-run-*-digits-key/*.wandb")
-    written = log.read_bytes()
+    end = time.monotonic() + 60  # its own process writes
+    while b"nfe" not in (written := log.read_bytes()) and time.monotonic() < end:
+        time.sleep(0.5)
     assert b"robust/vote" in written
     assert b"robust/single" in written
     assert b"nfe" in written
