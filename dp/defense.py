@@ -8,16 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dp.attacks.objectives import Loss, cross_entropy
 from dp.classifiers import Classifier
 from dp.denoisers import Denoiser
 from dp.rng import Streams, cat_draws
-
-Loss = Callable[[Tensor, Tensor], Tensor]  # (B,K) logits, (B,) labels -> (B,)
-
-
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """(B,K), (B,) -> (B,) in nats."""
-    return F.cross_entropy(logits, y, reduction="none")
 
 
 class Defended(nn.Module):
@@ -63,7 +57,7 @@ class Defended(nn.Module):
         return torch.cat(parts)
 
     def loss(self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy) -> Tensor:
-        """Mean loss over draws, (B,)."""
+        """Mean loss over draws, (B,); of a loss with columns (B,M), the mean of each."""
         logits = self.logits(x, rng, draws)  # (draws,B,K)
         return _finite(loss(logits.flatten(0, 1), y.repeat(draws)).unflatten(0, (draws, len(x))).mean(dim=0))
 
@@ -71,13 +65,13 @@ class Defended(nn.Module):
         self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy
     ) -> tuple[Tensor, Tensor]:
         """Mean loss over draws, (B,), and its gradient in x, (B,C,H,W): expectation over transformation (Athalye et al.
-        2018).
+        2018). Of a loss with columns (B,M) the first is differentiated and the means of all are returned.
         """
-        total, grad = x.new_zeros(len(x)), torch.zeros_like(x)
+        total, grad = x.new_zeros(()), torch.zeros_like(x)
         for ks, streams in self._calls(rng, draws):
             copies = x.detach().repeat(len(ks), 1, 1, 1).requires_grad_()
             values = loss(self(copies, streams), y.repeat(len(ks)))
-            (g,) = torch.autograd.grad(values.sum(), copies)
+            (g,) = torch.autograd.grad((values if values.dim() == 1 else values[:, 0]).sum(), copies)
             values, g = values.detach().unflatten(0, (len(ks), len(x))), g.unflatten(0, (len(ks), len(x)))
             if not streams.used:
                 return _finite(values[0]), _finite(g[0])

@@ -51,9 +51,9 @@ class ThreatModel:
         delta = x_adv - x
         return (x + delta * (self.eps / _length(delta).clamp(min=self.eps))).clamp(0.0, 1.0)
 
-    def ascend(self, x_adv: Tensor, grad: Tensor, step: float) -> Tensor:
+    def ascend(self, x_adv: Tensor, grad: Tensor, step: float | Tensor) -> Tensor:
         """One step uphill, not projected: step * sign(grad), or step * grad / |grad|_2 (a zero gradient stays where it
-        is).
+        is). `step`: one length, or one per image as (B,1,1,1).
         """
         if self.norm == "linf":
             return x_adv + step * grad.sign()

@@ -96,7 +96,10 @@ def test_pgd_l2_sign_step_is_the_weaker_direction():
 def test_contract(name, norm, images):
     """Feasible at every step, deterministic, an image's result does not depend on its batch mates."""
     config = composed(f"attack={name}", f"threat_model={norm}", "purifier.steps=2", "protocol.images=2")
-    attack = instantiate({**config["attack"], **({"iterations": 3, "eot": 2} if name != "none" else {})})
+    budget = {
+        k: v for k, v in {"queries": 5, "samples": 4, "targets": 2, "confirm": 3}.items() if k in config["attack"]
+    }
+    attack = instantiate({**config["attack"], **({"iterations": 3, "eot": 2, **budget} if name != "none" else {})})
     model, threat = run.build(config).arms["defended"].scored, instantiate(config["threat_model"])
     x, y = images.x, images.y
     x_adv = run_attack(attack, model, x, y, threat)
@@ -104,7 +107,7 @@ def test_contract(name, norm, images):
     assert isinstance(attack.steps, int)
     if name == "none":
         assert torch.equal(x_adv, x)
-    else:
+    elif not name.startswith("autoattack_upstream"):  # which hands images that it cannot break back clean
         assert (threat.distance(x_adv, x) > 0.5 * threat.eps).all()
 
 

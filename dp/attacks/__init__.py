@@ -1,35 +1,43 @@
 """Attacks: one file per method, a frozen dataclass with `start` and `step` over a per-image state."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
+from dp.attacks.objectives import Loss, cross_entropy, margin
 from dp.rng import Streams
 from dp.threat import ThreatModel
 
 
 class Model(Protocol):
-    """What an attack may ask of the defence it attacks; losses are averaged over `draws`, which share network calls."""
+    """What an attack may ask of the defence it attacks; losses are averaged over `draws`, which share network calls.
+
+    A loss of several columns (B,M) has each of them averaged, and the first differentiated.
+    """
 
     def logits(self, x: Tensor, rng: Streams, draws: int) -> Tensor:
         """(draws,B,K)."""
         ...
 
-    def loss(self, x: Tensor, y: Tensor, rng: Streams, draws: int) -> Tensor:
-        """(B,)."""
+    def loss(self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy) -> Tensor:
+        """(B,) or (B,M)."""
         ...
 
-    def loss_gradient(self, x: Tensor, y: Tensor, rng: Streams, draws: int) -> tuple[Tensor, Tensor]:
-        """(B,) and (B,C,H,W)."""
+    def loss_gradient(
+        self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy
+    ) -> tuple[Tensor, Tensor]:
+        """(B,) or (B,M), and (B,C,H,W)."""
         ...
 
 
 class Attack(Protocol):
     """`steps` calls of `step` after one of `start`, each with streams of its own. The state is a NamedTuple of tensors,
-    dim 0 = image,
+    dim 0 = image (or of further such tuples), whose field `x_adv` is always feasible.
 
-    whose field `x_adv` is always feasible. `eot` and `select` tell the null control how the attack looks at a
-    candidate and chooses.
+    `eot` and `select` tell the null control how the attack looks at a candidate and chooses. An attack whose results
+    hang on which images share a batch has an attribute `batch_bound = True`; see `is_batch_bound`.
     """
 
     @property
@@ -40,3 +48,30 @@ class Attack(Protocol):
     def select(self) -> str: ...
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> NamedTuple: ...
     def step(self, model: Model, state: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> NamedTuple: ...
+
+
+def is_batch_bound(attack: Attack) -> bool:
+    """Whether rows depend on the batch, exempt from the invariance under order, shards and refills (design.md 2)."""
+    return bool(getattr(attack, "batch_bound", False))
+
+
+def where(lanes: Tensor, there: Any, here: Any) -> Any:
+    """The state `there` for the images of the mask (B,), on any device, and `here` for the others, field by field."""
+    if isinstance(there, Tensor):
+        shape = (-1, *[1] * (there.dim() - 1))
+        return torch.where(lanes.to(there.device).view(shape), there, here)
+    parts = [where(lanes, a, b) for a, b in zip(there, here, strict=True)]
+    return type(there)(*parts) if hasattr(there, "_fields") else tuple(parts)
+
+
+def strongest(model: Model, candidates: Sequence[Tensor], y: Tensor, rng: Streams, draws: int) -> Tensor:
+    """Per image the candidate (B,C,H,W) with the largest mean margin, all on the same draws of `rng`; a tie goes to the
+    first.
+
+    The draws must be none that chose the candidates: the largest of many noisy scores flatters.
+    """
+    margins = torch.stack([model.loss(x, y, rng, draws, margin) for x in candidates])  # (M,B)
+    best, x_best = margins[0], candidates[0]
+    for value, x in zip(margins[1:], candidates[1:], strict=True):
+        x_best, best = where(value > best, x, x_best), torch.maximum(value, best)
+    return x_best

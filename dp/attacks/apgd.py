@@ -1,0 +1,158 @@
+"""APGD (Croce and Hein 2020, arXiv 2003.01690, Algorithm 1), with every decision taken on the mean over EOT draws."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dp.attacks import Model, strongest, where
+from dp.attacks.objectives import LOSSES, check_classes, with_margin
+from dp.rng import Streams
+from dp.threat import ThreatModel
+
+KEPT = 0.75  # share of the gradient step in an update, the rest is momentum (the paper's alpha)
+
+
+class State(NamedTuple):
+    x_adv: Tensor  # (B,C,H,W) what would be returned now
+    kept: Tensor  # (B,C,H,W) the strongest of the finished runs on confirm draws; before that, the first start
+    x: Tensor  # (B,C,H,W) the point to look at next
+    before: Tensor  # (B,C,H,W) where the step to x began
+    top_x: Tensor  # (B,C,H,W) this run's point of the largest loss ...
+    top_grad: Tensor  # (B,C,H,W) ... its gradient ...
+    top: Tensor  # (B,) ... and its loss
+    hard_x: Tensor  # (B,C,H,W) this run's point of the largest margin ...
+    hard: Tensor  # (B,) ... and that margin
+    last: Tensor  # (B,) loss at the point looked at last
+    top_then: Tensor  # (B,) `top` at the last checkpoint
+    size: Tensor  # (B,) step size
+    rises: Tensor  # (B,) int64: rises of the loss since the last checkpoint
+    halved: Tensor  # (B,) bool: halved at the last checkpoint
+    targets: Tensor  # (B,T) int64: wrong classes, likeliest first; (B,0) without targets
+    i: Tensor  # (B,) int64 on the CPU: points looked at, over all runs
+
+
+@dataclass(frozen=True)
+class APGD:
+    """`restarts` runs (`targeted`: as many for each of `targets` classes) of `iterations` updates and one look at the
+    start; a call of `step` looks at one point.
+
+    `loss`: `ce`, `dlr` or `targeted` (DLR towards the likeliest wrong classes of the clean image). `rho`: share of
+    rises below which the step is halved. After a run `confirm` fresh draws choose, by mean margin, among its point of
+    largest loss, of largest margin, its last one and the strongest of the runs before (at first: the random start). So
+    what comes back is never clean, and was not chosen by the luck of the draws that found it.
+    """
+
+    iterations: int
+    eot: int
+    loss: str = "ce"
+    targets: int = 9
+    restarts: int = 1
+    confirm: int = 20
+    rho: float = 0.75
+    select: str = "best"
+
+    def __post_init__(self):
+        counts = (self.iterations, self.eot, self.targets, self.restarts, self.confirm)
+        if min(counts) < 1:
+            raise ValueError(
+                f"need iterations, eot, targets, restarts, confirm >= 1, got {', '.join(map(str, counts))}"
+            )
+        if self.loss not in LOSSES or self.select != "best" or not 0 <= self.rho <= 1:
+            wrong = f"{self.loss!r}, {self.select!r}, {self.rho}"
+            raise ValueError(f"need loss among {', '.join(LOSSES)}, select best, 0 <= rho <= 1, got {wrong}")
+
+    @property
+    def steps(self) -> int:
+        """Points looked at."""
+        runs = self.restarts * (self.targets if self.loss == "targeted" else 1)
+        return runs * (self.iterations + 1)
+
+    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+        targets = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
+        if self.loss != "ce":
+            logits = model.logits(x, rng.draw(1), self.eot).mean(dim=0)  # (B,K)
+            check_classes(self.loss, logits.shape[1], self.targets if self.loss == "targeted" else 1)
+            if self.loss == "targeted":
+                wrong = logits.scatter(1, y.view(-1, 1), -torch.inf)
+                targets = wrong.argsort(dim=1, descending=True, stable=True)[:, : self.targets]
+        x0 = threat.noise(x, rng.draw(0))  # linf: uniform; l2: on the sphere
+        none, count = x.new_full((len(x),), -torch.inf), torch.zeros(len(x), dtype=torch.long, device=x.device)
+        size, flat = x.new_full((len(x),), 2 * threat.eps), torch.zeros_like(x)
+        loops = torch.zeros(len(x), dtype=torch.long)
+        return State(x0, x0, x0, x0, x0, flat, none, x0, none, none, none, size, count, count > 0, targets, loops)
+
+    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+        k = state.i % (self.iterations + 1)  # (B,) updates made in this run
+        first, last = (k == 0).to(x.device), k == self.iterations
+        target = None
+        if self.loss == "targeted":
+            run = state.i // (self.iterations + 1) // self.restarts  # (B,) restarts of a target follow each other
+            run = run.clamp(max=self.targets - 1)  # an image that is done may wait in the batch for others
+            target = state.targets.gather(1, run.to(x.device).view(-1, 1))[:, 0]
+        values, grad = model.loss_gradient(state.x, y, rng.draw(0), self.eot, with_margin(self.loss, target))
+        state = self._looked(state, values[:, 0], values[:, 1], grad, first)
+        state, here, grad = self._checked(state, grad, k, first, threat)
+        size = state.size.view(-1, 1, 1, 1)
+        z = threat.project(threat.ascend(here, grad, size), x)
+        onwards = threat.project(here + KEPT * (z - here) + (1 - KEPT) * (here - state.before), x)
+        onwards = where(first, z, onwards)  # nothing to carry on at the start
+        kept = state.kept
+        if bool(last.any()):
+            found = [state.top_x, state.hard_x, state.x, state.kept]
+            kept = where(last, strongest(model, found, y, rng.draw(1), self.confirm), kept)
+            onwards = where(last, threat.noise(x, rng.draw(2)), onwards)
+        began = (state.i >= self.iterations + 1) | last  # a run has been confirmed
+        x_adv = where(began, kept, state.hard_x)
+        return state._replace(x_adv=x_adv, kept=kept, x=onwards, before=here, i=state.i + 1)
+
+    def _looked(self, state: State, loss: Tensor, margin: Tensor, grad: Tensor, first: Tensor) -> State:
+        """The records of the run with the point x in them; `first` begins them anew."""
+        higher, harder = first | (loss > state.top), first | (margin > state.hard)
+        rises = (state.rises + (loss > state.last)).masked_fill(first, 0)
+        return state._replace(
+            top_x=where(higher, state.x, state.top_x),
+            top_grad=where(higher, grad, state.top_grad),
+            top=where(higher, loss, state.top),
+            hard_x=where(harder, state.x, state.hard_x),
+            hard=where(harder, margin, state.hard),
+            last=loss,
+            rises=rises,
+        )
+
+    def _checked(
+        self, state: State, grad: Tensor, k: Tensor, first: Tensor, threat: ThreatModel
+    ) -> tuple[State, Tensor, Tensor]:
+        """The state with its step size, and the point and the gradient from which to go on."""
+        gap = torch.tensor(gaps(self.iterations))[k].to(grad.device)  # (B,), 0: no checkpoint
+        size = state.size.masked_fill(first, 2 * threat.eps)
+        then = where(first, state.top, state.top_then)
+        # Differs from the letter of condition 2, as the authors' code does: it never holds at the first checkpoint.
+        halved = state.halved | first
+        check = gap > 0
+        halve = check & ((state.rises <= self.rho * gap) | (~halved & (state.top <= then)))
+        here, grad = where(halve, state.top_x, state.x), where(halve, state.top_grad, grad)
+        # Rises are counted along the points looked at, as in the authors' code, also where a jump lies between them.
+        state = state._replace(
+            size=where(halve, size / 2, size),
+            halved=where(check, halve, halved),
+            top_then=where(check, state.top, then),
+            rises=state.rises.masked_fill(check, 0),
+        )
+        return state, here, grad
+
+
+def gaps(iterations: int) -> list[int]:
+    """For each count of updates 0..iterations: if it is a checkpoint, the updates since the one before, else 0.
+
+    The first after 22 % of the iterations, then 3 % fewer each time down to 6 %, all rounded down, at least 1 (Croce
+    and Hein 2020, Section 3; for 100: 22, 41, 57, 70, 80, 87, 93, 99).
+    """
+    gap, least, less = (max(percent * iterations // 100, 1) for percent in (22, 6, 3))
+    found, at = [0] * (iterations + 1), gap
+    while at <= iterations:
+        found[at] = gap
+        gap = max(gap - less, least)
+        at += gap
+    return found

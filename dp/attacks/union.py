@@ -1,0 +1,71 @@
+"""Several attacks one after another on every image; the strongest point stays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dp.attacks import Attack, Model, is_batch_bound, strongest, where
+from dp.rng import Streams
+from dp.threat import ThreatModel
+
+
+class State(NamedTuple):
+    x_adv: Tensor  # (B,C,H,W) what would be returned now
+    parts: tuple[Any, ...]  # the attacks' own states
+    i: Tensor  # (B,) int64 on the CPU: steps done, over all attacks
+
+
+@dataclass(frozen=True)
+class Union:
+    """The steps of all `attacks` in turn. When an attack is done with an image, its point and the strongest of those
+    before are compared by mean margin over `confirm` draws that no attack has seen; a tie keeps the earlier.
+    """
+
+    attacks: Sequence[Attack]
+    confirm: int = 20
+    select: str = "best"
+
+    def __post_init__(self):
+        if not self.attacks or self.confirm < 1 or self.select != "best":
+            raise ValueError(
+                f"need attacks, confirm >= 1, select best, got {self.attacks}, {self.confirm}, {self.select!r}"
+            )
+        idle = [type(attack).__name__ for attack in self.attacks if attack.steps < 1]
+        if idle:
+            raise ValueError(f"need attacks of at least one step, got {', '.join(idle)}")
+
+    @property
+    def steps(self) -> int:
+        return sum(attack.steps for attack in self.attacks)
+
+    @property
+    def eot(self) -> int:
+        return max(attack.eot for attack in self.attacks)
+
+    @property
+    def batch_bound(self) -> bool:
+        return any(is_batch_bound(attack) for attack in self.attacks)
+
+    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+        parts = tuple(attack.start(model, x, y, threat, rng.draw(k)) for k, attack in enumerate(self.attacks))
+        return State(parts[0].x_adv, parts, torch.zeros(len(x), dtype=torch.long))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+        x_adv, parts, begin = state.x_adv, list(state.parts), 0
+        for k, attack in enumerate(self.attacks):
+            end = begin + attack.steps
+            mine = (state.i >= begin) & (state.i < end)  # (B,): images that this attack is at
+            if bool(mine.any()):
+                after = attack.step(model, parts[k], x, y, threat, rng.draw(0))
+                parts[k] = where(mine, after, parts[k])
+                done = mine & (state.i + 1 == end)
+                if k == 0:
+                    x_adv = where(mine, parts[k].x_adv, x_adv)
+                elif bool(done.any()):
+                    chosen = strongest(model, [x_adv, parts[k].x_adv], y, rng.draw(1), self.confirm)
+                    x_adv = where(done, chosen, x_adv)
+            begin = end
+        return State(x_adv, tuple(parts), state.i + 1)

@@ -1,0 +1,112 @@
+"""Square: sizes, starts and moves against the paper's text, and what a random search must hold to."""
+
+import pytest
+import torch
+from conftest import composed
+from hydra.utils import instantiate
+from test_apgd import Net, jitter, seeded
+from test_attacks import assert_feasible, linear, run_attack
+
+from dp.attacks.objectives import margin
+from dp.attacks.square import Square, _bump, _corners, _tiles
+from dp.classifiers import Classifier
+from dp.defense import Defended
+from dp.purifiers import none
+from dp.rng import Streams
+from dp.threat import ThreatModel
+
+
+def test_linf_reaches_the_corner():
+    """Against a linear model the search must end at x - eps sign(w): every pixel's sign is found in time."""
+    w = torch.randn(1, 1, 4, 4, generator=seeded(0))
+    x, threat = torch.full((3, 1, 4, 4), 0.5), ThreatModel("linf", 0.1)
+    x_adv = run_attack(Square(600, 1, rescale=True), linear(w), x, torch.zeros(3, dtype=torch.long), threat)
+    torch.testing.assert_close(x_adv, x - 0.1 * w.sign())
+
+
+def test_l2_nears_the_optimum():
+    """The share of the closed-form optimum eps |w| that 2000 queries reach, against the 0 of a random direction."""
+    w = torch.randn(1, 1, 10, 10, generator=seeded(0))
+    x, threat = torch.full((4, 1, 10, 10), 0.5), ThreatModel("l2", 0.3)
+    x_adv = run_attack(Square(2000, 1), linear(w), x, torch.zeros(4, dtype=torch.long), threat)
+    share = -((x_adv - x) * w).flatten(1).sum(1) / (0.3 * w.norm())
+    assert (share > 0.7).all()
+    torch.testing.assert_close(threat.distance(x_adv, x).float(), torch.full((4,), 0.3), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("done", "side"), [(0, 29), (10, 29), (11, 20), (51, 14), (201, 10), (501, 7), (1001, 5), (2001, 4), (4001, 3)]
+)
+def test_sides_of_autoattacks_schedule(done, side):
+    """p = .8 of 32 x 32, halved after 10, 50, 200, 500, 1000, 2000, 4000 queries; sqrt(.8 / 2**n) * 32, rounded."""
+    x = torch.zeros(1, 3, 32, 32)
+    assert Square(5000, 1)._sides(torch.tensor([done]), x, "linf") == [side]
+    assert Square(5000, 1)._sides(torch.tensor([done]), x, "l2") == [max(3, side + (side + 1) % 2)]
+    assert Square(100, 1, rescale=True)._sides(torch.tensor([done // 100]), x, "linf") == [
+        Square(10000, 1)._sides(torch.tensor([done // 100 * 100]), x, "linf")[0]
+    ]
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 5, 8, 13])
+def test_bumps(side):
+    """A hill and a valley of equal length, unit length together, the tallest pixel in the middle of its half."""
+    bump = _bump(side, False)
+    assert bump.norm().item() == pytest.approx(1, abs=1e-5)
+    assert torch.equal(_bump(side, True), bump.T)
+    upper, lower = bump[: side // 2], bump[side // 2 :]
+    assert (upper >= 0).all()
+    assert (lower <= 0).all()
+    if side > 1:
+        assert upper.norm().item() == pytest.approx(lower.norm().item(), abs=1e-5)
+        assert divmod(upper.argmax().item(), side) == (side // 2 // 2, side // 2)
+
+
+def test_corners_cover_every_place():
+    x = torch.zeros(3000, 1, 5, 6)
+    found = _corners(x, [2, 3, 5] * 1000, Streams(range(3000), 0, "a"))
+    assert {c for c, s in zip(found, [2, 3, 5] * 1000, strict=True) if s == 3} == {
+        (r, c) for r in range(3) for c in range(4)
+    }
+    assert {c for c, s in zip(found, [2, 3, 5] * 1000, strict=True) if s == 5} == {(0, 0), (0, 1)}
+
+
+def test_l2_start_is_tiled():
+    delta = _tiles(torch.zeros(4, 2, 11, 11), Streams(range(4), 0, "a"))
+    norms = delta[:, :, :10, :10].unfold(2, 2, 2).unfold(3, 2, 2).square().sum(dim=(-2, -1))
+    torch.testing.assert_close(norms, torch.ones_like(norms))
+    assert not torch.equal(delta[0], delta[1])
+
+
+@pytest.mark.parametrize("purify", [none.purify, jitter])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_margin_never_falls_and_rows_stand_alone(norm, purify):
+    model = Defended(purify, None, Classifier(Net(64, 6)), draws_per_call=2)
+    x, y = torch.rand(16, 1, 8, 8, generator=seeded(3)), torch.arange(16) % 6
+    attack, threat = Square(60, 2), ThreatModel(norm, 0.1)
+
+    def attacked(order):
+        rng = Streams(order.tolist(), 0, "attack")
+        state = attack.start(model, x[order], y[order], threat, rng.draw(0))
+        for i in range(attack.steps):
+            before = state.margin
+            state = attack.step(model, state, x[order], y[order], threat, rng.draw(1 + i))
+            assert_feasible(state.x_adv, x[order], threat)
+            assert (state.margin >= before).all()
+        if purify is none.purify:
+            torch.testing.assert_close(state.margin, margin(model.classifier(state.x_adv), y[order]))
+        return state.x_adv
+
+    plain = attacked(torch.arange(16))
+    order = torch.randperm(16, generator=seeded(4))
+    assert torch.equal(attacked(order), plain[order])
+    assert torch.equal(attacked(torch.cat([torch.arange(4), torch.full((12,), 9)]))[:4], plain[:4])
+
+
+@pytest.mark.parametrize("bad", [{"iterations": 0}, {"eot": 0}, {"p_init": 0.0}, {"p_init": 1.5}, {"select": "last"}])
+def test_rejects(bad):
+    with pytest.raises(ValueError, match=r"^need "):
+        Square(**{"iterations": 1, "eot": 1, **bad})
+
+
+def test_the_yaml_holds_the_papers_values():
+    assert instantiate(composed("dataset=cifar10", "attack=square")["attack"]) == Square(5000, 20, 0.8, False)

@@ -1,0 +1,171 @@
+"""The union keeps the strongest of its parts per image, and AutoAttack in both modes."""
+
+import logging
+import sys
+
+import pytest
+import torch
+from conftest import composed
+from hydra.utils import instantiate
+from test_apgd import Net, jitter, seeded
+from test_attacks import assert_feasible, run_attack
+
+import run
+from dp.attacks import is_batch_bound, where
+from dp.attacks.apgd import APGD
+from dp.attacks.autoattack import Upstream, _Forward, autoattack
+from dp.attacks.none import NoAttack
+from dp.attacks.objectives import margin
+from dp.attacks.pgd_eot import PGD
+from dp.attacks.square import Square
+from dp.attacks.union import Union
+from dp.classifiers import Classifier
+from dp.defense import Defended
+from dp.purifiers import none
+from dp.rng import Streams
+from dp.threat import ThreatModel
+
+LINF = ThreatModel("linf", 0.1)
+
+
+def problem(purify=none.purify, classes=6):
+    model = Defended(purify, None, Classifier(Net(64, classes)), draws_per_call=2)
+    return model, torch.rand(16, 1, 8, 8, generator=seeded(3)), torch.arange(16) % 6
+
+
+def alone(attacks, k, model, x, y):
+    """What part k would return by itself, from the streams that the union gives it."""
+    rng, attack = Streams(range(len(x)), 0, "attack"), attacks[k]
+    state = attack.start(model, x, y, LINF, rng.draw(0).draw(k))
+    offset = 1 + sum(a.steps for a in attacks[:k])
+    for i in range(attack.steps):
+        state = attack.step(model, state, x, y, LINF, rng.draw(offset + i).draw(0))
+    return state.x_adv
+
+
+def test_union_keeps_the_strongest_part_per_image():
+    model, x, y = problem()
+    attacks = [PGD(2, 1, step_size=0.02), Square(30, 1), APGD(3, 1, "dlr")]
+    union = Union(attacks, confirm=1)
+    margins = torch.stack([margin(model.classifier(alone(attacks, k, model, x, y)), y) for k in range(3)])
+    assert len(set(margins.argmax(0).tolist())) > 1  # no part wins everywhere
+    assert union.steps == 2 + 30 + 4
+    assert union.eot == 1
+    torch.testing.assert_close(margin(model.classifier(run_attack(union, model, x, y, LINF)), y), margins.amax(0))
+
+
+@pytest.mark.parametrize("purify", [none.purify, jitter])
+def test_rows_do_not_depend_on_batch_order_or_refills(purify):
+    model, x, y = problem(purify)
+    union = Union([APGD(2, 2, confirm=3), Square(4, 2)], confirm=3)
+    plain = run_attack(union, model, x, y, LINF)
+    order, rng = torch.randperm(16, generator=seeded(4)), Streams(range(16), 0, "attack")
+    mixed, late = rng.select(order), torch.arange(16) < 5
+    state, done = union.start(model, x[order], y[order], LINF, mixed.draw(0)), [0] * 16
+    for i in range(union.steps + 2):
+        moves = ~late if i < 2 else (late if i >= union.steps else torch.ones(16, dtype=torch.bool))
+        after = union.step(model, state, x[order], y[order], LINF, mixed.draw([1 + d for d in done]))
+        state = where(moves, after, state)
+        assert_feasible(state.x_adv, x[order], LINF)
+        done = [d + int(m) for d, m in zip(done, moves, strict=True)]
+    assert torch.equal(state.x_adv, plain[order])
+
+
+def test_confirmation_uses_fresh_draws_and_keeps_the_better():
+    model, x, y = problem(jitter)
+    union = Union([APGD(2, 2, confirm=3), PGD(2, 2)], confirm=5)
+    rng = Streams(range(16), 0, "attack")
+    state = union.start(model, x, y, LINF, rng.draw(0))
+    for i in range(union.steps):
+        before, state = state, union.step(model, state, x, y, LINF, rng.draw(1 + i))
+    values = [
+        model.loss(z, y, rng.draw(union.steps).draw(1), 5, margin)
+        for z in (before.x_adv, state.parts[1].x_adv, state.x_adv)
+    ]
+    torch.testing.assert_close(values[2], torch.maximum(values[0], values[1]))
+
+
+def test_rejects():
+    for bad in ({"attacks": []}, {"attacks": [NoAttack()]}, {"confirm": 0}, {"select": "last"}):
+        with pytest.raises(ValueError, match=r"^need "):
+            Union(**{"attacks": [PGD(1, 1)], **bad})
+
+
+def test_autoattack_fixed_is_the_union():
+    found = instantiate(composed("dataset=cifar10", "attack=autoattack")["attack"])
+    assert found == Union([APGD(100, 20, "ce"), APGD(100, 20, "targeted", targets=9)], 20)
+    standard = instantiate(composed("dataset=cifar10", "attack=autoattack_standard")["attack"])
+    assert standard.attacks[2] == Square(5000, 1)
+    assert not is_batch_bound(found)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"mode": "x"}, {"version": "plus"}, {"iterations": None}, {"seed": 1}, {"version": "standard"}]
+)
+def test_autoattack_rejects(bad):
+    with pytest.raises(ValueError, match=r"^need "):
+        autoattack(**{"mode": "fixed", "version": "rand", "iterations": 1, "eot": 1, **bad})
+
+
+def package(forward, x, y, version, seed, norm="Linf"):
+    from pyautoattack import AutoAttack
+
+    logging.getLogger("auto-attack").addHandler(logging.NullHandler())
+    made = AutoAttack(forward, norm=norm, eps=0.1, version=version, seed=seed)
+    made.square.n_queries = 20
+    return made.run_standard_evaluation(x, y, batch_size=len(x))[0]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("version", ["rand", "standard"])
+def test_upstream_is_the_package(version, norm):
+    """On a model without noise, called with the same batch and seed: image for image."""
+    model, x, _ = problem(classes=10)
+    y = model.classifier(x).argmax(1)
+    x_adv = run_attack(Upstream(version, queries=20, seed=3), model, x, y, ThreatModel(norm, 0.1))
+    direct = package(model.classifier, x, y, version, 3, {"linf": "Linf", "l2": "L2"}[norm])
+    assert (direct != x).any()
+    assert torch.equal(x_adv, ThreatModel(norm, 0.1).project(direct, x))
+    torch.testing.assert_close(x_adv, direct, rtol=0, atol=1e-6)
+
+
+def test_upstream_leaves_generators_and_tracers_alone():
+    model, x, y = problem(jitter)
+    before, trace, calls = torch.get_rng_state(), sys.gettrace(), []
+    sys.settrace(lambda *_: calls.append(1))
+    mine = sys.gettrace()
+    try:
+        one = run_attack(Upstream("rand", 3, 2), model, x, y, LINF)
+        assert sys.gettrace() is mine
+    finally:
+        sys.settrace(trace)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one, run_attack(Upstream("rand", 3, 2), model, x, y, LINF))
+    assert not torch.equal(one, run_attack(Upstream("rand", 3, 2), model, x, y, LINF, seed=1))  # a seed per run seed
+
+
+def test_upstream_draws_anew_at_every_call_and_row():
+    model, x, _ = problem(jitter)
+    forward = _Forward(model, Streams(range(16), 0, "attack"))
+    same = x[:1].repeat(8, 1, 1, 1)
+    assert len(torch.cat([forward(same), forward(same[:4])]).unique(dim=0)) == 12
+
+
+def test_upstream_is_marked():
+    attack = instantiate(composed("attack=autoattack_upstream")["attack"])
+    assert is_batch_bound(attack)
+    assert is_batch_bound(Union([attack]))
+    assert not is_batch_bound(APGD(1, 1))
+    full = instantiate(composed("dataset=cifar10", "attack=autoattack_upstream")["attack"])
+    assert full == Upstream("rand")
+    assert (full.eot, full.steps) == (20, 1)
+    assert run.null_control(full).steps == 1
+
+
+def test_upstream_rejects():
+    model, x, y = problem()
+    with pytest.raises(ValueError, match="need 10 classes for version=standard, got 6"):
+        run_attack(Upstream("standard"), model, x, y, LINF)
+    for bad in ({"version": "plus"}, {"draws": 0}, {"queries": 0}, {"steps": 2}):
+        with pytest.raises(ValueError, match=r"^need "):
+            Upstream(**{"version": "rand", **bad})
