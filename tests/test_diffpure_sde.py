@@ -201,3 +201,15 @@ def test_grids():
 def test_wrong_values(purify, wrong):
     with pytest.raises(ValueError, match="need "):
         purify(torch.zeros(1, 1, 2, 2), Gaussian(), None, Streams([0], 0, "a"), **{**GIVEN, **wrong})
+
+
+@pytest.mark.parametrize(("purify", "solver"), [(diffpure_sde.purify, "own"), (diffpure_ode.purify, "heun")])
+def test_on_step_sees_every_step(purify, solver):
+    seen, model, x = [], Gaussian(MEAN, STD), torch.full((1, 1, 2, 2), X)
+    purify(x, model, None, Streams([0], 0, "a"), **GIVEN, solver=solver, on_step=lambda *step: seen.append(step))
+    times = fixed_times(0.1, 1e-5, 0.01)[:-1]
+    assert [i for i, *_ in seen] == list(range(10))
+    assert [sigma for _, sigma, _, _ in seen] == [CLOCK.sigma(t) for t in times]
+    for _, sigma, z, x0 in seen:
+        torch.testing.assert_close(model.denoise(z, sigma), x0)
+    assert model.nfe == (20 if solver == "heun" else 10)
