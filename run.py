@@ -102,12 +102,12 @@ def build(config: dict) -> Evaluation:
     purify = instantiate(node, _convert_="all")
     scored = Defended(purify, denoiser, classifier, data["draws_per_call"])
     attacked = scored
-    if threat.grad == "surrogate" and config["choices"]["purifier"] != "none":
-        cheaper = config["purifier"].get("surrogate")
-        if not cheaper:
-            name = config["choices"]["purifier"]
-            raise ValueError(f"need a surrogate mapping in purifier {name} for grad=surrogate, got none: use grad=full")
-        attacked = Defended(functools.partial(purify, **cheaper), denoiser, classifier, data["draws_per_call"])
+    if threat.grad != "full" and config["choices"]["purifier"] != "none":
+        other = config["purifier"].get(threat.grad)  # the yaml's `surrogate:` or `adjoint:`
+        if not other:
+            where = f"mapping {threat.grad}: in purifier {config['choices']['purifier']}"
+            raise ValueError(f"need a {where} for grad={threat.grad}, got none: use grad=full")
+        attacked = Defended(functools.partial(purify, **other), denoiser, classifier, data["draws_per_call"])
     undefended = Defended(none.purify, None, classifier)
     arms = {
         "defended": Arm(attacked, scored, attack),
@@ -255,9 +255,11 @@ def prepare(config: dict) -> None:
 
 
 def gradient_of(config: dict) -> str:
-    """Whether the attack's gradient is the scored defence's: exact, approximate (straight-through) or surrogate."""
-    if config["threat_model"]["grad"] == "surrogate":
-        return "surrogate"
+    """Whether the attack's gradient is the scored defence's: exact, approximate (straight-through), surrogate or
+    adjoint.
+    """
+    if config["threat_model"]["grad"] != "full":
+        return config["threat_model"]["grad"]
     return "approximate" if config["purifier"].get("clamp") == "straight_through" else "exact"
 
 
@@ -266,7 +268,7 @@ def describe(config: dict, evaluation: Evaluation, key: str, workers: int) -> No
     first, choices, threat = evaluation.subset.select(slice(0, 1)), config["choices"], evaluation.threat
     attacked, scored, attack = evaluation.arms["defended"]
     images = len(evaluation.subset.ids)
-    through = "the scored defence itself, exactly" if attacked is scored else "its surrogate"
+    through = "the scored defence itself, exactly" if attacked is scored else f"its {threat.grad}"
     lines = [
         key,
         f"attack: {choices['attack']}, {threat.norm} {config['threat_model']['eps']}, {attack.steps} steps of "

@@ -102,6 +102,8 @@ def warnings(summary: dict) -> list[str]:
         said.append(
             f"attacked is not what is scored: the gradient is the surrogate's, {config['purifier'].get('surrogate')}"
         )
+    if summary["gradient"] == "adjoint":
+        said.append("gradient: the continuous adjoint's, which is not the scored defence's")
     if summary["gradient"] == "approximate":
         said.append("gradient: approximate (straight-through clamp)")
     if (

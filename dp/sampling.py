@@ -5,7 +5,7 @@ sigma^2).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -74,6 +74,21 @@ def ancestral_step(z: Tensor, x0: Tensor, sigma: float, sigma_next: float, n: Te
         return z_next
     assert n is not None, f"a step with eta={eta} needs noise, got n=None"
     return z_next + up * n
+
+
+def heun_step(z: Tensor, x0: Tensor, denoiser: Callable, sigma: float, sigma_next: float) -> Tensor:
+    """One step of Heun's method on the probability flow dz / dsigma = (z - x0) / sigma (Karras et al. 2022, Alg. 1).
+
+    `x0`: denoiser(z, sigma), which the caller has; asks `denoiser(z, sigma)` once more, at sigma_next, unless that is
+    0, where it is the DDIM step.
+    """
+    assert 0 <= sigma_next <= sigma, f"a step goes down, got sigma={sigma}, sigma_next={sigma_next}"
+    slope = (z - x0) / sigma
+    z_next = z + (sigma_next - sigma) * slope
+    if sigma_next == 0:
+        return z_next
+    slope_next = (z_next - denoiser(z_next, sigma_next)) / sigma_next
+    return z + (sigma_next - sigma) * 0.5 * (slope + slope_next)
 
 
 def to_pm1(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dp.rng import Streams
 
-GRADIENTS = ("full", "surrogate")
+GRADIENTS = ("full", "surrogate", "adjoint")
 
 
 def parse_eps(eps: float | str) -> float:
@@ -27,8 +27,8 @@ class ThreatModel:
     """A ball of radius `eps` (in [0,1] units; text such as `8/255` is accepted) in `norm` linf or l2, cut by the box
     [0,1].
 
-    `grad`: what the attacker differentiates, `full` (the scored purification itself) or `surrogate` (the purifier's
-    cheaper copy).
+    `grad`: what the attacker differentiates, `full` (the scored purification itself), `surrogate` (the purifier's
+    cheaper copy) or `adjoint` (the same purification with a continuous adjoint in place of its derivative).
     """
 
     norm: str

@@ -1,8 +1,7 @@
-"""Draw results/figures/ from results/measured/: the trade-off over noise time, and what a purification does to an
-image.
-"""
+"""Draw results/figures/ from results/measured/: the trade-off over noise time, and the adjoint gradient's error."""
 
 import argparse
+import csv
 import json
 import sys
 from pathlib import Path
@@ -66,6 +65,46 @@ def tradeoff(dataset: str, images: int) -> Path:
     return path
 
 
+def adjoint_error() -> Path:
+    """The adjoint gradient's cosine and relative error over the last time, a line per step (scripts/adjoint.py)."""
+    with (MEASURED / "adjoint.csv").open() as file:
+        rows = [
+            {k: v if k in ("method", "dtype") else float(v) for k, v in row.items()} for row in csv.DictReader(file)
+        ]
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6.2), sharex=True, sharey="row", layout="constrained")
+    for column, (method, title) in enumerate((("sde", "reverse SDE (torchsde)"), ("ode", "probability-flow ODE"))):
+        axes[0, column].set(title=title, xscale="log", ylim=(0, 1.03))
+        axes[1, column].set(xlabel="end: last time of the reversal (1 is pure noise)", yscale="log")
+        for axis, name in zip(axes[:, column], ("cosine_median", "relative_error_median"), strict=True):
+            _lines_per_step(axis, [r for r in rows if r["method"] == method], name)
+    axes[0, 0].set_ylabel("cosine with the exact gradient")
+    axes[1, 0].set_ylabel("relative error, |adjoint - exact| / |exact|")
+    axes[0, 0].plot([], [], "o", color=GREY, mfc="none", label="float32 (lines: float64)")
+    axes[0, 0].plot([], [], "s", color=ROBUST, mfc="none", markersize=10, label="DiffPure: dt = 0.001, end = 1e-5")
+    axes[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
+    figure.suptitle(f"Adjoint against exact gradient on digits, noise time t = {rows[0]['t']:g}\nmedians of {rows[0]['images']:.0f} images, one noise draw each", fontsize=10)  # fmt: skip  # noqa: E501
+    path = FIGURES / "adjoint_error.png"
+    figure.savefig(path, dpi=160)
+    plt.close(figure)
+    return path
+
+
+def _lines_per_step(axis, rows: list[dict], name: str) -> None:
+    """`name` over the last time: float64 as lines, float32 as circles, DiffPure's own setting in a square."""
+    steps = sorted({row["dt"] for row in rows}, reverse=True)
+    for dt, colour in zip(
+        steps, mpl.colormaps["viridis"]([0.85 - 0.75 * i / len(steps) for i in range(len(steps))]), strict=True
+    ):
+        for dtype, style, label in (("float64", "-", f"dt = {dt:g}"), ("float32", "o", None)):
+            here = [row for row in rows if (row["dtype"], row["dt"]) == (dtype, dt)]
+            ends, values = [row["end"] for row in here], [row[name] for row in here]
+            axis.plot(ends, values, style, color=colour, markersize=5, mfc="none", label=label)
+    theirs = [row[name] for row in rows if (row["dtype"], row["dt"], row["end"]) == ("float64", 1e-3, 1e-5)]
+    axis.plot([1e-5] * len(theirs), theirs, "s", color=ROBUST, mfc="none", markersize=12)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="digits")
@@ -74,7 +113,8 @@ def main() -> int:
     FIGURES.mkdir(parents=True, exist_ok=True)
     try:
         print(tradeoff(args.dataset, args.images).relative_to(ROOT))
-    except ValueError as error:
+        print(adjoint_error().relative_to(ROOT))
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -103,6 +103,10 @@ class Eyes(torch.nn.Module):
         ("hetero_official_rev_b", "imagenet", 100, 4),
         ("hetero", "digits", 8, 5),
         ("diffpure", "cifar10", 100, 20),
+        ("diffpure_sde", "cifar10", 100, 20),
+        ("diffpure_sde", "digits", 20, 5),
+        ("diffpure_ode", "cifar10", 100, 20),
+        ("diffpure_ode", "digits", 10, 4),
     ],
 )
 def test_nfe_of_the_configured_grids(purifier, dataset, scored, attacked):

@@ -66,6 +66,7 @@ def test_straight_through_clamp_is_not_the_derivative():
     assert best_relative_error(model, x, y, ids, gradients["straight_through"]) > 1e-3
     assert run.gradient_of(composed("purifier.clamp=straight_through")) == "approximate"
     assert run.gradient_of(composed("threat_model.grad=surrogate")) == "surrogate"
+    assert run.gradient_of(composed("threat_model.grad=adjoint")) == "adjoint"
     assert run.gradient_of(composed()) == "exact"
 
 
@@ -139,3 +140,22 @@ def test_a_purifier_that_draws_from_derived_streams_is_not_taken_for_a_determini
     x = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     logits = model.logits(x, Streams([0, 1], 0, "a"), 5)
     assert len({row.item() for row in logits[:, 0, 0]}) == 5
+
+
+@pytest.mark.parametrize("purifier", ["diffpure_sde", "diffpure_ode"])
+def test_adjoint_mode_attacks_the_same_purification_with_another_gradient(purifier):
+    """Equal outputs for equal streams; the central differences are the exact gradient's, not the adjoint's."""
+    given = (f"purifier={purifier}", "threat_model.grad=adjoint", "protocol.images=2", "purifier.end=0.01")
+    evaluation = run.build(composed(*given))
+    model, x, y, ids = wide(evaluation)
+    attacked = evaluation.arms["defended"].attacked.double()
+    gradients = []
+    for m in (model, attacked):
+        leaf = x.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(loss_at(m, leaf, y, ids), leaf)[0])
+    with torch.no_grad():
+        torch.testing.assert_close(loss_at(attacked, x, y, ids), loss_at(model, x, y, ids), rtol=0, atol=1e-10)
+    assert best_relative_error(model, x, y, ids, gradients[0]) < 1e-5
+    assert best_relative_error(model, x, y, ids, gradients[1]) > 1e-3
+    assert torch.cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0) > 0.5
+    assert evaluation.arms["defended"].attacked is not evaluation.arms["defended"].scored

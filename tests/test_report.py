@@ -166,6 +166,7 @@ def test_row_table_names_the_setting_and_every_figure():
     ("settings", "words"),
     [
         ({"gradient": "surrogate"}, "attacked is not what is scored"),
+        ({"gradient": "adjoint"}, "the continuous adjoint's"),
         ({"gradient": "approximate"}, "straight-through"),
         ({"robust": 90.0, "null": 90.0}, "does not beat random noise"),
         ({"robust": 91.0, "null": 90.0}, "does not beat random noise"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dp.denoisers import Gaussian
-from dp.sampling import ancestral_step, renoise, time_grid, to_01, to_pm1, vp_sigma, vp_sigmas
+from dp.sampling import ancestral_step, heun_step, renoise, time_grid, to_01, to_pm1, vp_sigma, vp_sigmas
 
 BETA = np.linspace(1e-4, 2e-2, 1000)
 ABAR = np.cumprod(1 - BETA)
@@ -267,3 +267,21 @@ def test_to_01_gradient(clamp, outside):
 def test_to_01_unknown_clamp():
     with pytest.raises(ValueError, match="need clamp"):
         to_01(torch.zeros(1), "hard")
+
+
+def test_heun_step_by_hand():
+    """Karras et al. 2022, Alg. 1: the mean of the slopes at both ends; to sigma 0 the DDIM step."""
+    denoiser, z, sigma, lower = Gaussian(0.1, 0.6), normal(0, 2, 1, 3, 3), 0.8, 0.5
+
+    def slope(z, sigma):
+        return (z - denoiser(z, sigma)) / sigma
+
+    predicted = z + (lower - sigma) * slope(z, sigma)
+    expected = z + (lower - sigma) * (slope(z, sigma) + slope(predicted, lower)) / 2
+    x0, asked = denoiser(z, sigma), denoiser.nfe
+    torch.testing.assert_close(heun_step(z, x0, denoiser, sigma, lower), expected)
+    assert denoiser.nfe == asked + 1
+    torch.testing.assert_close(heun_step(z, x0, denoiser, sigma, 0.0), x0)
+    assert denoiser.nfe == asked + 1
+    with pytest.raises(AssertionError, match="goes down"):
+        heun_step(z, x0, denoiser, lower, sigma)

@@ -1,0 +1,91 @@
+"""DiffPure (Nie et al. 2022) in continuous time: noise to t, then Euler-Maruyama on the reverse VP-SDE (Eq. 6;
+methods.md section 1.2).
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torchsde
+from torch import Tensor
+
+from dp.brownian import Brownian
+from dp.sampling import to_01
+from dp.vp import VPSDE, check_times, fixed_times
+
+SOLVERS = ("own", "torchsde", "adjoint")
+
+
+def purify(
+    x: Tensor,
+    denoiser,
+    classifier,
+    rng,
+    *,
+    on_step: Callable | None = None,
+    t: float,
+    dt: float,
+    end: float,
+    beta_min: float,
+    beta_max: float,
+    solver: str = "own",
+    clamp: str = "plain",
+) -> Tensor:
+    """x (B,C,H,W) in [0,1] -> x_hat in [0,1]. NFE = ceil((t - end) / dt); torchsde asks once more, for a shape.
+
+    `t`: noise time t*; `dt`, `end`: step and last time of the reversal; `beta_min`, `beta_max`: rates at times 0 and 1.
+    `solver`: `own` and `torchsde` (its `sdeint`) make the same steps with the same noise and have exact gradients;
+    `adjoint` (its `sdeint_adjoint`, as the original) has the same output and another gradient, which is not its
+    derivative. `on_step` is called by `own` alone.
+    """
+    check_times(t, end, dt)
+    if solver not in SOLVERS:
+        raise ValueError(f"need solver among {', '.join(SOLVERS)}, got solver={solver!r}")
+    sde = VPSDE(beta_min, beta_max)
+    state = sde.start(x, t, rng.randn_like(x))
+    times = fixed_times(t, end, dt)
+    if solver != "own":
+        return to_01(_by_torchsde(state, denoiser, rng, sde, times, dt, solver), clamp)
+    for i, (time, time_next) in enumerate(pairwise(times)):
+        step, z, sigma = time - time_next, sde.to_z(state, time), sde.sigma(time)
+        x0 = denoiser(z, sigma)
+        if on_step is not None:
+            on_step(i, sigma, z, x0)
+        drift = sde.rate(state, x0, time, share=1.0)
+        state = state + step * drift + math.sqrt(sde.beta(time) * step) * rng.randn_like(state)
+    return to_01(state, clamp)  # the state at `end`, not x0, as in the original; Differs: item 27, clamped
+
+
+class _Reversed:
+    """The reverse SDE as torchsde reads one: states (B,d), time s = 1 - t rising."""
+
+    noise_type, sde_type = "diagonal", "ito"  # as the original: so torchsde's adjoint steps by Milstein
+
+    def __init__(self, sde: VPSDE, denoiser, shape: torch.Size):
+        self.sde, self.denoiser, self.shape = sde, denoiser, shape
+
+    def f(self, s: Tensor, y: Tensor) -> Tensor:
+        time = 1 - s.item()
+        x = y.view(self.shape)
+        x0 = self.denoiser(self.sde.to_z(x, time), self.sde.sigma(time))
+        return self.sde.rate(x, x0, time, share=1.0).reshape(y.shape)
+
+    def g(self, s: Tensor, y: Tensor) -> Tensor:
+        return y.new_full((1, 1), math.sqrt(self.sde.beta(1 - s.item()))).expand(y.shape)
+
+
+def _by_torchsde(state: Tensor, denoiser, rng, sde: VPSDE, times: list[float], dt: float, solver: str) -> Tensor:
+    """The state (B,C,H,W) at the last of `times`.
+
+    Times are float64 on the CPU whatever the state is. Differs: the original's are float32, so its 1e-5 is 1.0014e-5.
+    """
+    y = state.reshape(len(state), -1)
+    backward = fixed_times(times[-1], times[0], dt) if solver == "adjoint" else ()
+    bm = Brownian(rng, y.detach(), [1 - t for t in times], [1 - t for t in backward])
+    ts = torch.tensor([1 - times[0], 1 - times[-1]], dtype=torch.float64)
+    adjoint = {"adjoint_params": ()} if solver == "adjoint" else {}  # the weights are constants
+    solve: Any = torchsde.sdeint_adjoint if adjoint else torchsde.sdeint
+    ys = solve(_Reversed(sde, denoiser, state.shape), y, ts, bm=bm, method="euler", dt=dt, **adjoint)
+    return ys[-1].view(state.shape)
