@@ -33,7 +33,7 @@ from dp.evaluate import Arm, Evaluation, null_control
 from dp.progress import Display, Downloads
 from dp.purifiers import diffpure, none
 from dp.rng import Streams
-from dp.signatures import NOT_PASSED, check_call, near_matches
+from dp.signatures import NOT_PASSED, OTHERS, check_call, near_matches
 from dp.tracking import Tracker
 from dp.workers import run_units
 
@@ -100,14 +100,10 @@ def build(config: dict) -> Evaluation:
     )
     node = {k: v for k, v in config["purifier"].items() if k not in NOT_PASSED}
     purify = instantiate(node, _convert_="all")
-    scored = Defended(purify, denoiser, classifier, data["draws_per_call"])
-    attacked = scored
-    if threat.grad != "full" and config["choices"]["purifier"] != "none":
-        other = config["purifier"].get(threat.grad)  # the yaml's `surrogate:` or `adjoint:`
-        if not other:
-            where = f"mapping {threat.grad}: in purifier {config['choices']['purifier']}"
-            raise ValueError(f"need a {where} for grad={threat.grad}, got none: use grad=full")
-        attacked = Defended(functools.partial(purify, **other), denoiser, classifier, data["draws_per_call"])
+    others = {grad: config["purifier"][grad] for grad in OTHERS if config["purifier"].get(grad)}
+    scored = Defended(purify, denoiser, classifier, data["draws_per_call"], others)
+    none_at_all = config["choices"]["purifier"] == "none"
+    attacked = scored if threat.grad == "full" or none_at_all else scored.view(threat.grad)
     undefended = Defended(none.purify, None, classifier)
     arms = {
         "defended": Arm(attacked, scored, attack),

@@ -1,16 +1,20 @@
-"""Defended: the classifier after purification, both reachable, with draws batched and exact gradients through the whole
-of it.
+"""Defended: the classifier after purification, both reachable, with draws batched, exact gradients through the whole of
+it, and the other gradients that attackers have used.
 """
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dp.attacks import Along
 from dp.attacks.objectives import Loss, cross_entropy
 from dp.classifiers import Classifier
 from dp.denoisers import Denoiser
+from dp.purifiers import none
 from dp.rng import Streams, cat_draws
 
 
@@ -19,10 +23,19 @@ class Defended(nn.Module):
 
     `purify`: a purifier with its hyperparameters bound; `denoiser`: None only where it uses none;
     `draws_per_call`: how many draws of every image share one network call (part of what a result means, in the last
-    bit).
+    bit); `others`: hyperparameters that another view of this defence changes, by the view's name; `identity`: put the
+    identity in place of the purification's derivative (BPDA, Athalye et al. 2018).
     """
 
-    def __init__(self, purify: Callable, denoiser: Denoiser | None, classifier: Classifier, draws_per_call: int = 1):
+    def __init__(
+        self,
+        purify: Callable,
+        denoiser: Denoiser | None,
+        classifier: Classifier,
+        draws_per_call: int = 1,
+        others: Mapping[str, Mapping[str, Any]] | None = None,
+        identity: bool = False,
+    ):
         if draws_per_call < 1:
             raise ValueError(f"need draws_per_call >= 1, got draws_per_call={draws_per_call}")
         super().__init__()
@@ -30,14 +43,36 @@ class Defended(nn.Module):
         self.denoiser = denoiser
         self.classifier = classifier
         self.draws_per_call = draws_per_call
+        self.others = dict(others or {})
+        self.identity = identity
         self.nfe = 0  # network evaluations of the denoiser in the last purification, per image and draw
+
+    def view(self, grad: str) -> "Defended":
+        """This defence as an attacker sees it who differentiates `grad`: `full` (itself), `bpda` (itself, with the
+        identity as the purification's derivative), `blind` (the bare classifier), or one of `others`, such as
+        `surrogate`. Raises ValueError for a view that this purifier has not.
+        """
+        if grad == "full":
+            return self
+        if grad == "bpda":
+            parts = (self.purifier, self.denoiser, self.classifier, self.draws_per_call)
+            return Defended(*parts, others=self.others, identity=True)
+        if grad == "blind" or self.denoiser is None:
+            return Defended(none.purify, None, self.classifier, self.draws_per_call)
+        if not self.others.get(grad):
+            raise ValueError(f"need a mapping {grad}: in the purifier's yaml for grad={grad}, got none: use grad=full")
+        purify = functools.partial(self.purifier, **self.others[grad])
+        return Defended(purify, self.denoiser, self.classifier, self.draws_per_call, self.others, self.identity)
 
     def purify(self, x: Tensor, rng: Streams, *, on_step: Callable | None = None) -> Tensor:
         """x (B,C,H,W) in [0,1] -> x_hat in [0,1], with its graph; at the denoiser's own size, if it has one."""
         before, size = (0, None) if self.denoiser is None else (self.denoiser.nfe, self.denoiser.size)
         if size is not None and x.shape[2:] != (size, size):
             x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-        x_hat = self.purifier(x, self.denoiser, self.classifier, rng, on_step=on_step)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.identity):
+            x_hat = self.purifier(x, self.denoiser, self.classifier, rng, on_step=on_step)
+        if self.identity:
+            x_hat = x_hat + (x - x.detach())  # plus exactly zero
         self.nfe = 0 if self.denoiser is None else self.denoiser.nfe - before
         return x_hat
 
@@ -62,21 +97,55 @@ class Defended(nn.Module):
         return _finite(loss(logits.flatten(0, 1), y.repeat(draws)).unflatten(0, (draws, len(x))).mean(dim=0))
 
     def loss_gradient(
-        self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy
+        self,
+        x: Tensor,
+        y: Tensor,
+        rng: Streams,
+        draws: int,
+        loss: Loss = cross_entropy,
+        along: Along | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Mean loss over draws, (B,), and its gradient in x, (B,C,H,W): expectation over transformation (Athalye et al.
         2018). Of a loss with columns (B,M) the first is differentiated and the means of all are returned.
+
+        `along`: a term that is added to the first, from the images and the states of their purification, the
+        denoiser's inputs z with their sigma.
         """
         total, grad = x.new_zeros(()), torch.zeros_like(x)
         for ks, streams in self._calls(rng, draws):
-            copies = x.detach().repeat(len(ks), 1, 1, 1).requires_grad_()
-            values = loss(self(copies, streams), y.repeat(len(ks)))
-            (g,) = torch.autograd.grad((values if values.dim() == 1 else values[:, 0]).sum(), copies)
+            copies, states = x.detach().repeat(len(ks), 1, 1, 1).requires_grad_(), []
+            seen = None if along is None else lambda i, sigma, z, x0, states=states: states.append((sigma, z))
+            values = loss(self.classifier(self.purify(copies, streams, on_step=seen)), y.repeat(len(ks)))
+            first = values if values.dim() == 1 else values[:, 0]
+            if along is not None:
+                first = first + along(copies, states)
+                values = first if values.dim() == 1 else torch.cat([first.unsqueeze(1), values[:, 1:]], dim=1)
+            (g,) = torch.autograd.grad(first.sum(), copies)
             values, g = values.detach().unflatten(0, (len(ks), len(x))), g.unflatten(0, (len(ks), len(x)))
             if not streams.used:
                 return _finite(values[0]), _finite(g[0])
             total, grad = total + values.sum(dim=0), grad + g.sum(dim=0)
         return _finite(total / draws), _finite(grad / draws)
+
+    def purified(self, x: Tensor, rng: Streams, draws: int) -> Tensor:
+        """`draws` purifications of every image, (draws,B,C,H,W), without a graph; the k-th shares its noise with
+        `logits(x, rng, draws)[k]`.
+        """
+        with torch.no_grad():
+            parts = [
+                self.purify(x.repeat(len(ks), 1, 1, 1), streams).unflatten(0, (len(ks), len(x)))
+                for ks, streams in self._calls(rng, draws)
+            ]
+        return torch.cat(parts)
+
+    def pull_back(self, x: Tensor, rng: Streams, which: Sequence[int], direction: Tensor) -> Tensor:
+        """The vector-Jacobian product direction^T dx_hat / dx, (B,C,H,W), of draw which[b] of each image.
+        `direction`: of x_hat's shape.
+        """
+        leaf = x.detach().requires_grad_()
+        x_hat = self.purify(leaf, rng.draw(which))
+        (g,) = torch.autograd.grad(x_hat, leaf, direction)
+        return _finite(g)
 
     def _calls(self, rng: Streams, draws: int) -> Iterator[tuple[range, Streams]]:
         """The draws in packs of `draws_per_call`, each with the streams for its copies."""

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from types import NoneType, UnionType
 from typing import Any, get_args
 
-NOT_PASSED = ("surrogate", "adjoint", "published", "name")  # keys of a yaml that run.py reads itself
+OTHERS = ("surrogate", "adjoint", "mask_soft", "mask_straight_through")  # what other views of a purifier change
+NOT_PASSED = (*OTHERS, "published", "name")  # keys of a yaml that run.py reads itself
 STARRED = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 SIMPLE = {int: (int,), float: (int, float), str: (str,), bool: (bool,), NoneType: (NoneType,)}
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dp.rng import Streams
 
-GRADIENTS = ("full", "surrogate", "adjoint")
+GRADIENTS = ("full", "surrogate", "adjoint", "bpda", "blind", "mask_soft", "mask_straight_through")
 
 
 def parse_eps(eps: float | str) -> float:
@@ -27,8 +27,9 @@ class ThreatModel:
     """A ball of radius `eps` (in [0,1] units; text such as `8/255` is accepted) in `norm` linf or l2, cut by the box
     [0,1].
 
-    `grad`: what the attacker differentiates, `full` (the scored purification itself), `surrogate` (the purifier's
-    cheaper copy) or `adjoint` (the same purification with a continuous adjoint in place of its derivative).
+    `grad`: what the attacker differentiates: `full` (the scored purification itself), `surrogate` (the purifier's
+    cheaper copy), `adjoint` (the same purification with a continuous adjoint in place of its derivative), `bpda` (with
+    the identity), `blind` (the bare classifier), `mask_soft` or `mask_straight_through` (a mask that the input moves).
     """
 
     norm: str

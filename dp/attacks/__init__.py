@@ -1,6 +1,6 @@
 """Attacks: one file per method, a frozen dataclass with `start` and `step` over a per-image state."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -10,12 +10,18 @@ from dp.attacks.objectives import Loss, cross_entropy, margin
 from dp.rng import Streams
 from dp.threat import ThreatModel
 
+Along = Callable[[Tensor, Sequence[tuple[float, Tensor]]], Tensor]  # (B,C,H,W), [(sigma, z (B,C,H,W))] -> (B,)
+
 
 class Model(Protocol):
     """What an attack may ask of the defence it attacks; losses are averaged over `draws`, which share network calls.
 
     A loss of several columns (B,M) has each of them averaged, and the first differentiated.
     """
+
+    def view(self, grad: str) -> "Model":
+        """The same defence led by another gradient: `full`, `bpda`, `blind`, or one that the purifier's yaml names."""
+        ...
 
     def logits(self, x: Tensor, rng: Streams, draws: int) -> Tensor:
         """(draws,B,K)."""
@@ -26,9 +32,17 @@ class Model(Protocol):
         ...
 
     def loss_gradient(
-        self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy
+        self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy, along: Along | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(B,) or (B,M), and (B,C,H,W)."""
+        """(B,) or (B,M), and (B,C,H,W). `along`: a term from the states of the purification, added to the loss."""
+        ...
+
+    def purified(self, x: Tensor, rng: Streams, draws: int) -> Tensor:
+        """(draws,B,C,H,W), without a graph."""
+        ...
+
+    def pull_back(self, x: Tensor, rng: Streams, which: Sequence[int], direction: Tensor) -> Tensor:
+        """direction^T dx_hat / dx, (B,C,H,W), of draw which[b] of each image."""
         ...
 
 
@@ -37,7 +51,8 @@ class Attack(Protocol):
     dim 0 = image (or of further such tuples), whose field `x_adv` is always feasible.
 
     `eot` and `select` tell the null control how the attack looks at a candidate and chooses. An attack whose results
-    hang on which images share a batch has an attribute `batch_bound = True`; see `is_batch_bound`.
+    hang on which images share a batch has an attribute `batch_bound = True`; see `is_batch_bound`. One whose steps are
+    of several kinds has `boundaries`; see there.
     """
 
     @property
@@ -46,6 +61,10 @@ class Attack(Protocol):
     def eot(self) -> int: ...
     @property
     def select(self) -> str: ...
+    def says(self, through: str) -> str:
+        """One line for people: what it asks of the defence, how often, and through what it differentiates."""
+        ...
+
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> NamedTuple: ...
     def step(self, model: Model, state: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> NamedTuple: ...
 
@@ -53,6 +72,13 @@ class Attack(Protocol):
 def is_batch_bound(attack: Attack) -> bool:
     """Whether rows depend on the batch, exempt from the invariance under order, shards and refills (design.md 2)."""
     return bool(getattr(attack, "batch_bound", False))
+
+
+def boundaries(attack: Attack) -> tuple[int, ...]:
+    """Rising counts of steps at which an image had better wait for others, because its next steps ask the defence for
+    something else; the last is `attack.steps`.
+    """
+    return getattr(attack, "boundaries", (attack.steps,))
 
 
 def where(lanes: Tensor, there: Any, here: Any) -> Any:

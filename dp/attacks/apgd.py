@@ -69,6 +69,16 @@ class APGD:
         runs = self.restarts * (self.targets if self.loss == "targeted" else 1)
         return runs * (self.iterations + 1)
 
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """Before and after the last look of every run, which is followed by the choice among its points."""
+        ends = range(self.iterations + 1, self.steps + 1, self.iterations + 1)
+        return tuple(k for end in ends for k in (end - 1, end))
+
+    def says(self, through: str) -> str:
+        what = f"APGD on {self.loss}, {self.steps} looks at the mean gradient of {self.eot} draws, through {through}"
+        return f"{what}; {self.confirm} fresh draws choose what comes back"
+
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         targets = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
         if self.loss != "ce":

@@ -83,6 +83,14 @@ class Upstream:
     def eot(self) -> int:
         return self.draws or (20 if self.version == "rand" else 1)
 
+    def says(self, through: str) -> str:
+        n, queries = (
+            self.iterations or 100,
+            "" if self.version == "rand" else f", Square {self.queries or 5000} queries",
+        )
+        what = f"AutoAttack as the package runs it, version {self.version}: APGD {n} iterations{queries}"
+        return f"{what}, single draws decide, through {through}; images that it does not flag come back clean"
+
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         return State(x)
 

@@ -18,6 +18,9 @@ class NoAttack:
     eot: int = 1
     select: str = "last"
 
+    def says(self, through: str) -> str:
+        return "no attack"
+
     def start(self, model, x: Tensor, y: Tensor, threat, rng) -> State:
         return State(x)
 

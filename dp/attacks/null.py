@@ -26,6 +26,9 @@ class Null:
     eot: int
     select: str
 
+    def says(self, through: str) -> str:
+        return f"{self.steps} candidates of random noise, the {self.select} of them on {self.eot} draws of {through}"
+
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         return State(threat.noise(x, rng), x.new_full((len(x),), -torch.inf))
 

@@ -52,6 +52,9 @@ class PGD:
         """Calls of `step`, each of which makes one candidate."""
         return self.iterations * self.restarts
 
+    def says(self, through: str) -> str:
+        return f"PGD, {self.steps} steps along the mean gradient of {self.eot} draws, through {through}"
+
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         x0 = threat.random_start(x, rng) if self.random_start else x
         return State(x0, x0, x.new_full((len(x),), -torch.inf), torch.zeros(len(x), dtype=torch.long))

@@ -50,6 +50,9 @@ class SPSA:
     def steps(self) -> int:
         return self.iterations
 
+    def says(self, through: str) -> str:
+        return f"SPSA, {self.steps} steps of {2 * self.samples} queries of {self.eot} draws, values alone, of {through}"
+
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         x0, flat = threat.random_start(x, rng), torch.zeros_like(x)
         return State(x0, x0, flat, flat, x.new_full((len(x),), -torch.inf), torch.zeros(len(x), dtype=torch.long))

@@ -48,6 +48,9 @@ class Square:
     def steps(self) -> int:
         return self.iterations
 
+    def says(self, through: str) -> str:
+        return f"Square, {self.steps} queries of {self.eot} draws, values alone, of {through}"
+
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         if threat.norm == "linf":
             x0 = threat.project(x + threat.eps * _signs(x[:, :, :1, :], rng), x)  # vertical stripes

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks import Attack, Model, is_batch_bound, strongest, where
+from dp.attacks import Attack, Model, boundaries, is_batch_bound, strongest, where
 from dp.rng import Streams
 from dp.threat import ThreatModel
 
@@ -48,6 +48,18 @@ class Union:
     @property
     def batch_bound(self) -> bool:
         return any(is_batch_bound(attack) for attack in self.attacks)
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        ends, begin = [], 0
+        for attack in self.attacks:
+            ends += [begin + end for end in boundaries(attack)]
+            begin += attack.steps
+        return tuple(ends)
+
+    def says(self, through: str) -> str:
+        parts = "; ".join(attack.says(through) for attack in self.attacks)
+        return f"the strongest of {len(self.attacks)} by {self.confirm} fresh draws: {parts}"
 
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         parts = tuple(attack.start(model, x, y, threat, rng.draw(k)) for k, attack in enumerate(self.attacks))
