@@ -25,10 +25,12 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from dp import metrics, record, report
+from dp.attacks import is_batch_bound
 from dp.cache import cache_folder
 from dp.datasets import Subset
 from dp.defense import Defended, activation_bytes
 from dp.denoisers import Gaussian
+from dp.differences import differences, gradients, through
 from dp.evaluate import Arm, Evaluation, null_control
 from dp.progress import Display, Downloads
 from dp.purifiers import diffpure, none
@@ -121,9 +123,19 @@ def build(config: dict) -> Evaluation:
         denoiser.memory = "store" if need < 0.5 * free_bytes(device) / workers_of(config) else "recompute"
     else:
         denoiser.memory = config["memory"]
-    return Evaluation(
-        subset, arms, threat, protocol["seeds"], protocol["votes"], data["lanes"], protocol["ties"], device
-    )
+    judge = instantiate(protocol["judge"], _convert_="all") if protocol["judge"] else None
+    check_protocol(protocol)
+    parts = (subset, arms, threat, protocol["seeds"], protocol["votes"], data["lanes"], protocol["ties"], device)
+    return Evaluation(*parts, judge, protocol["known_draws"], config["window"])
+
+
+def check_protocol(protocol: dict) -> None:
+    """Raises ValueError where a protocol's own keys are not what they should be."""
+    rules, known = protocol["report"], protocol["known_draws"]
+    if not isinstance(rules, list) or not rules or set(rules) - set(metrics.RULES):
+        raise ValueError(f"need protocol.report as a list of {', '.join(metrics.RULES)}, got {rules}")
+    if not isinstance(known, bool):
+        raise ValueError(f"need protocol.known_draws true or false, got {known}")
 
 
 def device_of(config: dict) -> str:
@@ -209,7 +221,9 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
         )
         return None
     ordered = record.merge(folder)
-    figures = metrics.summarise(ordered, evaluation.votes)
+    judged = evaluation.judge
+    rule, draws = (judged.rule, judged.screen or judged.draws) if judged else (None, 0)
+    figures = metrics.summarise(ordered, evaluation.votes, rule, draws)
     summary = {
         **figures,
         "nfe": next(row["nfe"] for row in ordered if row["arm"] == "defended"),
@@ -220,7 +234,10 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
         "config": config,
         **record.provenance(),
         "code": code,
-        "gradient": gradient_of(config),
+        "gradient": gradient_of(config, evaluation),
+        "differences": differences_of(config, evaluation),
+        "departures": departures(config),
+        "batch_bound": is_batch_bound(evaluation.arms["defended"].attack),
         "audited": False,
     }
     record.write_summary(folder, summary)
@@ -250,29 +267,52 @@ def prepare(config: dict) -> None:
         raise FileNotFoundError(f"missing {len(failed)} of {len(absent)} files: {'; '.join(failed)}: {advice}")
 
 
-def gradient_of(config: dict) -> str:
-    """Whether the attack's gradient is the scored defence's: exact, approximate (straight-through), surrogate or
-    adjoint.
+def gradient_of(config: dict, evaluation: Evaluation) -> str:
+    """Whether the attack's gradient is the scored defence's: `exact`, `approximate` (straight-through clamp), or the
+    views that it is taken of.
     """
-    if config["threat_model"]["grad"] != "full":
-        return config["threat_model"]["grad"]
-    return "approximate" if config["purifier"].get("clamp") == "straight_through" else "exact"
+    views = gradients(evaluation.arms["defended"].attack, config["threat_model"]["grad"])
+    exact = "approximate" if config["purifier"].get("clamp") == "straight_through" else "exact"
+    return ", ".join(sorted(exact if view == "full" else view for view in views))
+
+
+def differences_of(config: dict, evaluation: Evaluation) -> list[str]:
+    """Every difference between what is attacked and what is scored, and how the protocol judges beyond that."""
+    attacked, scored, attack = evaluation.arms["defended"]
+    votes, rule = evaluation.votes, config["protocol"]["report"][0]
+    return differences(attacked, scored, attack, config["threat_model"]["grad"], votes, rule, evaluation.known_draws)
+
+
+def departures(config: dict) -> list[str]:
+    """Where a named protocol is not run as it is defined."""
+    protocol, choices = config["protocol"], config["choices"]
+    own = {
+        "attack": (protocol["attack"], choices["attack"]),
+        "gradient": (protocol["grad"], config["threat_model"]["grad"]),
+    }
+    return [f"{what} {found} instead of {meant}" for what, (meant, found) in own.items() if meant and meant != found]
 
 
 def describe(config: dict, evaluation: Evaluation, key: str, workers: int) -> None:
     """What is attacked, what is scored, how much of it."""
     first, choices, threat = evaluation.subset.select(slice(0, 1)), config["choices"], evaluation.threat
     attacked, scored, attack = evaluation.arms["defended"]
-    images = len(evaluation.subset.ids)
-    through = "the scored defence itself, exactly" if attacked is scored else f"its {threat.grad}"
+    images, grad = len(evaluation.subset.ids), config["threat_model"]["grad"]
     lines = [
         key,
-        f"attack: {choices['attack']}, {threat.norm} {config['threat_model']['eps']}, {attack.steps} steps of "
-        f"{attack.eot} draws, through {through} ({dry_nfe(attacked, first)} NFE)",
+        f"attacked: {threat.norm} {config['threat_model']['eps']}, {attack.says(through(attacked, scored, grad))}; "
+        f"{dry_nfe(attacked, first)} NFE a draw; gradient: {gradient_of(config, evaluation)}",
         f"scored: {choices['purifier']} ({dry_nfe(scored, first)} NFE), {evaluation.votes} fresh draws per image; "
         f"{images} images x {len(evaluation.seeds)} seeds on {evaluation.device}, {workers} workers",
+        *(f"attacked is not what is scored: {difference}" for difference in differences_of(config, evaluation)),
+        *(f"protocol {choices['protocol']} is not run as it is defined: {what}" for what in departures(config)),
     ]
-    if images < config["dataset"].get("full_size", 0) and config["dataset"]["name"] == "digits":
+    if evaluation.known_draws:
+        lines[2] = lines[2].replace("fresh draws", "draws that the attacker knows")
+    if evaluation.judge is not None:
+        lines.insert(3, report.judge_line(evaluation.judge))
+    quick = images < config["dataset"].get("full_size", 0) and config["dataset"]["name"] == "digits"
+    if quick and choices["attack"].startswith("pgd_eot") and choices["protocol"] == "default":
         given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
         given = [o for o in given if not re.match(r"\+|protocol\.|attack\.(iterations|eot)=", o)]
         given = [o for o in given if re.split(r"[.=]", o)[0] not in config["key_ignores"]]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MAPS = ("softmax_max", "softmax", "minmax")
+MASK_GRADS = ("constant", "soft", "straight_through")
 
 
 def attention_maps(
@@ -41,21 +42,44 @@ def attention_maps(
     return flat.unflatten(2, size)
 
 
-def threshold_mask(maps: Tensor, tau: float, inclusive: bool = False) -> Tensor:
-    """Union over taps of [map > tau] (Eq. 4), or >= with `inclusive` (item 4): (B,1,H,W), 1 = strong noise."""
+def threshold_mask(
+    maps: Tensor, tau: float, inclusive: bool = False, grad: str = "constant", temperature: float = 0.05
+) -> Tensor:
+    """Union over taps of [map > tau] (Eq. 4), or >= with `inclusive` (item 4): (B,1,H,W), 1 = strong noise.
+
+    `grad`, `temperature`: see `masked`.
+    """
     if not 0 <= tau <= 1:
         raise ValueError(f"need 0 <= tau <= 1, got tau={tau}")
     joint = maps.amax(dim=1, keepdim=True)
-    return ((joint >= tau) if inclusive else (joint > tau)).to(maps.dtype)
+    return masked((joint >= tau) if inclusive else (joint > tau), joint - tau, grad, temperature)
 
 
-def top_mask(maps: Tensor, share: float) -> Tensor:
+def top_mask(maps: Tensor, share: float, grad: str = "constant", temperature: float = 0.05) -> Tensor:
     """The int(share * H * W) pixels with the highest maximum over taps (the official code on ImageNet, item 6):
-    (B,1,H,W).
+    (B,1,H,W). `grad`, `temperature`: see `masked`; the threshold is the lowest chosen pixel's.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"need a share of pixels in [0, 1], got share={share}")
     joint = maps.amax(dim=1).flatten(1)  # (B,HW)
     count = int(share * joint.shape[1])
-    mask = torch.zeros_like(joint).scatter(1, joint.topk(count, dim=1).indices, 1.0)
-    return mask.unflatten(1, maps.shape[2:]).unsqueeze(1)
+    chosen = joint.topk(count, dim=1)
+    hard = torch.zeros_like(joint).scatter(1, chosen.indices, 1.0)
+    lowest = chosen.values[:, -1:].detach() if count else joint.new_full((len(joint), 1), torch.inf)
+    size = maps.shape[2:]
+    return masked(hard.unflatten(1, size)[:, None], (joint - lowest).unflatten(1, size)[:, None], grad, temperature)
+
+
+def masked(hard: Tensor, above: Tensor, grad: str, temperature: float) -> Tensor:
+    """The mask that a purifier uses, (B,1,H,W), from the hard one and the map's height above its threshold.
+
+    `grad` (item 10): `constant`, the method's own, whose derivative is zero wherever it exists; `soft`, the sigmoid of
+    above / temperature in its place; `straight_through`, the hard mask with the sigmoid's derivative.
+    """
+    if grad not in MASK_GRADS or temperature <= 0:
+        raise ValueError(f"need mask_grad among {', '.join(MASK_GRADS)}, temperature > 0, got {grad!r}, {temperature}")
+    hard = hard.to(above.dtype)
+    if grad == "constant":
+        return hard.detach()
+    soft = (above / temperature).sigmoid()
+    return soft if grad == "soft" else hard.detach() + (soft - soft.detach())

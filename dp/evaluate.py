@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 
 from dp import metrics
-from dp.attacks import Attack
+from dp.attacks import Attack, Model, boundaries, is_batch_bound
 from dp.attacks.null import Null
 from dp.datasets import Subset
-from dp.defense import Defended
+from dp.defense import Defended, KnownDraws
+from dp.judge import Judge
+from dp.lanes import Fate, Lanes
 from dp.rng import Streams
 from dp.threat import ThreatModel
 
 
 class Row(TypedDict):
     """One image under one arm and seed. `clean`, `adv`: the class of every draw; `*_vote`: their plurality, ties broken
-    as configured.
+    as configured; `*_mean_logits`, `*_mean_softmax`: the class of the draws' mean.
     """
 
     arm: str  # defended | undefended | null
@@ -28,15 +30,25 @@ class Row(TypedDict):
     label: int
     clean: list[int]  # empty under `null`, which shares the defended arm's
     clean_vote: int | None
+    clean_mean_logits: int | None
+    clean_mean_softmax: int | None
     adv: list[int]
     adv_vote: int
+    adv_mean_logits: int
+    adv_mean_softmax: int
     ties: int  # votes above that a count alone leaves tied
+    seen: list[int]  # the judge's classes at the image's worst point; empty without a judge
+    looks: int  # candidates that the judge saw
+    lost_at: int | None  # iterations done when the judge's rule first held
+    iterations: int  # done when the image was finished
     distance: float  # of the attacked image, in the threat model's norm
     nfe: int  # denoiser evaluations of one scored purification
 
 
 class Unit(NamedTuple):
-    """Work that is done in one go: up to `lanes` images of one arm under one seed."""
+    """Work that is done in one go: images of one arm under one seed, a lane each or, under a judge that retires them,
+    several for each lane.
+    """
 
     arm: str
     seed: int
@@ -70,6 +82,9 @@ class Arm(NamedTuple):
 class Evaluation:
     """Everything a run judges. `lanes` images share each call, the last group padded, so that a row never depends on
     its company.
+
+    `judge`: looks at candidates during the attack. `known_draws`: the attacker knows the draws that will score.
+    `window`: images of a unit per lane, where a judge retires those that are lost; 1 leaves their lanes empty.
     """
 
     subset: Subset
@@ -80,6 +95,9 @@ class Evaluation:
     lanes: int
     ties: str = "softmax"
     device: str = "cpu"
+    judge: Judge | None = None
+    known_draws: bool = False
+    window: int = 1
 
     def __post_init__(self):
         counts = (self.votes, self.lanes, *(self.seeds if isinstance(self.seeds, Sequence) else (None,)))
@@ -91,6 +109,8 @@ class Evaluation:
             raise ValueError(
                 f"need votes >= 1, lanes >= 1 and a seed, got {self.votes}, {self.lanes}, {list(self.seeds)}"
             )
+        if self.window < 1:
+            raise ValueError(f"need window >= 1, got window={self.window}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"need seeds that differ, got {list(self.seeds)}")
         if self.ties not in metrics.TIES:
@@ -111,71 +131,104 @@ class Evaluation:
         for seed in self.seeds:
             for arm in self.arms:
                 todo = [i for i in self.subset.ids.tolist() if (arm, seed, i) not in done]
-                units += [Unit(arm, seed, tuple(todo[k : k + self.lanes])) for k in range(0, len(todo), self.lanes)]
+                size = self.lanes * (self.window if self._refills(arm) else 1)
+                units += [Unit(arm, seed, tuple(todo[k : k + size])) for k in range(0, len(todo), size)]
         return units
 
     def run(self, unit: Unit, on_step: Callable[[int, int], None] = lambda step, steps: None) -> Group:
-        """Attack and judge the images of a unit; `on_step(steps done, steps)` after every attack iteration."""
+        """Attack and judge the images of a unit; `on_step(mean iterations done, steps)` after every iteration."""
         began = time.perf_counter()
-        arm = self.arms[unit.arm]
+        arm, null = self.arms[unit.arm], unit.arm == "null"
         position = {i: k for k, i in enumerate(self.subset.ids.tolist())}
-        lanes = [*unit.ids, *[unit.ids[-1]] * (self.lanes - len(unit.ids))]  # padded
-        batch = self.subset.select(torch.tensor([position[i] for i in lanes]))
-        x, y = batch.x.to(self.device), batch.y.to(self.device)
-        null = unit.arm == "null"
-        x_adv = self._attack(arm, x, y, Streams(lanes, unit.seed, "null" if null else "attack"), on_step)
-        clean = None if null else self._score(arm.scored, x, Streams(lanes, unit.seed, "clean"))
-        # The null control is scored with draws of its own, as far from its selection as the attack's are.
-        adv = self._score(arm.scored, x_adv, Streams(lanes, unit.seed, "null-adv" if null else "adv"))
-        distance = self.threat.distance(x_adv, x).tolist()
-        rows = [
-            self._row(unit, k, int(y[k]), None if clean is None else clean[k], adv[k], distance[k], arm.scored.nfe)
-            for k in range(len(unit.ids))
-        ]
-        real = slice(0, len(unit.ids))
-        kept = None if clean is None else clean[real]
-        return Group(unit, rows, x_adv[real].cpu(), kept, adv[real], time.perf_counter() - began)
-
-    def _attack(self, arm: Arm, x: Tensor, y: Tensor, rng: Streams, on_step: Callable[[int, int], None]) -> Tensor:
-        """The attacked images, projected; every iteration gets streams of its own."""
-        state = arm.attack.start(arm.attacked, x, y, self.threat, rng.draw(0))
-        for i in range(arm.attack.steps):
-            state = arm.attack.step(arm.attacked, state, x, y, self.threat, rng.draw(1 + i))
-            on_step(i + 1, arm.attack.steps)
-        x_adv = self.threat.project(state.x_adv, x)  # pyright: ignore[reportAttributeAccessIssue]
+        images = self.subset.select(torch.tensor([position[i] for i in unit.ids]))
+        images = Subset(images.ids, images.x.to(self.device), images.y.to(self.device))
+        fates = self._attack(arm, unit, images, on_step)
+        x_adv = torch.stack([fate.x_adv for fate in fates])  # pyright: ignore[reportCallIssue, reportArgumentType]
+        x_adv = self.threat.project(x_adv, images.x)
         if not bool(torch.isfinite(x_adv).all()):
             raise ValueError(f"need finite attacked images, got NaN from {type(arm.attack).__name__}")
-        return x_adv
+        clean = None if null else self._score(arm.scored, images.x, unit, "clean")
+        # The null control is scored with draws of its own, as far from its selection as the attack's are.
+        adv = self._score(arm.scored, x_adv, unit, "null-adv" if null else "adv")
+        distance = self.threat.distance(x_adv, images.x).tolist()
+        rows = [
+            self._row(unit, k, int(images.y[k]), None if clean is None else clean[k], adv[k], distance[k], fates[k])
+            for k in range(len(unit.ids))
+        ]
+        return Group(unit, rows, x_adv.cpu(), clean, adv, time.perf_counter() - began)
 
-    def _score(self, model: Defended, x: Tensor, rng: Streams) -> Tensor:
-        """(B,votes,K) logits on the CPU."""
-        with torch.no_grad():
-            logits = model.logits(x, rng, self.votes).transpose(0, 1).cpu()
+    def _refills(self, arm: str) -> bool:
+        return self.judge is not None and self.judge.retire and not is_batch_bound(self.arms[arm].attack)
+
+    def _attack(self, arm: Arm, unit: Unit, images: Subset, on_step: Callable[[int, int], None]) -> list[Fate]:
+        """What became of the images; every iteration gets streams of its own."""
+        stages = {stage: stage for stage in ("attack", "select", "adv")}
+        if unit.arm == "null":
+            stages = {"attack": "null", "select": "null-select", "adv": "null-adv"}
+
+        def streams(stage: str, ids: Sequence[int]) -> Streams:
+            return Streams(ids, unit.seed, stages[stage])
+
+        def attacked(ids: Sequence[int]) -> Model:
+            return KnownDraws(arm.attacked, streams("adv", ids), self.votes) if self.known_draws else arm.attacked
+
+        judge = None if arm.attack.steps == 0 else self.judge
+        parts = (arm.attack, attacked, arm.scored, self.threat, streams, images, self.lanes, judge, self.ties)
+        return Lanes(*parts).run(on_step)
+
+    def _score(self, model: Defended, x: Tensor, unit: Unit, stage: str) -> Tensor:
+        """(B,votes,K) logits on the CPU; batches of `lanes`, the last one padded."""
+        parts = []
+        for first in range(0, len(x), self.lanes):
+            here = list(range(first, min(first + self.lanes, len(x))))
+            padded = [*here, *[here[-1]] * (self.lanes - len(here))]
+            rng = Streams([unit.ids[k] for k in padded], unit.seed, stage)
+            with torch.no_grad():
+                logits = model.logits(x[padded], rng, self.votes)[:, : len(here)]
+            parts.append(logits.transpose(0, 1).cpu())
+        logits = torch.cat(parts)
         if not bool(torch.isfinite(logits).all()):
             raise ValueError("need finite logits, got NaN or infinity: look at the weights, the dtype and the images")
         return logits
 
-    def _row(self, unit: Unit, k: int, label: int, clean: Tensor | None, adv: Tensor, distance: float, nfe: int) -> Row:
-        adv_vote, adv_tied = metrics.vote(adv.numpy(), self.ties)
-        clean_vote, clean_tied = (None, False) if clean is None else metrics.vote(clean.numpy(), self.ties)
+    def _row(
+        self, unit: Unit, k: int, label: int, clean: Tensor | None, adv: Tensor, distance: float, fate: Fate
+    ) -> Row:
+        adv_by, adv_tied = decided(adv, self.ties)
+        clean_by, clean_tied = (dict.fromkeys(adv_by), False) if clean is None else decided(clean, self.ties)
+        decisions = {
+            f"{side}_{rule}": c for side, by in (("clean", clean_by), ("adv", adv_by)) for rule, c in by.items()
+        }
         return Row(
             arm=unit.arm,
             seed=unit.seed,
             id=unit.ids[k],
             label=label,
             clean=[] if clean is None else clean.argmax(dim=1).tolist(),
-            clean_vote=clean_vote,
             adv=adv.argmax(dim=1).tolist(),
-            adv_vote=adv_vote,
             ties=int(clean_tied) + int(adv_tied),
+            seen=fate.seen,
+            looks=fate.looks,
+            lost_at=fate.lost_at,
+            iterations=fate.done,
             distance=distance,
-            nfe=nfe,
+            nfe=self.arms[unit.arm].scored.nfe,
+            **decisions,  # pyright: ignore[reportArgumentType]
         )
+
+
+def decided(logits: Tensor, ties: str) -> tuple[dict[str, int], bool]:
+    """The class of one image by each rule over its (draws,K) logits, and whether the vote's count was tied."""
+    vote, tied = metrics.vote(logits.numpy(), ties)
+    wide = logits.double()
+    mean_logits, mean_softmax = int(wide.mean(dim=0).argmax()), int(wide.softmax(dim=1).mean(dim=0).argmax())
+    return {"vote": vote, "mean_logits": mean_logits, "mean_softmax": mean_softmax}, tied
 
 
 def null_control(attack: Attack) -> Null:
     """Noise with as many candidates as the attack has steps, looked at and selected as the attack does it."""
-    return Null(steps=max(1, attack.steps), eot=attack.eot, select=attack.select)
+    ends = boundaries(attack) if attack.steps else (1,)
+    return Null(steps=max(1, attack.steps), eot=attack.eot, select=attack.select, ends=ends)
 
 
 def evaluate(evaluation: Evaluation, done: Iterable[tuple[str, int, int]] = ()) -> Iterator[Group]:

@@ -1,13 +1,16 @@
 """Rows to figures: accuracies by decision rule, votes, intervals. Pure functions."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 Z95 = 1.959963984540054
 TIES = ("softmax", "lowest")
+RULES = ("single", "average", "vote", "mean_logits", "mean_softmax", "worst")
+BOOTSTRAPS = 10_000
 
 
 def wilson(share: float, n: int, z: float = Z95) -> tuple[float, float]:
@@ -37,31 +40,59 @@ def vote(logits: np.ndarray, ties: str = "softmax") -> tuple[int, bool]:
     return int(tied[total[tied].argmax()]), True
 
 
-def accuracy(verdicts: Mapping[int, Sequence[bool]], draws: int) -> dict:
-    """Figures of one arm and rule from {seed: verdict per image}: percent, over all seeds.
+def bootstrap(scores: np.ndarray, replicates: int = BOOTSTRAPS) -> tuple[float, float]:
+    """95 % percentile interval of the mean of (n,) scores, one per image: images are drawn anew, each with all of its
+    draws (evaluation.md section 1). The generator's seed is fixed.
+    """
+    rng = np.random.default_rng(0)
+    step = max(1, 2_000_000 // len(scores))  # replicates at a time
+    means = [
+        scores[rng.integers(len(scores), size=(min(step, replicates - first), len(scores)))].mean(axis=1)
+        for first in range(0, replicates, step)
+    ]
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def accuracy(verdicts: Mapping[int, Sequence[float]], draws: int) -> dict:
+    """Figures of one arm and rule from {seed: score in [0,1] per image, in one order}: percent, over all seeds.
 
     `value`: mean over seeds and images; `seed_std`: sample standard deviation of the per-seed values (None for one
     seed), which is noise of attack and defence on the same images and no interval; `wilson95`: sampling error of n
-    images; n counts images, never images x seeds.
+    images; n counts images, never images x seeds. Fractional scores have `boot95` instead (see `bootstrap`).
     """
     per_seed = [float(np.mean(v)) for v in verdicts.values()]
     n = len(next(iter(verdicts.values())))
     value = float(np.mean(per_seed))
-    low, high = wilson(value, n)
+    whole = all(score in (0, 1) for v in verdicts.values() for score in v)
+    low, high = wilson(value, n) if whole else bootstrap(np.mean([list(v) for v in verdicts.values()], axis=0))
     return {
         "value": 100 * value,
         "seed_std": 100 * float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None,
-        "wilson95": [100 * low, 100 * high],
+        "wilson95" if whole else "boot95": [100 * low, 100 * high],
         "n": n,
         "draws": draws,
     }
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], votes: int) -> dict:
-    """`standard`, `robust`, `undefended`, `null` as {single, vote} of `accuracy`, plus `per_seed`, `ties` and
-    `undefended_standard`.
+def score(row: Mapping[str, Any], side: str, rule: str) -> float:
+    """How right one image is, in [0,1], by `rule` over the draws of `side` (`clean`, `adv`, or the judge's `seen`)."""
+    right = [c == row["label"] for c in row[side]]
+    if rule == "single":
+        return float(right[0])
+    if rule in ("average", "worst"):
+        return sum(right) / len(right) if rule == "average" else float(all(right))
+    return float(row[f"{side}_{rule}"] == row["label"])
 
-    `single` is the first draw of an image; `vote` the plurality of its `votes` draws. An arm without rows is left out.
+
+def summarise(rows: Sequence[Mapping[str, Any]], votes: int, judged: str | None = None, judge_draws: int = 0) -> dict:
+    """`standard`, `robust`, `undefended`, `null` as {rule: `accuracy`}, plus `per_seed`, `ties`, `undefended_standard`.
+
+    Rules: `single` is the first draw of an image; `average` the share of right draws; `vote` the plurality of the
+    `votes` draws; `mean_logits`, `mean_softmax` the class of their mean; `worst`: right on all. `judged`: the rule by
+    which a judge called images lost during the attack, with `judge_draws` a look; then `seen` and `null_seen` are what
+    it saw at each image's worst point: `average`, `worst`, and by its own rule the share never lost. An arm without
+    rows is left out.
     """
     columns = {
         "standard": ("defended", "clean"),
@@ -72,19 +103,29 @@ def summarise(rows: Sequence[Mapping[str, Any]], votes: int) -> dict:
     }
     figures: dict = {}
     per_seed: dict[int, dict] = {}
-    for name, (arm, field) in columns.items():
+    for name, (arm, side) in columns.items():
         mine = [row for row in rows if row["arm"] == arm]
         if not mine:
             continue
-        seeds = sorted({row["seed"] for row in mine})
-        rules = {
-            "single": {s: [r[field][0] == r["label"] for r in mine if r["seed"] == s] for s in seeds},
-            "vote": {s: [r[f"{field}_vote"] == r["label"] for r in mine if r["seed"] == s] for s in seeds},
-        }
-        figures[name] = {rule: accuracy(v, draws=1 if rule == "single" else votes) for rule, v in rules.items()}
-        for seed in seeds:
-            cell = {rule: 100 * float(np.mean(v[seed])) for rule, v in rules.items()}
-            per_seed.setdefault(seed, {})[name] = cell
+        for rule in RULES:
+            verdicts = _by_seed(mine, functools.partial(score, side=side, rule=rule))
+            figures.setdefault(name, {})[rule] = accuracy(verdicts, draws=1 if rule == "single" else votes)
+            for seed, scores in verdicts.items():
+                per_seed.setdefault(seed, {}).setdefault(name, {})[rule] = 100 * float(np.mean(scores))
+    for name, arm in (("seen", "defended"), ("null_seen", "null")):
+        mine = [row for row in rows if row["arm"] == arm]
+        if judged and mine and all(row["seen"] for row in mine):
+            rules = ("average", "worst")
+            scores = {rule: _by_seed(mine, functools.partial(score, side="seen", rule=rule)) for rule in rules}
+            if judged in ("vote", "mean_logits"):
+                scores[judged] = _by_seed(mine, lambda row: float(row["lost_at"] is None))
+            figures[name] = {rule: accuracy(verdicts, judge_draws) for rule, verdicts in scores.items()}
     figures["per_seed"] = {str(seed): per_seed[seed] for seed in sorted(per_seed)}
     figures["ties"] = sum(row["ties"] for row in rows)
     return figures
+
+
+def _by_seed(rows: Sequence[Mapping[str, Any]], of: Callable[[Mapping[str, Any]], float]) -> dict[int, list[float]]:
+    """{seed: a score per image}, images by id."""
+    ordered = sorted(rows, key=lambda row: (row["seed"], row["id"]))
+    return {seed: [of(r) for r in ordered if r["seed"] == seed] for seed in sorted({r["seed"] for r in ordered})}

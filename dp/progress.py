@@ -91,11 +91,12 @@ class Display:
     def show(self, event: Event) -> None:
         worked = self.done + sum(self.part.values())
         elapsed = time.monotonic() - self.began
-        left = elapsed * (self.total - worked) / max(worked, 1e-9)
-        if not self.announced and elapsed > 20:
+        left = elapsed * (self.total - worked) / worked if worked else None
+        to_go = "time to go not known yet" if left is None else f"{clock(left)} to go"
+        if not self.announced and left is not None and elapsed > 20:
             self.announced = True
             if left > 3600:
-                self.console.print(f"estimate: {clock(left)} to go")
+                self.console.print(f"estimate: {to_go}")
         seeds, ids = list(self.evaluation.seeds), event.unit.ids
         line = f"seed {event.unit.seed} ({seeds.index(event.unit.seed) + 1}/{len(seeds)}), {event.unit.arm}"
         line += f", {len(ids)} images from id {ids[0]}, iteration {event.step}/{event.steps}"
@@ -105,7 +106,7 @@ class Display:
             self.bar.update(self.task, completed=worked, description=line)
         elif time.monotonic() - self.said > 10:
             self.said = time.monotonic()
-            self.console.print(f"{100 * worked / self.total:3.0f} %, {clock(left)} to go: {line}")
+            self.console.print(f"{100 * worked / self.total:3.0f} %, {to_go}: {line}")
 
 
 class Downloads:

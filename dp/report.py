@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from dp.judge import Judge
 from dp.threat import parse_eps
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "published"
@@ -23,11 +24,16 @@ ROWS = (
 )
 
 
+def interval(figure: dict) -> list[float]:
+    """The figure's 95 % interval over images: Wilson's, or the bootstrap's where scores are fractions."""
+    return figure["wilson95"] if "wilson95" in figure else figure["boot95"]
+
+
 def cells(figure: dict | None) -> tuple[str, str, str]:
-    """Value, Wilson 95 % interval and standard deviation over seeds, as text."""
+    """Value, 95 % interval and standard deviation over seeds, as text."""
     if figure is None:
         return "-", "", ""
-    low, high = figure["wilson95"]
+    low, high = interval(figure)
     return (
         f"{figure['value']:.1f}",
         f"{low:.1f} - {high:.1f}",
@@ -35,27 +41,51 @@ def cells(figure: dict | None) -> tuple[str, str, str]:
     )
 
 
+def rule_name(rule: str, draws: int) -> str:
+    """The decision rule in words."""
+    words = {
+        "single": "single draw",
+        "average": "average of {}",
+        "vote": "vote of {}",
+        "mean_logits": "mean logits of {}",
+        "mean_softmax": "mean softmax of {}",
+        "worst": "worst of {}",
+    }
+    return words[rule].format(draws)
+
+
+def judge_line(judge: Judge) -> str:
+    """How a judge looks on, in words."""
+    asks = f"{judge.draws} draws" + (f" wherever {judge.screen} others say lost" if judge.screen else "")
+    rules = {"any": "any is wrong", "all": "all are wrong", "vote": "their vote is", "mean_logits": "their mean is"}
+    after = "and left alone then" if judge.retire else "and attacked on"
+    what = "the verdict itself (in-loop)" if judge.in_loop else "selection only; fresh draws score"
+    every = "every iteration" if judge.every == 1 else f"every {judge.every} iterations"
+    return f"judged {every} by {asks}; lost if {rules[judge.rule]}, {after}: {what}"
+
+
 def row_table(summary: dict) -> Table:
-    """The table row of one run, every figure in percent."""
-    choices, votes, n = (
-        summary["config"]["choices"],
-        summary["robust"]["vote"]["draws"],
-        summary["robust"]["single"]["n"],
-    )
-    threat = summary["config"]["threat_model"]
+    """The table row of one run, every figure in percent; columns are the protocol's rules, the first is its own."""
+    config, choices = summary["config"], summary["config"]["choices"]
+    threat, rules, judge = config["threat_model"], config["protocol"]["report"], config["protocol"]["judge"]
+    draws, n = summary["robust"]["vote"]["draws"], summary["robust"]["single"]["n"]
     table = Table(
-        title=f"{choices['dataset']} / {choices['purifier']} / {choices['attack']}, {threat['norm']} {threat['eps']}",
-        caption=f"percent of {n} images, mean of {len(summary['per_seed'])} seeds",
+        title=f"{choices['dataset']} / {choices['purifier']} / {choices['attack']}, {threat['norm']} {threat['eps']}, "
+        f"protocol {choices['protocol']}",
+        caption=f"percent of {n} images, mean of {len(summary['per_seed'])} seeds; intervals over images: Wilson, "
+        "bootstrap for averages",
         box=box.SIMPLE_HEAD,
     )
     table.add_column("accuracy")
-    for rule in ("single draw", f"vote of {votes}"):
-        for name in (rule, "Wilson 95 %", "seed std"):
+    for rule in rules:
+        for name in (rule_name(rule, draws), "95 %", "seed std"):
             table.add_column(name, justify="right", no_wrap=True)
-    for name, label in ROWS:
+    in_loop = bool(judge) and judge["in_loop"]
+    when = "judged during the attack" if in_loop else "on the draws that selected"
+    for name, label in (*ROWS, ("seen", f"robust, {when}"), ("null_seen", f"null control, {when}")):
         if name in summary:
-            figures = [*cells(summary[name]["single"]), *cells(summary[name]["vote"])]
-            table.add_row(label, *figures, style="bold" if name == "robust" else None)
+            figures = [cell for rule in rules for cell in cells(summary[name].get(rule))]
+            table.add_row(label, *figures, style="bold" if name == ("seen" if in_loop else "robust") else None)
     return table
 
 
@@ -96,22 +126,15 @@ def published_rows(config: dict, method: str | None, folder: Path = PUBLISHED) -
 
 def warnings(summary: dict) -> list[str]:
     """What weakens this evaluation, in words."""
-    said = []
-    config = summary["config"]
-    if summary["gradient"] == "surrogate":
-        said.append(
-            f"attacked is not what is scored: the gradient is the surrogate's, {config['purifier'].get('surrogate')}"
-        )
-    if summary["gradient"] == "adjoint":
-        said.append("gradient: the continuous adjoint's, which is not the scored defence's")
-    if summary["gradient"] == "approximate":
-        said.append("gradient: approximate (straight-through clamp)")
-    if (
-        "null" in summary
-        and summary["robust"]["vote"]["value"] >= summary["null"]["vote"]["value"]
-        and config["choices"]["attack"] != "none"
-    ):
-        said.append("the attack does not beat random noise of the same size (vote)")
+    config, choices = summary["config"], summary["config"]["choices"]
+    rule = config["protocol"]["report"][0]
+    said = [f"attacked is not what is scored: {difference}" for difference in summary["differences"]]
+    said += [f"protocol {choices['protocol']} is not run as it is defined: {what}" for what in summary["departures"]]
+    if summary["batch_bound"]:
+        said.append("rows depend on which images share a batch: order, shards and lanes may change them")
+    null = summary.get("null")
+    if choices["attack"] != "none" and null and summary["robust"][rule]["value"] >= null[rule]["value"]:
+        said.append(f"the attack does not beat random noise of the same size ({rule})")
     said.append(f"vote ties: {summary['ties']}, settled by {config['protocol']['ties']}; unaudited")
     return said
 
@@ -148,7 +171,7 @@ def sweep_frame(runs: Sequence[dict]) -> pd.DataFrame:
         for name in ("standard", "robust") if run["summary"] else ():
             for rule in ("single", "vote"):
                 figure = run["summary"][name][rule]
-                low, high = figure["wilson95"]
+                low, high = interval(figure)
                 line |= {f"{name}_{rule}": figure["value"], f"{name}_{rule}_lo": low, f"{name}_{rule}_hi": high}
         lines.append(line | ({"nfe": run["summary"]["nfe"]} if run["summary"] else {}))
     return pd.DataFrame(lines)

@@ -52,7 +52,8 @@ class Attack(Protocol):
 
     `eot` and `select` tell the null control how the attack looks at a candidate and chooses. An attack whose results
     hang on which images share a batch has an attribute `batch_bound = True`; see `is_batch_bound`. One whose steps are
-    of several kinds has `boundaries`; see there.
+    of several kinds has `boundaries`; see there. One that looks at another view of the defence than it is given names
+    it by `grad`, or says `values` where it asks for no gradient.
     """
 
     @property

@@ -40,13 +40,13 @@ def autoattack(
         raise ValueError(f"need iterations, eot and queries with mode=fixed, got {iterations}, {eot}, {queries}")
     if seed is not None:
         raise ValueError(f"need seed=null with mode=fixed, whose noise comes from protocol.seeds, got seed={seed}")
-    parts: list[Attack] = [
-        APGD(iterations, eot, "ce", confirm=confirm),
-        APGD(iterations, eot, "targeted", targets=targets, confirm=confirm),
-    ]
+    parts: dict[str, Attack] = {
+        "apgd_ce": APGD(iterations, eot, "ce", confirm=confirm),
+        "apgd_t": APGD(iterations, eot, "targeted", targets=targets, confirm=confirm),
+    }
     if version == "standard":
         assert queries is not None
-        parts.append(Square(queries, eot))
+        parts["square"] = Square(queries, eot)
     return Union(parts, confirm)
 
 

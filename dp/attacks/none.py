@@ -1,7 +1,7 @@
 """No attack: the image comes back as it is."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ class NoAttack:
     steps: int = 0
     eot: int = 1
     select: str = "last"
+    grad: ClassVar[str] = "values"
 
     def says(self, through: str) -> str:
         return "no attack"

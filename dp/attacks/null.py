@@ -19,12 +19,17 @@ class State(NamedTuple):
 @dataclass(frozen=True)
 class Null:
     """`steps` candidates of uniform noise (on the sphere in l2); keeps the `last`, or the `best` by mean loss over
-    `eot` draws.
+    `eot` draws. `ends`: the attack's boundaries, so that a judge looks at as many candidates.
     """
 
     steps: int
     eot: int
     select: str
+    ends: tuple[int, ...] = ()
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        return self.ends or (self.steps,)
 
     def says(self, through: str) -> str:
         return f"{self.steps} candidates of random noise, the {self.select} of them on {self.eot} draws of {through}"

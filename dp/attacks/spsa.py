@@ -1,7 +1,7 @@
 """SPSA (Uesato et al. 2018, arXiv 1802.05666): gradients from differences along random signs, then Adam."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class SPSA:
     step_size: float = 0.01
     confirm: int = 20
     select: str = "best"
+    grad: ClassVar[str] = "values"  # it asks for no gradient
 
     def __post_init__(self):
         if min(self.iterations, self.eot, self.samples, self.confirm) < 1 or min(self.delta, self.step_size) <= 0:

@@ -5,7 +5,7 @@ mean margin over draws.
 import functools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class Square:
     p_init: float = 0.8
     rescale: bool = False
     select: str = "best"
+    grad: ClassVar[str] = "values"  # it asks for no gradient
 
     def __post_init__(self):
         if min(self.iterations, self.eot) < 1 or not 0 < self.p_init <= 1 or self.select != "best":

@@ -1,6 +1,6 @@
 """Several attacks one after another on every image; the strongest point stays."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,11 +20,11 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Union:
-    """The steps of all `attacks` in turn. When an attack is done with an image, its point and the strongest of those
-    before are compared by mean margin over `confirm` draws that no attack has seen; a tie keeps the earlier.
+    """The steps of all `attacks` in turn. When one is done with an image, its point and the strongest of those before
+    are compared by mean margin over `confirm` draws that no attack has seen; a tie keeps the earlier.
     """
 
-    attacks: Sequence[Attack]
+    attacks: Mapping[str, Attack]
     confirm: int = 20
     select: str = "best"
 
@@ -33,41 +33,41 @@ class Union:
             raise ValueError(
                 f"need attacks, confirm >= 1, select best, got {self.attacks}, {self.confirm}, {self.select!r}"
             )
-        idle = [type(attack).__name__ for attack in self.attacks if attack.steps < 1]
+        idle = [type(attack).__name__ for attack in self.attacks.values() if attack.steps < 1]
         if idle:
             raise ValueError(f"need attacks of at least one step, got {', '.join(idle)}")
 
     @property
     def steps(self) -> int:
-        return sum(attack.steps for attack in self.attacks)
+        return sum(attack.steps for attack in self.attacks.values())
 
     @property
     def eot(self) -> int:
-        return max(attack.eot for attack in self.attacks)
+        return max(attack.eot for attack in self.attacks.values())
 
     @property
     def batch_bound(self) -> bool:
-        return any(is_batch_bound(attack) for attack in self.attacks)
+        return any(is_batch_bound(attack) for attack in self.attacks.values())
 
     @property
     def boundaries(self) -> tuple[int, ...]:
         ends, begin = [], 0
-        for attack in self.attacks:
+        for attack in self.attacks.values():
             ends += [begin + end for end in boundaries(attack)]
             begin += attack.steps
         return tuple(ends)
 
     def says(self, through: str) -> str:
-        parts = "; ".join(attack.says(through) for attack in self.attacks)
-        return f"the strongest of {len(self.attacks)} by {self.confirm} fresh draws: {parts}"
+        parts = "".join(f"\n  {name}: {attack.says(through)}" for name, attack in self.attacks.items())
+        return f"the strongest of {len(self.attacks)} by {self.confirm} fresh draws{parts}"
 
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
-        parts = tuple(attack.start(model, x, y, threat, rng.draw(k)) for k, attack in enumerate(self.attacks))
+        parts = tuple(attack.start(model, x, y, threat, rng.draw(k)) for k, attack in enumerate(self.attacks.values()))
         return State(parts[0].x_adv, parts, torch.zeros(len(x), dtype=torch.long))  # pyright: ignore[reportAttributeAccessIssue]
 
     def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         x_adv, parts, begin = state.x_adv, list(state.parts), 0
-        for k, attack in enumerate(self.attacks):
+        for k, attack in enumerate(self.attacks.values()):
             end = begin + attack.steps
             mine = (state.i >= begin) & (state.i < end)  # (B,): images that this attack is at
             if bool(mine.any()):

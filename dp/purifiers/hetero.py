@@ -28,6 +28,8 @@ def purify(
     eq8_literal: bool = False,
     resample_stage2: bool = False,
     clamp: str = "plain",
+    mask_grad: str = "constant",
+    temperature: float = 0.05,
 ) -> Tensor:
     """x (B,C,H,W) in [0,1] -> x_hat in [0,1] (Alg. 1-2; methods.md section 1.1). NFE = steps + stage-1 steps, 2 steps
     with `resample_stage2`.
@@ -36,14 +38,16 @@ def purify(
     resampling, in 1/1000;
     `steps`: equal steps from t_l to 0; `phi`: form of the attention map (see `attention_maps`); `eq8_literal`: the
     orientation that Eq. 8 and Alg. 1 print, opposite to Eq. 5 (item 1); `resample_stage2`: resample after every step,
-    as Alg. 1 prints it (item 20).
+    as Alg. 1 prints it (item 20); `mask_grad`, `temperature`: what an attacker may put in place of the mask's
+    derivative (see `attention.masked`).
     """
     if not 0 < t_s <= t_l <= 1:
         raise ValueError(f"need 0 < t_s <= t_l <= 1, got t_s={t_s}, t_l={t_l}")
     if jump < 0:
         raise ValueError(f"need jump >= 0, got jump={jump}")
-    with torch.no_grad():  # the mask is a constant of the method (item 10)
-        mask = threshold_mask(attention_maps(classifier.features(x), (x.shape[2], x.shape[3]), phi), tau)  # (B,1,H,W)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and mask_grad != "constant"):  # the method's own is (item 10)
+        maps = attention_maps(classifier.features(x), (x.shape[2], x.shape[3]), phi)
+        mask = threshold_mask(maps, tau, grad=mask_grad, temperature=temperature)  # (B,1,H,W)
         strong = 1 - mask if eq8_literal else mask  # Differs: item 1
     known = to_pm1(x)
     z = renoise(known, 0.0, denoiser.sigma(t_l), rng.randn_like(known))  # Differs: item 15, uniform start at t_l

@@ -39,24 +39,32 @@ def purify(
     top: float | None,
     mask_input_bug: bool,
     clamp: str = "plain",
+    mask_grad: str = "constant",
+    temperature: float = 0.05,
 ) -> Tensor:
     """x (B,C,H,W) in [0,1] -> x_hat in [0,1]. NFE = int(n t_l): resampling goes straight to the next grid point.
 
     `t_l`, `t_s`: strong and weak noise time; `jump`: U in base steps; `n`: steps for the whole schedule, of which t_l
     is run; the mask is [map >= tau] or, where `top` is given instead, that share of the pixels (item 6);
-    `mask_input_bug`: feed the classifier's taps ImageNet-normalised [-1,1] images, whatever it was trained on (item 8).
+    `mask_input_bug`: feed the classifier's taps ImageNet-normalised [-1,1] images, whatever it was trained on (item 8);
+    `mask_grad`, `temperature`: what an attacker may put in place of the mask's derivative (see `attention.masked`).
     """
     if not 0 < t_s <= t_l <= 1:
         raise ValueError(f"need 0 < t_s <= t_l <= 1, got t_s={t_s}, t_l={t_l}")
     if (tau is None) == (top is None):
         raise ValueError(f"need exactly one of tau and top, got tau={tau}, top={top}")
     known = to_pm1(x)
-    with torch.no_grad():  # the official code detaches the activations (item 10)
+    # The official code detaches the activations (item 10).
+    with torch.set_grad_enabled(torch.is_grad_enabled() and mask_grad != "constant"):
         seen = _imagenet_normalised(known) if mask_input_bug else x
         maps = attention_maps(
             classifier.features(seen), (x.shape[2], x.shape[3]), phi="minmax", root=False
         )  # items 2, 3
-        mask = threshold_mask(maps, tau, inclusive=True) if tau is not None else top_mask(maps, top or 0.0)  # (B,1,H,W)
+        given = {"grad": mask_grad, "temperature": temperature}
+        if tau is not None:
+            mask = threshold_mask(maps, tau, inclusive=True, **given)  # (B,1,H,W)
+        else:
+            mask = top_mask(maps, top or 0.0, **given)
     grid = index_grid(n, t_l)
     z = renoise(known, 0.0, denoiser.sigma(grid[0] / LEVELS), rng.randn_like(known))
     for i, (k, k_next) in enumerate(pairwise(grid)):

@@ -1,0 +1,64 @@
+"""BPDA+EOT as Hill et al. (2021, arXiv 2005.13525) run it and DiffPure after them: the loss of the mean logits, the
+identity in place of the purification's derivative.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dp.attacks import Model
+from dp.rng import Streams
+from dp.threat import ThreatModel
+
+
+class State(NamedTuple):
+    x_adv: Tensor  # (B,C,H,W) the iterate
+
+
+@dataclass(frozen=True)
+class BPDA:
+    """`iterations` steps of `step_size` up the cross-entropy of the mean logits over `eot` draws, from the image on.
+
+    Their test for a break, first with few and then with many draws, is `judge` of protocol=hill. Differs: that test has
+    draws of its own here, where they reuse the gradient's; the two are equal in law.
+    """
+
+    iterations: int
+    eot: int
+    step_size: float
+    select: str = "last"
+    grad: ClassVar[str] = "bpda"
+
+    def __post_init__(self):
+        if min(self.iterations, self.eot) < 1 or self.step_size <= 0 or self.select != "last":
+            found = f"{self.iterations}, {self.eot}, {self.step_size}, {self.select!r}"
+            raise ValueError(f"need iterations, eot >= 1, step_size > 0, select last, got {found}")
+
+    @property
+    def steps(self) -> int:
+        return self.iterations
+
+    def says(self, through: str) -> str:
+        what = f"BPDA, {self.steps} steps up the loss of the mean logits of {self.eot} draws, through {through}"
+        return f"{what}, by the identity in place of its derivative"
+
+    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+        return State(x)
+
+    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+        model = model.view("bpda")
+        with torch.no_grad():
+            mean = model.logits(state.x_adv, rng.draw(0), self.eot).mean(dim=0)  # (B,K)
+        with torch.enable_grad():
+            leaf = mean.requires_grad_()
+            (slope,) = torch.autograd.grad(F.cross_entropy(leaf, y, reduction="sum"), leaf)  # (B,K)
+
+        def along_slope(logits: Tensor, y: Tensor) -> Tensor:
+            """Linear in each draw's logits: its mean over the same draws has the gradient of the mean's loss."""
+            return (logits * slope.repeat(len(y) // len(slope), 1)).sum(dim=1)
+
+        _, grad = model.loss_gradient(state.x_adv, y, rng.draw(0), self.eot, along_slope)
+        return State(threat.project(threat.ascend(state.x_adv, grad, self.step_size), x))

@@ -1,0 +1,63 @@
+"""What is attacked and what is scored, in words, and every difference between the two."""
+
+import functools
+from typing import Any
+
+from dp.attacks import Attack
+from dp.attacks.through import WORDS, Through
+from dp.attacks.union import Union
+from dp.defense import Defended
+
+
+def bound(purify: Any) -> dict[str, Any]:
+    """The hyperparameters that a purifier is bound to."""
+    return bound(purify.func) | purify.keywords if isinstance(purify, functools.partial) else {}
+
+
+def through(attacked: Defended, scored: Defended, grad: str) -> str:
+    """What the gradient of `attacked` is the gradient of."""
+    if attacked is scored:
+        return "the scored defence itself"
+    changed = hyperparameters(attacked, scored)
+    return f"the scored defence by {WORDS[grad]}" + (f" ({', '.join(changed)})" if changed else "")
+
+
+def hyperparameters(attacked: Defended, scored: Defended) -> list[str]:
+    """`name=attacked instead of scored`, for every hyperparameter of the purifier that differs."""
+    mine, theirs = bound(attacked.purifier), bound(scored.purifier)
+    if not mine:  # no purification at all
+        return []
+    changed = [k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
+    return [f"{k}={mine.get(k)} instead of {theirs[k]}" if k in theirs else f"{k}={mine[k]}" for k in changed]
+
+
+def gradients(attack: Attack, grad: str) -> set[str]:
+    """The views of the defence that an attack differentiates, or `values`; `grad` is the threat model's."""
+    if isinstance(attack, Union):
+        return set().union(*(gradients(part, grad) for part in attack.attacks.values()))
+    own = getattr(attack, "grad", "full")
+    if own not in ("full", "values", grad) and grad != "full":
+        own = f"{grad}+{own}"
+    here = grad if own == "full" else own
+    return gradients(attack.attack, here) if isinstance(attack, Through) else {here}
+
+
+def differences(
+    attacked: Defended, scored: Defended, attack: Attack, grad: str, votes: int, rule: str, known_draws: bool
+) -> list[str]:
+    """Every difference between the defence that the attack sees and the one that is judged by `rule` over `votes`
+    draws; empty only where there is none.
+    """
+    found = []
+    seen = gradients(attack, grad)
+    views = sorted(seen - {"full", "values"})
+    if views and attack.steps:
+        who = "some attacks' gradients are" if seen - set(views) else "the gradient is"
+        found.append(f"{who} not the scored defence's: {', '.join(views)}")
+    found += hyperparameters(attacked, scored)
+    if bound(scored.purifier).get("clamp") == "straight_through":
+        found.append("the last clamp passes gradients that it would stop (clamp=straight_through)")
+    draws = "the draws that score" if known_draws else f"{attack.eot} draws of its own"
+    if attack.steps and not (attack.eot == votes == 1):
+        found.append(f"the attack goes by the mean over {draws}, the verdict by {rule} over {votes}")
+    return found

@@ -1,0 +1,151 @@
+"""Retire and refill: the fate of an image does not depend on lanes, order or company, and the work saved is counted."""
+
+import itertools
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pytest
+import torch
+from conftest import composed
+
+import run
+from dp.datasets import Subset
+from dp.evaluate import Evaluation
+from dp.judge import Judge
+from dp.lanes import Lanes
+from dp.rng import Streams
+from dp.threat import ThreatModel
+
+
+class State(NamedTuple):
+    x_adv: torch.Tensor
+    i: torch.Tensor
+
+
+@dataclass
+class Climb:
+    """Raises every pixel by .01 a step, plus a millionth of noise; the diary: iterations that share a batch."""
+
+    steps: int
+    boundaries: tuple[int, ...]
+    eot: int = 1
+    select: str = "last"
+    diary: list = field(default_factory=list)
+
+    def says(self, through):
+        return "climbs"
+
+    def start(self, model, x, y, threat, rng):
+        return State(x, torch.zeros(len(x), dtype=torch.long))
+
+    def step(self, model, state, x, y, threat, rng):
+        self.diary.append(state.i.tolist())
+        noise = 1e-6 * rng.uniform_like(x[:, :, :1, :1])
+        return State(threat.project(state.x_adv + 0.01 + noise, x), state.i + 1)
+
+
+class Falls:
+    """Image k is wrong once its mean has risen by .01 * (k + 1) above its start, which its own pixels encode."""
+
+    def logits(self, x, rng, draws):
+        rise = x[:, 0, 0, 1] - x[:, 0, 0, 0].clamp(max=0.0)  # second pixel
+        level = 0.01 * (x[:, 0, 1, 1] - x[:, 0, 0, 1]) / 0.001  # third minus second: k + 1, in thousandths
+        wrong = rise > level - 0.005
+        one = torch.stack([~wrong, wrong], dim=1).float()
+        return one.expand(draws, -1, -1)
+
+
+def images(count: int) -> Subset:
+    x = torch.zeros(count, 1, 2, 2)
+    x[:, 0, 1, 1] = 0.001 * torch.arange(1, count + 1)
+    return Subset(torch.arange(100, 100 + count), x, torch.zeros(count, dtype=torch.long))
+
+
+def fates(subset: Subset, lanes: int, every: int = 1, retire: bool = True, attack=None):
+    attack = attack or Climb(8, (4, 8))
+    judge = Judge(every, draws=2, rule="all", retire=retire)
+    model, threat = Falls(), ThreatModel("linf", 0.5)
+    streams = lambda stage, ids: Streams(ids, 0, stage)  # noqa: E731
+    parts = (attack, lambda ids: model, model, threat, streams, subset, lanes, judge)
+    return Lanes(*parts).run(lambda done, steps: None)  # pyright: ignore[reportArgumentType]
+
+
+def test_an_image_is_lost_when_the_closed_form_says():
+    """Image k falls after k + 1 steps; those beyond the last step are never lost."""
+    found = fates(images(12), lanes=4)
+    assert [f.lost_at for f in found] == [1, 2, 3, 4, 5, 6, 7, 8, None, None, None, None]
+    assert [f.done for f in found] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8]
+    assert [f.looks for f in found] == [f.done + 1 for f in found]
+    assert all(f.seen == ([1, 1] if f.lost_at else [0, 0]) for f in found)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("lanes", [1, 3, 5, 12, 20])
+def test_fates_do_not_depend_on_lanes_or_order(lanes, every):
+    subset = images(12)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(lanes))
+    base, other = fates(subset, 12, every), fates(subset.select(order), lanes, every)
+    for k, at in enumerate(order.tolist()):
+        for name in ("x_adv", "done", "looks", "lost_at", "seen", "worst"):
+            mine, theirs = getattr(other[k], name), getattr(base[at], name)
+            assert torch.equal(mine, theirs) if name == "x_adv" else mine == theirs, name
+
+
+def test_no_batch_mixes_the_parts_of_an_attack():
+    attack = Climb(8, (4, 8))
+    fates(images(30), lanes=4, every=2, attack=attack)
+    assert all(max(i) < 4 or min(i) >= 4 for i in attack.diary)
+    assert any(len(set(i)) > 1 for i in attack.diary)  # lanes were refilled
+
+
+def test_refill_saves_the_steps_of_lost_images():
+    """16 images, 8 lost after 1 step and 8 never, 4 lanes: 2 batches of 8 steps and a little instead of 4."""
+    subset = images(16)
+    subset.x[:, 0, 1, 1] = torch.where(torch.arange(16) % 2 == 0, 0.001, 0.5)
+    refilled, plain = Climb(8, (8,)), Climb(8, (8,))
+    fates(subset, 4, attack=refilled)
+    for k in range(0, 16, 4):
+        fates(subset.select(slice(k, k + 4)), 4, attack=plain)
+    assert len(plain.diary) == 32
+    assert len(refilled.diary) <= 8 * 2 + 4
+
+
+def test_without_retiring_lost_images_are_attacked_on():
+    found = fates(images(4), lanes=2, retire=False)
+    assert [f.lost_at for f in found] == [1, 2, 3, 4]
+    assert [f.done for f in found] == [8] * 4
+
+
+@pytest.mark.parametrize("protocol", ["strict", "hill", "diffbreak_single"])
+def test_rows_are_equal_with_and_without_refill(protocol):
+    """The real attacks on digits: images of a unit in one window or batch by batch, and in another order."""
+    small = [
+        f"protocol={protocol}",
+        "protocol.images=6",
+        "protocol.seeds=[5]",
+        "protocol.votes=3",
+        "protocol.judge.draws=2",
+    ]
+    small += ["dataset.lanes=2", "dataset.draws_per_call=2", "purifier.steps=2", "threat_model.eps=96/255"]
+    if protocol == "strict":
+        parts = ("apgd_ce", "apgd_dlr", "pgd_eot")
+        small += [f"attack.attacks.{a}.{k}=2" for a in parts for k in ("iterations", "eot")]
+        small += ["attack.confirm=2", "attack.attacks.apgd_ce.confirm=2", "attack.attacks.apgd_dlr.confirm=2"]
+    else:
+        small += ["attack.iterations=3", "attack.eot=2", *(["protocol.judge.screen=2"] if protocol == "hill" else [])]
+    rows = {}
+    for window, backwards in ((1, False), (3, False), (3, True)):
+        evaluation = run.build(composed(*small, f"window={window}"))
+        if backwards:
+            subset = evaluation.subset.select(torch.arange(5, -1, -1))
+            evaluation = Evaluation(**{**vars(evaluation), "subset": subset})
+        units = [u for u in evaluation.plan() if u.arm != "undefended"]
+        assert max(len(u.ids) for u in units) == 2 * window
+        groups = [evaluation.run(unit) for unit in units]
+        rows[window, backwards] = sorted(
+            itertools.chain.from_iterable(g.rows for g in groups), key=lambda r: (r["arm"], r["id"])
+        )
+    assert rows[1, False] == rows[3, False] == rows[3, True]
+    defended = [r for r in rows[1, False] if r["arm"] == "defended"]
+    assert all(r["looks"] >= 1 and r["seen"] for r in defended)
+    assert any(r["lost_at"] is not None for r in defended)  # some were retired

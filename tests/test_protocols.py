@@ -1,0 +1,174 @@
+"""Protocols: each sets its attack, gradient and rule; what is changed is said; what the attacker knows is true."""
+
+import pytest
+import torch
+from conftest import CONF, composed
+
+import run
+from dp import report
+from dp.attacks.bpda import BPDA
+from dp.attacks.pgd_eot import PGD
+from dp.attacks.through import Through
+from dp.defense import KnownDraws
+from dp.differences import differences, gradients
+from dp.rng import Streams
+from dp.threat import ThreatModel
+
+PROTOCOLS = sorted(p.stem for p in (CONF / "protocol").glob("*.yaml"))
+# methods.md 1.2, 1.3, items 53, 54; evaluation.md section 1. On CIFAR-10: votes, rule, ties, gradient, judged in-loop.
+DEFINED = {
+    "paper": (20, "mean_logits", "softmax", "surrogate", False),
+    "official": (20, "vote", "lowest", "surrogate", False),
+    "lee_kim": (10, "vote", "lowest", "surrogate", False),
+    "diffpure": (1, "single", "softmax", "adjoint", False),
+    "hill": (150, "mean_logits", "softmax", "full", True),
+    "diffhammer": (10, "average", "softmax", "full", True),
+    "diffbreak_single": (10, "worst", "softmax", "full", True),
+    "diffbreak_vote": (10, "vote", "lowest", "full", True),
+    "dwbox": (1, "single", "softmax", "full", False),
+    "strict": (20, "average", "softmax", "full", False),
+}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_protocol_is_what_its_paper_says(name):
+    config = composed("dataset=cifar10", f"protocol={name}")
+    protocol, judge = config["protocol"], config["protocol"]["judge"]
+    assert protocol["images"] == 512
+    assert protocol["attack"] in (None, config["choices"]["attack"])
+    if name != "default":
+        found = (protocol["votes"], protocol["report"][0], protocol["ties"], protocol["grad"])
+        assert (*found, bool(judge) and judge["in_loop"]) == DEFINED[name]
+        assert config["threat_model"]["grad"] == protocol["grad"]
+        assert config["choices"]["attack"] == protocol["attack"]
+        assert run.departures(config) == []
+
+
+def test_the_command_line_wins_over_a_protocol_and_it_is_said():
+    config = composed("protocol=strict", "attack=square", "threat_model.grad=surrogate")
+    assert config["choices"]["attack"] == "square"
+    said = run.departures(config)
+    assert said == ["attack square instead of strict", "gradient surrogate instead of full"]
+
+
+def small(*overrides: str) -> dict:
+    return composed("protocol.images=2", "protocol.seeds=[5]", "dataset.lanes=2", "purifier.steps=2", *overrides)
+
+
+def test_dwbox_gives_the_attacker_the_draws_that_score():
+    """The logits that the attack sees of its last image are those of the verdict; other draws are not."""
+    evaluation = run.build(small("protocol=dwbox", "attack.iterations=2", "attack.eot=3", "protocol.votes=2"))
+    group = evaluation.run(evaluation.plan()[0])
+    model, ids = evaluation.arms["defended"].attacked, list(group.unit.ids)
+    known = KnownDraws(model, Streams(ids, 5, "adv"), 2)
+    with torch.no_grad():
+        seen = known.logits(group.x_adv, Streams(ids, 5, "attack"), 2).transpose(0, 1)
+        blind = model.logits(group.x_adv, Streams(ids, 5, "attack"), 2).transpose(0, 1)
+    torch.testing.assert_close(seen, group.adv, rtol=1e-4, atol=1e-4)
+    assert (blind - group.adv).abs().max() > 1e-2
+    y = evaluation.subset.y
+    loss, grad = known.loss_gradient(group.x_adv, y, Streams(ids, 9, "attack"), 3)
+    again, same = known.loss_gradient(group.x_adv, y, Streams(ids, 1, "attack"), 5)
+    assert torch.equal(loss, again)
+    assert torch.equal(grad, same)
+
+
+def test_bpda_is_the_gradient_at_the_purified_image():
+    """Through(bpda): the mean over draws of the classifier's gradient at x_hat; the purification is no part of it."""
+    evaluation = run.build(small())
+    model, x, y = evaluation.arms["defended"].scored, *evaluation.subset[1:]
+    rng = Streams([3, 4], 0, "a")
+    _, grad = model.view("bpda").loss_gradient(x, y, rng, 3)
+    expected = torch.zeros_like(x)
+    for x_hat in model.purified(x, rng, 3):
+        leaf = x_hat.clone().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(model.classifier(leaf), y, reduction="sum")
+        expected += torch.autograd.grad(loss, leaf)[0] / 3
+    torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-6)
+    _, full = model.loss_gradient(x, y, rng, 3)
+    assert torch.cosine_similarity(full.flatten(), grad.flatten(), dim=0) < 0.99
+    with torch.no_grad():
+        torch.testing.assert_close(model.view("bpda").logits(x, rng, 3), model.logits(x, rng, 3), rtol=0, atol=0)
+
+
+def test_hills_bpda_climbs_the_loss_of_the_mean_logits():
+    evaluation = run.build(small())
+    model, x, y = evaluation.arms["defended"].scored, *evaluation.subset[1:]
+    rng, threat = Streams([3, 4], 0, "a"), ThreatModel("l2", 1.0)
+    attack = BPDA(iterations=1, eot=3, step_size=0.5)
+    x_adv = attack.step(model, attack.start(model, x, y, threat, rng), x, y, threat, rng).x_adv
+    leaves = [x_hat.clone().requires_grad_() for x_hat in model.purified(x, rng.draw(0), 3)]
+    mean = torch.stack([model.classifier(leaf) for leaf in leaves]).mean(dim=0)
+    loss = torch.nn.functional.cross_entropy(mean, y, reduction="sum")
+    direction = torch.stack(torch.autograd.grad(loss, leaves)).sum(dim=0)
+    expected = threat.project(x + 0.5 * direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1), x)
+    torch.testing.assert_close(x_adv, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_transfer_is_pgd_on_the_bare_classifier():
+    evaluation = run.build(small())
+    bare, model = evaluation.arms["undefended"].scored, evaluation.arms["defended"].scored
+    x, y, threat, found = *evaluation.subset[1:], evaluation.threat, []
+    for attack, seen in ((PGD(3, 1), bare), (Through(PGD(3, 1), "blind"), model)):
+        rng = Streams([3, 4], 0, "a")
+        state = attack.start(seen, x, y, threat, rng.draw(0))
+        for i in range(attack.steps):
+            state = attack.step(seen, state, x, y, threat, rng.draw(1 + i))
+        found.append(state.x_adv)  # pyright: ignore[reportAttributeAccessIssue]
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("attack", "grad", "views"),
+    [
+        ("pgd_eot", "full", {"full"}),
+        ("pgd_eot", "surrogate", {"surrogate"}),
+        ("bpda_eot", "full", {"bpda"}),
+        ("bpda_eot_official", "surrogate", {"surrogate+bpda"}),
+        ("bpda_eot_hill", "full", {"bpda"}),
+        ("transfer", "surrogate", {"surrogate+blind"}),
+        ("square", "surrogate", {"values"}),
+        ("strict", "full", {"full"}),
+        ("strict_mask", "full", {"full", "mask_soft", "mask_straight_through"}),
+    ],
+)
+def test_the_views_that_an_attack_differentiates(attack, grad, views):
+    evaluation = run.build(small(f"attack={attack}", f"threat_model.grad={grad}"))
+    assert gradients(evaluation.arms["defended"].attack, grad) == views
+
+
+def test_every_difference_between_attacked_and_scored_is_listed():
+    config = small("threat_model.grad=surrogate", "purifier.steps=5", "purifier.surrogate.steps=3", "attack.eot=4")
+    evaluation = run.build(config)
+    attacked, scored, attack = evaluation.arms["defended"]
+    found = differences(attacked, scored, attack, "surrogate", 10, "vote", known_draws=False)
+    assert found == [
+        "the gradient is not the scored defence's: surrogate",
+        "steps=3 instead of 5",
+        "the attack goes by the mean over 4 draws of its own, the verdict by vote over 10",
+    ]
+    assert differences(scored, scored, PGD(1, 1), "full", 1, "single", known_draws=False) == []
+
+
+@pytest.mark.parametrize("protocol", ["diffbreak_vote", "hill", "strict"])
+def test_the_table_row_tells_how_it_was_judged(protocol, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    budget = ["attack.iterations=2", "attack.eot=2"]
+    if protocol == "strict":
+        parts = ("apgd_ce", "apgd_dlr", "pgd_eot")
+        budget = [f"attack.attacks.{a}.{k}=1" for a in parts for k in ("iterations", "eot")]
+    config = small(f"protocol={protocol}", "protocol.votes=3", "protocol.judge.draws=3", "workers=1", *budget)
+    summary = run.judge(config, "key", tmp_path / "run")
+    assert summary is not None
+    rule = config["protocol"]["report"][0]
+    assert 0 <= summary["robust"][rule]["value"] <= 100
+    assert set(summary["seen"]) >= {"average", "worst"}
+    if protocol != "strict":
+        assert rule in summary["seen"]
+    from rich.console import Console
+
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(report.row_table(summary))
+    text = console.export_text()
+    assert f"protocol {protocol}" in text
+    assert ("judged during the attack" if protocol != "strict" else "on the draws that selected") in text
