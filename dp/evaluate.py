@@ -123,11 +123,10 @@ class Evaluation:
         batch = self.subset.select(torch.tensor([position[i] for i in lanes]))
         x, y = batch.x.to(self.device), batch.y.to(self.device)
         null = unit.arm == "null"
-        x_adv = self._attack(arm, x, y, Streams(lanes, unit.seed, "null" if null else "attack"), on_step)
+        x_adv, distance = self._attack(arm, x, y, Streams(lanes, unit.seed, "null" if null else "attack"), on_step)
         clean = None if null else self._score(arm.scored, x, Streams(lanes, unit.seed, "clean"))
         # The null control is scored with draws of its own, as far from its selection as the attack's are.
         adv = self._score(arm.scored, x_adv, Streams(lanes, unit.seed, "null-adv" if null else "adv"))
-        distance = self.threat.distance(x_adv, x).tolist()
         rows = [
             self._row(unit, k, int(y[k]), None if clean is None else clean[k], adv[k], distance[k], arm.scored.nfe)
             for k in range(len(unit.ids))
@@ -136,16 +135,20 @@ class Evaluation:
         kept = None if clean is None else clean[real]
         return Group(unit, rows, x_adv[real].cpu(), kept, adv[real], time.perf_counter() - began)
 
-    def _attack(self, arm: Arm, x: Tensor, y: Tensor, rng: Streams, on_step: Callable[[int, int], None]) -> Tensor:
-        """The attacked images, projected; every iteration gets streams of its own."""
+    def _attack(
+        self, arm: Arm, x: Tensor, y: Tensor, rng: Streams, on_step: Callable[[int, int], None]
+    ) -> tuple[Tensor, list[float]]:
+        """The attacked images as the threat model admits them, and their distances; every iteration gets streams of its
+        own.
+        """
         state = arm.attack.start(arm.attacked, x, y, self.threat, rng.draw(0))
         for i in range(arm.attack.steps):
             state = arm.attack.step(arm.attacked, state, x, y, self.threat, rng.draw(1 + i))
             on_step(i + 1, arm.attack.steps)
-        x_adv = self.threat.project(state.x_adv, x)  # pyright: ignore[reportAttributeAccessIssue]
+        x_adv, distance = self.threat.admit(state, x)
         if not bool(torch.isfinite(x_adv).all()):
             raise ValueError(f"need finite attacked images, got NaN from {type(arm.attack).__name__}")
-        return x_adv
+        return x_adv, distance.tolist()
 
     def _score(self, model: Defended, x: Tensor, rng: Streams) -> Tensor:
         """(B,votes,K) logits on the CPU."""

@@ -1,9 +1,11 @@
 """No attack: the image comes back as it is."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
+
+from dp.threat import OPTIONS
 
 
 class State(NamedTuple):
@@ -17,6 +19,7 @@ class NoAttack:
     steps: int = 0
     eot: int = 1
     select: str = "last"
+    norms: ClassVar[tuple[str, ...]] = tuple(OPTIONS)
 
     def says(self, through: str) -> str:
         return "no attack"
