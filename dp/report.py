@@ -23,6 +23,13 @@ ROWS = (
 )
 
 
+NOT_BALLS = {  # what is said beside a row under such a threat model
+    "flow": "pixels move, by halves of the image's side; no l_p ball, not for an l_p column",
+    "perceptual": "the classifier's own features with equal weights, not VGG16-LPIPS: the bound is on another scale "
+    "than published ones, the figure not comparable; no l_p ball, not for an l_p column",
+}
+
+
 def cells(figure: dict | None) -> tuple[str, str, str]:
     """Value, Wilson 95 % interval and standard deviation over seeds, as text."""
     if figure is None:
@@ -98,6 +105,9 @@ def warnings(summary: dict) -> list[str]:
     """What weakens this evaluation, in words."""
     said = []
     config = summary["config"]
+    norm = config["threat_model"]["norm"]
+    if norm in NOT_BALLS:
+        said.append(f"{norm}: {NOT_BALLS[norm]}")
     if summary["gradient"] == "surrogate":
         said.append(
             f"attacked is not what is scored: the gradient is the surrogate's, {config['purifier'].get('surrogate')}"
