@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from dp import metrics, record, report
-from dp.attacks import is_batch_bound
+from dp.attacks import check_norm, is_batch_bound
 from dp.cache import cache_folder
 from dp.datasets import Subset
 from dp.defense import Defended, activation_bytes
@@ -100,6 +100,8 @@ def build(config: dict) -> Evaluation:
         instantiate(config["threat_model"], _convert_="all"),
         instantiate(config["attack"], _convert_="all"),
     )
+    check_norm(attack, config["choices"]["attack"], threat.norm)
+    threat = threat.seen_by(classifier)
     node = {k: v for k, v in config["purifier"].items() if k not in NOT_PASSED}
     purify = instantiate(node, _convert_="all")
     others = {grad: config["purifier"][grad] for grad in OTHERS if config["purifier"].get(grad)}

@@ -144,15 +144,13 @@ class Evaluation:
         images = Subset(images.ids, images.x.to(self.device), images.y.to(self.device))
         fates = self._attack(arm, unit, images, on_step)
         x_adv = torch.stack([fate.x_adv for fate in fates])  # pyright: ignore[reportCallIssue, reportArgumentType]
-        x_adv = self.threat.project(x_adv, images.x)
         if not bool(torch.isfinite(x_adv).all()):
             raise ValueError(f"need finite attacked images, got NaN from {type(arm.attack).__name__}")
         clean = None if null else self._score(arm.scored, images.x, unit, "clean")
         # The null control is scored with draws of its own, as far from its selection as the attack's are.
         adv = self._score(arm.scored, x_adv, unit, "null-adv" if null else "adv")
-        distance = self.threat.distance(x_adv, images.x).tolist()
         rows = [
-            self._row(unit, k, int(images.y[k]), None if clean is None else clean[k], adv[k], distance[k], fates[k])
+            self._row(unit, k, int(images.y[k]), None if clean is None else clean[k], adv[k], fates[k])
             for k in range(len(unit.ids))
         ]
         return Group(unit, rows, x_adv.cpu(), clean, adv, time.perf_counter() - began)
@@ -191,9 +189,7 @@ class Evaluation:
             raise ValueError("need finite logits, got NaN or infinity: look at the weights, the dtype and the images")
         return logits
 
-    def _row(
-        self, unit: Unit, k: int, label: int, clean: Tensor | None, adv: Tensor, distance: float, fate: Fate
-    ) -> Row:
+    def _row(self, unit: Unit, k: int, label: int, clean: Tensor | None, adv: Tensor, fate: Fate) -> Row:
         adv_by, adv_tied = decided(adv, self.ties)
         clean_by, clean_tied = (dict.fromkeys(adv_by), False) if clean is None else decided(clean, self.ties)
         decisions = {
@@ -211,7 +207,7 @@ class Evaluation:
             looks=fate.looks,
             lost_at=fate.lost_at,
             iterations=fate.done,
-            distance=distance,
+            distance=fate.distance,
             nfe=self.arms[unit.arm].scored.nfe,
             **decisions,  # pyright: ignore[reportArgumentType]
         )

@@ -22,7 +22,8 @@ from dp.threat import ThreatModel
 class Fate:
     """What became of one image."""
 
-    x_adv: Tensor | None = None  # (C,H,W) its worst point by the judge, or the attack's last word
+    x_adv: Tensor | None = None  # (C,H,W) its worst point by the judge, or the attack's last word, as admitted
+    distance: float = 0.0  # of that point, in the threat model's norm
     done: int = 0  # iterations
     looks: int = 0  # of the judge
     lost_at: int | None = None  # iterations done when the judge's rule first held
@@ -55,9 +56,11 @@ class Lanes:
         alive, begin = list(range(len(self.fates))), 0
         for end in boundaries(self.attack):
             alive, begin = self._phase(alive, begin, end, on_step), end
-        for fate in self.fates:
-            if fate.x_adv is None:  # no judge: the attack's last word
-                fate.x_adv = fate.state.x_adv[0]
+        if self.judge is None:
+            for first in range(0, len(alive), self.lanes):
+                here = alive[first : first + self.lanes]
+                for k, x_adv, distance in zip(here, *self._admitted(here), strict=False):
+                    self.fates[k].x_adv, self.fates[k].distance = x_adv.clone(), distance
         return self.fates
 
     def _phase(self, images: list[int], begin: int, end: int, on_step: Callable[[int, int], None]) -> list[int]:
@@ -123,11 +126,17 @@ class Lanes:
         for row, k in enumerate(images):
             self.fates[k].state = _apply(lambda tensor, row=row: tensor[row : row + 1], state)
 
+    def _admitted(self, images: list[int]) -> tuple[Tensor, list[float]]:
+        """A full batch of the images' candidates as the threat model admits them, and their distances."""
+        lanes, x, _, _ = self._batch(images)
+        points, distances = self.threat.admit(_cat([self.fates[k].state for k in lanes]), x)
+        return points, distances.tolist()
+
     def _look(self, going: list[int], due: list[int]) -> None:
         """The judge sees a full batch; its word counts for the images that are due."""
         assert self.judge is not None
-        lanes, x, y, ids = self._batch(going)
-        points = self.threat.project(torch.cat([self.fates[k].state.x_adv for k in lanes]), x)
+        lanes, _, y, ids = self._batch(going)
+        points, distances = self._admitted(going)
         at = [self.fates[k].done for k in lanes]
         look = self.judge.look(self.scored, points, y, self.streams("select", ids), at, self.ties)
         for row, k in enumerate(going):
@@ -136,7 +145,8 @@ class Lanes:
             fate, lost = self.fates[k], bool(look.lost[row])
             worse, fate.looks = (int(look.wrong[row]), float(look.margin[row])), fate.looks + 1
             if worse > fate.worst or (lost and fate.lost_at is None):
-                fate.worst, fate.seen, fate.x_adv = worse, look.classes[:, row].tolist(), points[row].clone()
+                fate.worst, fate.seen = worse, look.classes[:, row].tolist()
+                fate.x_adv, fate.distance = points[row].clone(), distances[row]
             if lost and fate.lost_at is None:
                 fate.lost_at = fate.done
 

@@ -29,6 +29,13 @@ def interval(figure: dict) -> list[float]:
     return figure["wilson95"] if "wilson95" in figure else figure["boot95"]
 
 
+NOT_BALLS = {  # what is said beside a row under such a threat model
+    "flow": "pixels move, by halves of the image's side; no l_p ball, not for an l_p column",
+    "perceptual": "the classifier's own features with equal weights, not VGG16-LPIPS: the bound is on another scale "
+    "than published ones, the figure not comparable; no l_p ball, not for an l_p column",
+}
+
+
 def cells(figure: dict | None) -> tuple[str, str, str]:
     """Value, 95 % interval and standard deviation over seeds, as text."""
     if figure is None:
@@ -132,7 +139,9 @@ def warnings(summary: dict) -> list[str]:
     said += [f"protocol {choices['protocol']} is not run as it is defined: {what}" for what in summary["departures"]]
     if summary["batch_bound"]:
         said.append("rows depend on which images share a batch: order, shards and lanes may change them")
-    null = summary.get("null")
+    norm, null = config["threat_model"]["norm"], summary.get("null")
+    if norm in NOT_BALLS:
+        said.append(f"{norm}: {NOT_BALLS[norm]}")
     if choices["attack"] != "none" and null and summary["robust"][rule]["value"] >= null[rule]["value"]:
         said.append(f"the attack does not beat random noise of the same size ({rule})")
     said.append(f"vote ties: {summary['ties']}, settled by {config['protocol']['ties']}; unaudited")

@@ -1,13 +1,20 @@
-"""ThreatModel: what the attacker may do to an image and what it may use."""
+"""ThreatModel: what the attacker may do to an image and what it may use. Balls and flows; a perceptual
+distance is in `dp.perceptual`.
+"""
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dp.flow import warp
 from dp.rng import Streams
 
 GRADIENTS = ("full", "surrogate", "adjoint", "bpda", "blind", "mask_soft", "mask_straight_through")
+BALLS = ("linf", "l2")
+OPTIONS = {"linf": "linf", "l2": "l2", "flow": "stadv", "perceptual": "low_frequency"}  # norm -> option of threat_model
+slack = 1e-6  # of float32 around a bound
 
 
 def parse_eps(eps: float | str) -> float:
@@ -35,10 +42,11 @@ class ThreatModel:
     norm: str
     eps: float
     grad: str = "full"
+    norms: ClassVar[tuple[str, ...]] = BALLS
 
     def __post_init__(self):
-        if self.norm not in ("linf", "l2"):
-            raise ValueError(f"need norm linf or l2, got norm={self.norm!r}")
+        if self.norm not in self.norms:
+            raise ValueError(f"need norm {' or '.join(self.norms)}, got norm={self.norm!r}")
         if self.grad not in GRADIENTS:
             raise ValueError(f"need grad among {', '.join(GRADIENTS)}, got grad={self.grad!r}")
         object.__setattr__(self, "eps", parse_eps(self.eps))
@@ -77,6 +85,78 @@ class ThreatModel:
         """(B,) length of the perturbation in `norm`, in [0,1] units, float64."""
         delta = (x_adv.double() - x.double()).flatten(1)
         return delta.abs().amax(dim=1) if self.norm == "linf" else delta.norm(dim=1)
+
+    def seen_by(self, classifier: nn.Module) -> "ThreatModel":
+        """This threat model where distances hang on the defence's classifier; a ball's do not."""
+        return self
+
+    def proven_noise(self, x: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
+        """`noise`, and the proof that it is allowed, (B,...), where the image alone does not show it; else (B,0)."""
+        return self.noise(x, rng), x.new_zeros(len(x), 0)
+
+    def admit(self, state: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the harness takes of an attack's state: feasible images (B,C,H,W), and their distance (B,), float64.
+
+        Raises ValueError where the state's `proof` does not bear out its `x_adv`.
+        """
+        x_adv = self.project(state.x_adv, x)
+        return x_adv, self.distance(x_adv, x)
+
+
+@dataclass(frozen=True)
+class FlowModel(ThreatModel):
+    """Images that a flow within +-`eps` (in both directions, in halves of the image's side: see `dp.flow.warp`) makes
+    of x: StAdv's threat model as DiffPure sets it, no ball of pixels.
+
+    An image does not tell its flow, so an attack's state carries it: `proof` (B,2,H,W), and x_adv = warp(x, proof).
+    """
+
+    norm: str = "flow"
+    eps: float = 0.05
+    norms: ClassVar[tuple[str, ...]] = ("flow",)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        raise ValueError(f"need the flow to project an image onto threat_model={OPTIONS['flow']}, got the image alone")
+
+    def ascend(self, x_adv: Tensor, grad: Tensor, step: float | Tensor) -> Tensor:
+        raise ValueError(f"need an attack on flows for threat_model={OPTIONS['flow']}, got one that moves pixels")
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        raise ValueError(f"need the flow to measure an image under threat_model={OPTIONS['flow']}, got the image alone")
+
+    def clip(self, flow: Tensor) -> Tensor:
+        """The flow within the bound."""
+        return flow.clamp(-self.eps, self.eps)
+
+    def random_flow(self, x: Tensor, rng: Streams) -> Tensor:
+        """Uniform in +-eps at every pixel, (B,2,H,W)."""
+        return self.clip(self.eps * (2 * rng.uniform_like(x.new_empty(len(x), 2, *x.shape[2:])) - 1))
+
+    def random_start(self, x: Tensor, rng: Streams) -> Tensor:
+        return warp(x, self.random_flow(x, rng))
+
+    def noise(self, x: Tensor, rng: Streams) -> Tensor:
+        """x moved by a random flow."""
+        return self.random_start(x, rng)
+
+    def proven_noise(self, x: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
+        flow = self.random_flow(x, rng)
+        return warp(x, flow), flow
+
+    def admit(self, state: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The warp of x by the state's flow, anew, and the flow's largest component; without a flow, x itself and 0."""
+        flow = getattr(state, "proof", None)
+        flow = x.new_zeros(len(x), 2, *x.shape[2:]) if flow is None else flow
+        if flow.shape != (len(x), 2, *x.shape[2:]):
+            raise ValueError(f"need a flow {(len(x), 2, *x.shape[2:])} as the state's proof, got {tuple(flow.shape)}")
+        size = flow.detach().double().abs().flatten(1).amax(dim=1)
+        if not bool((size <= self.eps + slack).all()):  # NaN compares false
+            raise ValueError(f"need a flow within {self.eps}, got {float(size.max())}")
+        x_adv = warp(x, flow)
+        off = (x_adv - state.x_adv).abs()
+        if not bool((off <= slack).all()):
+            raise ValueError(f"need attacked images that are their flow's warp, got a difference of {float(off.max())}")
+        return x_adv, size.clamp(max=self.eps)
 
 
 def _length(delta: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dp.attacks.objectives import Loss, cross_entropy, margin
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat import BALLS, OPTIONS, ThreatModel
 
 Along = Callable[[Tensor, Sequence[tuple[float, Tensor]]], Tensor]  # (B,C,H,W), [(sigma, z (B,C,H,W))] -> (B,)
 
@@ -53,7 +53,8 @@ class Attack(Protocol):
     `eot` and `select` tell the null control how the attack looks at a candidate and chooses. An attack whose results
     hang on which images share a batch has an attribute `batch_bound = True`; see `is_batch_bound`. One whose steps are
     of several kinds has `boundaries`; see there. One that looks at another view of the defence than it is given names
-    it by `grad`, or says `values` where it asks for no gradient.
+    it by `grad`, or says `values` where it asks for no gradient. One that does not work on balls says in `norms` what
+    it works on; under a threat model that asks for a proof, its state has a field `proof` (see `ThreatModel.admit`).
     """
 
     @property
@@ -80,6 +81,18 @@ def boundaries(attack: Attack) -> tuple[int, ...]:
     something else; the last is `attack.steps`.
     """
     return getattr(attack, "boundaries", (attack.steps,))
+
+
+def norms(attack: Attack) -> tuple[str, ...]:
+    """The norms of threat models under which it can run."""
+    return getattr(attack, "norms", BALLS)
+
+
+def check_norm(attack: Attack, named: str, norm: str) -> None:
+    """Raises ValueError where the attack, called `named`, cannot run under a threat model of `norm`."""
+    if norm not in norms(attack):
+        need = " or ".join(OPTIONS[n] for n in norms(attack))
+        raise ValueError(f"need threat_model={need} for attack={named}, got threat_model={OPTIONS[norm]}")
 
 
 def where(lanes: Tensor, there: Any, here: Any) -> Any:

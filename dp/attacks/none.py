@@ -5,6 +5,8 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
+from dp.threat import OPTIONS
+
 
 class State(NamedTuple):
     x_adv: Tensor
@@ -18,6 +20,7 @@ class NoAttack:
     eot: int = 1
     select: str = "last"
     grad: ClassVar[str] = "values"
+    norms: ClassVar[tuple[str, ...]] = tuple(OPTIONS)
 
     def says(self, through: str) -> str:
         return "no attack"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks import Model
+from dp.attacks import Model, where
 from dp.rng import Streams
 from dp.threat import ThreatModel
 
@@ -14,6 +14,7 @@ from dp.threat import ThreatModel
 class State(NamedTuple):
     x_adv: Tensor
     best: Tensor
+    proof: Tensor  # see ThreatModel.proven_noise
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,12 @@ class Null:
         return f"{self.steps} candidates of random noise, the {self.select} of them on {self.eot} draws of {through}"
 
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
-        return State(threat.noise(x, rng), x.new_full((len(x),), -torch.inf))
+        x_adv, proof = threat.proven_noise(x, rng)
+        return State(x_adv, x.new_full((len(x),), -torch.inf), proof)
 
     def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
-        candidate = threat.noise(x, rng)
+        candidate, proof = threat.proven_noise(x, rng)
         if self.select == "last":
-            return State(candidate, state.best)
+            return State(candidate, state.best, proof)
         loss = model.loss(candidate, y, rng.draw(0), self.eot)
-        wins = loss > state.best
-        return State(torch.where(wins.view(-1, 1, 1, 1), candidate, state.x_adv), torch.where(wins, loss, state.best))
+        return where(loss > state.best, State(candidate, loss, proof), state)

@@ -46,7 +46,7 @@ def with_margin(loss: str, target: Tensor | None = None) -> Loss:
             assert target is not None, "a targeted loss needs its targets"
             first = targeted_dlr(logits, y, target.repeat(len(y) // len(target)))
         else:
-            first = {"ce": cross_entropy, "dlr": dlr}[loss](logits, y)
+            first = {"ce": cross_entropy, "dlr": dlr, "margin": margin}[loss](logits, y)
         return torch.stack([first, margin(logits, y)], dim=1)
 
     return columns

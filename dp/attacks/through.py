@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dp.attacks import Attack, Model, boundaries, is_batch_bound
+from dp.attacks import Attack, Model, boundaries, is_batch_bound, norms
 from dp.rng import Streams
 from dp.threat import GRADIENTS, ThreatModel
 
@@ -50,6 +50,10 @@ class Through:
     @property
     def batch_bound(self) -> bool:
         return is_batch_bound(self.attack)
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        return norms(self.attack)
 
     @property
     def boundaries(self) -> tuple[int, ...]:

@@ -1,0 +1,99 @@
+"""StAdv (Xiao et al. 2018, arXiv 1801.02612) as DiffPure (Nie et al. 2022) runs it, with expectation over draws: a flow
+moves the pixels and their values stay.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dp.attacks import Model, strongest, where
+from dp.attacks.adam import Moments, adam, moments
+from dp.attacks.objectives import with_margin
+from dp.flow import roughness, warp
+from dp.rng import Streams
+from dp.threat import FlowModel, ThreatModel
+
+
+class State(NamedTuple):
+    x_adv: Tensor  # (B,C,H,W) what would be returned now ...
+    proof: Tensor  # (B,2,H,W) ... and its flow
+    flow: Tensor  # (B,2,H,W) the iterate
+    moments: Moments
+    best: Tensor  # (B,) mean margin of x_adv over its draws
+    i: Tensor  # (B,) int64 on the CPU: steps done
+
+
+@dataclass(frozen=True)
+class StAdv:
+    """`iterations` Adam steps of `step_size` on the mean loss over `eot` draws less `smooth` / eps times the flow's
+    roughness; after each the flow is clipped to the bound. The first flow is zero.
+
+    `loss`: `margin`, or `ce`. In the end `confirm` fresh draws choose, by mean margin, between the flow of the largest
+    margin and the last one. A random flow stands in for both until the iterate has moved, so what comes back is never
+    clean. Differs: from DiffPure's code in that beyond the edge lies the edge pixel, not black; and the best flow is
+    chosen by the margin alone, and is the flow that had it, not the one after.
+    """
+
+    iterations: int
+    eot: int
+    step_size: float = 0.01
+    smooth: float = 0.0025
+    loss: str = "margin"
+    confirm: int = 20
+    select: str = "best"
+    norms: ClassVar[tuple[str, ...]] = ("flow",)
+
+    def __post_init__(self):
+        if min(self.iterations, self.eot, self.confirm) < 1:
+            raise ValueError(f"need iterations, eot, confirm >= 1, got {self.iterations}, {self.eot}, {self.confirm}")
+        if self.step_size <= 0 or self.smooth < 0:
+            raise ValueError(f"need step_size > 0 and smooth >= 0, got {self.step_size} and {self.smooth}")
+        if self.loss not in ("margin", "ce") or self.select != "best":
+            raise ValueError(f"need loss margin or ce and select best, got {self.loss!r} and {self.select!r}")
+
+    @property
+    def steps(self) -> int:
+        return self.iterations
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """Before and after the last step, which ends with the choice."""
+        return tuple(k for k in (self.steps - 1, self.steps) if k)
+
+    def says(self, through: str) -> str:
+        what = (
+            f"StAdv on {self.loss}, {self.steps} steps along the mean gradient of {self.eot} draws, through {through}"
+        )
+        return f"{what}; {self.confirm} fresh draws choose what comes back"
+
+    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+        x_adv, proof = threat.proven_noise(x, rng)
+        still = torch.zeros_like(proof)
+        none = x.new_full((len(x),), -torch.inf)
+        return State(x_adv, proof, still, moments(still), none, torch.zeros(len(x), dtype=torch.long))
+
+    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+        assert isinstance(threat, FlowModel), "StAdv needs a bound on flows"
+        flow = state.flow.detach().requires_grad_()
+        moved = warp(x, flow)
+        values, grad = model.loss_gradient(moved.detach(), y, rng.draw(0), self.eot, with_margin(self.loss))
+        gain = (grad * moved).sum() - self.smooth / threat.eps * roughness(flow).sum()
+        (slope,) = torch.autograd.grad(gain, flow)
+        wins = (values[:, 1] > state.best) & _moves(state.flow)
+        x_adv, proof = where(wins, moved.detach(), state.x_adv), where(wins, state.flow, state.proof)
+        best = where(wins, values[:, 1], state.best)
+        add, after = adam(state.moments, slope, state.i, self.step_size)
+        onwards, last = threat.clip(state.flow + add), state.i + 1 == self.iterations
+        if bool(last.any()):
+            final = warp(x, onwards)
+            chosen = strongest(model, [x_adv, final], y, rng.draw(1), self.confirm)
+            takes = last.to(x.device) & _moves(onwards) & (chosen == final).flatten(1).all(dim=1)
+            x_adv, proof = where(takes, final, x_adv), where(takes, onwards, proof)
+        return State(x_adv, proof, onwards, after, best, state.i + 1)
+
+
+def _moves(flow: Tensor) -> Tensor:
+    """(B,) bool: anywhere."""
+    return (flow != 0).flatten(1).any(dim=1)
