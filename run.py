@@ -30,7 +30,7 @@ from dp.cache import cache_folder
 from dp.datasets import Subset
 from dp.defense import Defended, activation_bytes
 from dp.denoisers import Gaussian
-from dp.differences import differences, gradients, through
+from dp.differences import differences, gradients, short_steps, through
 from dp.evaluate import Arm, Evaluation, null_control
 from dp.progress import Display, Downloads
 from dp.purifiers import diffpure, none
@@ -239,6 +239,7 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
         "gradient": gradient_of(config, evaluation),
         "differences": differences_of(config, evaluation),
         "departures": departures(config),
+        "weaknesses": short_steps(evaluation.arms["defended"].attack, evaluation.threat.eps),
         "batch_bound": is_batch_bound(evaluation.arms["defended"].attack),
         "audited": False,
     }
@@ -308,6 +309,7 @@ def describe(config: dict, evaluation: Evaluation, key: str, workers: int) -> No
         f"{images} images x {len(evaluation.seeds)} seeds on {evaluation.device}, {workers} workers",
         *(f"attacked is not what is scored: {difference}" for difference in differences_of(config, evaluation)),
         *(f"protocol {choices['protocol']} is not run as it is defined: {what}" for what in departures(config)),
+        *short_steps(attack, threat.eps),
     ]
     if evaluation.known_draws:
         lines[2] = lines[2].replace("fresh draws", "draws that the attacker knows")

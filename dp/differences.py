@@ -4,6 +4,8 @@ import functools
 from typing import Any
 
 from dp.attacks import Attack
+from dp.attacks.bpda import BPDA
+from dp.attacks.pgd_eot import PGD
 from dp.attacks.through import WORDS, Through
 from dp.attacks.union import Union
 from dp.defense import Defended
@@ -40,6 +42,24 @@ def gradients(attack: Attack, grad: str) -> set[str]:
         own = f"{grad}+{own}"
     here = grad if own == "full" else own
     return gradients(attack.attack, here) if isinstance(attack, Through) else {here}
+
+
+def short_steps(attack: Attack, eps: float) -> list[str]:
+    """Attacks whose steps cannot take a point across the ball of radius `eps`, whatever the gradient."""
+    if isinstance(attack, Union):
+        return [line for part in attack.attacks.values() for line in short_steps(part, eps)]
+    if isinstance(attack, Through):
+        return short_steps(attack.attack, eps)
+    size, steps = getattr(attack, "step_size", None), getattr(attack, "iterations", 0)
+    if (
+        not isinstance(attack, PGD | BPDA)
+        or getattr(attack, "l2_step", "") == "sign"
+        or size is None
+        or steps * size >= 2 * eps
+    ):
+        return []
+    length = f"{type(attack).__name__}'s {steps} steps of {size} are shorter than the ball is wide"
+    return [f"{length}: it may stop half way; raise attack.step_size, or set it to null"]
 
 
 def differences(

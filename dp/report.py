@@ -137,6 +137,7 @@ def warnings(summary: dict) -> list[str]:
     rule = config["protocol"]["report"][0]
     said = [f"attacked is not what is scored: {difference}" for difference in summary["differences"]]
     said += [f"protocol {choices['protocol']} is not run as it is defined: {what}" for what in summary["departures"]]
+    said += summary["weaknesses"]
     if summary["batch_bound"]:
         said.append("rows depend on which images share a batch: order, shards and lanes may change them")
     norm, null = config["threat_model"]["norm"], summary.get("null")

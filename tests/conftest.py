@@ -21,6 +21,19 @@ TINY = [  # seconds instead of minutes
 
 
 composed = run.composed
+SMALL = {"iterations": 2, "eot": 2, "queries": 5, "samples": 4, "targets": 2, "confirm": 3}
+
+
+def small_budget(attack: str) -> list[str]:
+    """Overrides that make every part of an attack small."""
+
+    def of(node: dict, path: str) -> list[str]:
+        found = [f"{path}.{key}={value}" for key, value in SMALL.items() if isinstance(node.get(key), int)]
+        for key, value in node.items():
+            found += of(value, f"{path}.{key}") if isinstance(value, dict) else []
+        return found
+
+    return of(composed(f"attack={attack}")["attack"], "attack")
 
 
 @pytest.fixture(scope="session")

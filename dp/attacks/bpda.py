@@ -20,7 +20,8 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class BPDA:
-    """`iterations` steps of `step_size` up the cross-entropy of the mean logits over `eot` draws, from the image on.
+    """`iterations` steps of `step_size` (None: 2.5 eps / iterations) up the cross-entropy of the mean logits over `eot`
+    draws, from the image on.
 
     Their test for a break, first with few and then with many draws, is `judge` of protocol=hill. Differs: that test has
     draws of its own here, where they reuse the gradient's; the two are equal in law.
@@ -28,12 +29,12 @@ class BPDA:
 
     iterations: int
     eot: int
-    step_size: float
+    step_size: float | None
     select: str = "last"
     grad: ClassVar[str] = "bpda"
 
     def __post_init__(self):
-        if min(self.iterations, self.eot) < 1 or self.step_size <= 0 or self.select != "last":
+        if min(self.iterations, self.eot) < 1 or (self.step_size or 1) <= 0 or self.select != "last":
             found = f"{self.iterations}, {self.eot}, {self.step_size}, {self.select!r}"
             raise ValueError(f"need iterations, eot >= 1, step_size > 0, select last, got {found}")
 
@@ -60,5 +61,6 @@ class BPDA:
             """Linear in each draw's logits: its mean over the same draws has the gradient of the mean's loss."""
             return (logits * slope.repeat(len(y) // len(slope), 1)).sum(dim=1)
 
+        size = 2.5 * threat.eps / self.iterations if self.step_size is None else self.step_size
         _, grad = model.loss_gradient(state.x_adv, y, rng.draw(0), self.eot, along_slope)
-        return State(threat.project(threat.ascend(state.x_adv, grad, self.step_size), x))
+        return State(threat.project(threat.ascend(state.x_adv, grad, size), x))
