@@ -56,10 +56,11 @@ class DiffHammer:
     def __post_init__(self):
         if not self.losses or not set(self.losses) <= set(LOSSES):
             raise ValueError(f"need losses among {', '.join(LOSSES)}, got {self.losses}")
-        if self.em_steps < 1 or self.sharpness <= 0 or self.decay < 0:
+        if (
+            min(self.em_steps, self.apgd.steps) < 1 or self.sharpness <= 0 or self.decay < 0
+        ):  # making it checks the rest
             given = f"{self.em_steps}, {self.sharpness}, {self.decay}"
             raise ValueError(f"need em_steps >= 1, sharpness > 0, decay >= 0, got {given}")
-        assert self.apgd.steps > 0  # which checks the others
 
     @property
     def apgd(self) -> APGD:
