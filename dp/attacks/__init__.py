@@ -104,14 +104,16 @@ def where(lanes: Tensor, there: Any, here: Any) -> Any:
     return type(there)(*parts) if hasattr(there, "_fields") else tuple(parts)
 
 
-def strongest(model: Model, candidates: Sequence[Tensor], y: Tensor, rng: Streams, draws: int) -> Tensor:
-    """Per image the candidate (B,C,H,W) with the largest mean margin, all on the same draws of `rng`; a tie goes to the
-    first.
+def strongest(
+    model: Model, candidates: Sequence[Tensor], y: Tensor, rng: Streams, draws: int, by: Loss = margin
+) -> Tensor:
+    """Per image the candidate (B,C,H,W) with the largest mean margin (or mean of `by`), all on the same draws of `rng`;
+    a tie goes to the first.
 
     The draws must be none that chose the candidates: the largest of many noisy scores flatters.
     """
-    margins = torch.stack([model.loss(x, y, rng, draws, margin) for x in candidates])  # (M,B)
-    best, x_best = margins[0], candidates[0]
-    for value, x in zip(margins[1:], candidates[1:], strict=True):
+    values = torch.stack([model.loss(x, y, rng, draws, by) for x in candidates])  # (M,B)
+    best, x_best = values[0], candidates[0]
+    for value, x in zip(values[1:], candidates[1:], strict=True):
         x_best, best = where(value > best, x, x_best), torch.maximum(value, best)
     return x_best

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dp.attacks import Model, strongest, where
-from dp.attacks.objectives import LOSSES, check_classes, with_margin
+from dp.attacks.objectives import LOSSES, Loss, check_classes, margin, with_margin
 from dp.rng import Streams
 from dp.threat import ThreatModel
 
@@ -22,8 +22,8 @@ class State(NamedTuple):
     top_x: Tensor  # (B,C,H,W) this run's point of the largest loss ...
     top_grad: Tensor  # (B,C,H,W) ... its gradient ...
     top: Tensor  # (B,) ... and its loss
-    hard_x: Tensor  # (B,C,H,W) this run's point of the largest margin ...
-    hard: Tensor  # (B,) ... and that margin
+    hard_x: Tensor  # (B,C,H,W) this run's point of the largest success, which is the margin here ...
+    hard: Tensor  # (B,) ... and that success
     last: Tensor  # (B,) loss at the point looked at last
     top_then: Tensor  # (B,) `top` at the last checkpoint
     size: Tensor  # (B,) step size
@@ -94,14 +94,31 @@ class APGD:
         return State(x0, x0, x0, x0, x0, flat, none, x0, none, none, none, size, count, count > 0, targets, loops)
 
     def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
-        k = state.i % (self.iterations + 1)  # (B,) updates made in this run
-        first, last = (k == 0).to(x.device), k == self.iterations
         target = None
         if self.loss == "targeted":
             run = state.i // (self.iterations + 1) // self.restarts  # (B,) restarts of a target follow each other
             run = run.clamp(max=self.targets - 1)  # an image that is done may wait in the batch for others
             target = state.targets.gather(1, run.to(x.device).view(-1, 1))[:, 0]
         values, grad = model.loss_gradient(state.x, y, rng.draw(0), self.eot, with_margin(self.loss, target))
+        return self.moved(model, state, values, grad, x, y, threat, rng)
+
+    def moved(
+        self,
+        model: Model,
+        state: State,
+        values: Tensor,
+        grad: Tensor,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        rng: Streams,
+        by: Loss = margin,
+    ) -> State:
+        """The step after a look at state.x, however that was taken: `values` (B,2), the loss to climb and the measure
+        of success, and the `grad` (B,C,H,W) to go along; `by`: what the confirm draws choose by.
+        """
+        k = state.i % (self.iterations + 1)  # (B,) updates made in this run
+        first, last = (k == 0).to(x.device), k == self.iterations
         state = self._looked(state, values[:, 0], values[:, 1], grad, first)
         state, here, grad = self._checked(state, grad, k, first, threat)
         size = state.size.view(-1, 1, 1, 1)
@@ -111,22 +128,22 @@ class APGD:
         kept = state.kept
         if bool(last.any()):
             found = [state.top_x, state.hard_x, state.x, state.kept]
-            kept = where(last, strongest(model, found, y, rng.draw(1), self.confirm), kept)
+            kept = where(last, strongest(model, found, y, rng.draw(1), self.confirm, by), kept)
             onwards = where(last, threat.noise(x, rng.draw(2)), onwards)
         began = (state.i >= self.iterations + 1) | last  # a run has been confirmed
         x_adv = where(began, kept, state.hard_x)
         return state._replace(x_adv=x_adv, kept=kept, x=onwards, before=here, i=state.i + 1)
 
-    def _looked(self, state: State, loss: Tensor, margin: Tensor, grad: Tensor, first: Tensor) -> State:
+    def _looked(self, state: State, loss: Tensor, success: Tensor, grad: Tensor, first: Tensor) -> State:
         """The records of the run with the point x in them; `first` begins them anew."""
-        higher, harder = first | (loss > state.top), first | (margin > state.hard)
+        higher, harder = first | (loss > state.top), first | (success > state.hard)
         rises = (state.rises + (loss > state.last)).masked_fill(first, 0)
         return state._replace(
             top_x=where(higher, state.x, state.top_x),
             top_grad=where(higher, grad, state.top_grad),
             top=where(higher, loss, state.top),
             hard_x=where(harder, state.x, state.hard_x),
-            hard=where(harder, margin, state.hard),
+            hard=where(harder, success, state.hard),
             last=loss,
             rises=rises,
         )
