@@ -57,7 +57,7 @@ def test_bad_eps(text):
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"norm": "l1"}, "need norm"), ({"norm": "L2"}, "need norm"), ({"grad": "bpda"}, "need grad")],
+    [({"norm": "l1"}, "need norm"), ({"norm": "L2"}, "need norm"), ({"grad": "exact"}, "need grad")],
 )
 def test_bad_threat_model(settings, words):
     with pytest.raises(ValueError, match=words):
