@@ -52,13 +52,15 @@ class ThreatModel:
         object.__setattr__(self, "eps", parse_eps(self.eps))
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """x_adv pulled into the ball around x and the box. In l2 the ball comes first: the cut by the box only shortens
-        the way.
+        """x_adv pulled into the ball around x and the box; what lies in both (in l2 up to rounding) stays bit for bit.
+        In l2 the ball comes first: the cut by the box only shortens the way.
         """
         if self.norm == "linf":
             return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps).clamp(0.0, 1.0)
         delta = x_adv - x
-        return (x + delta * (self.eps / _length(delta).clamp(min=self.eps))).clamp(0.0, 1.0)
+        length = _length(delta)  # (B,1,1,1)
+        within = length <= self.eps * (1 + 4 * torch.finfo(delta.dtype).eps)
+        return torch.where(within, x_adv, x + delta * (self.eps / length)).clamp(0.0, 1.0)
 
     def ascend(self, x_adv: Tensor, grad: Tensor, step: float | Tensor) -> Tensor:
         """One step uphill, not projected: step * sign(grad), or step * grad / |grad|_2 (a zero gradient stays where it

@@ -60,52 +60,6 @@ def test_l2_reaches_the_closed_form_optimum():
     torch.testing.assert_close(x_adv, optimum, rtol=0, atol=2e-3)
 
 
-@pytest.fixture(scope="module")
-def moons():
-    """A network of two inputs trained on two moons, and points of which some lie near the boundary."""
-    from sklearn.datasets import make_moons
-
-    points, y = make_moons(400, noise=0.1, random_state=0)
-    x = torch.tensor((points - points.min(0)) / (points.max(0) - points.min(0)), dtype=torch.float32).view(-1, 1, 1, 2)
-    y = torch.tensor(y)
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(2, 24), torch.nn.Tanh(), torch.nn.Linear(24, 24), torch.nn.Tanh(),
-        torch.nn.Linear(24, 2),
-    )  # fmt: skip
-    optimizer = torch.optim.Adam(net.parameters(), 0.02)
-    for _ in range(200):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
-    return Defended(none.purify, None, Classifier(net)), x[:40], y[:40]
-
-
-def grid_optimum(model, x, y, threat, n=201):
-    """The largest margin over a fine grid of the ball cut by the box, (B,)."""
-    side = torch.linspace(-threat.eps, threat.eps, n)
-    delta = torch.cartesian_prod(side, side)  # (n*n,2)
-    if threat.norm == "l2":
-        delta = delta[delta.norm(dim=1) <= threat.eps]
-    found = []
-    for one, label in zip(x, y, strict=True):
-        points = (one + delta.view(-1, 1, 1, 2)).clamp(0, 1)
-        found.append(margin(model.classifier(points), label.expand(len(points))).max())
-    return torch.stack(found)
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_two_moons_against_a_grid(moons, norm):
-    """The margin's optimum over the ball, from 10 restarts: never worse than the grid's by more than its spacing."""
-    model, x, y = moons
-    threat = ThreatModel(norm, 0.12)
-    x_adv = run_attack(APGD(50, 1, restarts=10), model, x, y, threat)
-    reached, optimum = margin(model.classifier(x_adv), y), grid_optimum(model, x, y, threat)
-    assert ((optimum > 0) & (margin(model.classifier(x), y) < 0)).sum() >= 3  # the ball crosses the boundary for some
-    assert (reached > optimum - 0.02 * optimum.abs().clamp(min=1)).all()
-    assert torch.equal(reached > 0, optimum > 0)
-
-
 @pytest.mark.parametrize(
     ("iterations", "at"),
     [

@@ -21,13 +21,16 @@ HALVINGS = torch.tensor([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000])
 
 class State(NamedTuple):
     x_adv: Tensor  # (B,C,H,W) the best so far
-    margin: Tensor  # (B,) its mean margin over the draws that accepted it
+    margin: Tensor  # (B,) its mean margin over the draws that saw it last
+    noisy: Tensor  # (B,) bool: other draws give another margin
     i: Tensor  # (B,) int64 on the CPU: squares tried
 
 
 @dataclass(frozen=True)
 class Square:
-    """`iterations` squares, each looked at with `eot` draws and kept if the mean margin rises.
+    """`iterations` squares, each looked at with `eot` draws and kept if the mean margin rises. Where the defence draws
+    noise, square and incumbent are compared on the same fresh draws, twice the forward passes: an incumbent that keeps
+    the lucky draws that let it in would shut out all that follow.
 
     `p_init`: share of the image that the first squares cover. `rescale`: stretch the schedule of sizes, made for 10000
     queries, to `iterations` (the paper's advice; AutoAttack does not).
@@ -50,7 +53,7 @@ class Square:
         return self.iterations
 
     def says(self, through: str) -> str:
-        return f"Square, {self.steps} queries of {self.eot} draws, values alone, of {through}"
+        return f"Square, {self.steps} squares, each compared on {self.eot} draws, values alone, of {through}"
 
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         if threat.norm == "linf":
@@ -58,15 +61,19 @@ class Square:
         else:
             delta = _tiles(x, rng)
             x0 = threat.project(x + threat.eps * delta / _norm(delta, (1, 2, 3)), x)
-        return State(x0, model.loss(x0, y, rng.draw(0), self.eot, margin), torch.zeros(len(x), dtype=torch.long))
+        value, other = (model.loss(x0, y, rng.draw(k), self.eot, margin) for k in (0, 1))
+        return State(x0, value, value != other, torch.zeros(len(x), dtype=torch.long))
 
     def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         sides = self._sides(state.i, x, threat.norm)
         propose = _square_linf if threat.norm == "linf" else _squares_l2
         candidate = threat.project(propose(state.x_adv, x, sides, threat.eps, rng), x)
-        value = model.loss(candidate, y, rng.draw(0), self.eot, margin)
-        wins = value > state.margin
-        return State(where(wins, candidate, state.x_adv), torch.maximum(value, state.margin), state.i + 1)
+        value, incumbent = model.loss(candidate, y, rng.draw(0), self.eot, margin), state.margin
+        if bool(state.noisy.any()):
+            again = model.loss(state.x_adv, y, rng.draw(0), self.eot, margin)
+            incumbent = where(state.noisy, again, incumbent)  # by lane: no row depends on its mates
+        x_adv = where(value > incumbent, candidate, state.x_adv)
+        return state._replace(x_adv=x_adv, margin=torch.maximum(value, incumbent), i=state.i + 1)
 
     def _sides(self, i: Tensor, x: Tensor, norm: str) -> list[int]:
         """(B,) queries done -> side of each image's next square, in pixels; in l2 odd and at least 3."""
