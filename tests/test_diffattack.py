@@ -81,7 +81,7 @@ def test_without_the_term_it_is_apgd_bit_for_bit(purifier, images):
     """By weight 0, or because a purifier has no states."""
     model = run.build(composed(f"purifier={purifier}", "protocol.images=2")).arms["defended"].scored
     threat, weight = ThreatModel("linf", 0.1), 0.0 if purifier == "diffpure" else 1.0
-    plain = Union([APGD(3, 2, loss, confirm=3) for loss in ("ce", "dlr")], 3)
+    plain = Union({loss: APGD(3, 2, loss, confirm=3) for loss in ("ce", "dlr")}, 3)
     expected = run_attack(plain, model, images.x, images.y, threat)
     attack = diffattack(3, 2, weight, confirm=3)
     assert torch.equal(run_attack(attack, model, images.x, images.y, threat), expected)
@@ -132,5 +132,5 @@ def test_rejects(bad):
 
 def test_the_yaml_holds_the_papers_values():
     attack = instantiate(composed("dataset=cifar10", "attack=diffattack")["attack"])
-    assert attack == Union([Deviating(100, 20, loss, weight=1.0) for loss in ("ce", "dlr")], 20)
+    assert attack == Union({loss: Deviating(100, 20, loss, weight=1.0) for loss in ("ce", "dlr")}, 20)
     assert attack.says("all of it").count("DiffAttack, 1 x deviation on the way plus ") == 2

@@ -207,7 +207,7 @@ def test_rows_do_not_depend_on_batch_mates_order_or_their_steps(purify, norm):
             after = attack.step(model, state, x[order], y[order], threat, rng.draw((1 + done).tolist()))
             state = where(moves, after, state)
             done += moves
-            assert_feasible(state.x_adv, x[order], threat)
+            assert_feasible(state, x[order], threat)
         raise AssertionError
 
     everyone, order = torch.ones(16, dtype=torch.bool), torch.randperm(16, generator=seeded(4))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dp.metrics import accuracy, summarise, vote, wilson
+from dp.metrics import accuracy, bootstrap, summarise, vote, wilson
 
 
 @pytest.mark.parametrize("n", [1, 2, 16, 64, 256, 512, 10_000])
@@ -131,7 +131,8 @@ def test_accuracy_counts_images_and_not_images_times_seeds():
 
 def row(arm, seed, label, adv, adv_vote, clean=None, clean_vote=None, ties=0):
     clean = [] if clean is None else clean
-    return {"arm": arm, "seed": seed, "label": label, "ties": ties} | {
+    means = {f"{side}_{rule}": None for side in ("clean", "adv") for rule in ("mean_logits", "mean_softmax")}
+    return {"arm": arm, "seed": seed, "id": label, "label": label, "ties": ties, "seen": [], **means} | {
         "clean": clean, "clean_vote": clean_vote, "adv": adv, "adv_vote": adv_vote
     }  # fmt: skip
 
@@ -172,7 +173,11 @@ def test_summarise():
     assert summary["null"]["vote"]["seed_std"] == pytest.approx(statistics.stdev([50, 100]))
     assert summary["undefended"]["single"]["seed_std"] is None
     assert summary["ties"] == 3
-    assert summary["per_seed"] == {
+    cells = {
+        seed: {name: {rule: by_rule[rule] for rule in ("single", "vote")} for name, by_rule in figures.items()}
+        for seed, figures in summary["per_seed"].items()
+    }
+    assert cells == {
         "5": {
             "standard": {"single": 50.0, "vote": 100.0},
             "robust": {"single": 50.0, "vote": 50.0},
@@ -186,6 +191,38 @@ def test_summarise():
             "null": {"single": 100.0, "vote": 100.0},
         },
     }
+
+
+def test_average_and_worst_by_hand():
+    """Right draws of the attacked: 2/3 and 1/3 under seed 5, 0 and 1/3 under seed 6; none is right on all three."""
+    summary = summarise(ROWS, votes=3)
+    assert summary["robust"]["average"]["value"] == pytest.approx(100 * (2 + 1 + 0 + 1) / 12)
+    assert summary["robust"]["worst"]["value"] == 0
+    assert summary["standard"]["worst"]["value"] == pytest.approx(75)
+    assert "boot95" in summary["robust"]["average"]
+    assert "wilson95" in summary["robust"]["worst"]
+    low, high = summary["robust"]["average"]["boot95"]
+    assert low <= summary["robust"]["average"]["value"] <= high
+
+
+def test_bootstrap_covers_a_normal_mean():
+    """For many images the percentile interval is the normal one, mean +- 1.96 standard errors."""
+    scores = np.random.default_rng(3).integers(0, 11, size=2000) / 10
+    low, high = bootstrap(scores)
+    error = 1.96 * scores.std() / np.sqrt(len(scores))
+    assert (low, high) == pytest.approx((scores.mean() - error, scores.mean() + error), abs=0.1 * error)
+
+
+def test_what_a_judge_saw():
+    """Two images, one lost by its vote at iteration 3; average and worst of the draws at each one's worst point."""
+    rows = [
+        {**row("defended", 5, 1, [1], 1, [1], 1), "seen": [1, 1, 1, 0], "lost_at": None},
+        {**row("defended", 5, 2, [2], 2, [2], 2), "seen": [0, 0, 2, 0], "lost_at": 3},
+    ]
+    seen = summarise(rows, votes=1, judged="vote", judge_draws=4)["seen"]
+    assert {rule: figure["value"] for rule, figure in seen.items()} == {"average": 50, "worst": 0, "vote": 50}
+    assert {figure["draws"] for figure in seen.values()} == {4}
+    assert "seen" not in summarise(rows, votes=1)
 
 
 def test_summarise_does_not_depend_on_the_order_of_rows():

@@ -28,19 +28,28 @@ def figures(value, **kwargs):
 
 def config(dataset="cifar10", classifier="wrn_28_10", attack="pgd_eot", norm="linf", eps="8/255", purifier="hetero"):
     return {
-        "choices": {"dataset": dataset, "classifier": classifier, "purifier": purifier, "attack": attack},
+        "choices": {
+            "dataset": dataset,
+            "classifier": classifier,
+            "purifier": purifier,
+            "attack": attack,
+            "protocol": "official",
+        },
         "dataset": {"name": dataset},
         "classifier": {},
         "purifier": {"surrogate": {"steps": 10}},
         "threat_model": {"norm": norm, "eps": eps, "grad": "full"},
-        "protocol": {"ties": "softmax"},
+        "protocol": {"ties": "softmax", "report": ["single", "vote"], "judge": None},
     }
 
 
-def summary(robust=59.38, null=90.0, gradient="exact", **kwargs):
+def summary(robust=59.38, null=90.0, differences=(), departures=(), weaknesses=(), batch_bound=False, **kwargs):
     return {
         "config": config(**kwargs),
-        "gradient": gradient,
+        "differences": list(differences),
+        "departures": list(departures),
+        "weaknesses": list(weaknesses),
+        "batch_bound": batch_bound,
         "standard": figures(93.16),
         "robust": figures(robust),
         "null": figures(null),
@@ -165,9 +174,10 @@ def test_row_table_names_the_setting_and_every_figure():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"gradient": "surrogate"}, "attacked is not what is scored"),
-        ({"gradient": "adjoint"}, "the continuous adjoint's"),
-        ({"gradient": "approximate"}, "straight-through"),
+        ({"differences": ["n=10 instead of 500"]}, "attacked is not what is scored: n=10 instead of 500"),
+        ({"departures": ["attack square instead of strict"]}, "protocol official is not run as it is defined: attack"),
+        ({"weaknesses": ["shorter than the ball is wide"]}, "shorter than the ball is wide"),
+        ({"batch_bound": True}, "rows depend on which images share a batch"),
         ({"robust": 90.0, "null": 90.0}, "does not beat random noise"),
         ({"robust": 91.0, "null": 90.0}, "does not beat random noise"),
     ],

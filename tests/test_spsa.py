@@ -43,7 +43,7 @@ def test_rows_stand_alone(norm):
         state = attack.start(model, x[order], y[order], threat, rng.draw(0))
         for i in range(attack.steps):
             state = attack.step(model, state, x[order], y[order], threat, rng.draw(1 + i))
-            assert_feasible(state.x_adv, x[order], threat)
+            assert_feasible(state, x[order], threat)
         return state.x_adv
 
     plain = attacked(torch.arange(16))

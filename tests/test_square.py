@@ -91,7 +91,7 @@ def test_margin_never_falls_and_rows_stand_alone(norm, purify):
         for i in range(attack.steps):
             before = model.loss(state.x_adv, y[order], rng.draw(1 + i).draw(0), 2, margin)
             state = attack.step(model, state, x[order], y[order], threat, rng.draw(1 + i))
-            assert_feasible(state.x_adv, x[order], threat)
+            assert_feasible(state, x[order], threat)
             assert (state.margin >= before).all()
             assert bool((state.noisy == (purify is jitter)).all())
         if purify is none.purify:

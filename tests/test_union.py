@@ -46,7 +46,7 @@ def alone(attacks, k, model, x, y):
 def test_union_keeps_the_strongest_part_per_image():
     model, x, y = problem()
     attacks = [PGD(2, 1, step_size=0.02), Square(30, 1), APGD(3, 1, "dlr")]
-    union = Union(attacks, confirm=1)
+    union = Union({str(k): attack for k, attack in enumerate(attacks)}, confirm=1)
     margins = torch.stack([margin(model.classifier(alone(attacks, k, model, x, y)), y) for k in range(3)])
     assert len(set(margins.argmax(0).tolist())) > 1  # no part wins everywhere
     assert union.steps == 2 + 30 + 4
@@ -57,7 +57,7 @@ def test_union_keeps_the_strongest_part_per_image():
 @pytest.mark.parametrize("purify", [none.purify, jitter])
 def test_rows_do_not_depend_on_batch_order_or_refills(purify):
     model, x, y = problem(purify)
-    union = Union([APGD(2, 2, confirm=3), Square(4, 2)], confirm=3)
+    union = Union({"apgd": APGD(2, 2, confirm=3), "square": Square(4, 2)}, confirm=3)
     plain = run_attack(union, model, x, y, LINF)
     order, rng = torch.randperm(16, generator=seeded(4)), Streams(range(16), 0, "attack")
     mixed, late = rng.select(order), torch.arange(16) < 5
@@ -66,14 +66,14 @@ def test_rows_do_not_depend_on_batch_order_or_refills(purify):
         moves = ~late if i < 2 else (late if i >= union.steps else torch.ones(16, dtype=torch.bool))
         after = union.step(model, state, x[order], y[order], LINF, mixed.draw([1 + d for d in done]))
         state = where(moves, after, state)
-        assert_feasible(state.x_adv, x[order], LINF)
+        assert_feasible(state, x[order], LINF)
         done = [d + int(m) for d, m in zip(done, moves, strict=True)]
     assert torch.equal(state.x_adv, plain[order])
 
 
 def test_confirmation_uses_fresh_draws_and_keeps_the_better():
     model, x, y = problem(jitter)
-    union = Union([APGD(2, 2, confirm=3), PGD(2, 2)], confirm=5)
+    union = Union({"apgd": APGD(2, 2, confirm=3), "pgd": PGD(2, 2)}, confirm=5)
     rng = Streams(range(16), 0, "attack")
     state = union.start(model, x, y, LINF, rng.draw(0))
     for i in range(union.steps):
@@ -86,16 +86,16 @@ def test_confirmation_uses_fresh_draws_and_keeps_the_better():
 
 
 def test_rejects():
-    for bad in ({"attacks": []}, {"attacks": [NoAttack()]}, {"confirm": 0}, {"select": "last"}):
+    for bad in ({"attacks": {}}, {"attacks": {"none": NoAttack()}}, {"confirm": 0}, {"select": "last"}):
         with pytest.raises(ValueError, match=r"^need "):
-            Union(**{"attacks": [PGD(1, 1)], **bad})
+            Union(**{"attacks": {"pgd": PGD(1, 1)}, **bad})
 
 
 def test_autoattack_fixed_is_the_union():
     found = instantiate(composed("dataset=cifar10", "attack=autoattack")["attack"])
-    assert found == Union([APGD(100, 20, "ce"), APGD(100, 20, "targeted", targets=9)], 20)
+    assert found == Union({"apgd_ce": APGD(100, 20, "ce"), "apgd_t": APGD(100, 20, "targeted", targets=9)}, 20)
     standard = instantiate(composed("dataset=cifar10", "attack=autoattack_standard")["attack"])
-    assert standard.attacks[2] == Square(5000, 1)
+    assert standard.attacks["square"] == Square(5000, 1)
     assert not is_batch_bound(found)
 
 
@@ -161,7 +161,7 @@ def test_upstream_draws_anew_at_every_call_and_row():
 def test_upstream_is_marked():
     attack = instantiate(composed("attack=autoattack_upstream")["attack"])
     assert is_batch_bound(attack)
-    assert is_batch_bound(Union([attack]))
+    assert is_batch_bound(Union({"a": attack}))
     assert not is_batch_bound(APGD(1, 1))
     full = instantiate(composed("dataset=cifar10", "attack=autoattack_upstream")["attack"])
     assert full == Upstream("rand")

@@ -22,7 +22,7 @@ def diffattack(iterations: int, eot: int, weight: float = 1.0, confirm: int = 20
     """A round on the cross-entropy and one on the difference of logits ratio, each plus `weight` (the paper's lambda)
     times `deviation`; the stronger of the two points by `confirm` fresh draws. The other arguments are APGD's.
     """
-    rounds = [Deviating(iterations, eot, loss, confirm=confirm, rho=rho, weight=weight) for loss in ROUNDS]
+    rounds = {loss: Deviating(iterations, eot, loss, confirm=confirm, rho=rho, weight=weight) for loss in ROUNDS}
     return Union(rounds, confirm)
 
 
