@@ -121,8 +121,10 @@ def build(config: dict) -> Evaluation:
     if config["memory"] == "auto":
         x = first.x.to(device, memory_format=torch.channels_last)
         per_call = activation_bytes(Defended(one_step, denoiser, classifier), x, Streams(first.ids, 0, "probe"))
-        need = per_call * max(1, nfe) * data["lanes"] * data["draws_per_call"]
-        denoiser.memory = "store" if need < 0.5 * free_bytes(device) / workers_of(config) else "recompute"
+        at_once = per_call * data["lanes"] * data["draws_per_call"]
+        fit = int(0.5 * free_bytes(device) / workers_of(config) / at_once)
+        denoiser.memory = "store" if nfe <= fit else "recompute"
+        denoiser.recompute.keep = max(1, fit)
     else:
         denoiser.memory = config["memory"]
     judge = instantiate(protocol["judge"], _convert_="all") if protocol["judge"] else None

@@ -3,6 +3,7 @@ it, and the other gradients that attackers have used.
 """
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -188,17 +189,18 @@ class KnownDraws:
 def activation_bytes(model: Defended, x: Tensor, rng: Streams) -> int:
     """Bytes that autograd stores for one image and one draw of the whole defence; parameters are not counted."""
     own = {p.data_ptr() for p in model.parameters()}
-    sizes: dict[int, int] = {}
+    seen: list[tuple[weakref.ref, int, int]] = []
 
     def pack(saved: Tensor) -> Tensor:
         if saved.data_ptr() not in own:
-            sizes[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+            saved, storage = saved.detach(), saved.untyped_storage()  # itself, it would hold the graph that holds it
+            seen.append((weakref.ref(saved), storage.data_ptr(), storage.nbytes()))
         return saved
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
         logits = model(x[:1].detach().requires_grad_(), rng.select([0]))
     assert len(logits) == 1
-    return sum(sizes.values())
+    return sum({at: size for alive, at, size in seen if alive() is not None}.values())  # what is recomputed has gone
 
 
 def _finite(values: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 checkpoint's own clock.
 """
 
+import functools
 import math
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from dp.recompute import Recompute
 from dp.sampling import vp_sigma, vp_sigmas
 
 
@@ -15,8 +16,8 @@ class Denoiser(nn.Module):
     """E[x0 | z]: z (B,C,H,W) with x0 in [-1,1], sigma a float or (B,1,1,1).
 
     `nfe` counts network evaluations per image (a call counts once, whatever its batch; recomputation is not counted).
-    `memory`: `store` keeps activations for the backward pass, `recompute` keeps only the net's input; the numbers are
-    the same.
+    `memory`: `store` keeps activations for the backward pass, `recompute` those of the newest calls (`recompute.keep`,
+    2) and of the others only the net's input; the numbers are the same.
     `dtype`: the precision of the net alone (autocast); states stay float32 or wider.
     `size`: the side of the images it was trained on, to which a defence resizes others; None takes them as they come.
     """
@@ -36,6 +37,7 @@ class Denoiser(nn.Module):
         self.dtype = dtype
         self.size = size
         self.nfe = 0
+        self.recompute = Recompute()
 
     def forward(self, z: Tensor, sigma: float | Tensor) -> Tensor:
         self.nfe += 1
@@ -51,12 +53,13 @@ class Denoiser(nn.Module):
 
     def bare(self, x: Tensor, label: Tensor) -> Tensor:
         """The network alone, in its own precision, recomputed in the backward pass where memory needs it."""
+        if self.memory == "store":
+            return self._net(x, label)
+        return self.recompute(functools.partial(self._net, label=label), x)
+
+    def _net(self, x: Tensor, label: Tensor) -> Tensor:
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            if self.memory == "recompute" and torch.is_grad_enabled() and x.requires_grad:
-                out = checkpoint(self.net, x, label, use_reentrant=False, preserve_rng_state=False)
-            else:
-                out = self.net(x, label)
-        assert isinstance(out, Tensor)
+            out = self.net(x, label)
         return out.to(x.dtype)
 
 

@@ -14,6 +14,8 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).parents[1]
 MEASURED, FIGURES = ROOT / "results" / "measured", ROOT / "results" / "figures"
 STANDARD, ROBUST, GREY = "#0b6e99", "#c1440e", "#777777"
+THEIR_DT, THEIR_END = 1e-3, 1e-5  # DiffPure's own
+STEP_COLOURS = ("#9ecae1", "#4292c6", ROBUST, "#08306b")  # from the longest step to the shortest; red: THEIR_DT
 
 
 def uniform_runs(dataset: str, images: int) -> list[dict]:
@@ -66,23 +68,30 @@ def tradeoff(dataset: str, images: int) -> Path:
 
 
 def adjoint_error() -> Path:
-    """The adjoint gradient's cosine and relative error over the last time, a line per step (scripts/adjoint.py)."""
+    """The adjoint's relative error and wrong signs over the last time, a line per step (scripts/adjoint.py)."""
     with (MEASURED / "adjoint.csv").open() as file:
-        rows = [
+        rows: list[dict] = [
             {k: v if k in ("method", "dtype") else float(v) for k, v in row.items()} for row in csv.DictReader(file)
         ]
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6.2), sharex=True, sharey="row", layout="constrained")
-    for column, (method, title) in enumerate((("sde", "reverse SDE (torchsde)"), ("ode", "probability-flow ODE"))):
-        axes[0, column].set(title=title, xscale="log", ylim=(0, 1.03))
-        axes[1, column].set(xlabel="end: last time of the reversal (1 is pure noise)", yscale="log")
-        for axis, name in zip(axes[:, column], ("cosine_median", "relative_error_median"), strict=True):
+    for row in rows:
+        row["wrong_signs"] = 100 * (1 - row["equal_signs"])
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), sharex=True, sharey="row", layout="constrained")
+    for column, (method, title) in enumerate((("sde", "reverse SDE"), ("ode", "probability-flow ODE"))):
+        axes[0, column].set(title=title, xscale="log", yscale="log", ylim=(2e-3, 8))
+        axes[0, column].axhline(1, color=GREY, linewidth=1, linestyle="--")
+        axes[1, column].set(xlabel="end time of the reversal", ylim=(0, 50))
+        for axis, name in zip(axes[:, column], ("relative_error_median", "wrong_signs"), strict=True):
             _lines_per_step(axis, [r for r in rows if r["method"] == method], name)
-    axes[0, 0].set_ylabel("cosine with the exact gradient")
-    axes[1, 0].set_ylabel("relative error, |adjoint - exact| / |exact|")
-    axes[0, 0].plot([], [], "o", color=GREY, mfc="none", label="float32 (lines: float64)")
-    axes[0, 0].plot([], [], "s", color=ROBUST, mfc="none", markersize=10, label="DiffPure: dt = 0.001, end = 1e-5")
-    axes[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
-    figure.suptitle(f"Adjoint against exact gradient on digits, noise time t = {rows[0]['t']:g}\nmedians of {rows[0]['images']:.0f} images, one noise draw each", fontsize=10)  # fmt: skip  # noqa: E501
+    axes[0, 0].set_ylabel("relative error |adjoint - exact| / |exact|")
+    axes[1, 0].set_ylabel("pixels with the wrong sign, %")
+    axes[0, 1].annotate("as large as the gradient", (3e-2, 1), xytext=(0, 4), textcoords="offset points", ha="right", fontsize=8, color=GREY)  # fmt: skip  # noqa: E501
+    axes[1, 1].legend(frameon=False, fontsize=9, loc="upper right", title="step of the solver")
+    figure.suptitle(
+        "The adjoint's gradient breaks as the reversal ends closer to time 0\n"
+        f"DiffPure on digits, noise time t = {rows[0]['t']:g}; {rows[0]['images']:.0f} images, one draw each "
+        "(errors: medians); lines: float64, circles: float32",
+        fontsize=10,
+    )
     path = FIGURES / "adjoint_error.png"
     figure.savefig(path, dpi=160)
     plt.close(figure)
@@ -90,17 +99,22 @@ def adjoint_error() -> Path:
 
 
 def _lines_per_step(axis, rows: list[dict], name: str) -> None:
-    """`name` over the last time: float64 as lines, float32 as circles, DiffPure's own setting in a square."""
-    steps = sorted({row["dt"] for row in rows}, reverse=True)
-    for dt, colour in zip(
-        steps, mpl.colormaps["viridis"]([0.85 - 0.75 * i / len(steps) for i in range(len(steps))]), strict=True
-    ):
-        for dtype, style, label in (("float64", "-", f"dt = {dt:g}"), ("float32", "o", None)):
+    """`name` over the last time: float64 as lines, float32 as circles; DiffPure's own step in its own colour, its value
+    at its own end time written beside it.
+    """
+    for dt, colour in zip(sorted({row["dt"] for row in rows}, reverse=True), STEP_COLOURS, strict=True):
+        theirs = dt == THEIR_DT
+        label = f"dt = {dt:g}" + (", DiffPure's" if theirs else "")
+        for dtype, style in (("float64", "-"), ("float32", "o")):
             here = [row for row in rows if (row["dtype"], row["dt"]) == (dtype, dt)]
             ends, values = [row["end"] for row in here], [row[name] for row in here]
-            axis.plot(ends, values, style, color=colour, markersize=5, mfc="none", label=label)
-    theirs = [row[name] for row in rows if (row["dtype"], row["dt"], row["end"]) == ("float64", 1e-3, 1e-5)]
-    axis.plot([1e-5] * len(theirs), theirs, "s", color=ROBUST, mfc="none", markersize=12)
+            line = {"label": label, "linewidth": 2.4 if theirs else 1.2} if style == "-" else {"mfc": "none"}
+            axis.plot(ends, values, style, color=colour, markersize=5, **line)
+    (value,) = (row[name] for row in rows if (row["dtype"], row["dt"], row["end"]) == ("float64", THEIR_DT, THEIR_END))
+    axis.plot(THEIR_END, value, "o", color=ROBUST, markersize=9)
+    said = f"{value:.2f}" if axis.get_yscale() == "log" else f"{value:.0f} %"
+    axis.annotate(said, (THEIR_END, value), xytext=(-9, 0), textcoords="offset points", ha="right", va="center", color=ROBUST, weight="bold")  # fmt: skip  # noqa: E501
+    axis.set_xlim(2e-6, 4.5e-2)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
 

@@ -1,6 +1,8 @@
 """Adapters around a tiny random net against the formulas of the papers, and what they promise about memory and type."""
 
+import copy
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from scipy import integrate, stats
 from torch import nn
 
 from dp.denoisers import EDM, IDDPM, VE, VP, Consistency, EpsNet, Gaussian, ScoreVE
+from dp.recompute import Recompute
 
 ABAR = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))
 LEVEL = np.sqrt((1 - ABAR) / ABAR)
@@ -168,13 +171,13 @@ def test_recompute_equals_store_bit_for_bit(adapter, dtype):
     for memory in ("store", "recompute"):
         inner, z = net(), images(requires_grad=True)
         denoiser = adapter(inner, memory=memory, dtype=dtype)
-        out = denoiser(denoiser(z, 2.0), 0.7)
+        out = denoiser(denoiser(denoiser(z, 9.0), 2.0), 0.7)
         inner_calls = len(inner.calls)
         (g,) = torch.autograd.grad(out.square().sum(), z)
         results.append((out.detach(), g))
-        assert inner_calls == 2
-        assert len(inner.calls) == (2 if memory == "store" else 4)
-        assert denoiser.nfe == 2
+        assert inner_calls == 3
+        assert len(inner.calls) == (3 if memory == "store" else 4)  # the two newest calls are kept
+        assert denoiser.nfe == 3
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
     assert results[0][1].abs().sum() > 0
@@ -187,15 +190,50 @@ class Deep(nn.Module):
         return x
 
 
-def test_recompute_keeps_less_for_the_backward_pass():
-    kept = {}
-    for memory in ("store", "recompute"):
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
-            EDM(Deep(), memory=memory)(images(requires_grad=True), 0.7)
-        kept[memory] = sum(sizes)
-    assert kept["store"] >= 50 * images().numel()
-    assert kept["recompute"] < kept["store"] / 10
+def kept_by(denoiser, calls, keep=2):
+    """Numbers that autograd keeps for the backward pass of a chain of calls."""
+    sizes, denoiser.recompute.keep = [], keep
+
+    def pack(saved):
+        saved = saved.detach()  # itself, it would hold the graph that holds it
+        sizes.append((weakref.ref(saved), saved.numel()))
+        return saved
+
+    z = images(requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        for _ in range(calls):
+            z = denoiser(z, 0.7)
+    assert z.requires_grad  # and with it the graph
+    return sum(size for alive, size in sizes if alive() is not None)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_recompute_keeps_the_activations_of_the_newest_calls(keep):
+    assert kept_by(EDM(Deep()), 8) >= 8 * 50 * images().numel()
+    few, many = (kept_by(EDM(Deep(), memory="recompute"), calls, keep) for calls in (keep, 8))
+    assert 50 * images().numel() <= few / keep < 55 * images().numel()
+    assert many - few <= (8 - keep) * 4 * images().numel()
+
+
+def test_recompute_twice_from_one_graph_and_after_another_chain():
+    """Kept activations are used once, and belong to the newest calls of whichever chain."""
+    inner, z = net(), images(requires_grad=True)
+    denoiser = EDM(inner, memory="recompute")
+    loss = denoiser(denoiser(denoiser(z, 9.0), 2.0), 0.7).square().sum()
+    (first,) = torch.autograd.grad(loss, z, retain_graph=True)
+    denoiser(z, 1.0)
+    (again,) = torch.autograd.grad(loss, z)
+    assert torch.equal(first, again)
+    assert len(inner.calls) == 3 + 1 + 1 + 3
+    with pytest.raises(ValueError, match="keep"):
+        Recompute(keep=0)
+
+
+def test_a_recomputing_denoiser_is_copied():
+    denoiser, z = EDM(net(), memory="recompute"), images(requires_grad=True)
+    out = denoiser(z, 0.7)
+    twin = copy.deepcopy(denoiser)
+    assert torch.equal(torch.autograd.grad(twin(z, 0.7).sum(), z)[0], torch.autograd.grad(out.sum(), z)[0])
 
 
 @pytest.mark.parametrize("memory", ["store", "recompute"])

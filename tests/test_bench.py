@@ -1,0 +1,47 @@
+"""What scripts/bench.py measures with: that it runs without any file, and that what it holds side by side is equal."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import CONF
+
+import run
+
+ROOT = CONF.parent
+SMALL = (
+    "denoiser=edm_cifar10", "denoiser.net.net.model_channels=8", "denoiser.net.net.num_blocks=1",
+    "classifier.net.net.depth=10", "classifier.net.net.widen=1", "purifier=diffpure", "purifier.steps=2",
+    "classifier.taps=[]", "threat_model.grad=full", "dataset.lanes=2", "dataset.draws_per_call=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measuring():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import measuring
+
+    yield measuring
+    sys.path.remove(str(ROOT / "scripts"))
+
+
+def test_it_says_how_it_is_used():
+    said = subprocess.run([sys.executable, "scripts/bench.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == 0
+    for mode in ("--full", "--official", "--switches", "--loading", "--device"):
+        assert mode in said.stdout
+
+
+def test_recompute_store_and_floor_run_on_random_networks(measuring):
+    grads = {}
+    for memory in ("store", "recompute"):
+        torch.manual_seed(0)
+        evaluation = run.build(measuring.random_config(*SMALL, f"memory={memory}", images=2))
+        grads[memory] = measuring.gradient(evaluation)()[1]
+        assert measuring.iteration(evaluation)().x_adv.shape == (2, 3, 32, 32)
+    assert torch.equal(grads["store"], grads["recompute"])
+    assert grads["store"].abs().sum() > 0
+    plain = measuring.in_format(evaluation, torch.contiguous_format)
+    one, two = measuring.in_turn(1, lambda: None, measuring.floor(plain, 2, torch.contiguous_format))
+    assert one < two
