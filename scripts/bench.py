@@ -4,7 +4,8 @@ the turns, of this process's seconds on a CPU, of wall time on a GPU.
 By default on the embedded digits. --full: networks of CIFAR-10's full size (denoiser=edm_cifar10, wrn_28_10) with
 random weights; --official FOLDER: against the released code's own attack loop (a checkout of GaozhengPei/Purification),
 on small networks, or with --full on large ones; --switches: bf16, packed draws and, on a GPU or where --compile asks
-for it, torch.compile, on a GPU TF32 too, switched on one at a time; --loading: memory and time to load weights.
+for it, torch.compile, on a GPU TF32 too, switched on one at a time; --refill: lanes that lost images leave to others;
+--loading: memory and time to load weights.
 """
 
 import argparse
@@ -192,6 +193,31 @@ def switches(turns: int, images: int, draws: int, full: bool, compiled: bool, ov
     ratios.show()
 
 
+def refill(turns: int, overrides: list[str]) -> None:
+    """The defended arm under protocol=strict with lanes that are refilled, and batch by batch: the same rows."""
+    base = ["protocol=strict", "purifier=diffpure", "protocol.images=128", "protocol.seeds=[1]"]
+    base += ["threat_model.eps=80/255", "dataset.lanes=16", *overrides]
+    found: dict[int, list] = {}
+
+    def judged(window: int) -> Callable[[], None]:
+        evaluation = run.build(run.composed(*base, f"window={window}"))
+        units = [unit for unit in evaluation.plan() if unit.arm == "defended"]
+
+        def go() -> None:
+            rows = [row for unit in units for row in evaluation.run(unit).rows]
+            found[window] = sorted(rows, key=lambda row: row["id"])
+
+        return go
+
+    many, one = in_turn(turns, judged(8), judged(1), warm=False)
+    steps = run.build(run.composed(*base)).arms["defended"].attack.steps
+    early = sum(row["iterations"] <= steps // 4 for row in found[1])
+    ratios = Ratios(f"protocol=strict, {len(found[1])} images in 16 lanes, {early} lost in a quarter of the steps")
+    ratios.add("refilling lanes / batch by batch", many, one, bound=0.75)
+    ratios.show()
+    print(f"rows equal: {found[8] == found[1]}")
+
+
 def _in_tf32(function: Callable[[], object]) -> Callable[[], object]:
     def faster() -> None:
         before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
@@ -252,6 +278,7 @@ def main() -> None:
     mode.add_argument(
         "--switches", action="store_true", help="bf16, packing; on a GPU also TF32 and torch.compile, one at a time"
     )
+    mode.add_argument("--refill", action="store_true", help="lanes that lost images leave to others, and not")
     parser.add_argument("--full", action="store_true", help="networks of full size: about 3 s a network call and turn")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda; TF32 is there on cuda only")
     parser.add_argument("--compile", action="store_true", help="--switches: torch.compile on a CPU too (C++ compiler)")
@@ -265,6 +292,8 @@ def main() -> None:
     overrides = [f"device={args.device}", *args.overrides]
     if args.loading:
         loading()
+    elif args.refill:
+        refill(args.turns, overrides)
     elif args.official:
         against(args.official.resolve(), args.turns, images, args.draws, args.full, overrides)
     elif args.switches:

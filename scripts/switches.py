@@ -1,0 +1,126 @@
+"""What every switch and every protocol does to one defence's number: runs them all on digits, or goes on where it
+stopped, and writes results/tables/switches.md. Every line is a run of run.py with the overrides that it shows.
+
+The base is the released code's method (purifier=hetero_official) under protocol=official, its grid scaled to 20 network
+evaluations. About half an hour on two cores.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from safetensors.numpy import load_file
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
+
+from keep import keep
+
+import run
+from dp import report
+
+ROOT = Path(__file__).parents[1]
+BASE = ("purifier=hetero_official", "protocol.images=64", "protocol.seeds=[2024]")
+OFFICIAL = (*BASE, "protocol=official")
+SWITCHES = {  # what it is: overrides on top of protocol=official
+    "the released code's method and protocol": (),
+    "mask from the classifier's own input (item 8)": ("purifier.mask_input_bug=false",),
+    "first commit's tau .85 (2.0)": ("purifier.tau=0.85",),
+    "first commit's jump 10 (item 21)": ("purifier.jump=10",),
+    "t_s .05, the paper's best (item 29)": ("purifier.t_s=0.05",),
+    "the middle revision: no second stage (item 33)": ("purifier=hetero_official_rev_b",),
+    "attack grid n = 20, sees the mask (item 31)": ("purifier.surrogate.n=20",),
+    "exact gradient (item 32)": ("threat_model.grad=full",),
+    "exact gradient, soft mask (item 10)": ("threat_model.grad=mask_soft",),
+    "exact gradient, straight-through mask (item 10)": ("threat_model.grad=mask_straight_through",),
+    "random start (item 34)": ("attack=pgd_eot",),
+    "exact gradient, random start, 4 times the draws": ("attack=pgd_eot", "threat_model.grad=full", "attack.eot=16"),
+    "BPDA, identity at the surrogate's output (item 36)": ("attack=bpda_eot_official",),
+    "AutoAttack as the package runs it (item 40)": ("attack=autoattack_upstream",),
+    "AutoAttack with decisions on means, exact gradient": ("attack=autoattack", "threat_model.grad=full"),
+}
+PROTOCOLS = ["paper", "official", "lee_kim", "hill", "diffhammer", "diffbreak_single", "diffbreak_vote"]
+PROTOCOLS += ["dwbox", "strict"]
+
+
+def finished(overrides: tuple[str, ...]) -> dict:
+    """The summary of the run with these overrides, which is done now if it was not."""
+    config = run.composed(*overrides)
+    folder = ROOT / "results" / "runs" / run.run_key(config)
+    if not (folder / "summary.json").exists():
+        subprocess.run([sys.executable, "run.py", *overrides], cwd=ROOT, check=True)
+    return {**json.loads((folder / "summary.json").read_text()), "folder": keep(folder)}
+
+
+def votes(summary: dict) -> np.ndarray:
+    """(images,) whether the plurality of an attacked image's draws is right, ties to the lowest class."""
+    found = load_file(summary["folder"] / "verdicts.safetensors")
+    classes, labels = found["defended.adv"][0], found["labels"]
+    return np.array([np.bincount(draws).argmax() == label for draws, label in zip(classes, labels, strict=True)])
+
+
+def headline(summary: dict) -> tuple[str, dict, dict, dict | None]:
+    """Rule in words, standard, robust and null figures, as the protocol defines its number."""
+    protocol = summary["config"]["protocol"]
+    rule, judge = protocol["report"][0], protocol["judge"]
+    in_loop = bool(judge) and judge["in_loop"]
+    robust, null = ("seen", "null_seen") if in_loop else ("robust", "null")
+    said = report.rule_name(rule, summary[robust][rule]["draws"]) + (", in-loop" if in_loop else "")
+    return said, summary["standard"][rule], summary[robust][rule], summary.get(null, {}).get(rule)
+
+
+def line(name: str, summary: dict, against: str) -> list[str]:
+    rule, standard, robust, null = headline(summary)
+    low, high = report.interval(robust)
+    attacked = f"{summary['config']['choices']['attack']}, {summary['gradient']}"
+    cells = [f"{standard['value']:.1f}", f"{robust['value']:.1f}", f"{low:.1f} - {high:.1f}"]
+    return [name, attacked, rule, *cells, f"{null['value']:.1f}" if null else "-", against]
+
+
+def markdown(title: str, columns: list[str], lines: list[list[str]]) -> str:
+    rows = ["| " + " | ".join(cells) + " |" for cells in [columns, ["---"] * len(columns), *lines]]
+    return f"## {title}\n\n" + "\n".join(rows) + "\n"
+
+
+def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    found = {name: finished((*OFFICIAL, *overrides)) for name, overrides in SWITCHES.items()}
+    base, switches = votes(next(iter(found.values()))), []
+    for (name, overrides), summary in zip(SWITCHES.items(), found.values(), strict=True):
+        right = votes(summary)
+        lost, won = int((base & ~right).sum()), int((~base & right).sum())
+        p = stats.binomtest(lost, lost + won).pvalue if lost + won else 1.0
+        against = f"-{lost} +{won}, p = {p:.2g}" if overrides else ""
+        switches.append([*line(name, summary, against), " ".join(overrides)])
+    protocols = []
+    for name in PROTOCOLS:
+        extra = ("protocol.votes=20",) if name == "hill" else ()
+        given = (*BASE, f"protocol={name}", *extra)
+        protocols.append([*line(name, finished(given), "")[:-1], " ".join(given[3:])])
+    head = ["", "attack, gradient", "rule", "standard", "robust", "95 %", "null control"]
+    tables = (
+        ("Switches, under protocol=official", [*head, "votes lost and won, McNemar", "overrides"], switches),
+        ("Protocols", [*head, "overrides"], protocols),
+    )
+    images = next(iter(found.values()))["robust"]["single"]["n"]
+    text = "# What every switch and every protocol does to hetero_official on digits\n\n"
+    text += f"`python scripts/switches.py`; every line adds its overrides to `{' '.join(BASE)}`; percent of {images} "
+    text += "images, one seed; linf 32/255, quick attack budgets. Intervals are over images: a difference of a few "
+    text += "points between two lines is noise; McNemar compares votes of the same images with the first line's.\n\n"
+    (ROOT / "results" / "tables" / "switches.md").write_text(text + "\n".join(markdown(*table) for table in tables))
+    for title, columns, lines in tables:
+        shown = Table(*columns[:-1], title=title, box=box.SIMPLE_HEAD)
+        for cells in lines:
+            shown.add_row(*cells[:-1])
+        Console(width=180).print(shown)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
