@@ -146,7 +146,7 @@ def test_pgd_rejects(bad):
 
 
 def test_null_control_has_the_attacks_candidates_draws_and_selection():
-    assert null_control(PGD(iterations=7, eot=3, restarts=2, select="best")) == Null(steps=14, eot=3, select="best")
+    assert null_control(PGD(iterations=7, eot=3, restarts=2, select="best")) == Null(14, 3, "best", ends=(14,))
 
 
 def test_null_keeps_the_candidate_with_the_highest_loss():

@@ -176,7 +176,7 @@ def test_the_null_control_moves_by_random_flows():
     x, threat = pictures(channels=1), FlowModel(eps=0.2)
     model, y = Defended(none.purify, None, seeing()), torch.zeros(3, dtype=torch.long)
     null = null_control(StAdv(iterations=5, eot=2))
-    assert null == Null(steps=5, eot=2, select="best")
+    assert null == Null(steps=5, eot=2, select="best", ends=(5,))
     rng = Streams(range(3), 0, "null")
     state = null.start(model, x, y, threat, rng)
     for i in range(null.steps):
@@ -442,12 +442,13 @@ def test_a_row_says_what_it_is_and_finds_no_published_one(name):
         assert report.published_rows(altered, "diffpure") == []
     figure = {"value": 10.0, "wilson95": [5.0, 15.0], "seed_std": None, "n": 32, "draws": 10}
     sides = {side: {"single": figure, "vote": figure} for side in ("standard", "robust")}
-    summary = {"config": config, "per_seed": [0], "gradient": "exact", "ties": 0, **sides}
+    told = {"differences": [], "departures": [], "weaknesses": [], "batch_bound": False}
+    summary = {"config": config, "per_seed": [0], "ties": 0, **told, **sides}
     assert f"{config['threat_model']['norm']} 0.05" in str(report.row_table(summary).title)
     said = " ".join(report.warnings(summary))
     assert "no l_p ball" in said
     assert ("VGG16-LPIPS" in said) == (name == "low_frequency")
-    ball = {**config, "threat_model": {"norm": "linf", "eps": "8/255"}}
+    ball = {**config, "threat_model": {"norm": "linf", "eps": "8/255"}}  # the same row in a ball
     assert "ball" not in " ".join(report.warnings({**summary, "config": ball}))
 
 
