@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -66,8 +67,13 @@ def resolved(cfg: DictConfig, choices: dict) -> dict:
 
 def composed(*overrides: str) -> dict:
     """The plain configuration that `python run.py overrides...` would run."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+    running = GlobalHydra.instance().hydra  # in the middle of a run there is one
+    GlobalHydra.instance().hydra = None
+    try:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+    finally:
+        GlobalHydra.instance().hydra = running
     return resolved(OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"]), cfg.hydra.runtime.choices)
 
 
@@ -82,6 +88,7 @@ def run_key(config: dict) -> str:
 def build(config: dict) -> Evaluation:
     """All objects, each once, from plain configuration; called in every worker process."""
     check_call({group: config[group] for group in GROUPS})
+    check_protocol(config["protocol"], config["window"])
     device = device_of(config)
     if config["dtype"] not in ("float32", "bfloat16") or config["memory"] not in ("auto", "store", "recompute"):
         found = f"{config['dtype']}, {config['memory']}"
@@ -109,12 +116,15 @@ def build(config: dict) -> Evaluation:
     none_at_all = config["choices"]["purifier"] == "none"
     attacked = scored if threat.grad == "full" or none_at_all else scored.view(threat.grad)
     undefended = Defended(none.purify, None, classifier)
+    judge = instantiate(protocol["judge"], _convert_="all") if protocol["judge"] and attack.steps else None
     arms = {
         "defended": Arm(attacked, scored, attack),
         "undefended": Arm(undefended, undefended, attack),
-        "null": Arm(attacked, scored, null_control(attack)),
+        "null": Arm(attacked, scored, null_control(attack, judge)),
     }
     first = subset.select(slice(0, 1))
+    for views in gradients(attack, threat.grad) - {"values"}:
+        functools.reduce(Defended.view, views.split("+"), scored)  # raises for one that this purifier has not
     nfe = dry_nfe(attacked, first)  # also finds bad hyperparameters before any work
     dry_nfe(scored, first)
     one_step = functools.partial(diffpure.purify, t=0.1, steps=1, eta=0.0)
@@ -127,14 +137,20 @@ def build(config: dict) -> Evaluation:
         denoiser.recompute.keep = max(1, fit)
     else:
         denoiser.memory = config["memory"]
-    judge = instantiate(protocol["judge"], _convert_="all") if protocol["judge"] else None
-    check_protocol(protocol)
     parts = (subset, arms, threat, protocol["seeds"], protocol["votes"], data["lanes"], protocol["ties"], device)
     return Evaluation(*parts, judge, protocol["known_draws"], config["window"])
 
 
-def check_protocol(protocol: dict) -> None:
+def check_protocol(protocol: dict, window: int) -> None:
     """Raises ValueError where a protocol's own keys are not what they should be."""
+    keys = ("seeds", "votes", "ties", "report", "grad", "attack", "known_draws", "judge")
+    gone = [key for key in keys if key not in protocol]
+    if gone:
+        raise ValueError(f"need protocol.{gone[0]}, got a protocol without it")
+    if protocol["judge"] is not None and not isinstance(protocol["judge"], dict):
+        raise ValueError(f"need protocol.judge as null or a mapping, got {protocol['judge']}")
+    if not isinstance(window, int) or isinstance(window, bool):
+        raise ValueError(f"need window as a whole number, got window={window}")
     rules, known = protocol["report"], protocol["known_draws"]
     if not isinstance(rules, list) or not rules or set(rules) - set(metrics.RULES):
         raise ValueError(f"need protocol.report as a list of {', '.join(metrics.RULES)}, got {rules}")
@@ -200,6 +216,7 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
     check_call({group: config[group] for group in GROUPS})
     prepare(config)
     evaluation = build(config)
+    weakened = departures(config)
     record.begin(folder, config, code, config["overwrite"])
     describe(config, evaluation, key, workers)
     every = {(u.arm, u.seed, i) for u in evaluation.plan() for i in u.ids}
@@ -226,8 +243,8 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
         return None
     ordered = record.merge(folder)
     judged = evaluation.judge
-    rule, draws = (judged.rule, judged.screen or judged.draws) if judged else (None, 0)
-    figures = metrics.summarise(ordered, evaluation.votes, rule, draws)
+    rule, draws, screen = (judged.rule, judged.draws, judged.screen) if judged else (None, 0, 0)
+    figures = metrics.summarise(ordered, evaluation.votes, rule, draws, screen)
     summary = {
         **figures,
         "nfe": next(row["nfe"] for row in ordered if row["arm"] == "defended"),
@@ -240,8 +257,8 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
         "code": code,
         "gradient": gradient_of(config, evaluation),
         "differences": differences_of(config, evaluation),
-        "departures": departures(config),
-        "weaknesses": short_steps(evaluation.arms["defended"].attack, evaluation.threat.eps),
+        "departures": weakened,
+        "weaknesses": short_steps(evaluation.arms["defended"].attack, evaluation.threat),
         "batch_bound": is_batch_bound(evaluation.arms["defended"].attack),
         "audited": False,
     }
@@ -282,20 +299,44 @@ def gradient_of(config: dict, evaluation: Evaluation) -> str:
 
 
 def differences_of(config: dict, evaluation: Evaluation) -> list[str]:
-    """Every difference between what is attacked and what is scored, and how the protocol judges beyond that."""
+    """Every difference between what is attacked and what is scored."""
     attacked, scored, attack = evaluation.arms["defended"]
-    votes, rule = evaluation.votes, config["protocol"]["report"][0]
-    return differences(attacked, scored, attack, config["threat_model"]["grad"], votes, rule, evaluation.known_draws)
+    judge, rule, votes = evaluation.judge, config["protocol"]["report"][0], evaluation.votes
+    verdict = report.rule_name(rule, votes)
+    if judge is not None and judge.in_loop:
+        verdict, votes = f"the judge: {report.lost_when(judge)}", judge.draws
+    grad = config["threat_model"]["grad"]
+    return differences(attacked, scored, attack, grad, verdict, votes, evaluation.known_draws)
 
 
 def departures(config: dict) -> list[str]:
-    """Where a named protocol is not run as it is defined."""
-    protocol, choices = config["protocol"], config["choices"]
-    own = {
-        "attack": (protocol["attack"], choices["attack"]),
-        "gradient": (protocol["grad"], config["threat_model"]["grad"]),
-    }
-    return [f"{what} {found} instead of {meant}" for what, (meant, found) in own.items() if meant and meant != found]
+    """Where a named protocol is not run as it is defined: what differs from the same command with groups alone."""
+    choices = config["choices"]
+    if choices["protocol"] == "default":
+        return []
+    groups = [
+        f"{g}={choices[g]}" for g in ("dataset", "classifier", "denoiser", "purifier", "threat_model", "protocol")
+    ]
+    plain = composed(*groups)
+    if choices["attack"] != plain["choices"]["attack"]:
+        own = choices["attack"] == "strict_mask" and plain["choices"]["attack"] == "strict"  # it adds to the union
+        changed = [] if own else [f"attack {choices['attack']} instead of {plain['choices']['attack']}"]
+    else:
+        changed = _changed(config["attack"], plain["attack"], "attack")
+    mine, theirs = (node["threat_model"]["grad"] for node in (config, plain))
+    changed += [f"threat_model.grad {mine} instead of {theirs}"] if mine != theirs else []
+    return changed + _changed(config["protocol"], plain["protocol"], "protocol")
+
+
+def _changed(mine: Any, theirs: Any, name: str) -> list[str]:
+    """`key mine instead of theirs`, for every leaf that differs."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        return [
+            line
+            for key in sorted({*mine, *theirs})
+            for line in _changed(mine.get(key), theirs.get(key), f"{name}.{key}")
+        ]
+    return [] if mine == theirs else [f"{name} {mine} instead of {theirs}"]
 
 
 def describe(config: dict, evaluation: Evaluation, key: str, workers: int) -> None:
@@ -311,7 +352,7 @@ def describe(config: dict, evaluation: Evaluation, key: str, workers: int) -> No
         f"{images} images x {len(evaluation.seeds)} seeds on {evaluation.device}, {workers} workers",
         *(f"attacked is not what is scored: {difference}" for difference in differences_of(config, evaluation)),
         *(f"protocol {choices['protocol']} is not run as it is defined: {what}" for what in departures(config)),
-        *short_steps(attack, threat.eps),
+        *short_steps(attack, threat),
     ]
     if evaluation.known_draws:
         lines[2] = lines[2].replace("fresh draws", "draws that the attacker knows")
@@ -413,7 +454,6 @@ def sentence(error: BaseException) -> str:
 
 def _keys_beside(parent: str) -> list[str]:
     """The keys of a node in this command's configuration, for near matches."""
-    GlobalHydra.instance().clear()
     node = composed(*[a for a in sys.argv[1:] if a.partition("=")[0] in GROUPS and "," not in a])
     for name in parent.split(".") if parent else ():
         node = node.get(name, {})

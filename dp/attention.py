@@ -26,7 +26,8 @@ def attention_maps(
     maps = []
     for a in features:
         g = a.square().sum(dim=1, keepdim=True)  # (B,1,h,w)
-        g = g.sqrt() if root else g
+        if root:
+            g = torch.where(g > 0, g, 1.0).sqrt() * (g > 0)  # the root's slope at 0 is infinite
         maps.append(F.interpolate(g, size=size, mode="bilinear", align_corners=False))
     flat = torch.cat(maps, dim=1).flatten(2)  # (B,M,HW)
     top = flat.amax(dim=2, keepdim=True)

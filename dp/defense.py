@@ -95,7 +95,7 @@ class Defended(nn.Module):
     def loss(self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy) -> Tensor:
         """Mean loss over draws, (B,); of a loss with columns (B,M), the mean of each."""
         logits = self.logits(x, rng, draws)  # (draws,B,K)
-        return _finite(loss(logits.flatten(0, 1), y.repeat(draws)).unflatten(0, (draws, len(x))).mean(dim=0))
+        return finite(loss(logits.flatten(0, 1), y.repeat(draws)).unflatten(0, (draws, len(x))).mean(dim=0))
 
     def loss_gradient(
         self,
@@ -124,9 +124,9 @@ class Defended(nn.Module):
             (g,) = torch.autograd.grad(first.sum(), copies)
             values, g = values.detach().unflatten(0, (len(ks), len(x))), g.unflatten(0, (len(ks), len(x)))
             if not streams.used:
-                return _finite(values[0]), _finite(g[0])
+                return finite(values[0]), finite(g[0])
             total, grad = total + values.sum(dim=0), grad + g.sum(dim=0)
-        return _finite(total / draws), _finite(grad / draws)
+        return finite(total / draws), finite(grad / draws)
 
     def purified(self, x: Tensor, rng: Streams, draws: int) -> Tensor:
         """`draws` purifications of every image, (draws,B,C,H,W), without a graph; the k-th shares its noise with
@@ -146,7 +146,7 @@ class Defended(nn.Module):
         leaf = x.detach().requires_grad_()
         x_hat = self.purify(leaf, rng.draw(which))
         (g,) = torch.autograd.grad(x_hat, leaf, direction)
-        return _finite(g)
+        return finite(g)
 
     def _calls(self, rng: Streams, draws: int) -> Iterator[tuple[range, Streams]]:
         """The draws in packs of `draws_per_call`, each with the streams for its copies."""
@@ -203,7 +203,7 @@ def activation_bytes(model: Defended, x: Tensor, rng: Streams) -> int:
     return sum({at: size for alive, at, size in seen if alive() is not None}.values())  # what is recomputed has gone
 
 
-def _finite(values: Tensor) -> Tensor:
+def finite(values: Tensor) -> Tensor:
     """A NaN must stop the run: it would never win a comparison, and a broken image would pass for a robust one."""
     if not bool(torch.isfinite(values).all()):
         raise ValueError(

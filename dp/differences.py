@@ -9,6 +9,7 @@ from dp.attacks.pgd_eot import PGD
 from dp.attacks.through import WORDS, Through
 from dp.attacks.union import Union
 from dp.defense import Defended
+from dp.threat import ThreatModel
 
 
 def bound(purify: Any) -> dict[str, Any]:
@@ -44,29 +45,38 @@ def gradients(attack: Attack, grad: str) -> set[str]:
     return gradients(attack.attack, here) if isinstance(attack, Through) else {here}
 
 
-def short_steps(attack: Attack, eps: float) -> list[str]:
-    """Attacks whose steps cannot take a point across the ball of radius `eps`, whatever the gradient."""
+def short_steps(attack: Attack, threat: ThreatModel) -> list[str]:
+    """Attacks whose steps cannot take a point to every place of the ball, whatever the gradient."""
     if isinstance(attack, Union):
-        return [line for part in attack.attacks.values() for line in short_steps(part, eps)]
+        return [line for part in attack.attacks.values() for line in short_steps(part, threat)]
     if isinstance(attack, Through):
-        return short_steps(attack.attack, eps)
-    size, steps = getattr(attack, "step_size", None), getattr(attack, "iterations", 0)
-    if (
-        not isinstance(attack, PGD | BPDA)
-        or getattr(attack, "l2_step", "") == "sign"
-        or size is None
-        or steps * size >= 2 * eps
-    ):
+        return short_steps(attack.attack, threat)
+    size, in_units = (
+        getattr(attack, "step_size", None),
+        threat.norm == "linf" or getattr(attack, "l2_step", "") != "sign",
+    )
+    if not isinstance(attack, PGD | BPDA) or size is None or not in_units:
         return []
-    length = f"{type(attack).__name__}'s {steps} steps of {size} are shorter than the ball is wide"
-    return [f"{length}: it may stop half way; raise attack.step_size, or set it to null"]
+    width = 2 * threat.eps if getattr(attack, "random_start", False) else threat.eps
+    if attack.iterations * size >= width:
+        return []
+    length = (
+        f"{type(attack).__name__}'s {attack.iterations} steps of {size} are shorter than the {width:.3g} they may need"
+    )
+    return [f"{length}: raise its step_size, or set it to null"]
 
 
 def differences(
-    attacked: Defended, scored: Defended, attack: Attack, grad: str, votes: int, rule: str, known_draws: bool
+    attacked: Defended,
+    scored: Defended,
+    attack: Attack,
+    grad: str,
+    verdict: str,
+    votes: int,
+    known_draws: bool = False,
 ) -> list[str]:
-    """Every difference between the defence that the attack sees and the one that is judged by `rule` over `votes`
-    draws; empty only where there is none.
+    """Every difference between the defence that the attack sees and the one that is judged; empty only where there is
+    none. `verdict`: the deciding rule in words; `votes`: its draws.
     """
     found = []
     seen = gradients(attack, grad)
@@ -77,7 +87,9 @@ def differences(
     found += hyperparameters(attacked, scored)
     if bound(scored.purifier).get("clamp") == "straight_through":
         found.append("the last clamp passes gradients that it would stop (clamp=straight_through)")
-    draws = "the draws that score" if known_draws else f"{attack.eot} draws of its own"
-    if attack.steps and not (attack.eot == votes == 1):
-        found.append(f"the attack goes by the mean over {draws}, the verdict by {rule} over {votes}")
+    eot, draws = (votes, "the draws that score") if known_draws else (attack.eot, f"{attack.eot} draws of its own")
+    if attack.steps and not eot == votes == 1:
+        found.append(
+            f"the attack goes by {getattr(attack, 'criterion', 'the mean over')} {draws}, the verdict by {verdict}"
+        )
     return found

@@ -38,7 +38,7 @@ class Row(TypedDict):
     adv_mean_softmax: int
     ties: int  # votes above that a count alone leaves tied
     seen: list[int]  # the judge's classes at the image's worst point; empty without a judge
-    looks: int  # candidates that the judge saw
+    looks: int  # of the judge, each at the point where the attack stood
     lost_at: int | None  # iterations done when the judge's rule first held
     iterations: int  # done when the image was finished
     distance: float  # of the attacked image, in the threat model's norm
@@ -111,6 +111,10 @@ class Evaluation:
             )
         if self.window < 1:
             raise ValueError(f"need window >= 1, got window={self.window}")
+        if self.known_draws and any(is_batch_bound(arm.attack) for arm in self.arms.values()):
+            raise ValueError(
+                "need an attack that says which image it asks about where draws are known, got a package's"
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"need seeds that differ, got {list(self.seeds)}")
         if self.ties not in metrics.TIES:
@@ -170,8 +174,7 @@ class Evaluation:
         def attacked(ids: Sequence[int]) -> Model:
             return KnownDraws(arm.attacked, streams("adv", ids), self.votes) if self.known_draws else arm.attacked
 
-        judge = None if arm.attack.steps == 0 else self.judge
-        parts = (arm.attack, attacked, arm.scored, self.threat, streams, images, self.lanes, judge, self.ties)
+        parts = (arm.attack, attacked, arm.scored, self.threat, streams, images, self.lanes, self.judge, self.ties)
         return Lanes(*parts).run(on_step)
 
     def _score(self, model: Defended, x: Tensor, unit: Unit, stage: str) -> Tensor:
@@ -221,10 +224,15 @@ def decided(logits: Tensor, ties: str) -> tuple[dict[str, int], bool]:
     return {"vote": vote, "mean_logits": mean_logits, "mean_softmax": mean_softmax}, tied
 
 
-def null_control(attack: Attack) -> Null:
-    """Noise with as many candidates as the attack has steps, looked at and selected as the attack does it."""
+def null_control(attack: Attack, judge: Judge | None = None) -> Null:
+    """Noise with as many candidates as the attack looks at, selected on as many draws; under a judge, who looks at it
+    as often as at the attack and keeps the worst, every candidate is handed on.
+    """
     ends = boundaries(attack) if attack.steps else (1,)
-    return Null(steps=max(1, attack.steps), eot=attack.eot, select=attack.select, ends=ends)
+    if judge is not None:
+        return Null(max(1, attack.steps), attack.eot, "last", ends)
+    steps = max(1, getattr(attack, "candidates", attack.steps))
+    return Null(steps, attack.eot, attack.select, ends if steps == attack.steps else (steps,))
 
 
 def evaluate(evaluation: Evaluation, done: Iterable[tuple[str, int, int]] = ()) -> Iterator[Group]:

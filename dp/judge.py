@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dp import metrics
 from dp.attacks.objectives import margin
-from dp.defense import Defended
+from dp.defense import Defended, finite
 from dp.rng import Streams
 
 RULES = ("any", "all", "vote", "mean_logits")
@@ -53,10 +53,10 @@ class Judge:
         """`at`: iterations done, by lane; `ties`: see `metrics.vote`."""
         rng, labels = rng.draw([1 + i for i in at] if self.in_loop else 0), y.cpu()
         with torch.no_grad():
-            logits = model.logits(x_adv, rng.draw(0), self.screen or self.draws).cpu()  # (draws,B,K)
+            logits = finite(model.logits(x_adv, rng.draw(0), self.screen or self.draws)).cpu()  # (draws,B,K)
             lost = self._lost(logits, labels, ties)
             if self.screen and bool(lost.any()):
-                lost &= self._lost(model.logits(x_adv, rng.draw(1), self.draws).cpu(), labels, ties)
+                lost &= self._lost(finite(model.logits(x_adv, rng.draw(1), self.draws)).cpu(), labels, ties)
         classes = logits.argmax(dim=2)
         margins = torch.stack([margin(one, labels) for one in logits]).mean(dim=0)
         return Look(classes, (classes != labels).sum(dim=0), margins, lost)

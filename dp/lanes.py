@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dp.attacks import Attack, Model, boundaries
+from dp.attacks import Attack, Model, boundaries, newest, where
 from dp.datasets import Subset
 from dp.defense import Defended
 from dp.judge import Judge
@@ -56,11 +56,13 @@ class Lanes:
         alive, begin = list(range(len(self.fates))), 0
         for end in boundaries(self.attack):
             alive, begin = self._phase(alive, begin, end, on_step), end
-        if self.judge is None:
+        if self.judge is None:  # the attack's last word
             for first in range(0, len(alive), self.lanes):
                 here = alive[first : first + self.lanes]
                 for k, x_adv, distance in zip(here, *self._admitted(here), strict=False):
                     self.fates[k].x_adv, self.fates[k].distance = x_adv.clone(), distance
+        for fate in self.fates:
+            fate.state = None
         return self.fates
 
     def _phase(self, images: list[int], begin: int, end: int, on_step: Callable[[int, int], None]) -> list[int]:
@@ -129,7 +131,11 @@ class Lanes:
     def _admitted(self, images: list[int]) -> tuple[Tensor, list[float]]:
         """A full batch of the images' candidates as the threat model admits them, and their distances."""
         lanes, x, _, _ = self._batch(images)
-        points, distances = self.threat.admit(_cat([self.fates[k].state for k in lanes]), x)
+        state = _cat([self.fates[k].state for k in lanes])
+        if self.judge is not None:
+            running = torch.tensor([self.fates[k].done < self.attack.steps for k in lanes])
+            state = where(running, newest(self.attack, state), state)
+        points, distances = self.threat.admit(state, x)
         return points, distances.tolist()
 
     def _look(self, going: list[int], due: list[int]) -> None:

@@ -59,13 +59,20 @@ def accuracy(verdicts: Mapping[int, Sequence[float]], draws: int) -> dict:
 
     `value`: mean over seeds and images; `seed_std`: sample standard deviation of the per-seed values (None for one
     seed), which is noise of attack and defence on the same images and no interval; `wilson95`: sampling error of n
-    images; n counts images, never images x seeds. Fractional scores have `boot95` instead (see `bootstrap`).
+    images; n counts images, never images x seeds. Fractional scores have `boot95` instead (see `bootstrap`), below 5
+    and above 95 percent widened to cover Wilson's.
     """
     per_seed = [float(np.mean(v)) for v in verdicts.values()]
     n = len(next(iter(verdicts.values())))
     value = float(np.mean(per_seed))
     whole = all(score in (0, 1) for v in verdicts.values() for score in v)
-    low, high = wilson(value, n) if whole else bootstrap(np.mean([list(v) for v in verdicts.values()], axis=0))
+    low, high = wilson(value, n)
+    if not whole:
+        ends = bootstrap(np.mean([list(v) for v in verdicts.values()], axis=0))
+        if 0.05 <= value <= 0.95:
+            low, high = ends
+        else:  # a few scores that are not 0 or 1 tell the bootstrap too little
+            low, high = min(low, ends[0]), max(high, ends[1])
     return {
         "value": 100 * value,
         "seed_std": 100 * float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None,
@@ -85,14 +92,16 @@ def score(row: Mapping[str, Any], side: str, rule: str) -> float:
     return float(row[f"{side}_{rule}"] == row["label"])
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], votes: int, judged: str | None = None, judge_draws: int = 0) -> dict:
+def summarise(
+    rows: Sequence[Mapping[str, Any]], votes: int, judged: str | None = None, judge_draws: int = 0, screen: int = 0
+) -> dict:
     """`standard`, `robust`, `undefended`, `null` as {rule: `accuracy`}, plus `per_seed`, `ties`, `undefended_standard`.
 
     Rules: `single` is the first draw of an image; `average` the share of right draws; `vote` the plurality of the
     `votes` draws; `mean_logits`, `mean_softmax` the class of their mean; `worst`: right on all. `judged`: the rule by
     which a judge called images lost during the attack, with `judge_draws` a look; then `seen` and `null_seen` are what
-    it saw at each image's worst point: `average`, `worst`, and by its own rule the share never lost. An arm without
-    rows is left out.
+    it saw at each image's worst point: `average`, `worst`, and by its own rule the share never lost; `screen`: draws
+    that it asked first. An arm without rows is left out.
     """
     columns = {
         "standard": ("defended", "clean"),
@@ -119,7 +128,8 @@ def summarise(rows: Sequence[Mapping[str, Any]], votes: int, judged: str | None 
             scores = {rule: _by_seed(mine, functools.partial(score, side="seen", rule=rule)) for rule in rules}
             if judged in ("vote", "mean_logits"):
                 scores[judged] = _by_seed(mine, lambda row: float(row["lost_at"] is None))
-            figures[name] = {rule: accuracy(verdicts, judge_draws) for rule, verdicts in scores.items()}
+            draws = {rule: screen or judge_draws for rule in rules} | {judged: judge_draws}
+            figures[name] = {rule: accuracy(verdicts, draws[rule]) for rule, verdicts in scores.items()}
     figures["per_seed"] = {str(seed): per_seed[seed] for seed in sorted(per_seed)}
     figures["ties"] = sum(row["ties"] for row in rows)
     return figures

@@ -61,14 +61,26 @@ def rule_name(rule: str, draws: int) -> str:
     return words[rule].format(draws)
 
 
+def lost_when(judge: Judge) -> str:
+    """When a judge calls an image lost, in words."""
+    rules = {"any": "any is wrong", "all": "all are wrong", "vote": "their vote is", "mean_logits": "their mean is"}
+    asks = f"{judge.draws} draws" + (f", and {judge.screen} others before" if judge.screen else "")
+    return f"{asks}: lost if {rules[judge.rule]}"
+
+
 def judge_line(judge: Judge) -> str:
     """How a judge looks on, in words."""
-    asks = f"{judge.draws} draws" + (f" wherever {judge.screen} others say lost" if judge.screen else "")
-    rules = {"any": "any is wrong", "all": "all are wrong", "vote": "their vote is", "mean_logits": "their mean is"}
-    after = "and left alone then" if judge.retire else "and attacked on"
-    what = "the verdict itself (in-loop)" if judge.in_loop else "selection only; fresh draws score"
+    after = "left alone then" if judge.retire else "attacked on"
+    what = "the verdict itself (in-loop)" if judge.in_loop else "selection only, fresh draws score"
     every = "every iteration" if judge.every == 1 else f"every {judge.every} iterations"
-    return f"judged {every} by {asks}; lost if {rules[judge.rule]}, {after}: {what}"
+    return f"judged {every} by {lost_when(judge)}, and {after}; {what}"
+
+
+def headline(summary: dict) -> tuple[str, str, str]:
+    """The protocol's own rule and the names of its robust and null figures: in-loop ones, where it judges so."""
+    protocol = summary["config"]["protocol"]
+    in_loop = bool(protocol["judge"]) and protocol["judge"]["in_loop"] and "seen" in summary
+    return protocol["report"][0], "seen" if in_loop else "robust", "null_seen" if in_loop else "null"
 
 
 def row_table(summary: dict) -> Table:
@@ -89,6 +101,9 @@ def row_table(summary: dict) -> Table:
             table.add_column(name, justify="right", no_wrap=True)
     in_loop = bool(judge) and judge["in_loop"]
     when = "judged during the attack" if in_loop else "on the draws that selected"
+    if judge:
+        asked = [judge["screen"], judge["draws"]] if judge.get("screen") else [judge["draws"]]
+        when += f" ({', then '.join(map(str, asked))} draws)"
     for name, label in (*ROWS, ("seen", f"robust, {when}"), ("null_seen", f"null control, {when}")):
         if name in summary:
             figures = [cell for rule in rules for cell in cells(summary[name].get(rule))]
@@ -134,26 +149,30 @@ def published_rows(config: dict, method: str | None, folder: Path = PUBLISHED) -
 def warnings(summary: dict) -> list[str]:
     """What weakens this evaluation, in words."""
     config, choices = summary["config"], summary["config"]["choices"]
-    rule = config["protocol"]["report"][0]
+    rule, robust, null = headline(summary)
     said = [f"attacked is not what is scored: {difference}" for difference in summary["differences"]]
     said += [f"protocol {choices['protocol']} is not run as it is defined: {what}" for what in summary["departures"]]
     said += summary["weaknesses"]
     if summary["batch_bound"]:
         said.append("rows depend on which images share a batch: order, shards and lanes may change them")
-    norm, null = config["threat_model"]["norm"], summary.get("null")
+    norm = config["threat_model"]["norm"]
     if norm in NOT_BALLS:
         said.append(f"{norm}: {NOT_BALLS[norm]}")
-    if choices["attack"] != "none" and null and summary["robust"][rule]["value"] >= null[rule]["value"]:
+    if (
+        choices["attack"] != "none"
+        and null in summary
+        and summary[robust][rule]["value"] >= summary[null][rule]["value"]
+    ):
         said.append(f"the attack does not beat random noise of the same size ({rule})")
     said.append(f"vote ties: {summary['ties']}, settled by {config['protocol']['ties']}; unaudited")
     return said
 
 
 def sweep_table(runs: Sequence[dict], title: str) -> Table:
-    """One line per cell of a sweep: its overrides, then its figures (single draw with interval, vote) or its error."""
+    """One line per cell of a sweep: its overrides, then its figures by its protocol's rules, or its error."""
     table, failed = Table(title=title, box=box.SIMPLE_HEAD), []
     shared = set.intersection(*(set(run["overrides"].split()) for run in runs)) if len(runs) > 1 else set()
-    for name in ("cell", "standard", "", "robust", "", "standard, vote", "robust, vote", "NFE"):
+    for name in ("cell", "standard", "", "robust", "", "standard, 2nd rule", "robust, 2nd rule", "NFE"):
         table.add_column(name, justify="left" if name == "cell" else "right")
     for run in runs:
         s, name = run["summary"], " ".join(o for o in run["overrides"].split() if o not in shared)
@@ -161,15 +180,17 @@ def sweep_table(runs: Sequence[dict], title: str) -> Table:
             table.add_row(Text(name), "-")
             failed.append(f"{name} failed: {run['error']}")
             continue
-        votes = [cells(s[side]["vote"])[0] for side in ("standard", "robust")]
+        rule, robust, _ = headline(s)
+        second = s["config"]["protocol"]["report"][1:2]
+        more = [cells(s[side].get(second[0]))[0] if second else "-" for side in ("standard", robust)]
         table.add_row(
             Text(name),
-            *cells(s["standard"]["single"])[:2],
-            *cells(s["robust"]["single"])[:2],
-            *votes,
+            *cells(s["standard"][rule])[:2],
+            *cells(s[robust][rule])[:2],
+            *more,
             str(s["nfe"]),
         )
-    table.caption = Text("\n".join(["percent; intervals: Wilson 95 %", *failed]))
+    table.caption = Text("\n".join(["percent; intervals: 95 %", *failed]))
     return table
 
 
@@ -178,12 +199,14 @@ def sweep_frame(runs: Sequence[dict]) -> pd.DataFrame:
     lines = []
     for run in runs:
         line = {"overrides": run["overrides"], "folder": run["folder"], "error": run["error"]}
-        for name in ("standard", "robust") if run["summary"] else ():
-            for rule in ("single", "vote"):
-                figure = run["summary"][name][rule]
+        for name in ("standard", "robust", "seen") if run["summary"] else ():
+            for rule, figure in run["summary"].get(name, {}).items():
                 low, high = interval(figure)
                 line |= {f"{name}_{rule}": figure["value"], f"{name}_{rule}_lo": low, f"{name}_{rule}_hi": high}
-        lines.append(line | ({"nfe": run["summary"]["nfe"]} if run["summary"] else {}))
+        if run["summary"]:
+            rule, robust, _ = headline(run["summary"])
+            line |= {"rule": rule, "in_loop": robust == "seen", "nfe": run["summary"]["nfe"]}
+        lines.append(line)
     return pd.DataFrame(lines)
 
 

@@ -51,7 +51,7 @@ class WandB:
         self.run.log(figures)
 
     def finish(self, summary: dict) -> None:
-        for name in ("standard", "robust", "undefended", "null"):
+        for name in ("standard", "robust", "undefended", "null", "seen", "null_seen"):
             for rule, figure in summary.get(name, {}).items():
                 self.run.summary[f"{name}/{rule}"] = figure["value"]
         self.run.summary.update({k: v for k, v in summary.items() if isinstance(v, int | float | str)})

@@ -21,7 +21,9 @@ STEP_COLOURS = ("#9ecae1", "#4292c6", ROBUST, "#08306b")  # from the longest ste
 def uniform_runs(dataset: str, images: int) -> list[dict]:
     """Summaries of uniform purification on this many images, by noise time."""
     found = [json.loads(path.read_text()) for path in MEASURED.glob("*/summary.json")]
-    found = [s for s in found if s["config"]["choices"]["purifier"] == "diffpure"]
+    plain = {"purifier": "diffpure", "attack": "pgd_eot", "threat_model": "linf"}
+    found = [s for s in found if plain.items() <= s["config"]["choices"].items()]
+    found = [s for s in found if s["config"]["choices"].get("protocol", "default") == "default"]
     found = [s for s in found if s["config"]["dataset"]["name"] == dataset and s["robust"]["single"]["n"] == images]
     return sorted(found, key=lambda s: s["config"]["purifier"]["t"])
 

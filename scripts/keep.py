@@ -18,7 +18,8 @@ MEASURED = ROOT / "results" / "measured"
 
 def verdicts(rows: list[dict]) -> dict[str, torch.Tensor]:
     """`ids` and `labels` (images,), `seeds` (seeds,), and per arm and side the class of every draw,
-    (seeds,images,draws) int16.
+    (seeds,images,draws) int16; where a judge looked on, `<arm>.seen`, its classes at each image's worst point, and
+    `<arm>.lost_at` (seeds,images), -1 for never.
     """
     seeds = sorted({row["seed"] for row in rows})
     by = {(row["arm"], row["seed"], row["id"]): row for row in rows}
@@ -27,10 +28,16 @@ def verdicts(rows: list[dict]) -> dict[str, torch.Tensor]:
     found = {"ids": torch.tensor(ids), "seeds": torch.tensor(seeds)}
     found["labels"] = torch.tensor([labels[i] for i in ids])
     for arm in sorted({row["arm"] for row in rows}):
-        for side in ("clean", "adv"):
-            classes = [[by[arm, seed, i][side] for i in ids] for seed in seeds]
+        for side in ("clean", "adv", "seen"):
+            classes = [[by[arm, seed, i].get(side, []) for i in ids] for seed in seeds]
             if classes[0][0]:
                 found[f"{arm}.{side}"] = torch.from_numpy(np.array(classes, dtype=np.int16))
+        if f"{arm}.seen" in found:
+            lost = [
+                [-1 if by[arm, seed, i]["lost_at"] is None else by[arm, seed, i]["lost_at"] for i in ids]
+                for seed in seeds
+            ]
+            found[f"{arm}.lost_at"] = torch.tensor(lost)
     return found
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the config
 from keep import keep
 
 import run
-from dp import report
+from dp import record, report
 
 ROOT = Path(__file__).parents[1]
 BASE = ("purifier=hetero_official", "protocol.images=64", "protocol.seeds=[2024]")
@@ -53,9 +53,11 @@ def finished(overrides: tuple[str, ...]) -> dict:
     """The summary of the run with these overrides, which is done now if it was not."""
     config = run.composed(*overrides)
     folder = ROOT / "results" / "runs" / run.run_key(config)
-    if not (folder / "summary.json").exists():
-        subprocess.run([sys.executable, "run.py", *overrides], cwd=ROOT, check=True)
-    return {**json.loads((folder / "summary.json").read_text()), "folder": keep(folder)}
+    summary = folder / "summary.json"
+    if not summary.exists() or json.loads(summary.read_text())["code"] != record.code_hash():
+        again = ["overwrite=true"] if summary.exists() else []  # one table, one code
+        subprocess.run([sys.executable, "run.py", *overrides, *again], cwd=ROOT, check=True)
+    return {**json.loads(summary.read_text()), "folder": keep(folder)}
 
 
 def votes(summary: dict) -> np.ndarray:
@@ -67,11 +69,8 @@ def votes(summary: dict) -> np.ndarray:
 
 def headline(summary: dict) -> tuple[str, dict, dict, dict | None]:
     """Rule in words, standard, robust and null figures, as the protocol defines its number."""
-    protocol = summary["config"]["protocol"]
-    rule, judge = protocol["report"][0], protocol["judge"]
-    in_loop = bool(judge) and judge["in_loop"]
-    robust, null = ("seen", "null_seen") if in_loop else ("robust", "null")
-    said = report.rule_name(rule, summary[robust][rule]["draws"]) + (", in-loop" if in_loop else "")
+    rule, robust, null = report.headline(summary)
+    said = report.rule_name(rule, summary[robust][rule]["draws"]) + (", in-loop" if robust == "seen" else "")
     return said, summary["standard"][rule], summary[robust][rule], summary.get(null, {}).get(rule)
 
 
@@ -112,7 +111,8 @@ def main() -> int:
     text = "# What every switch and every protocol does to hetero_official on digits\n\n"
     text += f"`python scripts/switches.py`; every line adds its overrides to `{' '.join(BASE)}`; percent of {images} "
     text += "images, one seed; linf 32/255, quick attack budgets. Intervals are over images: a difference of a few "
-    text += "points between two lines is noise; McNemar compares votes of the same images with the first line's.\n\n"
+    text += "points between two lines is noise; McNemar compares votes of the same images with the first line's; "
+    text += "the p are not corrected for their number.\n\n"
     (ROOT / "results" / "tables" / "switches.md").write_text(text + "\n".join(markdown(*table) for table in tables))
     for title, columns, lines in tables:
         shown = Table(*columns[:-1], title=title, box=box.SIMPLE_HEAD)

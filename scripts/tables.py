@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dp.report import clock, published_rows
+from dp.report import clock, interval, published_rows, rule_name
 
 ROOT = Path(__file__).parents[1]
 MEASURED, TABLES = ROOT / "results" / "measured", ROOT / "results" / "tables"
@@ -21,7 +21,11 @@ def measured() -> pd.DataFrame:
     for path in sorted(MEASURED.glob("*/summary.json")):
         s = json.loads(path.read_text())
         config, choices = s["config"], s["config"]["choices"]
-        for rule in ("single", "vote"):
+        rules = config["protocol"].get("report", ["single", "vote"])
+        judge = config["protocol"].get("judge")
+        for side, rule in [("robust", rule) for rule in rules] + (
+            [("seen", rules[0])] if judge and "seen" in s else []
+        ):
             line = {
                 "dataset": choices["dataset"],
                 "purifier": choices["purifier"],
@@ -29,22 +33,28 @@ def measured() -> pd.DataFrame:
                 "attack": choices["attack"],
                 "threat": f"{config['threat_model']['norm']} {config['threat_model']['eps']}",
                 "gradient": s["gradient"],
-                "rule": rule if rule == "single" else f"vote of {s['robust']['vote']['draws']}",
+                "protocol": choices.get("protocol", "default"),
+                "rule": rule_name(rule, s[side][rule]["draws"]) + (", by the judge" if side == "seen" else ""),
                 "images": s["robust"][rule]["n"],
                 "seeds": len(s["per_seed"]),
             }
-            for name in ("standard", "robust", "null", "undefended"):
-                figure = s[name][rule]
+            null = "null_seen" if side == "seen" else "null"
+            for name, figure in (
+                ("standard", s["standard"][rule]),
+                ("robust", s[side][rule]),
+                ("null", s.get(null, {}).get(rule, s["null"][rule])),
+                ("undefended", s["undefended"][rule]),
+            ):
                 line[name] = figure["value"]
                 if name in ("standard", "robust"):
-                    line[f"{name} wilson95"] = "{:.1f}-{:.1f}".format(*figure["wilson95"])
+                    line[f"{name} 95 %"] = "{:.1f}-{:.1f}".format(*interval(figure))
                     line[f"{name} seed_std"] = figure["seed_std"]
             rows = published_rows(config, config["purifier"].get("published"))
             line["published"] = "; ".join(f"{r['standard']}/{r['robust'] or '-'} {r['flag']}".strip() for r in rows)
             line |= {"NFE": s["nfe"], "time": clock(s["seconds"]), "audited": s["audited"], "key": path.parent.name}
             lines.append(line)
     frame = pd.DataFrame(lines)
-    order = ["dataset", "threat", "attack", "purifier", "images", "settings", "rule"]
+    order = ["dataset", "threat", "attack", "purifier", "images", "settings", "protocol", "rule"]
     return frame if frame.empty else frame.sort_values(order, ignore_index=True)
 
 
@@ -76,7 +86,9 @@ def main() -> int:
         return 2
     TABLES.mkdir(parents=True, exist_ok=True)
     frame.to_csv(TABLES / "measured.csv", index=False, float_format="%.2f")
-    note = "Percent; intervals are Wilson 95 % over images; seed_std is the deviation over seeds, no interval.\n\n"
+    note = (
+        "Percent; intervals: 95 % over images, averages by bootstrap; seed_std: deviation over seeds, no interval.\n\n"
+    )
     (TABLES / "measured.md").write_text("# Measured\n\n" + note + markdown(frame))
     theirs = published()
     columns = [

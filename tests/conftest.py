@@ -28,7 +28,7 @@ def small_budget(attack: str) -> list[str]:
     """Overrides that make every part of an attack small."""
 
     def of(node: dict, path: str) -> list[str]:
-        found = [f"{path}.{key}={value}" for key, value in SMALL.items() if isinstance(node.get(key), int)]
+        found = [f"{path}.{k}={v}" for k, v in SMALL.items() if k in node and isinstance(node[k], int | None)]
         for key, value in node.items():
             found += of(value, f"{path}.{key}") if isinstance(value, dict) else []
         return found

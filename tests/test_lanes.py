@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import composed
+from conftest import composed, small_budget
 
 import run
 from dp.datasets import Subset
@@ -149,3 +149,26 @@ def test_rows_are_equal_with_and_without_refill(protocol):
     defended = [r for r in rows[1, False] if r["arm"] == "defended"]
     assert all(r["looks"] >= 1 and r["seen"] for r in defended)
     assert any(r["lost_at"] is not None for r in defended)  # some were retired
+
+
+@pytest.mark.parametrize("protocol", ["diffhammer", "strict", "diffbreak_single"])
+def test_the_judge_sees_where_the_attack_stands(protocol, monkeypatch):
+    """Every look at a running attack is at another point, not again at the best one so far."""
+    seen, look = [], Judge.look
+
+    def watched(self, model, x_adv, *rest):
+        seen.append(x_adv)
+        return look(self, model, x_adv, *rest)
+
+    monkeypatch.setattr(Judge, "look", watched)
+    small = [f"protocol={protocol}", "protocol.images=1", "protocol.seeds=[5]", "protocol.votes=1", "dataset.lanes=1"]
+    small += ["purifier.steps=1", "protocol.judge.every=1", "protocol.judge.retire=false", "protocol.judge.draws=1"]
+    attack = composed(f"protocol={protocol}")["choices"]["attack"]
+    evaluation = run.build(composed(*small, *small_budget(attack)))
+    for arm, unit in {u.arm: u for u in evaluation.plan()}.items():
+        seen.clear()
+        evaluation.run(unit)
+        looks, distinct = len(seen), len({point.numpy().tobytes() for point in seen})
+        if arm != "undefended":
+            assert looks == evaluation.arms[arm].attack.steps + 1
+            assert distinct >= 0.7 * looks  # what ends a run may be a point seen before

@@ -205,6 +205,13 @@ def test_average_and_worst_by_hand():
     assert low <= summary["robust"]["average"]["value"] <= high
 
 
+def test_a_fraction_near_the_edge_is_no_more_certain_than_a_verdict():
+    """63 images at 0 and one at .05: the bootstrap alone would say [0, .2] percent, Wilson of 0 of 64 [0, 5.7]."""
+    near = accuracy({1: [0.0] * 63 + [0.05]}, draws=20)
+    assert near["boot95"][0] == 0
+    assert near["boot95"][1] >= 100 * wilson(0, 64)[1]
+
+
 def test_bootstrap_covers_a_normal_mean():
     """For many images the percentile interval is the normal one, mean +- 1.96 standard errors."""
     scores = np.random.default_rng(3).integers(0, 11, size=2000) / 10

@@ -15,7 +15,6 @@ from dp.attacks import low_frequency
 from dp.attacks.adam import adam, moments
 from dp.attacks.low_frequency import LowFrequency, closeness, first_logits, patches, smooth
 from dp.attacks.none import NoAttack
-from dp.attacks.null import Null
 from dp.attacks.stadv import StAdv
 from dp.attacks.through import Through
 from dp.classifiers import Classifier
@@ -176,7 +175,7 @@ def test_the_null_control_moves_by_random_flows():
     x, threat = pictures(channels=1), FlowModel(eps=0.2)
     model, y = Defended(none.purify, None, seeing()), torch.zeros(3, dtype=torch.long)
     null = null_control(StAdv(iterations=5, eot=2))
-    assert null == Null(steps=5, eot=2, select="best", ends=(5,))
+    assert (null.steps, null.eot, null.select) == (5, 2, "best")
     rng = Streams(range(3), 0, "null")
     state = null.start(model, x, y, threat, rng)
     for i in range(null.steps):

@@ -1,5 +1,7 @@
 """Protocols: each sets its attack, gradient and rule; what is changed is said; what the attacker knows is true."""
 
+import json
+
 import pytest
 import torch
 from conftest import CONF, composed
@@ -48,7 +50,14 @@ def test_the_command_line_wins_over_a_protocol_and_it_is_said():
     config = composed("protocol=strict", "attack=square", "threat_model.grad=surrogate")
     assert config["choices"]["attack"] == "square"
     said = run.departures(config)
-    assert said == ["attack square instead of strict", "gradient surrogate instead of full"]
+    assert said == ["attack square instead of strict", "threat_model.grad surrogate instead of full"]
+    config = composed("protocol=diffbreak_single", "protocol.judge.every=50", "protocol.votes=1", "attack.eot=2")
+    assert run.departures(config) == [
+        "attack.eot 2 instead of 4",
+        "protocol.judge.every 50 instead of 1",
+        "protocol.votes 1 instead of 10",
+    ]
+    assert run.departures(composed("protocol=strict", "attack=strict_mask")) == []
 
 
 def small(*overrides: str) -> dict:
@@ -141,13 +150,14 @@ def test_every_difference_between_attacked_and_scored_is_listed():
     config = small("threat_model.grad=surrogate", "purifier.steps=5", "purifier.surrogate.steps=3", "attack.eot=4")
     evaluation = run.build(config)
     attacked, scored, attack = evaluation.arms["defended"]
-    found = differences(attacked, scored, attack, "surrogate", 10, "vote", known_draws=False)
+    found = differences(attacked, scored, attack, "surrogate", "vote of 10", 10)
     assert found == [
         "the gradient is not the scored defence's: surrogate",
         "steps=3 instead of 5",
-        "the attack goes by the mean over 4 draws of its own, the verdict by vote over 10",
+        "the attack goes by the mean over 4 draws of its own, the verdict by vote of 10",
     ]
-    assert differences(scored, scored, PGD(1, 1), "full", 1, "single", known_draws=False) == []
+    assert differences(scored, scored, PGD(1, 1), "full", "single draw", 1) == []
+    assert differences(scored, scored, PGD(1, 4), "full", "single draw", 1, known_draws=True) == []
 
 
 @pytest.mark.parametrize("protocol", ["diffbreak_vote", "hill", "strict"])
@@ -160,11 +170,15 @@ def test_the_table_row_tells_how_it_was_judged(protocol, tmp_path, monkeypatch):
     config = small(f"protocol={protocol}", "protocol.votes=3", "protocol.judge.draws=3", "workers=1", *budget)
     summary = run.judge(config, "key", tmp_path / "run")
     assert summary is not None
-    rule = config["protocol"]["report"][0]
-    assert 0 <= summary["robust"][rule]["value"] <= 100
-    assert set(summary["seen"]) >= {"average", "worst"}
-    if protocol != "strict":
-        assert rule in summary["seen"]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "images.jsonl").read_text().splitlines()]
+    for name, arm in (("seen", "defended"), ("null_seen", "null")):
+        mine = [row for row in rows if row["arm"] == arm]
+        worst = sum(all(c == row["label"] for c in row["seen"]) for row in mine) / len(mine)
+        assert summary[name]["worst"]["value"] == pytest.approx(100 * worst)
+        never = sum(row["lost_at"] is None for row in mine) / len(mine)
+        if protocol != "strict":
+            assert summary[name][config["protocol"]["report"][0]]["value"] == pytest.approx(100 * never)
+            assert report.headline(summary)[1:] == ("seen", "null_seen")
     from rich.console import Console
 
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115

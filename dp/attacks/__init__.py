@@ -50,11 +50,12 @@ class Attack(Protocol):
     """`steps` calls of `step` after one of `start`, each with streams of its own. The state is a NamedTuple of tensors,
     dim 0 = image (or of further such tuples), whose field `x_adv` is always feasible.
 
-    `eot` and `select` tell the null control how the attack looks at a candidate and chooses. An attack whose results
-    hang on which images share a batch has an attribute `batch_bound = True`; see `is_batch_bound`. One whose steps are
-    of several kinds has `boundaries`; see there. One that looks at another view of the defence than it is given names
-    it by `grad`, or says `values` where it asks for no gradient. One that does not work on balls says in `norms` what
-    it works on; under a threat model that asks for a proof, its state has a field `proof` (see `ThreatModel.admit`).
+    `eot` and `select` tell the null control how the attack looks at a candidate and chooses. What only some have:
+    `batch_bound`, True where results hang on which images share a batch; `boundaries` and `newest`, see there; `grad`,
+    the view of the defence that it looks at, if not the one it is given, or `values` where it asks for no gradient;
+    `criterion`, what it goes by, if not the mean over draws; `candidates`, how many points it looks at, if not one a
+    step; `norms`, what it works on, if not balls. Under a threat model that asks for a proof, its state has a field
+    `proof` (see `ThreatModel.admit`).
     """
 
     @property
@@ -93,6 +94,15 @@ def check_norm(attack: Attack, named: str, norm: str) -> None:
     if norm not in norms(attack):
         need = " or ".join(OPTIONS[n] for n in norms(attack))
         raise ValueError(f"need threat_model={need} for attack={named}, got threat_model={OPTIONS[norm]}")
+
+
+def newest(attack: Attack, state: Any) -> Any:
+    """The state with, as `x_adv`, the point that the attack stands at rather than the one that it would return: what is
+    judged while it runs. An attack that keeps its iterate elsewhere than in the state's `x` has a method of this name.
+    """
+    if hasattr(attack, "newest"):
+        return attack.newest(state)  # pyright: ignore[reportAttributeAccessIssue]
+    return state._replace(x_adv=state.x) if hasattr(state, "x") else state
 
 
 def where(lanes: Tensor, there: Any, here: Any) -> Any:

@@ -75,6 +75,11 @@ class APGD:
         ends = range(self.iterations + 1, self.steps + 1, self.iterations + 1)
         return tuple(k for end in ends for k in (end - 1, end))
 
+    def newest(self, state: State) -> State:
+        """The next point; after the choice that ends a run, what was chosen."""
+        ended = (state.i > 0) & (state.i % (self.iterations + 1) == 0)
+        return state._replace(x_adv=where(ended, state.x_adv, state.x))
+
     def says(self, through: str) -> str:
         what = f"APGD on {self.loss}, {self.steps} looks at the mean gradient of {self.eot} draws, through {through}"
         return f"{what}; {self.confirm} fresh draws choose what comes back"

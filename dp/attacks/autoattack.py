@@ -69,9 +69,10 @@ class Upstream:
     draws: int | None = None
     queries: int | None = None
     seed: int | None = None
-    select: str = "last"
+    select: str = "best"
     steps: int = 1
     batch_bound: ClassVar[bool] = True
+    criterion: ClassVar[str] = "a mean gradient but single draws' verdicts, of"
 
     def __post_init__(self):
         counts = [n for n in (self.iterations, self.draws, self.queries) if n is not None]
@@ -82,6 +83,12 @@ class Upstream:
     @property
     def eot(self) -> int:
         return self.draws or (20 if self.version == "rand" else 1)
+
+    @property
+    def candidates(self) -> int:
+        """Points that it looks at, for the null control: APGD's two runs, in `standard` nine for APGD-T, and Square."""
+        n = self.iterations or 100
+        return 2 * n if self.version == "rand" else 10 * n + (self.queries or 5000)
 
     def says(self, through: str) -> str:
         n, queries = (

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,7 @@ class DiffHammer:
     confirm: int = 20
     rho: float = 0.75
     select: str = "best"
+    criterion: ClassVar[str] = "selected draws, grafted on one, of"
 
     def __post_init__(self):
         if not self.losses or not set(self.losses) <= set(LOSSES):
@@ -73,6 +74,9 @@ class DiffHammer:
     @property
     def steps(self) -> int:
         return self.apgd.steps
+
+    def newest(self, state: State) -> State:
+        return state._replace(x_adv=self.apgd.newest(state.run).x_adv)
 
     @property
     def boundaries(self) -> tuple[int, ...]:

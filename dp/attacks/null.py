@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dp.attacks import Model, where
+from dp.attacks.objectives import margin
 from dp.rng import Streams
 from dp.threat import ThreatModel
 
@@ -19,8 +20,9 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Null:
-    """`steps` candidates of uniform noise (on the sphere in l2); keeps the `last`, or the `best` by mean loss over
-    `eot` draws. `ends`: the attack's boundaries, so that a judge looks at as many candidates.
+    """`steps` candidates of uniform noise (on the sphere in l2); keeps the `last`, or the `best` by mean margin, each
+    compared with the one kept so far on the same `eot` fresh draws. `ends`: the attack's boundaries, so that a judge
+    looks as often.
     """
 
     steps: int
@@ -43,5 +45,6 @@ class Null:
         candidate, proof = threat.proven_noise(x, rng)
         if self.select == "last":
             return State(candidate, state.best, proof)
-        loss = model.loss(candidate, y, rng.draw(0), self.eot)
-        return where(loss > state.best, State(candidate, loss, proof), state)
+        value, before = (model.loss(x, y, rng.draw(0), self.eot, margin) for x in (candidate, state.x_adv))
+        wins = (value > before) | state.best.isinf()  # the start is no candidate
+        return where(wins, State(candidate, value, proof), state._replace(best=before))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dp.attacks import Attack, Model, boundaries, is_batch_bound, norms
+from dp.attacks import Attack, Model, boundaries, is_batch_bound, newest, norms
 from dp.rng import Streams
 from dp.threat import GRADIENTS, ThreatModel
 
@@ -58,6 +58,9 @@ class Through:
     @property
     def boundaries(self) -> tuple[int, ...]:
         return boundaries(self.attack)
+
+    def newest(self, state: Any) -> Any:
+        return newest(self.attack, state)
 
     def says(self, through: str) -> str:
         return self.attack.says(f"{through}, by {WORDS[self.grad]}")

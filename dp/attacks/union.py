@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks import Attack, Model, boundaries, is_batch_bound, strongest, where
+from dp.attacks import Attack, Model, boundaries, is_batch_bound, newest, strongest, where
 from dp.rng import Streams
 from dp.threat import ThreatModel
 
@@ -56,6 +56,14 @@ class Union:
             ends += [begin + end for end in boundaries(attack)]
             begin += attack.steps
         return tuple(ends)
+
+    def newest(self, state: State) -> State:
+        """Where the attack at work stands; between two of them, the strongest so far."""
+        x_adv, begin = state.x_adv, 0
+        for attack, part in zip(self.attacks.values(), state.parts, strict=True):
+            mine = (state.i > begin) & (state.i < begin + attack.steps)
+            x_adv, begin = where(mine, newest(attack, part).x_adv, x_adv), begin + attack.steps
+        return state._replace(x_adv=x_adv)
 
     def says(self, through: str) -> str:
         parts = "".join(f"\n  {name}: {attack.says(through)}" for name, attack in self.attacks.items())
