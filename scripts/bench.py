@@ -198,8 +198,8 @@ def switches(turns: int, images: int, draws: int, full: bool, compiled: bool, ov
 
 def refill(turns: int, overrides: list[str]) -> None:
     """The defended arm under protocol=strict with lanes that are refilled, and batch by batch: the same rows."""
-    base = ["protocol=strict", "purifier=diffpure", "protocol.images=128", "protocol.seeds=[1]"]
-    base += ["threat_model.eps=80/255", "dataset.lanes=16", *overrides]
+    base = ["protocol=strict", "purifier=diffpure", "protocol.images=64", "protocol.seeds=[1]"]
+    base += ["threat_model.eps=80/255", "dataset.lanes=8", *overrides]
     found: dict[int, list] = {}
 
     def judged(window: int) -> Callable[[], None]:
@@ -215,7 +215,7 @@ def refill(turns: int, overrides: list[str]) -> None:
     many, one = in_turn(turns, judged(8), judged(1), warm=False)
     steps = run.build(run.composed(*base)).arms["defended"].attack.steps
     early = sum(row["iterations"] <= steps // 4 for row in found[1])
-    ratios = Ratios(f"protocol=strict, {len(found[1])} images in 16 lanes, {early} lost in a quarter of the steps")
+    ratios = Ratios(f"protocol=strict, {len(found[1])} images in 8 lanes, {early} lost in a quarter of the steps")
     ratios.add("refilling lanes / batch by batch", many, one, bound=0.75)
     ratios.show()
     print(f"rows equal: {found[8] == found[1]}")
