@@ -61,7 +61,9 @@ class Defended(nn.Module):
         if grad == "blind" or self.denoiser is None:
             return Defended(none.purify, None, self.classifier, self.draws_per_call)
         if not self.others.get(grad):
-            raise ValueError(f"need a mapping {grad}: in the purifier's yaml for grad={grad}, got none: use grad=full")
+            raise ValueError(
+                f"need a mapping {grad}: in the purifier's yaml for grad={grad}, got none: use threat_model.grad=full"
+            )
         purify = functools.partial(self.purifier, **self.others[grad])
         return Defended(purify, self.denoiser, self.classifier, self.draws_per_call, self.others, self.identity)
 
