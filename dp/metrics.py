@@ -1,27 +1,15 @@
 """Rows to figures: accuracies by decision rule, votes, intervals. Pure functions."""
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-Z95 = 1.959963984540054
+from dp.intervals import bootstrap, wilson
+
 TIES = ("softmax", "lowest")
 RULES = ("single", "average", "vote", "mean_logits", "mean_softmax", "worst")
-BOOTSTRAPS = 10_000
-
-
-def wilson(share: float, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson score interval for a share in [0,1] of n independent images (Wilson 1927)."""
-    if not 0 <= share <= 1 or n < 1:
-        raise ValueError(f"need a share in [0, 1] of n >= 1 images, got share={share}, n={n}")
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    low = 0.0 if share == 0 else max(0.0, centre - half)
-    high = 1.0 if share == 1 else min(1.0, centre + half)
-    return low, high
 
 
 def vote(logits: np.ndarray, ties: str = "softmax") -> tuple[int, bool]:
@@ -38,20 +26,6 @@ def vote(logits: np.ndarray, ties: str = "softmax") -> tuple[int, bool]:
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     total = (shifted / shifted.sum(axis=1, keepdims=True)).sum(axis=0)
     return int(tied[total[tied].argmax()]), True
-
-
-def bootstrap(scores: np.ndarray, replicates: int = BOOTSTRAPS) -> tuple[float, float]:
-    """95 % percentile interval of the mean of (n,) scores, one per image: images are drawn anew, each with all of its
-    draws (evaluation.md section 1). The generator's seed is fixed.
-    """
-    rng = np.random.default_rng(0)
-    step = max(1, 2_000_000 // len(scores))  # replicates at a time
-    means = [
-        scores[rng.integers(len(scores), size=(min(step, replicates - first), len(scores)))].mean(axis=1)
-        for first in range(0, replicates, step)
-    ]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def accuracy(verdicts: Mapping[int, Sequence[float]], draws: int) -> dict:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dp.metrics import accuracy, bootstrap, summarise, vote, wilson
+from dp.intervals import bootstrap, wilson
+from dp.metrics import accuracy, summarise, vote
 
 
 @pytest.mark.parametrize("n", [1, 2, 16, 64, 256, 512, 10_000])

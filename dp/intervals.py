@@ -1,0 +1,71 @@
+"""Intervals over images and paired tests on the same images. Pure functions; scores are in [0,1], one per image."""
+
+import math
+
+import numpy as np
+
+Z95 = 1.959963984540054
+BOOTSTRAPS = 10_000
+
+
+def wilson(share: float, n: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson score interval for a share in [0,1] of n independent images (Wilson 1927)."""
+    if not 0 <= share <= 1 or n < 1:
+        raise ValueError(f"need a share in [0, 1] of n >= 1 images, got share={share}, n={n}")
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low = 0.0 if share == 0 else max(0.0, centre - half)
+    high = 1.0 if share == 1 else min(1.0, centre + half)
+    return low, high
+
+
+def bootstrap(scores: np.ndarray, replicates: int = BOOTSTRAPS) -> tuple[float, float]:
+    """95 % percentile interval of the mean of (n,) scores, one per image: images are drawn anew, each with all of its
+    draws (evaluation.md section 1). The generator's seed is fixed.
+    """
+    rng = np.random.default_rng(0)
+    step = max(1, 2_000_000 // len(scores))  # replicates at a time
+    means = [
+        scores[rng.integers(len(scores), size=(min(step, replicates - first), len(scores)))].mean(axis=1)
+        for first in range(0, replicates, step)
+    ]
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
+    """Exact two-sided p of McNemar's test (McNemar 1947): of the images on which two (n,) arrays of right and wrong
+    differ, each is as likely to favour one as the other. 1 where none differs.
+
+    Raises ValueError for shapes that differ, no image, or values other than 0 and 1.
+    """
+    a, b = _pair(first, second)
+    if not np.isin(np.concatenate([a, b]), (0, 1)).all():
+        raise ValueError("need verdicts of 0 and 1, got fractions: compare scores with `paired`")
+    won, lost = int((b > a).sum()), int((a > b).sum())
+    if not won + lost:
+        return 1.0
+    from scipy.stats import binomtest  # here: slow to import
+
+    return float(binomtest(won, won + lost).pvalue)
+
+
+def paired(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
+    """Mean of second - first over the same images, and its 95 % bootstrap interval: images are drawn anew, each with
+    both of its scores (n,) in [0,1]. The generator's seed is fixed.
+
+    Raises ValueError for shapes that differ, no image, or scores outside [0,1].
+    """
+    a, b = _pair(first, second)
+    low, high = bootstrap(b - a)
+    return float((b - a).mean()), low, high
+
+
+def _pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise ValueError(f"need one score per image of the same images, got shapes {a.shape} and {b.shape}")
+    both = np.concatenate([a, b])
+    if not ((both >= 0) & (both <= 1)).all():  # NaN compares false
+        raise ValueError(f"need scores in [0, 1], got {both.min()} to {both.max()}")
+    return a, b
