@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dp.rng import Streams
+
 MAPS = ("softmax_max", "softmax", "minmax")
 MASK_GRADS = ("constant", "soft", "straight_through")
 
@@ -84,3 +86,9 @@ def masked(hard: Tensor, above: Tensor, grad: str, temperature: float) -> Tensor
         return hard.detach()
     soft = (above / temperature).sigmoid()
     return soft if grad == "soft" else hard.detach() + (soft - soft.detach())
+
+
+def scattered(mask: Tensor, rng: Streams) -> Tensor:
+    """As many pixels as `mask` (B,1,H,W) has, anywhere: a control for where the classifier looks. Constant."""
+    order = rng.uniform_like(mask).flatten(1).argsort(dim=1).argsort(dim=1)
+    return (order < mask.flatten(1).sum(dim=1, keepdim=True)).to(mask.dtype).view_as(mask).detach()

@@ -6,8 +6,6 @@ evaluations. About half an hour on two cores.
 """
 
 import argparse
-import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,10 +18,9 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
 
-from keep import keep
+from cells import finished, markdown
 
-import run
-from dp import record, report
+from dp import report
 
 ROOT = Path(__file__).parents[1]
 BASE = ("purifier=hetero_official", "protocol.images=64", "protocol.seeds=[2024]")
@@ -49,15 +46,10 @@ PROTOCOLS = ["paper", "official", "lee_kim", "hill", "diffhammer", "diffbreak_si
 PROTOCOLS += ["dwbox", "strict"]
 
 
-def finished(overrides: tuple[str, ...]) -> dict:
-    """The summary of the run with these overrides, which is done now if it was not."""
-    config = run.composed(*overrides)
-    folder = ROOT / "results" / "runs" / run.run_key(config)
-    summary = folder / "summary.json"
-    if not summary.exists() or json.loads(summary.read_text())["code"] != record.code_hash():
-        again = ["overwrite=true"] if summary.exists() else []  # one table, one code
-        subprocess.run([sys.executable, "run.py", *overrides, *again], cwd=ROOT, check=True)
-    return {**json.loads(summary.read_text()), "folder": keep(folder)}
+def judged(overrides: tuple[str, ...]) -> dict:
+    """The summary of the run with these overrides, and where its verdicts are."""
+    summary, folder = finished(overrides)
+    return {**summary, "folder": ROOT / "results" / "measured" / folder.name}
 
 
 def votes(summary: dict) -> np.ndarray:
@@ -82,14 +74,9 @@ def line(name: str, summary: dict, against: str) -> list[str]:
     return [name, attacked, rule, *cells, f"{null['value']:.1f}" if null else "-", against]
 
 
-def markdown(title: str, columns: list[str], lines: list[list[str]]) -> str:
-    rows = ["| " + " | ".join(cells) + " |" for cells in [columns, ["---"] * len(columns), *lines]]
-    return f"## {title}\n\n" + "\n".join(rows) + "\n"
-
-
 def main() -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    found = {name: finished((*OFFICIAL, *overrides)) for name, overrides in SWITCHES.items()}
+    found = {name: judged((*OFFICIAL, *overrides)) for name, overrides in SWITCHES.items()}
     base, switches = votes(next(iter(found.values()))), []
     for (name, overrides), summary in zip(SWITCHES.items(), found.values(), strict=True):
         right = votes(summary)
@@ -101,7 +88,7 @@ def main() -> int:
     for name in PROTOCOLS:
         extra = ("protocol.votes=20",) if name == "hill" else ()
         given = (*BASE, f"protocol={name}", *extra)
-        protocols.append([*line(name, finished(given), "")[:-1], " ".join(given[3:])])
+        protocols.append([*line(name, judged(given), "")[:-1], " ".join(given[3:])])
     head = ["", "attack, gradient", "rule", "standard", "robust", "95 %", "null control"]
     tables = (
         ("Switches, under protocol=official", [*head, "votes lost and won, McNemar", "overrides"], switches),

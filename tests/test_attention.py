@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from dp.attention import attention_maps, threshold_mask, top_mask
+from dp.attention import attention_maps, scattered, threshold_mask, top_mask
+from dp.rng import Streams
 
 LOGS = torch.tensor([[0.0, math.log(2)], [math.log(3), math.log(4)]], dtype=torch.float64)
 
@@ -165,3 +166,17 @@ def test_bad_share(share):
 def test_minmax_of_a_constant_map_stays_zero_when_enlarged(value):
     """Rounding of the resize must not be stretched to a mask."""
     assert attention_maps([torch.full((1, 16, 8, 8), value)], (32, 32), "minmax").max() == 0
+
+
+def test_scattered_keeps_the_share_and_nothing_else():
+    """As many pixels per image; each pixel as often as any other, whatever the mask was; anew in every draw."""
+    mask = torch.zeros(4000, 1, 4, 4)
+    mask[::2, :, 0, :3] = 1  # 3 pixels of every other image, all of the rest
+    mask[1::2] = 1
+    ids = range(len(mask))
+    found = scattered(mask, Streams(ids, 0, "adv"))
+    assert torch.equal(found.sum((1, 2, 3)), mask.sum((1, 2, 3)))
+    often = found[::2].mean(0)  # of 2000 images: a share of 3/16, standard error .0087
+    assert (often - 3 / 16).abs().max() < 4.5 * 0.0087
+    again = scattered(mask, Streams(ids, 1, "adv"))
+    assert (found[::2] != again[::2]).flatten(1).any(dim=1).float().mean() > 0.99  # 1 in 560 by chance

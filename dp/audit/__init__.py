@@ -1,5 +1,5 @@
-"""The audit: checks that expose gradient masking and broken evaluations (evaluation.md section 3). Each is a function of
-a Subject that returns a Finding and prints nothing.
+"""The audit: checks that expose gradient masking and broken evaluations (evaluation.md section 3). Each is a function
+of a Subject that returns a Finding and prints nothing.
 """
 
 from collections.abc import Mapping, Sequence

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dp.attention import attention_maps, threshold_mask
+from dp.attention import attention_maps, scattered, threshold_mask
 from dp.sampling import ancestral_step, renoise, time_grid, to_01, to_pm1
 
 
@@ -27,6 +27,7 @@ def purify(
     phi: str = "softmax_max",
     eq8_literal: bool = False,
     resample_stage2: bool = False,
+    random_mask: bool = False,
     clamp: str = "plain",
     mask_grad: str = "constant",
     temperature: float = 0.05,
@@ -38,16 +39,20 @@ def purify(
     resampling, in 1/1000;
     `steps`: equal steps from t_l to 0; `phi`: form of the attention map (see `attention_maps`); `eq8_literal`: the
     orientation that Eq. 8 and Alg. 1 print, opposite to Eq. 5 (item 1); `resample_stage2`: resample after every step,
-    as Alg. 1 prints it (item 20); `mask_grad`, `temperature`: what an attacker may put in place of the mask's
+    as Alg. 1 prints it (item 20); `random_mask`: as many pixels as the mask has, drawn anew anywhere (ours, a control);
+    `mask_grad`, `temperature`: what an attacker may put in place of the mask's
     derivative (see `attention.masked`).
     """
     if not 0 < t_s <= t_l <= 1:
         raise ValueError(f"need 0 < t_s <= t_l <= 1, got t_s={t_s}, t_l={t_l}")
     if jump < 0:
         raise ValueError(f"need jump >= 0, got jump={jump}")
+    if random_mask and mask_grad != "constant":
+        raise ValueError(f"need mask_grad=constant where the mask is random, got mask_grad={mask_grad}")
     with torch.set_grad_enabled(torch.is_grad_enabled() and mask_grad != "constant"):  # the method's own is (item 10)
         maps = attention_maps(classifier.features(x), (x.shape[2], x.shape[3]), phi)
         mask = threshold_mask(maps, tau, grad=mask_grad, temperature=temperature)  # (B,1,H,W)
+        mask = scattered(mask, rng) if random_mask else mask
         strong = 1 - mask if eq8_literal else mask  # Differs: item 1
     known = to_pm1(x)
     z = renoise(known, 0.0, denoiser.sigma(t_l), rng.randn_like(known))  # Differs: item 15, uniform start at t_l

@@ -1,0 +1,115 @@
+"""What scripts/claim.py found, as markdown, CSV and a picture."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+from cells import markdown
+
+from dp import report
+
+ROOT = Path(__file__).parents[1]
+TABLES, FIGURES = ROOT / "results" / "tables", ROOT / "results" / "figures"
+COLOURS = ("#777777", "#c1440e", "#0b6e99", "#6a51a3", "#e6a000")
+
+
+def draw(cells: list[dict], contrasts: list[dict]) -> None:
+    """Above: robust accuracy with its interval, null control hollow, standard a tick. Below: paired differences."""
+    protocols = list(dict.fromkeys(r["protocol"] for r in cells))
+    figure, axes = plt.subplots(2, len(protocols), figsize=(13, 6), sharex="row", sharey="row", layout="constrained")
+    names = list(dict.fromkeys(r["defence"] for r in cells))
+    for (above, below), protocol in zip(axes.T, protocols, strict=True):
+        here = [r for r in cells if r["protocol"] == protocol]
+        for y, (row, colour) in enumerate(zip(here, COLOURS, strict=True)):
+            above.plot([row["robust_low"], row["robust_high"]], [y, y], color=colour, linewidth=2)
+            above.plot(row["robust"], y, "o", color=colour, markersize=6)
+            above.plot(row["null"], y, "o", mfc="none", color=colour, markersize=6)
+            above.plot(row["standard"], y, "|", color=colour, markersize=12)
+            above.annotate(f"{row['robust']:.0f}", (row['robust'], y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)  # fmt: skip  # noqa: E501
+        above.set(title=f"{protocol}\n{here[0]['rule']}", xlim=(0, 102))
+        above.title.set_fontsize(9)
+        below.axvline(0, color="#777777", linewidth=1)
+        for y, row in enumerate(r for r in contrasts if r["protocol"] == protocol):
+            below.plot([row["low"], row["high"]], [y, y], color="#333333", linewidth=2)
+            below.plot(row["difference"], y, "o", color="#333333", markersize=5)
+        below.set_xlabel("difference, points")
+        above.set_xlabel("accuracy, %")
+        for axis in (above, below):
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.grid(axis="x", color="#e6e6e6", linewidth=0.6)
+    axes[0, 0].set_yticks(range(len(names)), names, fontsize=9)
+    axes[0, 0].invert_yaxis()
+    pairs = [r for r in contrasts if r["protocol"] == protocols[0]]
+    labels = [f"{r['first']} - {r['second']}".replace("hetero, ", "") for r in pairs]
+    axes[1, 0].set_yticks(range(len(labels)), labels, fontsize=8)
+    axes[1, 0].invert_yaxis()
+    figure.suptitle(
+        "Five defences at equal standard accuracy: robust accuracy (dot, 95 % interval), random noise of the same size "
+        "(hollow), clean (tick);\nbelow, paired differences over the same images, 95 %",
+        fontsize=10,
+    )
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FIGURES / "claim.png", dpi=150)
+    plt.close(figure)
+
+
+def write(cells: list[dict], contrasts: list[dict], times: dict, images: int, seeds: int) -> None:
+    """The tables as markdown and CSV."""
+    TABLES.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(cells).to_csv(TABLES / "claim.csv", index=False, float_format="%.2f")
+    text = "# Five defences at equal standard accuracy, five protocols\n\n`python scripts/claim.py`: "
+    text += f"{report.clock(sum(r['seconds'] for r in cells))} of worker time. Digits, linf 32/255, {images} images, {seeds} seeds; "
+    text += (
+        "percent; intervals over images, 95 %; seed std is over seeds on the same images and no interval. Null: random "
+    )
+    text += "noise of the same size, with as many candidates. Standard accuracy was set equal on other images:\n\n"
+    lines = [[name, " ".join(found["overrides"]), f"{found['standard']:.2f}"] for name, found in times.items()]
+    text += markdown("Calibration", ["", "overrides", "standard, single draw, %"], lines) + "\n"
+    head = [
+        "",
+        "standard",
+        "robust",
+        "95 %",
+        "seed std",
+        "null",
+        "undefended",
+        "gradient",
+        "NFE scored/attacked",
+        "audit",
+    ]
+    for protocol in dict.fromkeys(r["protocol"] for r in cells):
+        here = [r for r in cells if r["protocol"] == protocol]
+        shown = [
+            [
+                r["defence"],
+                f"{r['standard']:.1f}",
+                f"{r['robust']:.1f}",
+                f"{r['robust_low']:.1f} - {r['robust_high']:.1f}",
+                "-" if r["robust_seed_std"] is None else f"{r['robust_seed_std']:.1f}",
+                f"{r['null']:.1f}",
+                f"{r['undefended']:.1f}",
+                r["gradient"],
+                f"{r['nfe']}/{r['attack_nfe']}",
+                r["audit"],
+            ]
+            for r in here
+        ]
+        text += markdown(f"{protocol}: {here[0]['rule']}", head, shown) + "\n"
+    shown = [
+        [
+            r["protocol"],
+            r["first"],
+            r["second"],
+            f"{r['difference']:+.1f}",
+            f"{r['low']:+.1f} to {r['high']:+.1f}",
+            "-" if r["p"] is None else f"{r['p']:.2g}",
+        ]
+        for r in contrasts
+    ]
+    columns = ["protocol", "defence", "minus", "points", "paired 95 %", "McNemar p, first seed"]
+    text += markdown("Differences on the same images (not corrected for their number)", columns, shown) + "\n"
+    shown = [[r["protocol"], r["defence"], f"`{r['command']}`"] for r in cells]
+    (TABLES / "claim.md").write_text(text + markdown("Commands", ["protocol", "defence", ""], shown))
