@@ -61,11 +61,14 @@ def write(cells: list[dict], contrasts: list[dict], times: dict, images: int, se
     TABLES.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(cells).to_csv(TABLES / "claim.csv", index=False, float_format="%.2f")
     text = "# Five defences at equal standard accuracy, five protocols\n\n`python scripts/claim.py`: "
-    text += f"{report.clock(sum(r['seconds'] for r in cells))} of worker time. Digits, linf 32/255, {images} images, {seeds} seeds; "
+    took = report.clock(sum(r["seconds"] for r in cells))
     text += (
-        "percent; intervals over images, 95 %; seed std is over seeds on the same images and no interval. Null: random "
+        f"{took} of worker time. Digits, linf 32/255, {images} images, {seeds} seeds; percent; intervals over images, "
     )
-    text += "noise of the same size, with as many candidates. Standard accuracy was set equal on other images:\n\n"
+    text += (
+        "95 %; seed std is over seeds on the same images and no interval. Null: random noise of the same size, with as "
+    )
+    text += "many candidates. Standard accuracy was set equal on other images, clean ones alone:\n\n"
     lines = [[name, " ".join(found["overrides"]), f"{found['standard']:.2f}"] for name, found in times.items()]
     text += markdown("Calibration", ["", "overrides", "standard, single draw, %"], lines) + "\n"
     head = [
