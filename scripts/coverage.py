@@ -40,7 +40,7 @@ def coverage(rule: str, p: float, spread: float, draws: int, seeds: int, subset:
     beta of this spread has the truth p. `worst` is the unbiased estimate for `subset` of the draws.
     """
     try:
-        mean = optimize.brentq(lambda m: truth(rule, m, spread, subset) - p, 1e-9, 1 - 1e-9)
+        mean = optimize.root_scalar(lambda m: truth(rule, m, spread, subset) - p, bracket=(1e-9, 1 - 1e-9)).root
     except ValueError:
         return None
     rng = np.random.default_rng([draws, subset, seeds, *(round(1000 * v) for v in (p, spread))])
