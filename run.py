@@ -244,7 +244,7 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
     ordered = record.merge(folder)
     judged = evaluation.judge
     rule, draws, screen = (judged.rule, judged.draws, judged.screen) if judged else (None, 0, 0)
-    figures = metrics.summarise(ordered, evaluation.votes, rule, draws, screen)
+    figures = metrics.summarise(ordered, evaluation.votes, rule, draws, screen, evaluation.ties)
     summary = {
         **figures,
         "nfe": next(row["nfe"] for row in ordered if row["arm"] == "defended"),

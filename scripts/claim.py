@@ -130,7 +130,7 @@ def line(defence: Defence, protocol: str, given: tuple[str, ...], summary: dict)
     found["rule"] = report.rule_name(rule, summary[robust][rule]["draws"]) + (", in-loop" if robust == "seen" else "")
     for name, figure in figures.items():
         figure = figure or summary["null"][rule]
-        low, high = report.interval(figure)
+        low, high = figure["wilson95"]
         found |= {
             name: figure["value"],
             f"{name}_low": low,
