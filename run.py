@@ -10,7 +10,6 @@ import re
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import hydra
 import torch
@@ -31,12 +30,13 @@ from dp.cache import cache_folder
 from dp.datasets import Subset
 from dp.defense import Defended, activation_bytes
 from dp.denoisers import Gaussian
-from dp.differences import differences, gradients, short_steps, through
+from dp.differences import changes, differences, gradients, short_steps, through
 from dp.evaluate import Arm, Evaluation, null_control
+from dp.machine import device_of, free_bytes, shard_of, workers_of
 from dp.progress import Display, Downloads
 from dp.purifiers import diffpure, none
 from dp.rng import Streams
-from dp.signatures import NOT_PASSED, OTHERS, check_call, near_matches
+from dp.signatures import NOT_PASSED, OTHERS, check_call, check_protocol, near_matches
 from dp.tracking import Tracker
 from dp.workers import run_units
 
@@ -141,31 +141,6 @@ def build(config: dict) -> Evaluation:
     return Evaluation(*parts, judge, protocol["known_draws"], config["window"])
 
 
-def check_protocol(protocol: dict, window: int) -> None:
-    """Raises ValueError where a protocol's own keys are not what they should be."""
-    keys = ("seeds", "votes", "ties", "report", "grad", "attack", "known_draws", "judge")
-    gone = [key for key in keys if key not in protocol]
-    if gone:
-        raise ValueError(f"need protocol.{gone[0]}, got a protocol without it")
-    if protocol["judge"] is not None and not isinstance(protocol["judge"], dict):
-        raise ValueError(f"need protocol.judge as null or a mapping, got {protocol['judge']}")
-    if not isinstance(window, int) or isinstance(window, bool):
-        raise ValueError(f"need window as a whole number, got window={window}")
-    rules, known = protocol["report"], protocol["known_draws"]
-    if not isinstance(rules, list) or not rules or set(rules) - set(metrics.RULES):
-        raise ValueError(f"need protocol.report as a list of {', '.join(metrics.RULES)}, got {rules}")
-    if not isinstance(known, bool):
-        raise ValueError(f"need protocol.known_draws true or false, got {known}")
-
-
-def device_of(config: dict) -> str:
-    """`auto` is CUDA where there is one."""
-    device, there = str(config["device"]), torch.cuda.is_available()
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) or (device.startswith("cuda") and not there):
-        raise ValueError(f"need device auto, cpu or, where there is one, cuda, got device={device}")
-    return ("cuda" if there else "cpu") if device == "auto" else device
-
-
 def dry_nfe(model: Defended, one: Subset) -> int:
     """NFE of one purification, by running it around an exact Gaussian denoiser."""
     classifier = model.classifier
@@ -173,31 +148,6 @@ def dry_nfe(model: Defended, one: Subset) -> int:
     with torch.no_grad():
         dry(one.x.to(next(classifier.parameters()).device), Streams(one.ids, 0, "dry"))
     return dry.nfe
-
-
-def free_bytes(device: str) -> float:
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def workers_of(config: dict) -> int:
-    """Worker processes: as told, or one per core on a CPU and one on a GPU."""
-    if config["workers"] != "auto":
-        if not isinstance(config["workers"], int) or config["workers"] < 1:
-            raise ValueError(f"need workers auto or >= 1, got workers={config['workers']}")
-        return config["workers"]
-    if device_of(config) != "cpu":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def shard_of(config: dict) -> tuple[int, int]:
-    """k/n -> (k, n)."""
-    part, _, parts = str(config["shard"]).partition("/")
-    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise ValueError(f"need shard k/n with 1 <= k <= n, got shard={config['shard']}")
-    return int(part), int(parts)
 
 
 def judge(config: dict, key: str, folder: Path) -> dict | None:
@@ -322,21 +272,10 @@ def departures(config: dict) -> list[str]:
         own = choices["attack"] == "strict_mask" and plain["choices"]["attack"] == "strict"  # it adds to the union
         changed = [] if own else [f"attack {choices['attack']} instead of {plain['choices']['attack']}"]
     else:
-        changed = _changed(config["attack"], plain["attack"], "attack")
+        changed = changes(config["attack"], plain["attack"], "attack")
     mine, theirs = (node["threat_model"]["grad"] for node in (config, plain))
     changed += [f"threat_model.grad {mine} instead of {theirs}"] if mine != theirs else []
-    return changed + _changed(config["protocol"], plain["protocol"], "protocol")
-
-
-def _changed(mine: Any, theirs: Any, name: str) -> list[str]:
-    """`key mine instead of theirs`, for every leaf that differs."""
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        return [
-            line
-            for key in sorted({*mine, *theirs})
-            for line in _changed(mine.get(key), theirs.get(key), f"{name}.{key}")
-        ]
-    return [] if mine == theirs else [f"{name} {mine} instead of {theirs}"]
+    return changed + changes(config["protocol"], plain["protocol"], "protocol")
 
 
 def describe(config: dict, evaluation: Evaluation, key: str, workers: int) -> None:
