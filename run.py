@@ -26,6 +26,7 @@ from rich.console import Console
 
 from dp import metrics, record, report
 from dp.attacks import check_norm, is_batch_bound
+from dp.audit import Finding, Subject, audit
 from dp.cache import cache_folder
 from dp.datasets import Subset
 from dp.defense import Defended, activation_bytes
@@ -33,7 +34,7 @@ from dp.denoisers import Gaussian
 from dp.differences import changes, differences, gradients, short_steps, through
 from dp.evaluate import Arm, Evaluation, null_control
 from dp.machine import device_of, free_bytes, shard_of, workers_of
-from dp.progress import Display, Downloads
+from dp.progress import Bar, Display, Downloads
 from dp.purifiers import diffpure, none
 from dp.rng import Streams
 from dp.signatures import NOT_PASSED, OTHERS, check_call, check_protocol, near_matches
@@ -180,6 +181,7 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
         tracker = instantiate(config["tracking"], _convert_="all")(key, folder, config)
         assert tracker is not None
         try:
+            audit_first(config, evaluation, folder / audit.FILE, code)
             with Display(console, mine, units, rows.values(), tracker) as display:
                 run_units(build, config, units, folder, f"{part}of{parts}", min(workers, len(units)), display)
         except KeyboardInterrupt:
@@ -210,12 +212,37 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
         "departures": weakened,
         "weaknesses": short_steps(evaluation.arms["defended"].attack, evaluation.threat),
         "batch_bound": is_batch_bound(evaluation.arms["defended"].attack),
-        "audited": False,
+        "audited": audit.read(folder / audit.FILE, code),
     }
     record.write_summary(folder, summary)
     if tracker is not None:
         tracker.finish(summary)
     return summary
+
+
+def audit_first(config: dict, evaluation: Evaluation, path: Path, code: str) -> None:
+    """The small audit before a long job, unless an earlier start has done it; what it finds stops nothing."""
+    nfe = dry_nfe(evaluation.arms["defended"].attacked, evaluation.subset.select(slice(0, 1)))
+    if not audit.due(config["audit"], evaluation, nfe) or audit.read(path, code):
+        return
+    console.print("a small audit first, for it is a long job (audit=false: none)")
+    found = audited(subject_of(config, evaluation, audit.QUICK_IMAGES, quick=True), console)
+    audit.write(path, code, found, quick=True)
+    for line in report.audit_lines(audit.entry(found, quick=True)):
+        console.print(line)
+
+
+def subject_of(config: dict, evaluation: Evaluation, images: int, quick: bool) -> Subject:
+    """The first images of a run, and what the run claims, for the audit."""
+    few = evaluation.subset.select(slice(0, images))
+    few = Subset(few.ids, few.x.to(evaluation.device), few.y.to(evaluation.device))
+    return Subject(evaluation, few, gradient_of(config, evaluation), differences_of(config, evaluation), quick)
+
+
+def audited(subject: Subject, to: Console) -> list[Finding]:
+    """What the audit finds, with its progress on a console."""
+    with Bar(to, 1.0) as bar:
+        return list(audit.audit(subject, lambda done, of, name: bar(done / of, f"audit {done + 1}/{of}: {name}")))
 
 
 def prepare(config: dict) -> None:
