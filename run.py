@@ -10,7 +10,6 @@ import re
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import hydra
 import torch
@@ -27,16 +26,18 @@ from rich.console import Console
 
 from dp import metrics, record, report
 from dp.attacks import check_norm, is_batch_bound
+from dp.audit import Finding, Subject, audit
 from dp.cache import cache_folder
 from dp.datasets import Subset
 from dp.defense import Defended, activation_bytes
 from dp.denoisers import Gaussian
-from dp.differences import differences, gradients, short_steps, through
+from dp.differences import changes, differences, gradients, short_steps, through
 from dp.evaluate import Arm, Evaluation, null_control
-from dp.progress import Display, Downloads
+from dp.machine import device_of, free_bytes, shard_of, workers_of
+from dp.progress import Bar, Display, Downloads
 from dp.purifiers import diffpure, none
 from dp.rng import Streams
-from dp.signatures import NOT_PASSED, OTHERS, check_call, near_matches
+from dp.signatures import NOT_PASSED, OTHERS, check_call, check_protocol, near_matches
 from dp.tracking import Tracker
 from dp.workers import run_units
 
@@ -141,31 +142,6 @@ def build(config: dict) -> Evaluation:
     return Evaluation(*parts, judge, protocol["known_draws"], config["window"])
 
 
-def check_protocol(protocol: dict, window: int) -> None:
-    """Raises ValueError where a protocol's own keys are not what they should be."""
-    keys = ("seeds", "votes", "ties", "report", "grad", "attack", "known_draws", "judge")
-    gone = [key for key in keys if key not in protocol]
-    if gone:
-        raise ValueError(f"need protocol.{gone[0]}, got a protocol without it")
-    if protocol["judge"] is not None and not isinstance(protocol["judge"], dict):
-        raise ValueError(f"need protocol.judge as null or a mapping, got {protocol['judge']}")
-    if not isinstance(window, int) or isinstance(window, bool):
-        raise ValueError(f"need window as a whole number, got window={window}")
-    rules, known = protocol["report"], protocol["known_draws"]
-    if not isinstance(rules, list) or not rules or set(rules) - set(metrics.RULES):
-        raise ValueError(f"need protocol.report as a list of {', '.join(metrics.RULES)}, got {rules}")
-    if not isinstance(known, bool):
-        raise ValueError(f"need protocol.known_draws true or false, got {known}")
-
-
-def device_of(config: dict) -> str:
-    """`auto` is CUDA where there is one."""
-    device, there = str(config["device"]), torch.cuda.is_available()
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) or (device.startswith("cuda") and not there):
-        raise ValueError(f"need device auto, cpu or, where there is one, cuda, got device={device}")
-    return ("cuda" if there else "cpu") if device == "auto" else device
-
-
 def dry_nfe(model: Defended, one: Subset) -> int:
     """NFE of one purification, by running it around an exact Gaussian denoiser."""
     classifier = model.classifier
@@ -173,31 +149,6 @@ def dry_nfe(model: Defended, one: Subset) -> int:
     with torch.no_grad():
         dry(one.x.to(next(classifier.parameters()).device), Streams(one.ids, 0, "dry"))
     return dry.nfe
-
-
-def free_bytes(device: str) -> float:
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def workers_of(config: dict) -> int:
-    """Worker processes: as told, or one per core on a CPU and one on a GPU."""
-    if config["workers"] != "auto":
-        if not isinstance(config["workers"], int) or config["workers"] < 1:
-            raise ValueError(f"need workers auto or >= 1, got workers={config['workers']}")
-        return config["workers"]
-    if device_of(config) != "cpu":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def shard_of(config: dict) -> tuple[int, int]:
-    """k/n -> (k, n)."""
-    part, _, parts = str(config["shard"]).partition("/")
-    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise ValueError(f"need shard k/n with 1 <= k <= n, got shard={config['shard']}")
-    return int(part), int(parts)
 
 
 def judge(config: dict, key: str, folder: Path) -> dict | None:
@@ -230,6 +181,7 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
         tracker = instantiate(config["tracking"], _convert_="all")(key, folder, config)
         assert tracker is not None
         try:
+            audit_first(config, evaluation, folder / audit.FILE, code)
             with Display(console, mine, units, rows.values(), tracker) as display:
                 run_units(build, config, units, folder, f"{part}of{parts}", min(workers, len(units)), display)
         except KeyboardInterrupt:
@@ -260,12 +212,37 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
         "departures": weakened,
         "weaknesses": short_steps(evaluation.arms["defended"].attack, evaluation.threat),
         "batch_bound": is_batch_bound(evaluation.arms["defended"].attack),
-        "audited": False,
+        "audited": audit.read(folder / audit.FILE, code),
     }
     record.write_summary(folder, summary)
     if tracker is not None:
         tracker.finish(summary)
     return summary
+
+
+def audit_first(config: dict, evaluation: Evaluation, path: Path, code: str) -> None:
+    """The small audit before a long job, unless an earlier start has done it; what it finds stops nothing."""
+    nfe = dry_nfe(evaluation.arms["defended"].attacked, evaluation.subset.select(slice(0, 1)))
+    if not audit.due(config["audit"], evaluation, nfe) or audit.read(path, code):
+        return
+    console.print("a small audit first, for it is a long job (audit=false: none)")
+    found = audited(subject_of(config, evaluation, audit.QUICK_IMAGES, quick=True), console)
+    audit.write(path, code, found, quick=True)
+    for line in report.audit_lines(audit.entry(found, quick=True)):
+        console.print(line)
+
+
+def subject_of(config: dict, evaluation: Evaluation, images: int, quick: bool) -> Subject:
+    """The first images of a run, and what the run claims, for the audit."""
+    few = evaluation.subset.select(slice(0, images))
+    few = Subset(few.ids, few.x.to(evaluation.device), few.y.to(evaluation.device))
+    return Subject(evaluation, few, gradient_of(config, evaluation), differences_of(config, evaluation), quick)
+
+
+def audited(subject: Subject, to: Console) -> list[Finding]:
+    """What the audit finds, with its progress on a console."""
+    with Bar(to, 1.0) as bar:
+        return list(audit.audit(subject, lambda done, of, name: bar(done / of, f"audit {done + 1}/{of}: {name}")))
 
 
 def prepare(config: dict) -> None:
@@ -322,21 +299,10 @@ def departures(config: dict) -> list[str]:
         own = choices["attack"] == "strict_mask" and plain["choices"]["attack"] == "strict"  # it adds to the union
         changed = [] if own else [f"attack {choices['attack']} instead of {plain['choices']['attack']}"]
     else:
-        changed = _changed(config["attack"], plain["attack"], "attack")
+        changed = changes(config["attack"], plain["attack"], "attack")
     mine, theirs = (node["threat_model"]["grad"] for node in (config, plain))
     changed += [f"threat_model.grad {mine} instead of {theirs}"] if mine != theirs else []
-    return changed + _changed(config["protocol"], plain["protocol"], "protocol")
-
-
-def _changed(mine: Any, theirs: Any, name: str) -> list[str]:
-    """`key mine instead of theirs`, for every leaf that differs."""
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        return [
-            line
-            for key in sorted({*mine, *theirs})
-            for line in _changed(mine.get(key), theirs.get(key), f"{name}.{key}")
-        ]
-    return [] if mine == theirs else [f"{name} {mine} instead of {theirs}"]
+    return changed + changes(config["protocol"], plain["protocol"], "protocol")
 
 
 def describe(config: dict, evaluation: Evaluation, key: str, workers: int) -> None:

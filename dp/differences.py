@@ -93,3 +93,14 @@ def differences(
             f"the attack goes by {getattr(attack, 'criterion', 'the mean over')} {draws}, the verdict by {verdict}"
         )
     return found
+
+
+def changes(mine: Any, theirs: Any, name: str) -> list[str]:
+    """`key mine instead of theirs`, for every leaf that differs."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        return [
+            line
+            for key in sorted({*mine, *theirs})
+            for line in changes(mine.get(key), theirs.get(key), f"{name}.{key}")
+        ]
+    return [] if mine == theirs else [f"{name} {mine} instead of {theirs}"]

@@ -20,21 +20,15 @@ from dp.tracking import Tracker
 from dp.workers import Event
 
 
-class Display:
-    """Call it with every event; use it as a context manager. `rows`: what an earlier start has judged already.
+class Bar:
+    """Work done out of `total`, in any unit: a bar on a terminal, elsewhere a plain line every ten seconds. A context
+    manager; call it with the work done so far and a line about it.
 
-    Time to go comes from a cost per unit in network evaluations; an estimate of over an hour is said once, in words.
+    Both say the time to go; an estimate of over an hour is said once, in words.
     """
 
-    def __init__(
-        self, console: Console, evaluation: Evaluation, units: Sequence[Unit], rows: Iterable[Row], tracker: Tracker
-    ):
-        self.console, self.evaluation, self.tracker = console, evaluation, tracker
-        self.total = sum(sum(self.cost(unit)) for unit in units)
-        self.done = 0.0
-        self.part: dict[Unit, float] = {}
-        self.verdicts: list[tuple[bool, bool]] = []  # single, vote
-        self.count(rows)
+    def __init__(self, console: Console, total: float):
+        self.console, self.total = console, total
         self.began = self.said = time.monotonic()
         self.announced = False
         columns = (
@@ -44,9 +38,9 @@ class Display:
             TimeRemainingColumn(compact=True),
         )
         self.bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
-        self.task = self.bar.add_task("starting", total=self.total) if self.bar else None
+        self.task = self.bar.add_task("starting", total=total) if self.bar else None
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "Bar":
         if self.bar:
             self.bar.start()
         return self
@@ -54,6 +48,43 @@ class Display:
     def __exit__(self, *_) -> None:
         if self.bar:
             self.bar.stop()
+
+    def __call__(self, done: float, line: str) -> None:
+        elapsed = time.monotonic() - self.began
+        left = elapsed * (self.total - done) / done if done else None
+        to_go = "time to go not known yet" if left is None else f"{clock(left)} to go"
+        if not self.announced and left is not None and elapsed > 20:
+            self.announced = True
+            if left > 3600:
+                self.console.print(f"estimate: {to_go}")
+        if self.bar and self.task is not None:
+            self.bar.update(self.task, completed=done, description=line)
+        elif time.monotonic() - self.said > 10:
+            self.said = time.monotonic()
+            self.console.print(f"{100 * done / self.total:3.0f} %, {to_go}: {line}")
+
+
+class Display:
+    """A run's bar: call it with every event; use it as a context manager. `rows`: what an earlier start has judged
+    already. Time to go comes from a cost per unit in network evaluations.
+    """
+
+    def __init__(
+        self, console: Console, evaluation: Evaluation, units: Sequence[Unit], rows: Iterable[Row], tracker: Tracker
+    ):
+        self.evaluation, self.tracker = evaluation, tracker
+        self.done = 0.0
+        self.part: dict[Unit, float] = {}
+        self.verdicts: list[tuple[bool, bool]] = []  # single, vote
+        self.count(rows)
+        self.bar = Bar(console, sum(sum(self.cost(unit)) for unit in units))
+
+    def __enter__(self) -> "Display":
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.__exit__()
 
     def __call__(self, event: Event) -> None:
         attack, score = self.cost(event.unit)
@@ -89,24 +120,12 @@ class Display:
         return 100 * sum(s for s, _ in self.verdicts) / n, 100 * sum(v for _, v in self.verdicts) / n
 
     def show(self, event: Event) -> None:
-        worked = self.done + sum(self.part.values())
-        elapsed = time.monotonic() - self.began
-        left = elapsed * (self.total - worked) / worked if worked else None
-        to_go = "time to go not known yet" if left is None else f"{clock(left)} to go"
-        if not self.announced and left is not None and elapsed > 20:
-            self.announced = True
-            if left > 3600:
-                self.console.print(f"estimate: {to_go}")
         seeds, ids = list(self.evaluation.seeds), event.unit.ids
         line = f"seed {event.unit.seed} ({seeds.index(event.unit.seed) + 1}/{len(seeds)}), {event.unit.arm}"
         line += f", {len(ids)} images from id {ids[0]}, iteration {event.step}/{event.steps}"
         if self.verdicts:
             line += f", robust so far {self.robust()[0]:.1f} % of {len(self.verdicts)}"
-        if self.bar and self.task is not None:
-            self.bar.update(self.task, completed=worked, description=line)
-        elif time.monotonic() - self.said > 10:
-            self.said = time.monotonic()
-            self.console.print(f"{100 * worked / self.total:3.0f} %, {to_go}: {line}")
+        self.bar(self.done + sum(self.part.values()), line)
 
 
 class Downloads:

@@ -157,8 +157,24 @@ def warnings(summary: dict) -> list[str]:
         and summary[robust][rule]["value"] >= summary[null][rule]["value"]
     ):
         said.append(f"the attack does not beat random noise of the same size ({rule})")
-    said.append(f"vote ties: {summary['ties']}, settled by {config['protocol']['ties']}; unaudited")
-    return said
+    said.append(
+        f"vote ties: {summary['ties']}, settled by {config['protocol']['ties']}; {audit_word(summary['audited'])}"
+    )
+    return [*audit_lines(summary["audited"]), *said]
+
+
+def audit_word(audited: dict | None) -> str:
+    """How a run was audited, in a few words; `audited` as in its summary."""
+    if not audited:
+        return "unaudited"
+    return f"audited: {audited['checks']} checks, {audited['FAIL']} FAIL, {audited['WARN']} WARN"
+
+
+def audit_lines(audited: dict | None) -> list[str]:
+    """What an audit holds against a run, the gravest first."""
+    found = [f for verdict in ("FAIL", "WARN") for f in (audited or {}).get("findings", []) if f["verdict"] == verdict]
+    words = {"FAIL": "AUDIT FAILED, do not trust this row", "WARN": "audit warns"}
+    return [f"{words[f['verdict']]}: {f['check']}: {f['value']} (need {f['threshold']})" for f in found]
 
 
 def sweep_table(runs: Sequence[dict], title: str) -> Table:

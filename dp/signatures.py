@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from types import NoneType, UnionType
 from typing import Any, get_args
 
+from dp.metrics import RULES
+
 OTHERS = ("surrogate", "adjoint", "mask_soft", "mask_straight_through")  # what other views of a purifier change
 NOT_PASSED = (*OTHERS, "published", "name")  # keys of a yaml that run.py reads itself
 STARRED = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
@@ -54,6 +56,23 @@ def _check_type(where: str, value: Any, annotation: Any) -> None:
     right = any(isinstance(value, SIMPLE[w]) and (not isinstance(value, bool) or w is bool) for w in wanted)
     if not right:
         raise ValueError(f"need {where} of type {' or '.join(w.__name__ for w in wanted)}, got {value!r}")
+
+
+def check_protocol(protocol: dict, window: int) -> None:
+    """Raises ValueError where a protocol's own keys are not what they should be."""
+    keys = ("seeds", "votes", "ties", "report", "grad", "attack", "known_draws", "judge")
+    gone = [key for key in keys if key not in protocol]
+    if gone:
+        raise ValueError(f"need protocol.{gone[0]}, got a protocol without it")
+    if protocol["judge"] is not None and not isinstance(protocol["judge"], dict):
+        raise ValueError(f"need protocol.judge as null or a mapping, got {protocol['judge']}")
+    if not isinstance(window, int) or isinstance(window, bool):
+        raise ValueError(f"need window as a whole number, got window={window}")
+    rules, known = protocol["report"], protocol["known_draws"]
+    if not isinstance(rules, list) or not rules or set(rules) - set(RULES):
+        raise ValueError(f"need protocol.report as a list of {', '.join(RULES)}, got {rules}")
+    if not isinstance(known, bool):
+        raise ValueError(f"need protocol.known_draws true or false, got {known}")
 
 
 def near_matches(word: str, known: Iterable[str]) -> str:

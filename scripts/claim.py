@@ -142,7 +142,7 @@ def line(defence: Defence, protocol: str, given: tuple[str, ...], summary: dict)
         "undefended": summary["undefended"][rule]["value"],
         "nfe": summary["nfe"],
     }
-    found |= {"attack_nfe": summary["attack_nfe"], "seconds": summary["seconds"], "audit": report.audit_line(summary)}
+    found |= {"attack_nfe": summary["attack_nfe"], "seconds": summary["seconds"], "audit": report.audit_word(summary["audited"])}
     return found | {"command": "python run.py " + " ".join(given)}
 
 

@@ -57,7 +57,7 @@ def main() -> int:
     lines = []
     for name, (summary, right) in found.items():
         average, worst = summary["robust"]["average"], summary["robust"]["worst"]
-        low, high = report.interval(average)
+        low, high = average["wilson95"]
         first = [float(mine > 0.5) for mine in right], [float(mine > 0.5) for mine in found[union][1]]
         p = f"{mcnemar(np.array(first[1]), np.array(first[0])):.2g}"
         row = [name, f"{average['value']:.1f}", f"{low:.1f} - {high:.1f}", f"{worst['value']:.1f}"]

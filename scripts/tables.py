@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dp.report import clock, published_rows, rule_name
+from dp.report import audit_word, clock, published_rows, rule_name
 
 ROOT = Path(__file__).parents[1]
 MEASURED, TABLES = ROOT / "results" / "measured", ROOT / "results" / "tables"
@@ -51,7 +51,12 @@ def measured() -> pd.DataFrame:
                     line[f"{name} seed_std"] = figure["seed_std"]
             rows = published_rows(config, config["purifier"].get("published"))
             line["published"] = "; ".join(f"{r['standard']}/{r['robust'] or '-'} {r['flag']}".strip() for r in rows)
-            line |= {"NFE": s["nfe"], "time": clock(s["seconds"]), "audited": s["audited"], "key": path.parent.name}
+            line |= {
+                "NFE": s["nfe"],
+                "time": clock(s["seconds"]),
+                "audited": audit_word(s["audited"]),
+                "key": path.parent.name,
+            }
             lines.append(line)
     frame = pd.DataFrame(lines)
     order = ["dataset", "threat", "attack", "purifier", "images", "settings", "protocol", "rule"]

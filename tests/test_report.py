@@ -55,6 +55,7 @@ def summary(robust=59.38, null=90.0, differences=(), departures=(), weaknesses=(
         "null": figures(null),
         "per_seed": {"5": {}, "6": {}, "7": {}},
         "ties": 3,
+        "audited": None,
         "nfe": 195,
     }
 

@@ -63,7 +63,7 @@ def test_row_summary_and_second_start(tiny, monkeypatch, capsys):
         assert summary[name]["single"]["n"] == 4
         assert (summary[name]["single"]["draws"], summary[name]["vote"]["draws"]) == (1, 3)
         assert set(summary[name]["vote"]) == {"value", "seed_std", "wilson95", "n", "draws"}
-    assert summary["audited"] is False
+    assert summary["audited"] is None
     assert summary["nfe"] == summary["attack_nfe"] == 8
     assert set(summary) >= {"per_seed", "seconds", "config", "versions", "commit", "gradient", "code"}
     assert summary["config"]["attack"]["iterations"] == 2

@@ -1,0 +1,73 @@
+"""The whole audit: all checks one after another, what a summary keeps of them, and when a job is long enough to be
+audited before it starts.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from dp.audit import VERDICTS, Finding, Subject
+from dp.evaluate import Evaluation
+from dp.record import write_atomic
+
+Check = Callable[[Subject], Finding]
+LONG = 500_000  # network evaluations of a job's attack: the quick budget on digits asks for 69 thousand, the full one,
+# about seven minutes on two cores, for 1.1 million
+QUICK_IMAGES = 8  # of the small audit before a long job
+FILE = "audit.json"
+
+
+def checks(quick: bool) -> tuple[Check, ...]:
+    """All checks, or those of the small audit, in the order of evaluation.md section 3."""
+    return ()
+
+
+def audit(subject: Subject, on_check: Callable[[int, int, str], None] = lambda k, n, name: None) -> Iterator[Finding]:
+    """What the checks find, one after another; `on_check(done, all, name)` before each. A check that stops with an
+    error, such as a gradient that is NaN, has failed.
+    """
+    todo = checks(subject.quick)
+    for k, check in enumerate(todo):
+        began, name = time.perf_counter(), check.__name__.replace("_", " ")
+        on_check(k, len(todo), name)
+        try:
+            yield check(subject)
+        except ValueError as error:
+            yield Finding(name, f"stopped: {error}", "no error", "FAIL", "-", time.perf_counter() - began)
+
+
+def entry(findings: Sequence[Finding], quick: bool) -> dict:
+    """What a summary keeps: how many checks had which verdict, and those that did not pass."""
+    counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in VERDICTS}
+    told = [{k: v for k, v in f._asdict().items() if k != "curve"} for f in findings if f.verdict != "PASS"]
+    seconds = round(sum(f.seconds for f in findings), 1)
+    return {"quick": quick, "checks": len(findings), **counts, "seconds": seconds, "findings": told}
+
+
+def network_evaluations(evaluation: Evaluation, nfe: int) -> int:
+    """Forward passes that the attack of all images under all seeds takes, at `nfe` of the denoiser a draw and one of
+    the classifier: its draws at every point; passes backward and what chooses the points are not counted.
+    """
+    attack = evaluation.arms["defended"].attack
+    points = getattr(attack, "candidates", attack.steps) if attack.steps else 0
+    return len(evaluation.subset.ids) * len(evaluation.seeds) * points * attack.eot * (nfe + 1)
+
+
+def due(wanted: bool | str, evaluation: Evaluation, nfe: int) -> bool:
+    """Whether the job is audited before it starts: as told, or `auto`: if it is `LONG`."""
+    if wanted not in ("auto", True, False):
+        raise ValueError(f"need audit auto, true or false, got audit={wanted}")
+    return network_evaluations(evaluation, nfe) > LONG if wanted == "auto" else bool(wanted)
+
+
+def write(path: Path, code: str, findings: Sequence[Finding], quick: bool, **more: object) -> None:
+    """The whole file or nothing; `more`: other keys of it."""
+    kept = {"code": code, **more, "entry": entry(findings, quick), "findings": [f._asdict() for f in findings]}
+    write_atomic(path, (json.dumps(kept, indent=1) + "\n").encode())
+
+
+def read(path: Path, code: str) -> dict | None:
+    """The summary's entry of an audit that this code has written there, or None."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    return kept["entry"] if kept.get("code") == code else None

@@ -1,0 +1,167 @@
+"""Saved attacked images scored again: own draws exactly, fresh ones within chance, other defences."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, composed
+from safetensors.torch import load_file, save_file
+from scipy import stats
+
+import run
+from dp import rescore
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import rescore as script  # the script; dp.rescore keeps its name
+
+NOISY = [*TINY, "purifier=diffpure", "purifier.t=0.6", "purifier.steps=2", "protocol.images=6", "workers=1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A finished run of a defence whose draws disagree: six images in lanes of four, two seeds, three draws."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs") / "digits-diffpure"
+    assert run.judge(composed(*NOISY), "key", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    return run.build(composed(*NOISY))
+
+
+def cli(monkeypatch, capsys, *given) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["rescore.py", *map(str, given)])
+    code = script.main()
+    return code, *capsys.readouterr()
+
+
+def test_own_draws_give_the_same_rows(folder, evaluation):
+    kept = rescore.saved(folder)
+    assert [(k.arm, k.seed, len(k.rows)) for k in kept] == [
+        (arm, seed, 6) for arm in ("defended", "null", "undefended") for seed in (5, 6)
+    ]
+    for k in kept:
+        model = evaluation.arms[k.arm].scored
+        rows = rescore.score(model, evaluation, k, rescore.STAGES[k.arm])
+        assert [{**row, "ties": 0} for row in rows] == [{**row, "ties": 0} for row in k.rows]
+        assert rescore.unequal(k.rows, rows) == 0
+
+
+def test_fresh_draws_are_other_draws_of_the_same_defence(folder, evaluation):
+    """With 40 draws of an image against 40 others: classes differ, accuracies by no more than chance (scipy)."""
+    many = dataclasses.replace(evaluation, votes=40)
+    (k,) = [k for k in rescore.saved(folder) if (k.arm, k.seed) == ("defended", 5)]
+    own, fresh = (rescore.score(evaluation.arms["defended"].scored, many, k, s) for s in ("adv", rescore.FRESH))
+    assert [row["adv"][:3] for row in own] == [row["adv"] for row in k.rows]
+    assert rescore.unequal(own, fresh) == 6
+    for a, b in zip(own, fresh, strict=True):
+        right = [sum(c == a["label"] for c in row["adv"]) for row in (a, b)]
+        assert stats.fisher_exact([right, [40 - n for n in right]]).pvalue > 1e-3
+    apart = rescore.difference(own, fresh)
+    assert apart.agree
+    assert apart.std > 0
+
+
+def rows(right: np.ndarray) -> list[dict]:
+    return [{"label": 1, "adv": [int(c) for c in image]} for image in right]
+
+
+def test_the_spread_of_a_difference_is_the_simulated_one():
+    rng = np.random.default_rng(0)
+    q = rng.random((30, 1))
+    found = [rescore.difference(*(rows(rng.random((30, 4)) < q) for _ in range(2))) for _ in range(400)]
+    assert np.std([d.value for d in found]) == pytest.approx(np.sqrt(np.mean([d.std**2 for d in found])), rel=0.1)
+    assert sum(d.agree for d in found) >= 394
+    shifted = [rescore.difference(rows(rng.random((30, 4)) < q), rows(rng.random((30, 4)) < q / 2)) for _ in range(20)]
+    assert sum(d.agree for d in shifted) <= 5
+
+
+def test_a_difference_of_single_draws_is_mcnemars():
+    before = np.array([[1]] * 9 + [[0]] * 3 + [[1]] * 20, dtype=bool)
+    after = np.array([[0]] * 9 + [[1]] * 3 + [[1]] * 20, dtype=bool)
+    apart = rescore.difference(rows(before), rows(after))
+    assert apart.value == pytest.approx(100 * 6 / 32)
+    assert (apart.value / apart.std) ** 2 == pytest.approx((9 - 3) ** 2 / (9 + 3))
+
+
+def test_eight_bits_are_whole_steps_of_255(folder):
+    k = rescore.saved(folder)[0]
+    steps = 255 * rescore.eight_bits(k).x_adv
+    assert torch.allclose(steps, steps.round(), atol=1e-4)
+    assert 0 < float((rescore.eight_bits(k).x_adv - k.x_adv).abs().max()) <= 0.5 / 255 + 1e-7
+
+
+def test_command_agrees_with_the_run(folder, monkeypatch, capsys):
+    code, out, _ = cli(monkeypatch, capsys, folder, "--own")
+    assert code == 0
+    assert out.count("agrees") == 3
+    code, out, _ = cli(monkeypatch, capsys, folder, "--bits", "8")
+    assert code == 0
+    assert out.count("agrees") == 3
+    assert out.count("in 8 bits") == 3
+
+
+def test_command_finds_images_that_are_not_the_runs(folder, monkeypatch, capsys, tmp_path):
+    """The null control's and the undefended images are replaced by grey ones."""
+    spoiled = tmp_path / "spoiled"
+    shutil.copytree(folder, spoiled)
+    for path in spoiled.glob("part-*"):
+        part, (arm, seed) = load_file(path), (rescore.record.read_part(path)[key] for key in ("arm", "seed"))
+        if arm != "defended":
+            save_file({**part, "x_adv": torch.full_like(part["x_adv"], 0.5)}, path, {"arm": arm, "seed": str(seed)})
+    code, out, _ = cli(monkeypatch, capsys, spoiled, "--own")
+    assert code == 1
+    lines = {line.split()[0]: line for line in out.splitlines() if line.strip().startswith(("def", "null", "undef"))}
+    assert "agrees" in lines["defended"]
+    assert "DIFFERS" in lines["null"]
+
+
+def test_another_defence_is_a_column(folder, evaluation, monkeypatch, capsys):
+    """No purification: the classifier's own word on the saved images, in closed form."""
+    defended = [k for k in rescore.saved(folder) if k.arm == "defended"]
+    labels = torch.tensor([row["label"] for k in defended for row in k.rows])
+    with torch.no_grad():
+        classes = evaluation.arms["undefended"].scored.classifier(torch.cat([k.x_adv for k in defended])).argmax(dim=1)
+    share = 100 * float((classes == labels).float().mean())
+    code, out, _ = cli(monkeypatch, capsys, folder, "purifier=none")
+    assert code == 0
+    assert "purifier=none" in out
+    (line,) = [line for line in out.splitlines() if "diffpure, pgd_eot (" in line and "[" in line]
+    assert f"{share:.1f} [" in line.split("]", 1)[1]
+    code, out, _ = cli(monkeypatch, capsys, folder, "--against", folder, "purifier.t=0.1")
+    assert code == 0
+    assert out.count("purifier.t=0.1") == 1
+
+
+def test_what_cannot_be_scored_again_is_said_in_one_line(folder, monkeypatch, capsys, tmp_path):
+    unfinished, bare = tmp_path / "unfinished", tmp_path / "bare"
+    shutil.copytree(folder, unfinished)
+    (unfinished / "summary.json").unlink()
+    bare.mkdir()
+    (bare / "summary.json").write_text((folder / "summary.json").read_text())
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["config"]["dataset"]["name"] = "cifar10"
+    (other / "summary.json").write_text(json.dumps(summary))
+    for given, said in (
+        ([unfinished], "need a finished run with summary.json"),
+        ([bare], "need part-*.safetensors with the attacked images"),
+        ([tmp_path / "nowhere"], "need the folder of a run"),
+        ([folder, "purifier.tt=0.2"], "unknown key purifier.tt (did you mean t?)"),
+        ([folder, "purifier=difpure"], "unknown option purifier=difpure"),
+        ([folder, "attack=none"], "need overrides of classifier, denoiser, purifier and their keys, got attack"),
+        ([folder, "--own", "purifier=none"], "need --own and --bits without other defences"),
+        ([folder, "--against", other], "need runs on one dataset, got cifar10, digits"),
+    ):
+        code, _, err = cli(monkeypatch, capsys, *given)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert err.startswith("error: ")
+        assert said in err
