@@ -7,9 +7,10 @@ from hydra.utils import instantiate
 from test_attacks import Linear, assert_feasible, linear, run_attack
 
 import run
-from dp.attacks import strongest, where
+from dp.attacks import strongest
 from dp.attacks.apgd import APGD, gaps
 from dp.attacks.objectives import cross_entropy, dlr, margin, targeted_dlr, with_margin
+from dp.attacks.state import where
 from dp.classifiers import Classifier
 from dp.defense import Defended
 from dp.purifiers import none

@@ -10,10 +10,10 @@ from hydra.utils import instantiate
 from test_apgd import Net, jitter, seeded
 from test_attacks import assert_feasible, linear, run_attack
 
-from dp.attacks import where
 from dp.attacks.apgd import APGD
 from dp.attacks.diffhammer import DiffHammer, shared_weakness
 from dp.attacks.objectives import cross_entropy, margin
+from dp.attacks.state import where
 from dp.classifiers import Classifier
 from dp.defense import Defended
 from dp.purifiers import none

@@ -11,13 +11,14 @@ from test_apgd import Net, jitter, seeded
 from test_attacks import assert_feasible, run_attack
 
 import run
-from dp.attacks import is_batch_bound, where
+from dp.attacks import is_batch_bound
 from dp.attacks.apgd import APGD
 from dp.attacks.autoattack import Upstream, _Forward, autoattack
 from dp.attacks.none import NoAttack
 from dp.attacks.objectives import margin
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.square import Square
+from dp.attacks.state import where
 from dp.attacks.union import Union
 from dp.classifiers import Classifier
 from dp.defense import Defended

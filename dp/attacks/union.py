@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks import Attack, Model, boundaries, is_batch_bound, newest, strongest, where
+from dp.attacks import Attack, Model, boundaries, is_batch_bound, newest, strongest
+from dp.attacks.state import where
 from dp.rng import Streams
 from dp.threat import ThreatModel
 
