@@ -34,6 +34,11 @@ class Union:
             raise ValueError(
                 f"need attacks, confirm >= 1, select best, got {self.attacks}, {self.confirm}, {self.select!r}"
             )
+        none = [name for name, attack in self.attacks.items() if not hasattr(attack, "step")]
+        if none:
+            raise ValueError(
+                f"need every part of the union as an attack, got attack.attacks.{none[0]}={self.attacks[none[0]]!r}"
+            )
         idle = [type(attack).__name__ for attack in self.attacks.values() if attack.steps < 1]
         if idle:
             raise ValueError(f"need attacks of at least one step, got {', '.join(idle)}")
