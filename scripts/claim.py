@@ -142,7 +142,8 @@ def line(defence: Defence, protocol: str, given: tuple[str, ...], summary: dict)
         "undefended": summary["undefended"][rule]["value"],
         "nfe": summary["nfe"],
     }
-    found |= {"attack_nfe": summary["attack_nfe"], "seconds": summary["seconds"], "audit": report.audit_word(summary["audited"])}
+    found |= {"attack_nfe": summary["attack_nfe"], "seconds": summary["seconds"]}
+    found |= {"audit": report.audit_word(summary["audited"])}
     return found | {"command": "python run.py " + " ".join(given)}
 
 

@@ -21,7 +21,6 @@ from cells import finished, markdown
 from claim import scores
 
 import run
-from dp import report
 from dp.intervals import mcnemar, paired
 
 ROOT = Path(__file__).parents[1]
