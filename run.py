@@ -226,6 +226,7 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
         "gradient": gradient_of(config, evaluation),
         "differences": differences_of(config, evaluation),
         "departures": weakened,
+        "scaled": scaled(config),
         "weaknesses": weaknesses_of(config, evaluation),
         "batch_bound": is_batch_bound(evaluation.arms["defended"].attack),
         "audited": audit.read(folder / audit.FILE, code),
@@ -311,14 +312,14 @@ def weaknesses_of(config: dict, evaluation: Evaluation) -> list[str]:
 
 
 def departures(config: dict) -> list[str]:
-    """Where a named protocol is not run as it is defined: what differs from the same command with groups alone."""
+    """Where a named protocol is not run as it is defined: what differs from the same command with groups alone, but for
+    what is scaled to digits anyway.
+    """
     choices = config["choices"]
     if choices["protocol"] == "default":
         return []
-    groups = [
-        f"{g}={choices[g]}" for g in ("dataset", "classifier", "denoiser", "purifier", "threat_model", "protocol")
-    ]
-    plain = composed(*groups)
+    groups = ("dataset", "classifier", "denoiser", "purifier", "threat_model", "protocol")
+    plain = composed(*(f"{g}={choices[g]}" for g in groups))
     if choices["attack"] != plain["choices"]["attack"]:
         own = choices["attack"] == "strict_mask" and plain["choices"]["attack"] == "strict"  # it adds to the union
         changed = [] if own else [f"attack {choices['attack']} instead of {plain['choices']['attack']}"]
@@ -326,7 +327,26 @@ def departures(config: dict) -> list[str]:
         changed = changes(config["attack"], plain["attack"], "attack")
     mine, theirs = (node["threat_model"]["grad"] for node in (config, plain))
     changed += [f"threat_model.grad {mine} instead of {theirs}"] if mine != theirs else []
-    return changed + changes(config["protocol"], plain["protocol"], "protocol")
+    changed += changes(config["protocol"], plain["protocol"], "protocol")
+    small = {line.split()[0] for line in scaled(plain)}
+    return [line for line in changed if line.split()[0] not in small]
+
+
+def scaled(config: dict) -> list[str]:
+    """What a named protocol has on digits in place of its own numbers: every value of the protocol, the attack and the
+    purifier that is another on CIFAR-10.
+    """
+    choices = config["choices"]
+    if choices["dataset"] != "digits" or choices["protocol"] == "default":
+        return []
+    groups = [f"{g}={choices[g]}" for g in ("purifier", "attack", "threat_model", "protocol")]
+    try:
+        own = composed("dataset=cifar10", *groups)
+    except OmegaConfBaseException:  # a purifier of digits alone
+        own = composed("dataset=cifar10", "purifier=none", *groups[1:])
+    nodes = ("protocol", "attack", *(("purifier",) if own["choices"]["purifier"] == choices["purifier"] else ()))
+    found = [line for node in nodes for line in changes(config[node], own[node], node)]
+    return found + changes(config["threat_model"]["eps"], own["threat_model"]["eps"], "threat_model.eps")
 
 
 def describe(config: dict, evaluation: Evaluation, key: str, workers: int) -> None:
@@ -342,6 +362,7 @@ def describe(config: dict, evaluation: Evaluation, key: str, workers: int) -> No
         f"{images} images x {len(evaluation.seeds)} seeds on {evaluation.device}, {workers} workers",
         *(f"attacked is not what is scored: {difference}" for difference in differences_of(config, evaluation)),
         *(f"protocol {choices['protocol']} is not run as it is defined: {what}" for what in departures(config)),
+        *([report.scaled_line(small)] if (small := scaled(config)) else []),
         *weaknesses_of(config, evaluation),
     ]
     if evaluation.known_draws:

@@ -139,12 +139,18 @@ def published_rows(config: dict, method: str | None, folder: Path = PUBLISHED) -
     return found
 
 
+def scaled_line(scaled: Sequence[str]) -> str:
+    """What a protocol has on digits in place of its own numbers."""
+    return f"scaled to digits, beside CIFAR-10's own: {'; '.join(scaled).replace(' instead of ', ' for ')}"
+
+
 def warnings(summary: dict) -> list[str]:
     """What weakens this evaluation, in words."""
     config, choices = summary["config"], summary["config"]["choices"]
     rule, robust, null = headline(summary)
     said = [f"attacked is not what is scored: {difference}" for difference in summary["differences"]]
     said += [f"protocol {choices['protocol']} is not run as it is defined: {what}" for what in summary["departures"]]
+    said += [scaled_line(summary["scaled"])] if summary["scaled"] else []
     said += summary["weaknesses"]
     if summary["batch_bound"]:
         said.append("rows depend on which images share a batch: order, shards and lanes may change them")

@@ -53,11 +53,20 @@ def test_the_command_line_wins_over_a_protocol_and_it_is_said():
     assert said == ["attack square instead of strict", "threat_model.grad surrogate instead of full"]
     config = composed("protocol=diffbreak_single", "protocol.judge.every=50", "protocol.votes=1", "attack.eot=2")
     assert run.departures(config) == [
-        "attack.eot 2 instead of 4",
         "protocol.judge.every 50 instead of 1",
         "protocol.votes 1 instead of 10",
     ]
+    assert "attack.eot 2 instead of 20" in run.scaled(config)  # digits have a smaller one anyway
     assert run.departures(composed("protocol=strict", "attack=strict_mask")) == []
+
+
+def test_what_digits_scale_stands_beside_the_protocols_own():
+    given = ("+experiment=digits/scaled", "protocol=official", "purifier=hetero_official")
+    said = run.scaled(composed(*given))
+    assert {"protocol.images 128 instead of 512", "attack.iterations 10 instead of 200"} <= set(said)
+    assert {"purifier.n 100 instead of 500", "threat_model.eps 32/255 instead of 8/255"} <= set(said)
+    assert run.departures(composed(*given)) == ["protocol.seeds [2024, 2025, 2026] instead of [2024]"]
+    assert run.scaled(composed("dataset=cifar10", *given[1:])) == []
 
 
 def small(*overrides: str) -> dict:

@@ -48,6 +48,7 @@ def summary(robust=59.38, null=90.0, differences=(), departures=(), weaknesses=(
         "config": config(**kwargs),
         "differences": list(differences),
         "departures": list(departures),
+        "scaled": [],
         "weaknesses": list(weaknesses),
         "batch_bound": batch_bound,
         "standard": figures(93.16),

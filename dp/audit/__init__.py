@@ -4,7 +4,6 @@ of a Subject that returns a Finding and prints nothing.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from dp.datasets import Subset
 from dp.evaluate import Arm, Evaluation
@@ -12,7 +11,8 @@ from dp.evaluate import Arm, Evaluation
 VERDICTS = ("PASS", "WARN", "FAIL", "INFO")
 
 
-class Finding(NamedTuple):
+@dataclass(frozen=True)
+class Finding:
     """What one check found. PASS: as it should be; WARN: the number may be too high; FAIL: the number is wrong or the
     evaluation broken; INFO: there is nothing to hold it against.
     """
@@ -23,7 +23,9 @@ class Finding(NamedTuple):
     verdict: str
     count: str  # images, draws, iterations that went into it
     seconds: float
-    curve: Mapping[str, Sequence[float]] = {}  # what a picture of it is drawn from: `x` and a series per name
+    curve: Mapping[str, Sequence[float]] = field(
+        default_factory=dict
+    )  # what a picture of it is drawn from: `x` and a series per name
 
 
 @dataclass(frozen=True)

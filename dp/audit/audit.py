@@ -40,7 +40,7 @@ def audit(subject: Subject, on_check: Callable[[int, int, str], None] = lambda k
 def entry(findings: Sequence[Finding], quick: bool) -> dict:
     """What a summary keeps: how many checks had which verdict, and those that did not pass."""
     counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in VERDICTS}
-    told = [{k: v for k, v in f._asdict().items() if k != "curve"} for f in findings if f.verdict != "PASS"]
+    told = [{k: v for k, v in vars(f).items() if k != "curve"} for f in findings if f.verdict != "PASS"]
     seconds = round(sum(f.seconds for f in findings), 1)
     return {"quick": quick, "checks": len(findings), **counts, "seconds": seconds, "findings": told}
 
@@ -63,7 +63,7 @@ def due(wanted: bool | str, evaluation: Evaluation, nfe: int) -> bool:
 
 def write(path: Path, code: str, findings: Sequence[Finding], quick: bool, **more: object) -> None:
     """The whole file or nothing; `more`: other keys of it."""
-    kept = {"code": code, **more, "entry": entry(findings, quick), "findings": [f._asdict() for f in findings]}
+    kept = {"code": code, **more, "entry": entry(findings, quick), "findings": [vars(f) for f in findings]}
     write_atomic(path, (json.dumps(kept, indent=1) + "\n").encode())
 
 
