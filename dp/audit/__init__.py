@@ -4,6 +4,7 @@ of a Subject that returns a Finding and prints nothing.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from dp.datasets import Subset
 from dp.evaluate import Arm, Evaluation
@@ -23,9 +24,7 @@ class Finding:
     verdict: str
     count: str  # images, draws, iterations that went into it
     seconds: float
-    curve: Mapping[str, Sequence[float]] = field(
-        default_factory=dict
-    )  # what a picture of it is drawn from: `x` and a series per name
+    curve: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of a picture: `x` and a series per name
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,8 @@ class Subject:
 
     `images`: the few images that checks ask about, on the evaluation's device; `claims`: the gradient that the run says
     it takes (`exact`, or the names of approximate views, see `differences.gradients`); `declared`: the differences
-    between attacked and scored defence that its summary lists; `quick`: the small audit before a long job.
+    between attacked and scored defence that its summary lists; `quick`: the small audit before a long job; `memo`: what
+    one check found at length and another needs, by name.
     """
 
     evaluation: Evaluation
@@ -42,6 +42,7 @@ class Subject:
     claims: str
     declared: Sequence[str] = field(default_factory=list)
     quick: bool = False
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def arm(self) -> Arm:

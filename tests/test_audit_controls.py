@@ -1,0 +1,229 @@
+"""Controls and comparisons: a sound attack passes, planted faults are found by the check that is named for them."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import composed, small_budget
+
+import run
+from dp.attacks.apgd import APGD
+from dp.attacks.autoattack import autoattack
+from dp.attacks.null import Null
+from dp.attacks.pgd_eot import PGD
+from dp.attacks.through import Through
+from dp.attacks.union import Union
+from dp.audit import Subject, comparisons, controls
+from dp.audit.runs import above, changed, own, small
+from dp.evaluate import Group, Row, Unit
+from dp.threat import ThreatModel
+
+IMAGES = 8
+
+
+def subject(*overrides: str, quick: bool = True) -> Subject:
+    config = composed(f"protocol.images={IMAGES}", "protocol.votes=2", *overrides)
+    evaluation = run.build(config)
+    gradient, declared = run.gradient_of(config, evaluation), run.differences_of(config, evaluation)
+    return Subject(evaluation, evaluation.subset, gradient, declared, quick)
+
+
+def planted(sound: Subject, arm: str = "defended", **changes) -> Subject:
+    arms = {**sound.evaluation.arms, arm: sound.evaluation.arms[arm]._replace(**changes)}
+    return dataclasses.replace(sound, evaluation=dataclasses.replace(sound.evaluation, arms=arms))
+
+
+@pytest.fixture(scope="module")
+def bare() -> Subject:
+    """PGD on the bare classifier, which breaks it on every image."""
+    return subject("purifier=none", "threat_model.eps=64/255", "attack.iterations=5", "attack.eot=1")
+
+
+@pytest.fixture(scope="module")
+def defended() -> Subject:
+    return subject("purifier=diffpure", "purifier.steps=2", *small_budget("pgd_eot"))
+
+
+class State(NamedTuple):
+    x_adv: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Downhill:
+    """PGD that goes down the loss: a white box that cannot break anything."""
+
+    iterations: int = 3
+    eot: int = 1
+    select: str = "last"
+
+    @property
+    def steps(self) -> int:
+        return self.iterations
+
+    def says(self, through):
+        return "descends"
+
+    def start(self, model, x, y, threat, rng):
+        return State(threat.random_start(x, rng))
+
+    def step(self, model, state, x, y, threat, rng):
+        _, grad = model.loss_gradient(state.x_adv, y, rng.draw(0), self.eot)
+        return State(threat.project(threat.ascend(state.x_adv, -grad, threat.eps / 4), x))
+
+
+def test_null_control_of_a_sound_run(bare):
+    finding = controls.null(bare)
+    assert finding.verdict == "PASS"
+    assert "attacked 0 %" in finding.value
+
+
+def test_null_control_with_fewer_draws_or_candidates(defended):
+    need = defended.evaluation.arms["null"].attack
+    for attack, words in (
+        (Null(2, 1, "last", need.boundaries), "draws 1 instead of 2"),
+        (Null(1, 2, "last"), "1 inst"),
+    ):
+        finding = controls.null(planted(defended, "null", attack=attack))
+        assert finding.verdict == "FAIL"
+        assert words in finding.value
+
+
+def test_null_control_tells_an_attack_that_does_nothing(bare):
+    helpless = Downhill()
+    null = Null(helpless.steps, helpless.eot, helpless.select)
+    finding = controls.null(planted(planted(bare, attack=helpless), "null", attack=null))
+    assert finding.verdict == "WARN"
+
+
+def test_eps_sweep(bare):
+    whole = dataclasses.replace(bare, quick=False)
+    finding = controls.eps_sweep(whole)
+    assert finding.verdict == "PASS"
+    assert list(finding.curve["x"]) == pytest.approx([0, *(k / 255 for k in (2, 4, 8, 16, 32, 64)), 1])
+    accuracy = finding.curve["accuracy"]
+    assert accuracy[0] == 100
+    assert accuracy[-1] == 0
+
+
+def test_eps_sweep_names_a_broken_gradient_and_a_weak_budget(bare):
+    broken = controls.eps_sweep(planted(bare, attack=Downhill()))
+    assert broken.verdict == "FAIL"
+    assert "optimiser or gradient (exact) broken" in broken.value
+    short = controls.eps_sweep(planted(bare, attack=PGD(2, 1, step_size=0.01, random_start=False, select="last")))
+    assert short.verdict == "WARN"
+    assert "shorter than" in short.value
+
+
+def test_more_work_never_helps_the_defender(bare):
+    finding = controls.more_work(dataclasses.replace(bare, quick=False))
+    assert finding.verdict == "PASS"
+    assert "iterations x0.25" in finding.value
+    assert "restarts x1" in finding.value
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent(Downhill):
+    """Uphill with one iteration, downhill with more."""
+
+    iterations: int = 4
+
+    def step(self, model, state, x, y, threat, rng):
+        if self.iterations > 1:
+            return super().step(model, state, x, y, threat, rng)
+        x_adv = state.x_adv
+        for k in range(5):
+            _, grad = model.loss_gradient(x_adv, y, rng.draw(k), self.eot)
+            x_adv = threat.project(threat.ascend(x_adv, grad, threat.eps / 2), x)
+        return State(x_adv)
+
+
+def test_more_work_that_helps_the_defender_is_found(bare):
+    finding = controls.more_work(planted(bare, attack=Spent()))
+    assert finding.verdict == "FAIL", finding
+
+
+def test_known_draw(defended, bare):
+    assert controls.known_draw(bare).verdict == "INFO"  # draws no noise
+    finding = controls.known_draw(defended)
+    assert finding.verdict in ("PASS", "WARN")
+    assert finding.count == f"{IMAGES} images, 1 draw"
+
+
+def test_black_box_stronger_than_a_broken_white_box(bare):
+    assert comparisons.black_box(bare).verdict == "PASS"
+    broken = planted(bare, attack=Downhill())
+    broken.runs.update({key: bare.runs[key] for key in ("transfer", "square", "spsa")})  # they know no white box
+    finding = comparisons.black_box(broken)
+    assert finding.verdict == "FAIL"
+    assert "transfer 0 % (p 0.0078)" in finding.value  # two-sided, 8 of 8 images: 2 / 2^8
+
+
+def test_autoattack_weaker_than_its_parts(bare):
+    assert comparisons.autoattack_parts(bare).verdict == "PASS"
+
+    @dataclasses.dataclass(frozen=True)
+    class FirstOnly(Union):
+        """An ensemble that returns its first part's point."""
+
+        def step(self, model, state, x, y, threat, rng):
+            after = super().step(model, state, x, y, threat, rng)
+            return after._replace(x_adv=after.parts[0].x_adv)
+
+    weak = FirstOnly({"downhill": Downhill(), "pgd": PGD(5, 1, select="last")}, confirm=1)  # pyright: ignore[reportArgumentType]
+    finding = comparisons.autoattack_parts(planted(bare, attack=weak))
+    assert finding.verdict == "FAIL"
+    assert "part pgd 0 %" in finding.value
+
+
+def test_union_of_attacks_against_the_headline(bare):
+    assert comparisons.union(bare).verdict == "PASS"
+    finding = comparisons.union(planted(bare, attack=Downhill()))
+    assert finding.verdict == "FAIL"
+    assert finding.value.startswith("union 0 %")
+
+
+@pytest.mark.parametrize("check", [*controls.CHECKS, *comparisons.CHECKS])
+def test_no_attack_is_nothing_to_check(check):
+    finding = check(subject("purifier=none", "attack=none"))
+    assert finding.verdict == "INFO"
+    assert finding.value.startswith("does not apply")
+
+
+def group(right: np.ndarray) -> Group:
+    """Rows whose draws are right as told."""
+    rows = [Row(id=k, label=1, adv=[int(r)], adv_vote=int(r)) for k, r in enumerate(right)]  # pyright: ignore[reportCallIssue]
+    return Group(Unit("defended", 0, ()), rows, torch.empty(0), None, torch.empty(0), 0.0)
+
+
+def test_chance_alone_does_not_cry_wolf():
+    """Of pairs of attacks of the same strength at most 5 % are called broken, no more over 3 comparisons."""
+    rng = np.random.default_rng(0)
+    pairs = [(group(rng.random(8) < 0.5), group(rng.random(8) < 0.5)) for _ in range(60)]
+    found = [above(*pair)[0] for pair in pairs]
+    assert found.count("FAIL") <= 0.05 * len(pairs)
+    assert sum(above(*pair, comparisons=3)[0] == "FAIL" for pair in pairs) <= found.count("FAIL")
+    assert above(group(np.zeros(8)), group(np.ones(8)), comparisons=3)[0] == "FAIL"
+    assert above(group(np.ones(8)), group(np.zeros(8)))[0] == "PASS"
+
+
+def test_changed_reaches_every_part():
+    attack = Union({"a": Through(PGD(4, 2), "bpda"), "b": APGD(6, 3)})
+    twice = changed(attack, "iterations", lambda n: 2 * n)
+    assert [twice.attacks["a"].attack.iterations, twice.attacks["b"].iterations] == [8, 12]
+    assert attack.attacks["b"] == APGD(6, 3)
+    package = changed(autoattack("upstream", "rand", None, None), "eot", lambda n: n // 2)
+    assert package.eot == 10
+    assert changed(package, "iterations", lambda n: n // 4).candidates == 50
+
+
+def test_small_audit_has_a_small_budget():
+    quick = subject("attack.iterations=50", "attack.eot=20")
+    assert (small(quick).steps, small(quick).eot) == (5, 4)
+    assert small(dataclasses.replace(quick, quick=False)).steps == 50
+
+
+def test_own_run_is_made_once(bare):
+    assert own(bare) is own(bare)
+    assert isinstance(bare.evaluation.threat, ThreatModel)
