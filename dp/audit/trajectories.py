@@ -84,7 +84,8 @@ def flags(subject: Subject) -> Finding:
     broken, doubtful = [], []
     if bool((logits >= 0).all()) and bool(((logits.sum(dim=2) - 1).abs() < 1e-3).all()):
         broken.append("probabilities instead of logits")
-    if float((logits - logits[:1]).abs().max()) > RANDOM and attack.steps and attack.eot == 1:
+    random = float((logits - logits[:1]).abs().max()) > RANDOM and not subject.evaluation.known_draws
+    if random and attack.steps and attack.eot == 1:
         doubtful.append("random output, EOT 1")
     needed = {"dlr": 3, "targeted": 4}
     losses = {getattr(part.attack, "loss", "ce") for part in parts(subject)}
