@@ -154,7 +154,7 @@ def test_known_draw(defended, bare):
 def test_black_box_stronger_than_a_broken_white_box(bare):
     assert comparisons.black_box(bare).verdict == "PASS"
     broken = planted(bare, attack=Downhill())
-    broken.runs.update({key: bare.runs[key] for key in ("transfer", "square", "spsa")})  # they know no white box
+    broken.memo.update({key: bare.memo[key] for key in ("transfer", "square", "spsa")})  # they know no white box
     finding = comparisons.black_box(broken)
     assert finding.verdict == "FAIL"
     assert "transfer 0 % (p 0.0078)" in finding.value  # two-sided, 8 of 8 images: 2 / 2^8

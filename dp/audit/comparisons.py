@@ -48,7 +48,7 @@ def autoattack_parts(subject: Subject) -> Finding:
     rivals = {f"part {key}": part for key, part in _parts(subject, iterations, eot).items()}
     rivals["pgd_eot"] = PGD(iterations, eot, select="last")
     if isinstance(attack, PGD):
-        subject.runs.setdefault("pgd_eot", own(subject)[0])
+        subject.memo.setdefault("pgd_eot", own(subject)[0])
     found = {key: other(subject, key, part) for key, part in rivals.items()}
     return _table(subject, name, found, "the ensemble leaves no more than its parts and PGD+EOT", whole)
 
@@ -66,7 +66,7 @@ def union(subject: Subject) -> Finding:
     for key, part in _black_boxes(subject).items():
         if key == "transfer":
             other(subject, key, part)  # the cheapest, so that there is a rival even where checks 8 and 9 have not run
-    found = {key: g for key, g in subject.runs.items() if key in named or key.startswith("part ")}
+    found = {key: g for key, g in subject.memo.items() if key in named or key.startswith("part ")}
     finding = _table(subject, name, found, "no attack alone beats the run's")
     left = np.minimum.reduce([right(own(subject)[0]), *(right(g) for g in found.values())])
     return finding._replace(value=f"union {percent(left.mean())}; {finding.value}")

@@ -87,7 +87,7 @@ def own(subject: Subject) -> tuple[Group, Diary]:
     """The run's own attack (`small`) on the images under its first seed: in full, the attacked images and rows are
     those of the run, up to the rounding of another batch size.
     """
-    if "own" not in subject.runs:
+    if "own" not in subject.memo:
         diary, arm = Diary(), subject.arm
 
         def state(state: Any, x: Tensor, threat: ThreatModel) -> None:
@@ -104,26 +104,26 @@ def own(subject: Subject) -> tuple[Group, Diary]:
         scoring = -(-subject.evaluation.votes // scored.draws_per_call)  # calls of one scoring; the judge's come first
         diary.scored = set().union(*diary.calls[-scoring:])
         diary.asked |= set().union(*diary.calls[: -2 * scoring])
-        subject.runs["own"] = group, diary
-    return subject.runs["own"]
+        subject.memo["own"] = group, diary
+    return subject.memo["own"]
 
 
 def other(subject: Subject, name: str, attack: Attack | None = None, **changes: Any) -> Group:
     """Another `attack` (None: the run's) in the run's place, under `changes` of the evaluation; once for each name."""
-    if name not in subject.runs:
+    if name not in subject.memo:
         arm = subject.arm._replace(attack=attack or small(subject))
-        subject.runs[name] = _run(subject, arm, **changes)
-    return subject.runs[name]
+        subject.memo[name] = _run(subject, arm, **changes)
+    return subject.memo[name]
 
 
 def noise(subject: Subject) -> Group:
     """The run's null control on the images."""
-    if "null" not in subject.runs:
+    if "null" not in subject.memo:
         arm = subject.evaluation.arms["null"]
         if subject.quick:
             arm = arm._replace(attack=null_control(small(subject), subject.evaluation.judge))
-        subject.runs["null"] = _run(subject, arm, "null")
-    return subject.runs["null"]
+        subject.memo["null"] = _run(subject, arm, "null")
+    return subject.memo["null"]
 
 
 def _run(subject: Subject, arm: Arm, name: str = "defended", **changes: Any) -> Group:
