@@ -7,9 +7,15 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import composed, small_budget
+from test_apgd import jitter
 
 import run
+from dp.attacks.apgd import APGD
+from dp.attacks.diffhammer import DiffHammer
+from dp.attacks.pgd_eot import PGD
+from dp.classifiers import Classifier
 from dp.datasets import Subset
+from dp.defense import Defended
 from dp.evaluate import Evaluation
 from dp.judge import Judge
 from dp.lanes import Lanes
@@ -89,6 +95,38 @@ def test_fates_do_not_depend_on_lanes_or_order(lanes, every):
         for name in ("x_adv", "done", "looks", "lost_at", "seen", "worst"):
             mine, theirs = getattr(other[k], name), getattr(base[at], name)
             assert torch.equal(mine, theirs) if name == "x_adv" else mine == theirs, name
+
+
+class Colour(torch.nn.Module):
+    """Colour images through a convolution whose weights, as in runs, are channels_last."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.out = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Linear(8, 4)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, x):
+        return self.out(10 * torch.relu(self.conv(x)).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("attack", [PGD(4, 2), APGD(4, 2, confirm=2), DiffHammer(2, 2, ["cw"], confirm=2)])
+def test_colour_images_keep_their_bits_through_refills(attack):
+    """States of 3 channels keep one memory format from a batch to the next, or a sum would change its last bit."""
+    net = Colour()
+    model = Defended(jitter, None, Classifier(net), draws_per_call=2)
+    x = torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(memory_format=torch.channels_last)
+    net.out.bias.data -= net(x).detach().mean(dim=0)  # so that no class is every image's
+    subset = Subset(torch.arange(9), x, model.classifier(x).argmax(1))
+    streams = lambda stage, ids: Streams(ids, 0, stage)  # noqa: E731
+    threat, judge, found = ThreatModel("linf", 0.03), Judge(1, draws=2, rule="any"), []
+    for lanes in (9, 4):  # none enters late, and some do
+        parts = (attack, lambda ids: model, model, threat, streams, subset, lanes, judge)
+        found.append(Lanes(*parts).run(lambda done, steps: None))  # pyright: ignore[reportArgumentType]
+    assert 0 < sum(fate.lost_at is not None for fate in found[0]) < 9
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.x_adv, other.x_adv)
+        assert (one.worst, one.lost_at, one.done) == (other.worst, other.lost_at, other.done)
 
 
 def test_no_batch_mixes_the_parts_of_an_attack():
