@@ -112,7 +112,7 @@ class Colour(torch.nn.Module):
 
 @pytest.mark.parametrize("attack", [PGD(4, 2), APGD(4, 2, confirm=2), DiffHammer(2, 2, ["cw"], confirm=2)])
 def test_colour_images_keep_their_bits_through_refills(attack):
-    """States of 3 channels keep one memory format from a batch to the next, or a sum would change its last bit."""
+    """Images of 3 channels in channels_last, as in runs, end the same in one batch and where some enter late."""
     net = Colour()
     model = Defended(jitter, None, Classifier(net), draws_per_call=2)
     x = torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(memory_format=torch.channels_last)
@@ -156,7 +156,7 @@ def test_without_retiring_lost_images_are_attacked_on():
 
 @pytest.mark.parametrize("protocol", ["strict", "hill", "diffbreak_single"])
 def test_rows_are_equal_with_and_without_refill(protocol):
-    """The real attacks on digits: images of a unit in one window or batch by batch, and in another order."""
+    """The real attacks on digits: batch by batch, or in one window and backwards."""
     small = [
         f"protocol={protocol}",
         "protocol.images=6",
@@ -172,7 +172,7 @@ def test_rows_are_equal_with_and_without_refill(protocol):
     else:
         small += ["attack.iterations=3", "attack.eot=2", *(["protocol.judge.screen=2"] if protocol == "hill" else [])]
     rows = {}
-    for window, backwards in ((1, False), (3, False), (3, True)):
+    for window, backwards in ((1, False), (3, True)):
         evaluation = run.build(composed(*small, f"window={window}"))
         if backwards:
             subset = evaluation.subset.select(torch.arange(5, -1, -1))
@@ -183,7 +183,7 @@ def test_rows_are_equal_with_and_without_refill(protocol):
         rows[window, backwards] = sorted(
             itertools.chain.from_iterable(g.rows for g in groups), key=lambda r: (r["arm"], r["id"])
         )
-    assert rows[1, False] == rows[3, False] == rows[3, True]
+    assert rows[1, False] == rows[3, True]
     defended = [r for r in rows[1, False] if r["arm"] == "defended"]
     assert all(r["looks"] >= 1 and r["seen"] for r in defended)
     assert any(r["lost_at"] is not None for r in defended)  # some were retired
