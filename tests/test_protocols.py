@@ -9,6 +9,7 @@ from conftest import CONF, composed
 import run
 from dp import report
 from dp.attacks.bpda import BPDA
+from dp.attacks.null import Null
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.through import Through
 from dp.defense import KnownDraws
@@ -29,6 +30,8 @@ DEFINED = {
     "diffbreak_vote": (10, "vote", "lowest", "full", True),
     "dwbox": (1, "single", "softmax", "full", False),
     "strict": (20, "average", "softmax", "full", False),
+    "liu_fixed_aa": (20, "worst", "softmax", "full", False),
+    "null_control": (20, "average", "softmax", "full", False),
 }
 
 
@@ -153,6 +156,29 @@ def test_transfer_is_pgd_on_the_bare_classifier():
 def test_the_views_that_an_attack_differentiates(attack, grad, views):
     evaluation = run.build(small(f"attack={attack}", f"threat_model.grad={grad}"))
     assert gradients(evaluation.arms["defended"].attack, grad) == views
+
+
+@pytest.mark.parametrize("threat", ["linf", "stadv"])
+def test_noise_as_the_attack_is_the_null_control(threat):
+    """With the null arm's streams the attack ends at the very points of that arm; with its own, elsewhere."""
+    evaluation = run.build(
+        small("protocol=null_control", f"threat_model={threat}", "attack.steps=3", "attack.eot=2", "protocol.votes=2")
+    )
+    found = {unit.arm: evaluation.run(unit) for unit in evaluation.plan()}
+    attack, model, ids = evaluation.arms["defended"].attack, evaluation.arms["defended"].scored, evaluation.subset.ids
+    assert evaluation.arms["null"].attack == Null(3, 2, "best", ends=(3,))
+    x, y, rng = *evaluation.subset[1:], Streams(ids, 5, "null")
+    state = attack.start(model, x, y, evaluation.threat, rng.draw(0))
+    for i in range(attack.steps):
+        state = attack.step(model, state, x, y, evaluation.threat, rng.draw(1 + i))
+    torch.testing.assert_close(state.x_adv, found["null"].x_adv, rtol=0, atol=1e-6)  # pyright: ignore
+    assert not torch.equal(found["defended"].x_adv, found["null"].x_adv)
+
+
+def test_the_null_control_rejects():
+    for bad in ({"steps": 0}, {"eot": 0}, {"select": "first"}):
+        with pytest.raises(ValueError, match=r"^need "):
+            Null(**{"steps": 1, "eot": 1, "select": "best", **bad})
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The null control: random noise of the attack's size, selected as the attack selects (evaluation.md section 1)."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from dp.attacks import Model
 from dp.attacks.objectives import margin
 from dp.attacks.state import where
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat import OPTIONS, ThreatModel
 
 
 class State(NamedTuple):
@@ -30,6 +30,14 @@ class Null:
     eot: int
     select: str
     ends: tuple[int, ...] = ()
+    grad: ClassVar[str] = "values"
+    norms: ClassVar[tuple[str, ...]] = tuple(OPTIONS)
+
+    def __post_init__(self):
+        if min(self.steps, self.eot) < 1 or self.select not in ("last", "best"):
+            raise ValueError(
+                f"need steps, eot >= 1, select last or best, got {self.steps}, {self.eot}, {self.select!r}"
+            )
 
     @property
     def boundaries(self) -> tuple[int, ...]:
