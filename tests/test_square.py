@@ -61,13 +61,38 @@ def test_bumps(side):
         assert divmod(upper.argmax().item(), side) == (side // 2 // 2, side // 2)
 
 
-def test_corners_cover_every_place():
-    x = torch.zeros(3000, 1, 5, 6)
-    found = _corners(x, [2, 3, 5] * 1000, Streams(range(3000), 0, "a"))
-    assert {c for c, s in zip(found, [2, 3, 5] * 1000, strict=True) if s == 3} == {
-        (r, c) for r in range(3) for c in range(4)
-    }
-    assert {c for c, s in zip(found, [2, 3, 5] * 1000, strict=True) if s == 5} == {(0, 0), (0, 1)}
+@pytest.mark.parametrize(
+    ("reach_edges", "side", "rows", "columns"),
+    [(True, 3, 3, 4), (True, 5, 1, 2), (False, 3, 2, 3), (False, 4, 1, 2), (False, 5, 1, 1)],
+)
+def test_corners_cover_every_place(reach_edges, side, rows, columns):
+    """In 5 x 6 pixels h - s + 1 rows and w - s + 1 columns; in the released code h - s and w - s, at least one."""
+    found = _corners(torch.zeros(1000, 1, 5, 6), [side] * 1000, reach_edges, Streams(range(1000), 0, "a"))
+    assert set(found) == {(r, c) for r in range(rows) for c in range(columns)}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_only_reaching_the_edges_moves_the_last_row_and_column(norm):
+    """Without, they keep the start's noise (in l2 its shape: a move scales all of it). The loss rises with
+    every pixel, so that the start is wrong at about half of them.
+    """
+    x, y, threat = torch.full((8, 1, 10, 10), 0.5), torch.zeros(8, dtype=torch.long), ThreatModel(norm, 0.1)
+    model = linear(-torch.ones(1, 1, 10, 10))
+    rim = torch.ones(10, 10, dtype=torch.bool)
+    rim[:-1, :-1] = False
+
+    def moved(reach_edges):
+        attack, rng = Square(60, 1, rescale=True, reach_edges=reach_edges), Streams(range(8), 0, "attack")
+        start = state = attack.start(model, x, y, threat, rng.draw(0))
+        for i in range(attack.steps):
+            state = attack.step(model, state, x, y, threat, rng.draw(1 + i))
+        before, after = ((s.x_adv - x)[:, 0] for s in (start, state))
+        assert not torch.allclose(before[:, ~rim], after[:, ~rim], atol=1e-3)
+        before, after = (d[:, rim] / d[:, rim].norm(dim=1, keepdim=True) for d in (before, after))
+        return (before - after).norm(dim=1)
+
+    assert (moved(False) < 1e-4).all()
+    assert (moved(True) > 0.1).all()
 
 
 def test_l2_start_is_tiled():
@@ -126,4 +151,4 @@ def test_rejects(bad):
 
 
 def test_the_yaml_holds_the_papers_values():
-    assert instantiate(composed("dataset=cifar10", "attack=square")["attack"]) == Square(5000, 20, 0.8, False)
+    assert instantiate(composed("dataset=cifar10", "attack=square")["attack"]) == Square(5000, 20, 0.8, False, True)

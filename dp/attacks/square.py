@@ -33,13 +33,16 @@ class Square:
     the lucky draws that let it in would shut out all that follow.
 
     `p_init`: share of the image that the first squares cover. `rescale`: stretch the schedule of sizes, made for 10000
-    queries, to `iterations` (the paper's advice; AutoAttack does not).
+    queries, to `iterations` (the paper's advice; AutoAttack does not). `reach_edges`: windows lie anywhere they fit.
+    Differs: the released code draws corners below h - s, so that no window smaller than the image touches its last row
+    and column, which keep the noise of the start; with False so do ours.
     """
 
     iterations: int
     eot: int
     p_init: float = 0.8
     rescale: bool = False
+    reach_edges: bool = True
     select: str = "best"
     grad: ClassVar[str] = "values"  # it asks for no gradient
 
@@ -67,7 +70,7 @@ class Square:
     def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         sides = self._sides(state.i, x, threat.norm)
         propose = _square_linf if threat.norm == "linf" else _squares_l2
-        candidate = threat.project(propose(state.x_adv, x, sides, threat.eps, rng), x)
+        candidate = threat.project(propose(state.x_adv, x, sides, threat.eps, self.reach_edges, rng), x)
         value, incumbent = model.loss(candidate, y, rng.draw(0), self.eot, margin), state.margin
         if bool(state.noisy.any()):
             again = model.loss(state.x_adv, y, rng.draw(0), self.eot, margin)
@@ -86,9 +89,9 @@ class Square:
         return [min(side, height, width) for side in sides]
 
 
-def _square_linf(x_adv: Tensor, x: Tensor, sides: list[int], eps: float, rng: Streams) -> Tensor:
-    """A square anywhere in the image set to +-eps, one sign per channel."""
-    corners, signs = _corners(x, sides, rng), _signs(x[:, :, :1, :1], rng)
+def _square_linf(x_adv: Tensor, x: Tensor, sides: list[int], eps: float, reach_edges: bool, rng: Streams) -> Tensor:
+    """One square set to +-eps, one sign per channel."""
+    corners, signs = _corners(x, sides, reach_edges, rng), _signs(x[:, :, :1, :1], rng)
     candidate = x_adv.clone()
     for lane, (side, (top, left)) in enumerate(zip(sides, corners, strict=True)):
         window = (lane, slice(None), slice(top, top + side), slice(left, left + side))
@@ -96,9 +99,9 @@ def _square_linf(x_adv: Tensor, x: Tensor, sides: list[int], eps: float, rng: St
     return candidate
 
 
-def _squares_l2(x_adv: Tensor, x: Tensor, sides: list[int], eps: float, rng: Streams) -> Tensor:
+def _squares_l2(x_adv: Tensor, x: Tensor, sides: list[int], eps: float, reach_edges: bool, rng: Streams) -> Tensor:
     """Algorithm 3: the perturbation of one window moves to another one, shaped anew, with all the spare length."""
-    into, out_of = _corners(x, sides, rng), _corners(x, sides, rng)
+    into, out_of = _corners(x, sides, reach_edges, rng), _corners(x, sides, reach_edges, rng)
     signs, turns = _signs(x[:, :, :1, :1], rng), rng.uniform_like(x[:, :1, 0, 0])[:, 0].tolist()
     delta, channels = x_adv - x, x.shape[1]
     spare = (eps**2 - delta.square().sum(dim=(1, 2, 3))).clamp(min=0) / channels  # (B,) squared, per channel
@@ -155,11 +158,11 @@ def _hill(height: int, width: int) -> Tensor:
     return hill / _norm(hill, (0, 1))
 
 
-def _corners(x: Tensor, sides: list[int], rng: Streams) -> list[tuple[int, int]]:
-    """Upper left corners, uniform over all that fit. Differs: the authors' code never uses the last row and column."""
+def _corners(x: Tensor, sides: list[int], reach_edges: bool, rng: Streams) -> list[tuple[int, int]]:
+    """Upper left corners, uniform over all that fit, but for the last row and column of them unless `reach_edges`."""
     u = rng.uniform_like(torch.empty(len(x), 2, dtype=torch.float64)).tolist()
-    height, width = x.shape[2:]
-    return [(int(a * (height - side + 1)), int(b * (width - side + 1))) for (a, b), side in zip(u, sides, strict=True)]
+    height, width = (n + reach_edges for n in x.shape[2:])
+    return [(int(a * (height - side)), int(b * (width - side))) for (a, b), side in zip(u, sides, strict=True)]
 
 
 def _signs(like: Tensor, rng: Streams) -> Tensor:
