@@ -2,9 +2,10 @@
 of a Subject that returns a Finding and prints nothing.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dp.datasets import Subset
 from dp.evaluate import Arm, Evaluation
@@ -49,3 +50,8 @@ class Subject:
     @property
     def seed(self) -> int:
         return self.evaluation.seeds[0]
+
+    @functools.cached_property
+    def runs(self) -> dict[str, Any]:
+        """Attacks that checks have run on the images, by name, so that several checks can ask for the same."""
+        return {}

@@ -1,0 +1,148 @@
+"""Attacks held against each other on the same images: black boxes, the parts of an ensemble, the union of all
+(evaluation.md section 3, checks 8, 9, 11).
+"""
+
+import numpy as np
+
+from dp.attacks import Attack, norms
+from dp.attacks.apgd import APGD
+from dp.attacks.autoattack import Upstream, autoattack
+from dp.attacks.pgd_eot import PGD
+from dp.attacks.spsa import SPSA
+from dp.attacks.square import Square
+from dp.attacks.through import Through
+from dp.attacks.union import Union
+from dp.audit import Finding, Subject
+from dp.audit.runs import above, changed, other, own, percent, right, skipped, timed, verdicts, worst
+from dp.differences import gradients
+from dp.evaluate import Group
+from dp.threat import BALLS
+
+QUERIES, SAMPLES, BLIND = 200, 32, 20  # Square's squares, SPSA's pairs a step, transfer's steps
+ITERATIONS, EOT = 10, 4  # where the run's attack names none
+
+
+@timed
+def black_box(subject: Subject) -> Finding:
+    """Check 8: no attack without the defence's gradient leaves less than the run's, which has it."""
+    name, attack = "black box", subject.arm.attack
+    why = _no_ball(subject)
+    if why or "values" in gradients(attack, "full"):
+        return skipped(name, why or "the run's attack asks for values itself")
+    found = {key: other(subject, key, part) for key, part in _black_boxes(subject).items()}
+    return _table(subject, name, found, "the run's attack leaves no more than any")
+
+
+@timed
+def autoattack_parts(subject: Subject) -> Finding:
+    """Check 9: AutoAttack, the run's or ours under the run's budget, leaves no more than any of its parts, nor than
+    PGD+EOT.
+    """
+    name, attack = "AutoAttack", subject.arm.attack
+    why = _no_ball(subject)
+    if why:
+        return skipped(name, why)
+    iterations, eot = _budget(attack)
+    package = isinstance(attack, Union | Upstream)
+    whole = own(subject)[0] if package else other(subject, "autoattack", _autoattack(subject, iterations, eot))
+    rivals = {f"part {key}": part for key, part in _parts(subject, iterations, eot).items()}
+    rivals["pgd_eot"] = PGD(iterations, eot, select="last")
+    if isinstance(attack, PGD):
+        subject.runs.setdefault("pgd_eot", own(subject)[0])
+    found = {key: other(subject, key, part) for key, part in rivals.items()}
+    return _table(subject, name, found, "the ensemble leaves no more than its parts and PGD+EOT", whole)
+
+
+@timed
+def union(subject: Subject) -> Finding:
+    """Check 11: what is left by the strongest of all attacks run, image by image, and whether one of them alone leaves
+    less than the run's.
+    """
+    name = "union of attacks"
+    why = _no_ball(subject)
+    if why:
+        return skipped(name, why)
+    named = [*_black_boxes(subject), "autoattack", "pgd_eot"]
+    for key, part in _black_boxes(subject).items():
+        if key == "transfer":
+            other(subject, key, part)  # the cheapest, so that there is a rival even where checks 8 and 9 have not run
+    found = {key: g for key, g in subject.runs.items() if key in named or key.startswith("part ")}
+    finding = _table(subject, name, found, "no attack alone beats the run's")
+    left = np.minimum.reduce([right(own(subject)[0]), *(right(g) for g in found.values())])
+    return finding._replace(value=f"union {percent(left.mean())}; {finding.value}")
+
+
+def _table(subject: Subject, name: str, found: dict[str, Group], goal: str, first: Group | None = None) -> Finding:
+    """The accuracy that each leaves, with McNemar's p of the votes; WARN and FAIL as in `above`."""
+    mine = own(subject)[0] if first is None else first
+    tests = {key: above(group, mine, len(found)) for key, group in found.items()}
+    cells = [f"{key} {percent(right(found[key]).mean())} (p {p:.2g})" for key, (_, _, p) in tests.items()]
+    value = ", ".join([f"{'run' if first is None else 'ensemble'} {percent(right(mine).mean())}", *cells])
+    count = f"{len(mine.rows)} images, {subject.evaluation.votes} draws"
+    verdict = worst([verdict for verdict, _, _ in tests.values()])
+    curve = {"accuracy": [100 * float(right(g).mean()) for g in (mine, *found.values())]}
+    curve["vote"] = [100 * float(verdicts(g).mean()) for g in (mine, *found.values())]
+    curve["x"] = [float(k) for k in range(1 + len(found))]
+    return Finding(name, value, goal, verdict, count, 0.0, curve)
+
+
+def _no_ball(subject: Subject) -> str:
+    attack, norm = subject.arm.attack, subject.evaluation.threat.norm
+    if not attack.steps:
+        return "no attack"
+    if norm not in BALLS or norm not in norms(attack):
+        return f"no other attack moves images as this one under norm {norm}"
+    return ""
+
+
+def _budget(attack: object) -> tuple[int, int]:
+    """Iterations and draws of the run's attack or of the greatest of its parts."""
+    seen: dict[str, int] = {"iterations": 0, "eot": 0}
+
+    def note(key: str, value: int) -> int:
+        seen[key] = max(seen[key], value)
+        return value
+
+    for key in seen:
+        changed(attack, key, lambda value, key=key: note(key, value))
+    return seen["iterations"] or ITERATIONS, seen["eot"] or EOT
+
+
+def _black_boxes(subject: Subject) -> dict[str, Attack]:
+    """Square, SPSA and transfer from the bare classifier; steps that cross the ball."""
+    eot, eps = _budget(subject.arm.attack)[1], subject.evaluation.threat.eps
+    iterations = ITERATIONS if subject.quick else 2 * ITERATIONS
+    queries = QUERIES // 4 if subject.quick else QUERIES
+    size = 2.5 * eps / iterations
+    if subject.evaluation.threat.norm == "l2":  # Adam's steps are per pixel
+        size /= subject.images.x[0].numel() ** 0.5
+    return {
+        "transfer": Through(PGD(BLIND, 1, select="last"), "blind"),
+        "square": Square(queries, eot, rescale=True),
+        "spsa": SPSA(iterations, eot, SAMPLES // 4 if subject.quick else SAMPLES, step_size=size),
+    }
+
+
+def _targets(subject: Subject) -> int:
+    return min(9, own(subject)[0].adv.shape[2] - 1)
+
+
+def _autoattack(subject: Subject, iterations: int, eot: int) -> Attack:
+    if _targets(subject) < 3:  # its targeted loss needs four classes
+        return Union({"apgd_ce": APGD(iterations, eot)})
+    return autoattack("fixed", "rand", iterations, eot, targets=_targets(subject))
+
+
+def _parts(subject: Subject, iterations: int, eot: int) -> dict[str, Attack]:
+    """The parts of the run's ensemble, of the package's as we have them, or of ours."""
+    attack = subject.arm.attack
+    if isinstance(attack, Upstream):
+        losses = ("ce", "dlr") if attack.version == "rand" and _targets(subject) > 1 else ("ce",)
+        return {loss: APGD(iterations, eot, loss) for loss in losses}
+    whole = attack if isinstance(attack, Union) else _autoattack(subject, iterations, eot)
+    assert isinstance(whole, Union), "AutoAttack in its mode `fixed` is a union"
+    return dict(whole.attacks)
+
+
+CHECKS = (black_box, autoattack_parts, union)
+QUICK = ()

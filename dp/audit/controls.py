@@ -1,0 +1,155 @@
+"""Controls of an attack: noise in its place, other budgets, more work, known draws (evaluation.md section 3, checks 5,
+6, 7, 10).
+"""
+
+import dataclasses
+import itertools
+
+from dp.attacks import is_batch_bound
+from dp.audit import Finding, Subject
+from dp.audit.runs import above, changed, noise, other, own, percent, right, skipped, small, timed, worst
+from dp.differences import short_steps
+from dp.evaluate import Group, null_control
+from dp.intervals import paired, wilson
+
+LEVELS = (2, 4, 8, 16, 32, 64)  # of 255, in l-infinity
+FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the run's eps in other norms
+MORE = 4  # times the work
+
+
+@timed
+def null(subject: Subject) -> Finding:
+    """Check 5: clean images, noise under the attack's candidates and draws, and the attack, by one measure."""
+    e, name = subject.evaluation, "null control"
+    if not subject.arm.attack.steps:
+        return skipped(name, "no attack")
+    if "null" not in e.arms:
+        return Finding(name, "none", "a null control beside the attack", "WARN", "", 0.0)
+    control, due = e.arms["null"].attack, null_control(subject.arm.attack, e.judge)
+    counts = {"candidates": (control.steps, due.steps), "draws": (control.eot, due.eot)}
+    short = [f"{what} {have} instead of {need}" for what, (have, need) in counts.items() if have < need]
+    if control.select != due.select:
+        short.append(f"selects the {control.select} instead of the {due.select}")
+    if e.arms["null"].scored is not subject.arm.scored:
+        short.append("another defence is scored")
+    group, noisy = own(subject)[0], noise(subject)
+    clean, null, attacked = right(group, "clean").mean(), right(noisy).mean(), right(group).mean()
+    value = f"clean {percent(clean)}, noise {percent(null)}, attacked {percent(attacked)}"
+    weak = attacked >= null
+    if e.judge is not None and e.judge.in_loop:
+        lost = [sum(row["lost_at"] is not None for row in g.rows) for g in (noisy, group)]
+        value, weak = f"{value}; lost on the way: noise {lost[0]}, attacked {lost[1]}", lost[1] <= lost[0]
+    verdict = "FAIL" if short else "WARN" if weak else "PASS"
+    threshold = "attacked below noise, as many candidates and draws"
+    return Finding(name, "; ".join([value, *short]), threshold, verdict, _count(subject), 0.0)
+
+
+@timed
+def eps_sweep(subject: Subject) -> Finding:
+    """Check 6: accuracy over the budget. At eps = 1 the attacker may put another image in place of this one, so what is
+    left above chance is the attack's weakness: it fails if steps that can reach every point, four times as many of
+    them, do not help and the gradient is claimed exact; otherwise the budget is named.
+    """
+    name, threat, attack = "eps sweep", subject.evaluation.threat, small(subject)
+    if not attack.steps:
+        return skipped(name, "no attack")
+    whole = {"linf": 1.0, "l2": float(subject.images.x[0].numel()) ** 0.5}.get(threat.norm)
+    levels = [k / 255 for k in LEVELS] if threat.norm == "linf" else [threat.eps * factor for factor in FACTORS]
+    levels = [threat.eps] if subject.quick else sorted({*levels, threat.eps})
+    groups = [(eps, _at(subject, eps)) for eps in levels]
+    if whole is not None:
+        groups.append((whole, _at(subject, whole)))
+    curve = [right(own(subject)[0], "clean"), *(right(g) for _, g in groups)]
+    rises = [paired(a, b)[1] > 0 for a, b in itertools.pairwise(curve)]
+    verdict, notes = "WARN" if any(rises) else "PASS", ["accuracy rises with eps"] if any(rises) else []
+    if whole is not None:
+        unbounded, note = _unbounded(subject, groups[-1][1], whole)
+        verdict, notes = worst([verdict, unbounded]), [*notes, *note]
+    points = [0.0, *(eps for eps, _ in groups)]
+    shares = [float(c.mean()) for c in curve]
+    text = ", ".join(f"{eps:.3g}: {percent(share)}" for eps, share in zip(points, shares, strict=True))
+    series = {"x": points, "accuracy": [100 * share for share in shares]}
+    goal = "falling" + (", at most chance unbounded" if whole is not None else "")
+    return Finding(name, "; ".join([text, *notes]), goal, verdict, _count(subject), 0.0, series)
+
+
+def _at(subject: Subject, eps: float, times: int = 1) -> Group:
+    """The run's attack at another eps, with so many times its iterations."""
+    e = subject.evaluation
+    if eps == e.threat.eps and times == 1:
+        return own(subject)[0]
+    attack = changed(small(subject), "iterations", lambda n: times * n)
+    return other(subject, f"eps {eps:.6g} x{times}", attack, threat=dataclasses.replace(e.threat, eps=eps))
+
+
+def _unbounded(subject: Subject, group: Group, eps: float) -> tuple[str, list[str]]:
+    """The verdict on what is left where every image is allowed, and why."""
+    if not _over_chance(group):
+        return "PASS", []
+    short = short_steps(small(subject), dataclasses.replace(subject.evaluation.threat, eps=eps))
+    steps = f"{small(subject).steps} steps of {small(subject).eot} draws"
+    if short:
+        return "WARN", [f"above chance unbounded: {short[0]}"]
+    more = _at(subject, eps, MORE)
+    helped = f"{MORE} times its iterations leave {percent(right(more).mean())}"
+    if not _over_chance(more) or paired(right(more), right(group))[1] > 0:
+        return "WARN", [f"above chance unbounded: {steps} are a weak budget, {helped}"]
+    verdict = "FAIL" if subject.claims == "exact" else "WARN"
+    return verdict, [f"above chance unbounded and {helped}: optimiser or gradient ({subject.claims}) broken"]
+
+
+def _over_chance(group: Group) -> bool:
+    return wilson(float(right(group).mean()), len(group.rows))[0] > 1 / group.adv.shape[2]
+
+
+@timed
+def more_work(subject: Subject) -> Finding:
+    """Check 7: more iterations, draws or restarts never leave the defender more, beyond the interval."""
+    name, attack = "more work", small(subject)
+    times = {"iterations": (1 / MORE, 1, MORE), "eot": (1 / MORE, 1, MORE), "restarts": (1, MORE)}
+    if subject.quick:
+        times = {key: (1 / MORE, 1) for key in ("iterations", "eot")}
+    axes: dict[str, list[tuple[float, Group]]] = {}
+    for key, factors in times.items():
+        for factor in factors:
+            scaled = changed(attack, key, lambda n, factor=factor: max(1, round(factor * n)))
+            if factor == 1:
+                axes.setdefault(key, []).append((1, own(subject)[0]))
+            elif scaled != attack:
+                axes.setdefault(key, []).append((factor, other(subject, f"{key} x{factor:g}", scaled)))
+    axes = {key: points for key, points in axes.items() if len(points) > 1}
+    if not axes:
+        return skipped(name, "the attack has no iterations, draws or restarts to change")
+    steps = [(a, b) for points in axes.values() for (_, a), (_, b) in itertools.pairwise(points)]
+    verdict = worst([above(less, more, len(steps))[0] for less, more in steps])
+    texts = [
+        f"{key} " + ", ".join(f"x{factor:g} {percent(right(g).mean())}" for factor, g in points)
+        for key, points in axes.items()
+    ]
+    return Finding(name, "; ".join(texts), "no rise with more work", verdict, _count(subject), 0.0)
+
+
+@timed
+def known_draw(subject: Subject) -> Finding:
+    """Check 10: an attacker who knows the one draw that scores leaves clearly less than one who does not."""
+    name, attack, e = "known draw", small(subject), subject.evaluation
+    if not attack.steps or is_batch_bound(attack):
+        return skipped(name, "no attack" if not attack.steps else "a package does not say which image it asks about")
+    if not own(subject)[1].scored:
+        return skipped(name, "the defence draws no noise")
+    fresh = other(subject, "fresh draw", votes=1, known_draws=False) if e.known_draws else own(subject)[0]
+    known = other(subject, "known draw", votes=1, known_draws=True)
+    difference, low, _ = paired(right(known), right(fresh))
+    clear = low > 0 or not _over_chance(known)
+    value = f"known draw {percent(right(known).mean())}, fresh draws {percent(right(fresh).mean())}"
+    verdict, count = "PASS" if clear else "WARN", f"{len(known.rows)} images, 1 draw"
+    return Finding(name, f"{value}: {100 * difference:+.0f} points", "clearly below fresh draws", verdict, count, 0.0)
+
+
+def _count(subject: Subject) -> str:
+    e, attack = subject.evaluation, small(subject)
+    return f"{len(subject.images.ids)} images, {e.votes} draws, {attack.steps} steps of {attack.eot}"
+
+
+CHECKS = (null, eps_sweep, more_work, known_draw)
+QUICK = (null,)

@@ -1,0 +1,190 @@
+"""Randomness and decisions: each draw its own, none shared between attack and score, images normalised once
+(evaluation.md section 3, checks 17, 18).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dp.attacks import is_batch_bound
+from dp.audit import Finding, Subject
+from dp.audit.runs import LEVEL, changed, other, own, percent, timed, watched, worst
+from dp.classifiers import Classifier
+from dp.defense import Defended
+from dp.differences import gradients
+from dp.intervals import mcnemar, wilson
+from dp.rng import Streams
+
+GAP = 0.02  # of clean accuracy between the attacked and the scored defence
+TIES = 0.1  # share of votes that a count alone leaves tied
+CLOSE = 1e-3  # of what other noise changes, for the same image in another batch
+DRAWS = 3
+
+
+@timed
+def randomness(subject: Subject) -> Finding:
+    """Check 17: the same key gives the same bits, another key other noise, whatever the batch; the EOT copies of an
+    image differ; no noise that attacks or selects also scores.
+    """
+    faults, notes = _purification(subject)
+    more = [*_eot(subject), *_shared(subject)]
+    order = _order(subject)
+    verdict = worst(["PASS", *["FAIL" for _ in [*faults, *more]], *["WARN" for _ in [*notes, *order]]])
+    value = "; ".join([*faults, *more, *notes, *order]) or "each draw its own, whatever the batch"
+    count = f"{len(subject.images.ids)} images, {DRAWS} draws"
+    return Finding("randomness", value, "no mismatch", verdict, count, 0.0)
+
+
+def _purification(subject: Subject) -> tuple[list[str], list[str]]:
+    """Faults and doubts about the scored purification itself."""
+    ids, x, used = subject.images.ids.tolist(), subject.images.x, [False]
+
+    def see(x: Tensor, rng: Streams, x_hat: Tensor) -> None:
+        used[0] |= rng.used
+
+    scored = watched(subject.arm.scored, see)
+
+    def ask(index: list[int], seed: int = subject.seed) -> Tensor:
+        return scored.purified(x[index], Streams([ids[k] for k in index], seed, "audit-noise"), DRAWS)
+
+    every = list(range(len(ids)))
+    first, again = ask(every), ask(every)
+    faults, notes = ([] if torch.equal(first, again) else ["the same key gives other bits"]), []
+    if not used[0]:
+        return faults, notes
+    unlike = (first - ask(every, subject.seed + 1)).abs().flatten(2).mean(dim=2)  # (draws,B)
+    if bool((unlike == 0).any()):
+        faults.append("another key gives the same noise")
+    turned, alone = ask(every[::-1]).flip(1), ask(every[:1])
+    scale = float(unlike.mean())
+    moved = [float((a - b).abs().flatten(2).mean(dim=2).median()) for a, b in ((turned, first), (alone, first[:, :1]))]
+    for what, far in zip(("order", "batch"), moved, strict=True):
+        if far > CLOSE * scale:
+            faults.append(f"another {what} gives other results")
+    if not torch.equal(turned, first) and moved[0] <= CLOSE * scale:
+        notes.append("another order changes the last bit")
+    return faults, notes
+
+
+def _eot(subject: Subject) -> list[str]:
+    """Whether copies of one image in one gradient share their noise."""
+    images, seen, used = subject.images, [], [False]
+    if gradients(subject.arm.attack, "full") == {"values"}:
+        return []
+
+    def see(x: Tensor, rng: Streams, x_hat: Tensor) -> None:
+        seen.append(x_hat.unflatten(0, (-1, len(images.ids))))
+        used[0] |= rng.used
+
+    rng = Streams(images.ids, subject.seed, "audit-eot")
+    watched(subject.arm.attacked, see).loss_gradient(images.x, images.y, rng, DRAWS)
+    copies = torch.cat(seen)  # (draws,B,...)
+    alike = [bool((copies[a] == copies[b]).all()) for a in range(len(copies)) for b in range(a)]
+    return ["the EOT copies of an image share their noise"] if used[0] and any(alike) else []
+
+
+def _shared(subject: Subject) -> list[str]:
+    """Whether noise that attacked or selected also scored."""
+    if not subject.arm.attack.steps or subject.evaluation.known_draws:  # known draws are said in the differences
+        return []
+    diary = own(subject)[1]
+    both = len(diary.asked & diary.scored)
+    return [f"attack and scoring share {both} of {len(diary.scored)} draws"] if both else []
+
+
+def _order(subject: Subject) -> list[str]:
+    """Whether a short attack gives other images in another order."""
+    attack, images = subject.arm.attack, subject.images
+    if not attack.steps or is_batch_bound(attack):
+        return ["rows depend on the batch: a package's attack"] if attack.steps else []
+    half = images.select(slice(None, 4))
+    short = changed(attack, "iterations", lambda n: 1)
+    turned = half.select(torch.arange(len(half.ids) - 1, -1, -1))
+    there, back = (
+        other(subject, name, short, subset=part, lanes=len(half.ids)).x_adv
+        for name, part in (("there", half), ("back", turned))
+    )
+    differ = int((there != back.flip(0)).flatten(1).any(dim=1).sum())
+    return [f"{differ} of {len(half.ids)} images are attacked otherwise in another order"] if differ else []
+
+
+@timed
+def decisions(subject: Subject) -> Finding:
+    """Check 18: the attacked defence judges clean images as the scored one does, votes are not tied, and what reaches
+    the classifier's first layer was normalised once.
+    """
+    attacked, scored, _ = subject.arm
+    faults, notes, texts = [], [], []
+    gap, p = (0.0, 1.0) if attacked is scored else _gap(subject)
+    texts.append(f"clean accuracy of the attacked defence {100 * gap:+.1f} points")
+    if abs(gap) > GAP and p < LEVEL:
+        (notes if subject.declared else faults).append("attacked and scored defence differ on clean images")
+    rows = own(subject)[0].rows
+    tied = sum(row["ties"] for row in rows) / (2 * len(rows))
+    texts.append(f"{percent(tied)} of votes tied")
+    if wilson(tied, 2 * len(rows))[0] > TIES:
+        notes.append("many ties")
+    for name, model in {"attacked": attacked, "scored": scored}.items():
+        faults += [f"{name}: {fault}" for fault in _normalised(subject, model)]
+    verdict = "FAIL" if faults else "WARN" if notes else "PASS"
+    goal = f"gap within {percent(GAP)} or chance, ties within {percent(TIES)}, mean/std once"
+    count = f"{len(rows)} images, {subject.evaluation.votes} draws"
+    return Finding("decisions", "; ".join([*faults, *notes, *texts]), goal, verdict, count, 0.0)
+
+
+def _gap(subject: Subject) -> tuple[float, float]:
+    """Clean accuracy of the attacked less that of the scored defence, first draw, and McNemar's p."""
+    images, labels = subject.images, subject.images.y.cpu()
+    with torch.no_grad():
+        mine, theirs = (
+            (
+                model.logits(images.x, Streams(images.ids, subject.seed, "audit-clean"), 1)[0].argmax(dim=1).cpu()
+                == labels
+            )
+            .double()
+            .numpy()
+            for model in (subject.arm.attacked, subject.arm.scored)
+        )
+    return float(mine.mean() - theirs.mean()), mcnemar(mine, theirs)
+
+
+def _normalised(subject: Subject, model: Defended) -> list[str]:
+    """What is wrong with the way from the purified image to the first layer with weights."""
+    classifier, images = model.classifier, subject.images
+    seen: dict[str, Tensor] = {}
+    first = next((m for m in classifier.net.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
+    hooks = [classifier.register_forward_pre_hook(lambda module, args: seen.update(given=args[0]))]
+    if first is not None:
+        hooks.append(first.register_forward_pre_hook(lambda module, args: seen.setdefault("reached", args[0])))
+    try:
+        with torch.no_grad():
+            x_hat = model.purify(images.x, Streams(images.ids, subject.seed, "audit-clean").draw(0))
+            seen.clear()  # some purifiers ask the classifier themselves
+            classifier(x_hat)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    given, reached = seen["given"], seen.get("reached")
+    if float(given.min()) < -CLOSE or float(given.max()) > 1 + CLOSE:
+        return [
+            f"what the classifier is given lies in [{float(given.min()):.2f}, {float(given.max()):.2f}], not [0, 1]"
+        ]
+    once = _once(classifier, given)
+    if reached is None or reached.shape != once.shape or classifier.mean is None:
+        return []  # no outer constants, or the first layer sees no image: nothing to hold it against
+    off = float((reached.to(once) - once).abs().max())
+    far = off > (0.05 if classifier.dtype != torch.float32 else CLOSE) * float(once.abs().max())
+    return [f"the first layer's input is {off:.2g} off (x - mean) / std: is it applied twice?"] if far else []
+
+
+def _once(classifier: Classifier, x: Tensor) -> Tensor:
+    """Resized and normalised as the classifier's own constants say, once."""
+    if classifier.size is not None and x.shape[2:] != (classifier.size, classifier.size):
+        size = (classifier.size, classifier.size)
+        x = nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    if classifier.mean is None or classifier.std is None:
+        return x
+    return (x - classifier.mean) / classifier.std
+
+
+CHECKS = (randomness, decisions)
+QUICK = CHECKS

@@ -1,0 +1,199 @@
+"""Attacks on the audit's few images, by the harness itself: the run's own, watched, and others in its place."""
+
+import copy
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dp.attacks import Attack
+from dp.attacks.autoattack import Upstream
+from dp.audit import VERDICTS, Finding, Subject
+from dp.defense import Defended
+from dp.evaluate import Arm, Group, Unit, null_control
+from dp.intervals import mcnemar, paired
+from dp.rng import Streams
+from dp.threat import ThreatModel
+
+LEVEL = 0.05  # of tests, shared among the comparisons of a check
+QUICK = {"iterations": 5, "eot": 4}  # at most, in the small audit
+See = Callable[[Tensor, Streams, Tensor], None]  # images, their noise, what the purification made of them
+
+
+@dataclass
+class Diary:
+    """What was seen of the run's own attack."""
+
+    moved: float = 0.0  # farthest that the threat model moved a pixel of a state's x_adv
+    broken: int = 0  # states with NaN or infinity
+    asked: set[bytes] = field(default_factory=set)  # keys of the noise that the attack or the judge saw
+    scored: set[bytes] = field(default_factory=set)  # keys of the noise that scored
+    calls: list[set[bytes]] = field(default_factory=list)  # keys by call of the scored defence, in order
+
+
+class Watched:
+    """`attack`, whose states are seen by `see(state, x, threat)`."""
+
+    def __init__(self, attack: Attack, see: Callable[[Any, Tensor, ThreatModel], None]):
+        self.attack, self.see = attack, see
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.attack, name)
+
+    def start(self, model: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
+        state = self.attack.start(model, x, y, threat, rng)
+        self.see(state, x, threat)
+        return state
+
+    def step(self, model: Any, state: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
+        state = self.attack.step(model, state, x, y, threat, rng)
+        self.see(state, x, threat)
+        return state
+
+
+def watched(model: Defended, see: See) -> Defended:
+    """The same defence, of the same class, each purification of which, in any of its views, is seen."""
+    twin = copy.copy(model)
+
+    def purify(x: Tensor, rng: Streams, *, on_step: Callable | None = None) -> Tensor:
+        x_hat = model.purify(x, rng, on_step=on_step)
+        twin.nfe = model.nfe
+        see(x, rng, x_hat.detach())
+        return x_hat
+
+    def view(grad: str) -> Defended:
+        return twin if grad == "full" else watched(model.view(grad), see)
+
+    object.__setattr__(twin, "purify", purify)
+    object.__setattr__(twin, "view", view)
+    return twin
+
+
+def small(subject: Subject) -> Attack:
+    """The run's attack; in the small audit with no more than `QUICK` iterations and draws."""
+    attack = subject.arm.attack
+    for key, most in QUICK.items() if subject.quick else ():
+        attack = changed(attack, key, lambda n, most=most: min(n, most))
+    return attack
+
+
+def own(subject: Subject) -> tuple[Group, Diary]:
+    """The run's own attack (`small`) on the images under its first seed: in full, the attacked images and rows are
+    those of the run, up to the rounding of another batch size.
+    """
+    if "own" not in subject.runs:
+        diary, arm = Diary(), subject.arm
+
+        def state(state: Any, x: Tensor, threat: ThreatModel) -> None:
+            if not bool(torch.isfinite(state.x_adv).all()):
+                diary.broken += 1
+                return
+            off = threat.admit(state, x)[0] - state.x_adv
+            diary.moved = max(diary.moved, float(off.abs().max()))
+
+        attacked = watched(arm.attacked, lambda x, rng, x_hat: diary.asked.update(rng.keys if rng.used else ()))
+        scored = watched(arm.scored, lambda x, rng, x_hat: diary.calls.append({*rng.keys} if rng.used else set()))
+        twins: Any = Arm(attacked, scored, Watched(small(subject), state))  # pyright: ignore[reportArgumentType]
+        group = _run(subject, twins)
+        scoring = -(-subject.evaluation.votes // scored.draws_per_call)  # calls of one scoring; the judge's come first
+        diary.scored = set().union(*diary.calls[-scoring:])
+        diary.asked |= set().union(*diary.calls[: -2 * scoring])
+        subject.runs["own"] = group, diary
+    return subject.runs["own"]
+
+
+def other(subject: Subject, name: str, attack: Attack | None = None, **changes: Any) -> Group:
+    """Another `attack` (None: the run's) in the run's place, under `changes` of the evaluation; once for each name."""
+    if name not in subject.runs:
+        arm = subject.arm._replace(attack=attack or small(subject))
+        subject.runs[name] = _run(subject, arm, **changes)
+    return subject.runs[name]
+
+
+def noise(subject: Subject) -> Group:
+    """The run's null control on the images."""
+    if "null" not in subject.runs:
+        arm = subject.evaluation.arms["null"]
+        if subject.quick:
+            arm = arm._replace(attack=null_control(small(subject), subject.evaluation.judge))
+        subject.runs["null"] = _run(subject, arm, "null")
+    return subject.runs["null"]
+
+
+def _run(subject: Subject, arm: Arm, name: str = "defended", **changes: Any) -> Group:
+    images = subject.images
+    parts: dict[str, Any] = {"subset": images, "arms": {name: arm}, "lanes": len(images.ids), "window": 1}
+    evaluation = dataclasses.replace(subject.evaluation, **{**parts, **changes})
+    return evaluation.run(Unit(name, subject.seed, tuple(evaluation.subset.ids.tolist())))
+
+
+def changed(attack: Any, key: str, to: Callable[[int], int]) -> Any:
+    """The attack with another number of `iterations`, `eot`, `restarts` ..., in all of its parts."""
+    if isinstance(attack, Mapping):
+        return {name: changed(part, key, to) for name, part in attack.items()}
+    if not dataclasses.is_dataclass(attack) or isinstance(attack, type):
+        return attack
+    new = {}
+    for name in (f.name for f in dataclasses.fields(attack) if f.init):
+        value = getattr(attack, name)
+        if value is None and isinstance(attack, Upstream):  # the package's own
+            value = {"iterations": 100, "draws": attack.eot}.get(name)
+        if (name == key or (key == "eot" and name == "draws")) and isinstance(value, int):
+            new[name] = to(value)
+        elif name in ("attack", "attacks"):
+            new[name] = changed(value, key, to)
+    return dataclasses.replace(attack, **new) if new else attack
+
+
+def right(group: Group, side: str = "adv") -> np.ndarray:
+    """(n,) share of right draws of each image; `side`: `adv` or `clean`."""
+    return np.array([np.mean([c == row["label"] for c in row[side]]) for row in group.rows])
+
+
+def verdicts(group: Group, side: str = "adv") -> np.ndarray:
+    """(n,) 0 or 1: whether the vote of each image is right."""
+    return np.array([float(row[f"{side}_vote"] == row["label"]) for row in group.rows])
+
+
+def above(first: Group, second: Group, comparisons: int = 1) -> tuple[str, float, float]:
+    """Whether `second` leaves more accuracy than `first` on the same images: the verdict, the mean difference and the
+    p of McNemar's test of the votes. WARN: the paired 95 % interval of the difference is above 0; FAIL: p is below the
+    level over `comparisons` as well.
+    """
+    difference, low, _ = paired(right(first), right(second))
+    votes = verdicts(first), verdicts(second)
+    p = mcnemar(*votes)
+    more = difference > 0 and votes[1].mean() > votes[0].mean()
+    verdict = "FAIL" if more and p < LEVEL / comparisons else "WARN" if low > 0 else "PASS"
+    return verdict, difference, p
+
+
+def worst(found: list[str]) -> str:
+    """The gravest of these verdicts."""
+    order = ("INFO", *[v for v in VERDICTS if v != "INFO"])
+    return max(found, key=order.index, default="PASS")
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def skipped(check: str, why: str) -> Finding:
+    return Finding(check, f"does not apply: {why}", "", "INFO", "", 0.0)
+
+
+def timed(check: Callable[[Subject], Finding]) -> Callable[[Subject], Finding]:
+    """The check, whose finding says how long it took."""
+
+    @functools.wraps(check)
+    def run(subject: Subject) -> Finding:
+        began = time.perf_counter()
+        return check(subject)._replace(seconds=time.perf_counter() - began)
+
+    return run
