@@ -1,10 +1,10 @@
-"""The audit: checks that expose gradient masking and broken evaluations (evaluation.md section 3). Each is a function of
-a Subject that returns a Finding and prints nothing.
+"""The audit: checks that expose gradient masking and broken evaluations (evaluation.md section 3). Each is a function
+of a Subject that returns a Finding and prints nothing.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dp.datasets import Subset
 from dp.evaluate import Arm, Evaluation
@@ -21,7 +21,7 @@ class Finding(NamedTuple):
     value: str  # what was measured
     threshold: str  # what it was held against
     verdict: str
-    count: str  # images, draws, iterations that went into it
+    count: str  # pyright: ignore[reportIncompatibleMethodOverride] # images, draws, iterations that went into it
     seconds: float
     curve: Mapping[str, Sequence[float]] = {}  # what a picture of it is drawn from: `x` and a series per name
 
@@ -32,7 +32,8 @@ class Subject:
 
     `images`: the few images that checks ask about, on the evaluation's device; `claims`: the gradient that the run says
     it takes (`exact`, or the names of approximate views, see `differences.gradients`); `declared`: the differences
-    between attacked and scored defence that its summary lists; `quick`: the small audit before a long job.
+    between attacked and scored defence that its summary lists; `quick`: the small audit before a long job; `memo`: what
+    one check found at length and another needs, by name.
     """
 
     evaluation: Evaluation
@@ -40,6 +41,7 @@ class Subject:
     claims: str
     declared: Sequence[str] = field(default_factory=list)
     quick: bool = False
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def arm(self) -> Arm:
