@@ -68,11 +68,15 @@ def _run(subject: Subject, images: Subset) -> Track:
     path, x_adv = torch.stack(list(points.values())), evaluation.threat.admit(state, x)[0]  # (T,B,...)
     margins = torch.stack([_margins(subject, images, point, "look") for point in path])  # (T,R,B)
     best = path[_rank(margins).argmax(dim=0).to(x.device), torch.arange(len(x), device=x.device)]
-    stage = "look" if evaluation.known_draws else "look-again"
-    returned, best = (_margins(subject, images, point, stage) for point in (x_adv, best))
+    returned, best = (_margins(subject, images, point, again(subject)) for point in (x_adv, best))
     moved = (path - path[0]).abs().flatten(2).amax(dim=(0, 2)).cpu()
     zero = torch.stack(zeros).double().mean(dim=0).cpu() if zeros else torch.full((len(x),), torch.nan)
     return Track(tuple(points), margins, returned, best, x_adv, moved, zero)
+
+
+def again(subject: Subject) -> str:
+    """The stage of the draws that judge what was returned: others than chose, but where the attack knows its judges."""
+    return "look" if subject.evaluation.known_draws else "look-again"
 
 
 def _margins(subject: Subject, images: Subset, x: Tensor, stage: str) -> Tensor:

@@ -25,9 +25,10 @@ from dp.audit.asking import (
     streams,
     unreachable,
 )
-from dp.audit.course import DRAWS, RISING, Track, beyond, climb, track, unfinished
+from dp.audit.course import RISING, Track, again, beyond, climb, track, unfinished
 from dp.datasets import Subset
 
+FLAT = 0.02  # share of the first loss that an attack gains at least, if it does anything
 RANDOM = 1e-4  # spread of logits from which AutoAttack calls a defence random
 WALK = 1e-3  # step aside, in [0,1] units, after which a gradient should still point about the same way ...
 TURNED = 0.5  # ... by this cosine
@@ -37,18 +38,19 @@ MISSING = (0.1, 0.5)  # share of gradients that are exactly zero: too many; most
 @audited("loss", needs="attack")
 def loss(subject: Subject) -> Finding:
     """Check 14. The attack runs on the few images; draws that it has not seen tell the loss (see `climb`) where it
-    stands. Still rising at the end: not converged. Flat from the start: masked, if not all images are lost there.
+    stands. Still rising at the end: not converged. Flat from the start, but for noise or a share of `FLAT`: masked,
+    if not all images are lost there.
     """
     if is_batch_bound(subject.arm.attack):
         return not_applicable("loss", "a package runs as one step")
     found = track(subject)
     stands, best = climb(found)
     rising, gain = unfinished(found)
-    start = float(stands[0].mean())
+    start, rise = float(stands[0].mean()), best[-1] - stands[0]
     value = f"{start:.2f} -> {float(best[-1].mean()):.2f}, last fifth +{gain:.2g}"
     if float(found.moved.max()) == 0:
         value, verdict = f"{value}: the attack never moves", "FAIL"
-    elif start < 0 and not beyond(best[-1] - stands[0]):
+    elif start < 0 and not (beyond(rise) and float(rise.mean()) > -FLAT * start):
         value, verdict = f"{value}: flat from the start, masked", "WARN"
     elif rising:
         value, verdict = f"{value}: still rising, not converged", "WARN"
@@ -66,7 +68,7 @@ def loss(subject: Subject) -> Finding:
 
 
 def _count(found: Track) -> str:
-    return f"{len(found.x_adv)} images, {found.at[-1]} steps, {DRAWS} draws"
+    return f"{len(found.x_adv)} images, {found.at[-1]} steps, {len(found.returned)} draws"
 
 
 @audited("flags", needs="nothing")
@@ -177,7 +179,7 @@ def _elsewhere(subject: Subject, found: Track) -> Tensor | None:
             here = images.select(slice(k, k + subject.evaluation.lanes))
             x = found.x_adv[k : k + subject.evaluation.lanes]
             with torch.no_grad():
-                logits = model.logits(x, streams(subject, here, "look-again"), DRAWS)
+                logits = model.logits(x, streams(subject, here, again(subject)), len(found.returned))
             wrong.append((logits.argmax(dim=2) != here.y).cpu())
         shares.append(torch.cat(wrong, dim=1).double().mean(dim=1))
     top = max(shares, key=lambda share: float(share.mean()))
