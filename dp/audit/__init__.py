@@ -22,7 +22,7 @@ class Finding(NamedTuple):
     value: str  # what was measured
     threshold: str  # what it was held against
     verdict: str
-    count: str  # images, draws, iterations that went into it
+    count: str  # pyright: ignore[reportIncompatibleMethodOverride] # images, draws, iterations that went into it
     seconds: float
     curve: Mapping[str, Sequence[float]] = {}  # what a picture of it is drawn from: `x` and a series per name
 
@@ -33,7 +33,8 @@ class Subject:
 
     `images`: the few images that checks ask about, on the evaluation's device; `claims`: the gradient that the run says
     it takes (`exact`, or the names of approximate views, see `differences.gradients`); `declared`: the differences
-    between attacked and scored defence that its summary lists; `quick`: the small audit before a long job.
+    between attacked and scored defence that its summary lists; `quick`: the small audit before a long job; `memo`: what
+    one check found at length and another needs, by name.
     """
 
     evaluation: Evaluation
@@ -41,6 +42,7 @@ class Subject:
     claims: str
     declared: Sequence[str] = field(default_factory=list)
     quick: bool = False
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def arm(self) -> Arm:

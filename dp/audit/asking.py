@@ -1,0 +1,187 @@
+"""What an attack asks of a defence: its parts that take gradients, and the questions of one of their steps."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dp.attacks import Along, Attack, Model, is_batch_bound, newest
+from dp.attacks.objectives import Loss, cross_entropy
+from dp.attacks.through import Through
+from dp.attacks.union import Union
+from dp.audit import Finding, Subject
+from dp.datasets import Subset
+from dp.defense import Defended
+from dp.rng import Streams
+from dp.threat import ThreatModel
+
+Check = Callable[[Subject], Finding]
+tiny = 1e-30  # below it a length counts as none
+
+
+class Part(NamedTuple):
+    """An attack that takes gradients, alone or inside others, and the defence as it sees it."""
+
+    name: str
+    attack: Attack
+    views: tuple[str, ...]  # that lead from `Arm.attacked` to `model`
+    model: Defended
+
+
+class Asked(NamedTuple):
+    """A question for a gradient, and the answer."""
+
+    x: Tensor  # (B,C,H,W)
+    grad: Tensor  # (B,C,H,W)
+    draws: int | None  # None: of one chosen draw
+    loss: Loss
+    along: Along | None
+    views: tuple[str, ...]
+
+
+class Watched:
+    """A model that passes everything on and notes every gradient it is asked for; views of it note in the same list."""
+
+    def __init__(self, model: Model, views: tuple[str, ...] = (), log: list[Asked] | None = None):
+        self.model, self.views = model, views
+        self.log: list[Asked] = [] if log is None else log
+
+    def view(self, grad: str) -> "Watched":
+        return self if grad == "full" else Watched(self.model.view(grad), (*self.views, grad), self.log)
+
+    def logits(self, x: Tensor, rng: Streams, draws: int) -> Tensor:
+        return self.model.logits(x, rng, draws)
+
+    def loss(self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy) -> Tensor:
+        return self.model.loss(x, y, rng, draws, loss)
+
+    def loss_gradient(
+        self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy, along: Along | None = None
+    ) -> tuple[Tensor, Tensor]:
+        values, grad = self.model.loss_gradient(x, y, rng, draws, loss, along)
+        self.log.append(Asked(x, grad, draws, loss, along, self.views))
+        return values, grad
+
+    def purified(self, x: Tensor, rng: Streams, draws: int) -> Tensor:
+        return self.model.purified(x, rng, draws)
+
+    def pull_back(self, x: Tensor, rng: Streams, which: Sequence[int], direction: Tensor) -> Tensor:
+        grad = self.model.pull_back(x, rng, which, direction)
+        self.log.append(Asked(x, grad, None, cross_entropy, None, self.views))
+        return grad
+
+
+def parts(subject: Subject) -> list[Part]:
+    """The parts of the attack that take gradients; a package, which asks in its own ways, is none."""
+    return list(_parts(subject.arm.attack, "", (), subject.arm.attacked))
+
+
+def _parts(attack: Attack, name: str, views: tuple[str, ...], model: Defended) -> Iterator[Part]:
+    if isinstance(attack, Union):
+        for key, part in attack.attacks.items():
+            yield from _parts(part, key, views, model)
+    elif isinstance(attack, Through):
+        more = () if attack.grad == "full" else (attack.grad,)
+        yield from _parts(attack.attack, name, (*views, *more), model.view(attack.grad))
+    elif attack.steps > 0 and getattr(attack, "grad", "full") != "values" and not is_batch_bound(attack):
+        yield Part(name or type(attack).__name__, attack, views, model)
+
+
+def one_step(part: Part, images: Subset, threat: ThreatModel, rng: Streams) -> tuple[Asked | None, Tensor]:
+    """The last gradient that the part's first step asks for, if any, and where the step leads, (B,C,H,W)."""
+    model = Watched(part.model)
+    state = part.attack.start(model, images.x, images.y, threat, rng.draw(0))
+    model.log.clear()
+    state = part.attack.step(model, state, images.x, images.y, threat, rng.draw(1))
+    return model.log[-1] if model.log else None, newest(part.attack, state).x_adv
+
+
+def main(asking: Sequence[Part]) -> Part:
+    """The part with most draws among those on the attacked defence itself, or, if none is, among all."""
+    return max([part for part in asking if not part.views] or asking, key=lambda part: part.attack.eot)
+
+
+def seen(part: Part, asked: Asked) -> Defended:
+    """The defence that the question was put to."""
+    return functools.reduce(Defended.view, asked.views, part.model)
+
+
+def led(subject: Subject, name: str) -> Defended:
+    """The defence that a claimed gradient is taken of: `exact` and `approximate` are of `Arm.attacked` itself, others
+    of the named views.
+    """
+    own = (subject.evaluation.threat.grad, "exact", "approximate", "full")
+    return functools.reduce(Defended.view, (v for v in name.split("+") if v not in own), subject.arm.attacked)
+
+
+def claimed(subject: Subject) -> list[str]:
+    """The gradients that a run says it takes, without `values`, which is none."""
+    return [name for name in (n.strip() for n in subject.claims.split(",")) if name != "values"]
+
+
+def some(images: Subset, count: int) -> Subset:
+    return images.select(slice(0, count))
+
+
+def streams(subject: Subject, images: Subset, stage: str) -> Streams:
+    """Noise of the audit's own."""
+    return Streams(images.ids, subject.seed, f"audit-{stage}")
+
+
+def reaches(model: Defended, images: Subset, rng: Streams) -> bool:
+    """Whether the defence's logits hang on the image as far as autograd knows; where not, it answers with an error."""
+    leaf = images.x[:1].detach().requires_grad_()
+    logits = model(leaf, rng.select([0]))
+    if not logits.requires_grad:
+        return False
+    return torch.autograd.grad(logits.sum(), leaf, allow_unused=True)[0] is not None
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """(B,) float64 between images of (B,...), 0 where one of them is zero."""
+    a, b = a.flatten(1).double(), b.flatten(1).double()
+    return (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=tiny)
+
+
+def not_applicable(name: str, why: str) -> Finding:
+    return Finding(name, f"does not apply: {why}", "-", "INFO", "-", 0.0)
+
+
+def audited(name: str, needs: str = "gradient") -> Callable[[Check], Check]:
+    """Times a check and sees to what it `needs`: an attack that asks for a `gradient`, any `attack`, or `nothing`.
+    Without it the check does not apply; where the attack asks for a gradient and there is none, both kinds fail.
+    """
+
+    def of(check: Check) -> Check:
+        @functools.wraps(check)
+        def timed(subject: Subject) -> Finding:
+            began = time.perf_counter()
+            lost = [] if needs == "nothing" else unreachable(subject)
+            if needs != "nothing" and subject.arm.attack.steps == 0:
+                found = not_applicable(name, "there is no attack")
+            elif needs == "gradient" and not claimed(subject):
+                found = not_applicable(name, "the attack asks for no gradient")
+            elif lost:
+                found = Finding(name, f"no gradient: {', '.join(lost)} is cut off", "one", "FAIL", "1 image", 0.0)
+            else:
+                found = check(subject)
+            return found._replace(seconds=time.perf_counter() - began)
+
+        return timed
+
+    return of
+
+
+def unreachable(subject: Subject) -> list[str]:
+    """The claimed gradients that do not reach the image."""
+    if subject.arm.attack.steps == 0:
+        return []
+    one = some(subject.images, 1)
+    return [name for name in claimed(subject) if not reaches(led(subject, name), one, streams(subject, one, "reach"))]
+
+
+def plural(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")

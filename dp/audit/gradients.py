@@ -1,0 +1,215 @@
+"""Whether the attack's gradient is the scored defence's derivative, and good enough to go along (checks 1 to 4)."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from dp.attacks.objectives import margin
+from dp.audit import Finding, Subject
+from dp.audit.asking import (
+    Asked,
+    Part,
+    audited,
+    claimed,
+    cosine,
+    led,
+    main,
+    not_applicable,
+    one_step,
+    parts,
+    plural,
+    seen,
+    some,
+    streams,
+    tiny,
+)
+from dp.audit.steps import step
+from dp.datasets import Subset
+from dp.denoisers import Denoiser
+from dp.rng import cat_draws
+
+SWEEP = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)  # lengths of the differences, of directions of length 1
+DERIVATIVE = 1e-3  # largest relative error of an exact gradient
+GOOD = 0.9  # split-half cosine of a mean gradient that is worth its steps ...
+NOISE = 0.1  # ... and one below which it is all but noise
+
+
+@audited("derivative")
+def derivative(subject: Subject) -> Finding:
+    """Check 1. The gradient that the attack is given against central differences of the scored defence's loss, the
+    margin, in float64 with the same noise; the point is random noise of the threat model around the image, kept off
+    the box's ends.
+
+    A mask or a clamp has kinks, which spoil a difference that straddles one: the error of a direction is the best over
+    lengths h, that of an image the median over directions, and the verdict goes by the worst image. Only a gradient
+    that is claimed to be exact can fail.
+    """
+    images = some(subject.images, 2 if subject.quick else 4)
+    exact = "exact" in claimed(subject)
+    names = ["exact"] if exact else claimed(subject)
+    errors = [_differences(subject, images, name) for name in names]  # (H,V,B) each
+    best = torch.stack([e.amin(dim=0) for e in errors])  # (N,V,B)
+    worst = float(best.median(dim=1).values.amax())
+    value = f"relative error {worst:.1e}" + (f", largest of a direction {float(best.amax()):.1e}" if exact else "")
+    wrong = worst > DERIVATIVE
+    verdict = "FAIL" if wrong and exact else "WARN" if wrong else "PASS"
+    if not exact:
+        value = f"approximation ({', '.join(names)}): {value}"
+    sweep = _sweep(subject)
+    curve = {"x": sweep, **{n: e.flatten(1).median(dim=1).values.tolist() for n, e in zip(names, errors, strict=True)}}
+    count = f"{len(images.ids)} images, {plural(best.shape[1], 'direction')}, {len(sweep)} lengths"
+    return Finding("derivative", value, f"<= {DERIVATIVE:g}", verdict, count, 0.0, curve)
+
+
+def _sweep(subject: Subject) -> tuple[float, ...]:
+    return SWEEP[2:5] if subject.quick else SWEEP
+
+
+def _differences(subject: Subject, images: Subset, name: str) -> Tensor:
+    """(H,V,B) relative errors by length, direction and image; directions are random, and the gradient's signs last."""
+    given, scored = copy.deepcopy((led(subject, name), subject.arm.scored))  # one copy where they are one
+    given, scored, draws = given.double(), scored.double(), 1 if subject.quick else 2
+    noise, rng = streams(subject, images, "directions"), streams(subject, images, "derivative")
+    x = subject.evaluation.threat.noise(images.x, noise.draw(0)).double().clamp(0.01, 0.99)
+    _, gradient = given.loss_gradient(x, images.y, rng, draws, margin)
+    ways = [noise.draw(1 + k).randn_like(x) for k in range(3 if subject.quick else 8)] + [gradient.sign()]
+
+    def value(at: Tensor) -> Tensor:
+        with torch.no_grad():
+            return scored.loss(at, images.y, rng, draws, margin)
+
+    errors = []
+    for way in ways:
+        v = way / way.flatten(1).norm(dim=1).clamp(min=tiny).view(-1, 1, 1, 1)
+        slope = (gradient * v).flatten(1).sum(dim=1)  # (B,)
+        found = torch.stack([(value(x + h * v) - value(x - h * v)) / (2 * h) for h in _sweep(subject)])  # (H,B)
+        errors.append((found - slope).abs() / torch.maximum(found.abs(), slope.abs()).clamp(min=tiny))
+    return torch.stack(errors, dim=1)
+
+
+@audited("recompute")
+def recompute(subject: Subject) -> Finding:
+    """Check 2. Losses and gradients with the networks' activations recomputed are those with all of them stored, bit
+    for bit; noise drawn inside a network is drawn anew when that is recomputed.
+
+    Where a run recomputes because it must, one that keeps as many calls as its memory holds stands in for storing.
+    """
+    model = subject.arm.attacked
+    if model.denoiser is None or model.identity:
+        return not_applicable("recompute", "no gradient passes a network of the purification")
+    images = some(subject.images, 2)
+    rng, found = streams(subject, images, "recompute"), []
+    at_once = subject.evaluation.lanes * model.draws_per_call // len(images.ids)
+    keep = model.denoiser.recompute.keep * max(1, at_once)
+    store = model.denoiser.memory == "store"
+    for memory, kept in ((model.denoiser.memory, keep), ("recompute", 1)):
+        with _remembering(model.denoiser, memory, kept):
+            found.append(model.loss_gradient(images.x, images.y, rng, 1, margin))
+    if model.nfe == 0:
+        return not_applicable("recompute", "no purification")
+    apart = [float((a - b).abs().max()) for a, b in zip(*found, strict=True)]
+    value = "the same bits" if not any(apart) else f"loss differs by {apart[0]:.1e}, gradient by {apart[1]:.1e}"
+    verdict, how = "FAIL" if any(apart) else "PASS", "stored" if store else f"newest {keep} of {model.nfe} calls stored"
+    return Finding("recompute", f"{value} ({how})", "0", verdict, f"{len(images.ids)} images, 1 draw", 0.0)
+
+
+@contextmanager
+def _remembering(denoiser: Denoiser, memory: str, keep: int) -> Iterator[None]:
+    before = denoiser.memory, denoiser.recompute.keep
+    denoiser.memory, denoiser.recompute.keep = memory, keep
+    try:
+        yield
+    finally:
+        denoiser.memory, denoiser.recompute.keep = before
+
+
+@audited("methods")
+def methods(subject: Subject) -> Finding:
+    """Check 3. The gradients of all views that this defence has beside its own, on the same streams: mean cosine over
+    images, share of pixels with the same sign, and ratio of lengths.
+    """
+    scored, images = subject.arm.scored, some(subject.images, 8)
+    names = [*scored.others, "bpda", "blind"] if scored.denoiser is not None else []
+    views = {name: scored.view(name) for name in names}
+    if subject.arm.attacked is not scored:
+        views = {"attacked": subject.arm.attacked, **views}
+    if not views:
+        return not_applicable("methods", "no purification, so no other gradient")
+    rng, draws = streams(subject, images, "methods"), 1 if subject.quick else 4
+    own = scored.loss_gradient(images.x, images.y, rng, draws, margin)[1]
+    lines, cosines = [], []
+    for name, view in views.items():
+        other = view.loss_gradient(images.x, images.y, rng, draws, margin)[1]
+        cosines.append(float(cosine(own, other).mean()))
+        signs = float((own.sign() == other.sign()).float().mean())
+        lengths = [g.flatten(1).norm(dim=1) for g in (other, own)]
+        ratio = float((lengths[0] / lengths[1].clamp(min=tiny)).median())
+        lines.append(f"{name} {cosines[-1]:.2f}/{signs:.2f}/{ratio:.2g}")
+    value = f"cosine/same signs/length: {', '.join(lines)}"
+    curve = {"x": list(range(len(views))), "cosine": cosines}
+    return Finding("methods", value, "-", "INFO", f"{len(images.ids)} images, {plural(draws, 'draw')}", 0.0, curve)
+
+
+@audited("EOT")
+def expectation(subject: Subject) -> Finding:
+    """Check 4. Cosine between the mean gradients of two disjoint sets of N draws, at the first point and of the loss
+    that the attack asks about; fails where the attack's own N leaves all but noise beyond doubt.
+
+    Beyond the N that were tried it is what signal and noise of the largest predict. Of a union its
+    `main` part counts.
+    """
+    asking = parts(subject)
+    if not asking or subject.evaluation.known_draws:
+        why = "the attack knows the draws that score" if asking else "a package asks for its gradients in its own way"
+        return not_applicable("EOT", why)
+    images = some(subject.images, 4)
+    part = main(asking)
+    asked, _ = one_step(part, images, subject.evaluation.threat, streams(subject, images, "eot"))
+    most = 8 if subject.quick else 128
+    if asked is None:
+        return not_applicable("EOT", f"the first step of {part.name} asks for no gradient")
+    gradients = _draws(subject, part, images, asked, 2 * most)  # (2 most,B,D)
+    sizes = [2**k for k in range(most.bit_length())]
+    curve = [float(_split_half(gradients, n).mean()) for n in sizes]
+    enough = next((n for n, c in zip(sizes, curve, strict=True) if c > GOOD), None)
+    n = part.attack.eot
+    found = _split_half(gradients, min(n, most))
+    doubt = 2 * float(found.std()) / len(found) ** 0.5 if len(found) > 1 else 1.0
+    at, top = (_predicted(float(found.mean()) + more, max(1.0, n / most)) for more in (0.0, doubt))
+    good = f"first above {GOOD:g} at {enough}" if enough else f"none of up to {most} draws above {GOOD:g}"
+    value = f"{at:.2f} at {part.name}'s {plural(n, 'draw')}{'' if n <= most else ' (predicted)'}; {good}"
+    verdict = "FAIL" if top < NOISE else "WARN" if at <= GOOD else "PASS"
+    count = f"{len(images.ids)} images, {2 * most} draws"
+    return Finding("EOT", value, f"> {GOOD:g}", verdict, count, 0.0, {"x": sizes, "cosine": curve})
+
+
+def _draws(subject: Subject, part: Part, images: Subset, asked: Asked, draws: int) -> Tensor:
+    """(draws,B,D) float32: the asked gradient by single draws; in packs no larger than the run's own calls."""
+    pack = max(1, min(draws, part.model.draws_per_call * subject.evaluation.lanes // len(images.ids)))
+    model, rng, found = seen(part, asked), streams(subject, images, "eot-draws"), []
+    for first in range(0, draws, pack):
+        ks = range(first, min(first + pack, draws))
+        x, y = asked.x.repeat(len(ks), 1, 1, 1), images.y.repeat(len(ks))
+        _, grad = model.loss_gradient(x, y, cat_draws(rng, ks), 1, asked.loss, asked.along)
+        found.append(grad.flatten(1).unflatten(0, (len(ks), len(images.ids))))
+    return torch.cat(found)
+
+
+def _split_half(gradients: Tensor, n: int) -> Tensor:
+    """Cosines between means of n draws: of every image, in as many disjoint pairs of means as there are."""
+    pairs = len(gradients) // (2 * n)
+    means = gradients[: 2 * n * pairs].unflatten(0, (2 * pairs, n)).mean(dim=1)  # (2 pairs,B,D)
+    return cosine(means[::2].flatten(0, 1), means[1::2].flatten(0, 1))
+
+
+def _predicted(split: float, times: float) -> float:
+    """The cosine with `times` as many draws as gave `split`: r / (1 + r) for a signal of r times the noise."""
+    rate = times * split / max(1 - split, 1e-9)
+    return split if times == 1 else max(0.0, rate / (1 + rate))
+
+
+CHECKS = (derivative, recompute, methods, expectation, step)
+QUICK = (derivative, recompute, expectation, step)

@@ -1,0 +1,190 @@
+"""Whether the attack does its work: its loss by iteration, AutoAttack's flags and the indicators of attack failure
+(checks 14 to 16).
+"""
+
+import sys
+from types import CodeType
+
+import torch
+from torch import Tensor
+
+from dp.attacks import is_batch_bound
+from dp.attacks.objectives import dlr
+from dp.audit import Finding, Subject
+from dp.audit.asking import (
+    audited,
+    claimed,
+    cosine,
+    led,
+    main,
+    not_applicable,
+    one_step,
+    parts,
+    seen,
+    some,
+    streams,
+    unreachable,
+)
+from dp.audit.course import RISING, Track, again, beyond, climb, track, unfinished
+from dp.datasets import Subset
+
+FLAT = 0.02  # share of the first loss that an attack gains at least, if it does anything
+RANDOM = 1e-4  # spread of logits from which AutoAttack calls a defence random
+WALK = 1e-3  # step aside, in [0,1] units, after which a gradient should still point about the same way ...
+TURNED = 0.5  # ... by this cosine
+MISSING = (0.1, 0.5)  # share of gradients that are exactly zero: too many; most
+
+
+@audited("loss", needs="attack")
+def loss(subject: Subject) -> Finding:
+    """Check 14. The attack runs on the few images; draws that it has not seen tell the loss (see `climb`) where it
+    stands. Still rising at the end: not converged. Flat from the start, but for noise or a share of `FLAT`: masked,
+    if not all images are lost there.
+    """
+    if is_batch_bound(subject.arm.attack):
+        return not_applicable("loss", "a package runs as one step")
+    found = track(subject)
+    stands, best = climb(found)
+    rising, gain = unfinished(found)
+    start, rise = float(stands[0].mean()), best[-1] - stands[0]
+    value = f"{start:.2f} -> {float(best[-1].mean()):.2f}, last fifth +{gain:.2g}"
+    if float(found.moved.max()) == 0:
+        value, verdict = f"{value}: the attack never moves", "FAIL"
+    elif start < 0 and not (beyond(rise) and float(rise.mean()) > -FLAT * start):
+        value, verdict = f"{value}: flat from the start, masked", "WARN"
+    elif rising:
+        value, verdict = f"{value}: still rising, not converged", "WARN"
+    else:
+        verdict = "PASS"
+    wrong = (found.margins > 0).double().mean(dim=(1, 2))
+    curve = {
+        "x": found.at,
+        "loss": stands.mean(dim=1).tolist(),
+        "best": best.mean(dim=1).tolist(),
+        "wrong": wrong.tolist(),
+    }
+    threshold = f"last fifth <= {RISING:g} of the rise"
+    return Finding("loss", value, threshold, verdict, _count(found), 0.0, curve)
+
+
+def _count(found: Track) -> str:
+    return f"{len(found.x_adv)} images, {found.at[-1]} steps, {len(found.returned)} draws"
+
+
+@audited("flags", needs="nothing")
+def flags(subject: Subject) -> Finding:
+    """Check 15. What AutoAttack warns of (Croce and Hein 2020): a random defence and no expectation over draws;
+    probabilities in place of logits; gradients of the difference of logits ratio that are zero; gradients taken inside
+    the forward pass; too few classes for it. Whether Square beats it is for the black-box check.
+    """
+    images, scored, attack = some(subject.images, 8), subject.arm.scored, subject.arm.attack
+    with torch.no_grad():
+        logits = scored.logits(images.x, streams(subject, images, "flags"), 5)  # (5,B,K)
+    classes = logits.shape[2]
+    broken, doubtful = [], []
+    if bool((logits >= 0).all()) and bool(((logits.sum(dim=2) - 1).abs() < 1e-3).all()):
+        broken.append("probabilities instead of logits")
+    if float((logits - logits[:1]).abs().max()) > RANDOM and attack.steps and attack.eot == 1:
+        doubtful.append("random output, EOT 1")
+    needed = {"dlr": 3, "targeted": 4}
+    losses = {getattr(part.attack, "loss", "ce") for part in parts(subject)}
+    broken += [f"{classes} classes for loss={name}" for name in sorted(losses) if classes < needed.get(name, 2)]
+    if _differentiates(subject, images):
+        doubtful.append("gradients taken inside forward")
+    if unreachable(subject):
+        broken.append("no gradient")
+    elif classes >= 3 and attack.steps and claimed(subject):
+        model, rng = led(subject, max(claimed(subject), key="exact".__eq__)), streams(subject, images, "flags")
+        _, grad = model.loss_gradient(images.x, images.y, rng, 1, dlr)
+        none = int((grad.flatten(1).abs().amax(dim=1) == 0).sum())
+        doubtful += [f"zero DLR gradient on {none} images"] if none else []
+    verdict = "FAIL" if broken else "WARN" if doubtful else "PASS"
+    value = ", ".join(broken + doubtful) or "none"
+    return Finding("flags", value, "none", verdict, f"{len(images.ids)} images, 5 draws", 0.0)
+
+
+def _differentiates(subject: Subject, images: Subset) -> bool:
+    """Whether one forward pass, without a graph, asks autograd for gradients."""
+    called: set[CodeType] = set()
+    before = sys.getprofile()
+    sys.setprofile(lambda frame, event, arg: called.add(frame.f_code) if event == "call" else None)
+    try:
+        with torch.no_grad():
+            subject.arm.scored.logits(images.x[:1], streams(subject, some(images, 1), "flags"), 1)
+    finally:
+        sys.setprofile(before)
+    return bool(called & {torch.autograd.grad.__code__, torch.autograd.backward.__code__})
+
+
+@audited("indicators", needs="attack")
+def indicators(subject: Subject) -> Finding:
+    """Check 16. Indicators of attack failure, after Pintor et al. (2022, arXiv 2106.09947): gradients that are exactly
+    zero; gradients that turn within `WALK` of a point while the noise stands still; an iterate that was worse for the
+    defence than what was returned; optimisation broken off; success on the attacked defence that the scored one does
+    not share. All but the second are read off the attack's course, with draws that it has not seen.
+    """
+    if is_batch_bound(subject.arm.attack):
+        return not_applicable("indicators", "a package runs as one step")
+    found = track(subject)
+    silent = (found.best > 0).double().mean(dim=1) - (found.returned > 0).double().mean(dim=1)  # (R,)
+    turn, there = _same_way(subject), _elsewhere(subject, found)
+    zero = float(found.zero.nan_to_num().mean())  # 0 where it asks for none
+    holds = {
+        "unavailable gradients": zero > MISSING[0],
+        "noisy gradients": turn is not None and turn < TURNED,
+        "silent success": beyond(silent),
+        "incomplete optimisation": unfinished(found)[0],
+        "transfer failure": there is not None and beyond(there),
+    }
+    shares = [
+        f"zero gradients {zero:.2f}",
+        f"cosine aside {'-' if turn is None else f'{turn:.2f}'}",
+        f"missed {float(silent.mean()):.2f}",
+    ]
+    named = ", ".join(name for name, yes in holds.items() if yes) or "none"
+    verdict = "FAIL" if zero > MISSING[1] else "WARN" if any(holds.values()) else "PASS"
+    curve = {"x": list(range(len(holds))), "holds": [float(yes) for yes in holds.values()]}
+    return Finding("indicators", f"{named} ({', '.join(shares)})", "none", verdict, _count(found), 0.0, curve)
+
+
+def _same_way(subject: Subject) -> float | None:
+    """Mean cosine between the first gradient asked for and the same a step aside, the noise the same; over the images
+    that have one. None where no part asks or no image has one.
+    """
+    if not parts(subject):
+        return None
+    part, images = main(parts(subject)), some(subject.images, 8)
+    rng = streams(subject, images, "aside")
+    asked, _ = one_step(part, images, subject.evaluation.threat, rng.draw(0))
+    if asked is None:
+        return None
+    model, aside = seen(part, asked), torch.where(rng.draw(1).uniform_like(asked.x) < 0.5, -WALK, WALK).to(asked.x)
+    here, there = (
+        model.loss_gradient(x, images.y, rng.draw(2), 1, asked.loss, asked.along)[1] for x in (asked.x, asked.x + aside)
+    )
+    some_gradient = here.flatten(1).abs().amax(dim=1) > 0
+    return float(cosine(here, there)[some_gradient].mean()) if bool(some_gradient.any()) else None
+
+
+def _elsewhere(subject: Subject, found: Track) -> Tensor | None:
+    """(R,) by draw: the share of images lost on the approximate view that gives way most, less that on the scored
+    defence; None for exact gradients.
+    """
+    if not claimed(subject) or "exact" in claimed(subject):
+        return None
+    images, shares = subject.images, []
+    for name in claimed(subject):
+        model, wrong = led(subject, name), []
+        for k in range(0, len(images.ids), subject.evaluation.lanes):
+            here = images.select(slice(k, k + subject.evaluation.lanes))
+            x = found.x_adv[k : k + subject.evaluation.lanes]
+            with torch.no_grad():
+                logits = model.logits(x, streams(subject, here, again(subject)), len(found.returned))
+            wrong.append((logits.argmax(dim=2) != here.y).cpu())
+        shares.append(torch.cat(wrong, dim=1).double().mean(dim=1))
+    top = max(shares, key=lambda share: float(share.mean()))
+    return top - (found.returned > 0).double().mean(dim=1)
+
+
+CHECKS = (loss, flags, indicators)
+QUICK = (flags,)

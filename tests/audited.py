@@ -1,0 +1,66 @@
+"""Shared by the tests of the audit: subjects, sound and with planted faults."""
+
+import dataclasses
+
+import torch
+
+import run
+from dp.attacks.pgd_eot import PGD
+from dp.audit import Finding, Subject
+from dp.classifiers import Classifier
+from dp.datasets import Subset
+from dp.defense import Defended
+from dp.evaluate import Arm, Evaluation
+from dp.purifiers import none
+from dp.threat import ThreatModel
+
+SMALL = ("purifier=diffpure", "purifier.steps=2", "protocol.images=4", "attack.iterations=5", "attack.eot=2")
+
+
+def composed_subject(*overrides: str, quick: bool = True) -> Subject:
+    """What `python run.py overrides...` would audit."""
+    config = run.composed(*overrides)
+    evaluation = run.build(config)
+    claims, declared = run.gradient_of(config, evaluation), run.differences_of(config, evaluation)
+    return Subject(evaluation, evaluation.subset, claims, declared, quick)
+
+
+def planted(subject: Subject, claims: str | None = None, **changes) -> Subject:
+    """The subject with other parts of its defended arm; `both`: attacked and scored at once."""
+    if "both" in changes:
+        changes["attacked"] = changes["scored"] = changes.pop("both")
+    arms = {"defended": subject.arm._replace(**changes)}
+    evaluation = dataclasses.replace(subject.evaluation, arms=arms)
+    return dataclasses.replace(subject, evaluation=evaluation, claims=claims or subject.claims, memo={})
+
+
+def made(
+    net: torch.nn.Module, purify=none.purify, attack=None, threat=None, images: int = 4, side: int = 16
+) -> Subject:
+    """A defence of one's own, on images in the middle of the box, all of class 0."""
+    x = 0.5 + 0.02 * torch.randn(images, 1, side, side, generator=torch.Generator().manual_seed(0))
+    subset = Subset(torch.arange(images), x, torch.zeros(images, dtype=torch.long))
+    model = Defended(purify, None, Classifier(net), draws_per_call=4)
+    arms = {"defended": Arm(model, model, attack or PGD(5, 1))}
+    evaluation = Evaluation(subset, arms, threat or ThreatModel("linf", 0.1), [0], votes=3, lanes=4)
+    return Subject(evaluation, subset, "exact", [], quick=True)
+
+
+class Linear(torch.nn.Module):
+    """Logits (w . x, -w . x, .3)."""
+
+    def __init__(self, w: torch.Tensor):
+        super().__init__()
+        self.w = torch.nn.Parameter(w)
+
+    def forward(self, x):
+        score = (x * self.w).flatten(1).sum(1)
+        return torch.stack([score, -score, 0 * score + 0.3], dim=1)
+
+
+def weights(side: int = 16) -> torch.Tensor:
+    return torch.randn(1, 1, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def verdicts(subject: Subject, checks) -> dict[str, Finding]:
+    return {found.check: found for found in (check(subject) for check in checks)}

@@ -1,0 +1,261 @@
+"""The audit's checks of gradients: what is sound has no failure, every planted fault is found by the check meant for
+it.
+"""
+
+import dataclasses
+import functools
+import math
+
+import pytest
+import torch
+from audited import SMALL, Linear, composed_subject, made, planted, verdicts, weights
+from conftest import small_budget
+
+from dp.attacks.pgd_eot import PGD
+from dp.audit import VERDICTS, Subject, asking, course, gradients, trajectories
+from dp.defense import Defended
+from dp.threat import ThreatModel
+
+ATTACKS = (
+    "none",
+    "square",
+    "spsa",
+    "stadv",
+    "low_frequency",
+    "diffhammer",
+    "diffattack",
+    "bpda_eot",
+    "apgd_t",
+    "union",
+)
+ATTACKS = (*ATTACKS, "autoattack_upstream")  # the others are made of these
+OWN = ("stadv", "low_frequency")  # under a threat model of their own, of the same name
+CHECKS = (*gradients.CHECKS, *trajectories.CHECKS)
+
+
+@pytest.fixture(scope="module")
+def sound() -> Subject:
+    return composed_subject(*SMALL)
+
+
+@pytest.mark.parametrize("purifier", ["hetero", "none"])
+def test_a_sound_defence_has_no_failure(purifier):
+    given = ("purifier.steps=2",) if purifier == "hetero" else ()
+    found = verdicts(composed_subject(f"purifier={purifier}", *given, "protocol.images=1"), gradients.QUICK)
+    assert not [f for f in found.values() if f.verdict == "FAIL"]
+    assert found["derivative"].verdict == found["step"].verdict == "PASS"
+    assert found["recompute"].verdict == ("INFO" if purifier == "none" else "PASS")
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_can_be_audited(name, monkeypatch):
+    """No error, no failure, and a reason where a check does not apply."""
+    monkeypatch.setattr(course, "DRAWS", 2)
+    norm = name if name in OWN else "l2"
+    given = (f"attack={name}", f"threat_model={norm}", "purifier=diffpure", "purifier.steps=1", "protocol.images=1")
+    subject = composed_subject(*given, *small_budget(name))
+    for check in CHECKS:
+        found = check(subject)
+        assert found.verdict in VERDICTS
+        assert found.verdict != "FAIL", found
+        assert found.verdict != "INFO" or "does not apply: " in found.value or found.check == "methods"
+    if name == "none":
+        assert {check(subject).verdict for check in CHECKS} == {"INFO", "PASS"}
+
+
+class Scaled(torch.autograd.Function):
+    """The identity, with a derivative of 1.01."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return 1.01 * grads[0]
+
+
+def test_the_relative_error_of_a_scaled_gradient_is_known():
+    """A gradient of 1.01 times the derivative: .01 / 1.01 in every direction, at every length that rounding allows."""
+    subject = made(Linear(weights()), lambda x, *_, **__: Scaled.apply(x))
+    errors = gradients._differences(subject, subject.images, "exact")
+    torch.testing.assert_close(errors, torch.full_like(errors, 0.01 / 1.01), rtol=1e-3, atol=0)
+    assert gradients.derivative(subject).verdict == "FAIL"
+    assert gradients.derivative(dataclasses.replace(subject, claims="approximate")).verdict == "WARN"
+    assert gradients.derivative(made(Linear(weights()))).verdict == "PASS"
+
+
+def test_kinks_in_the_way_spoil_no_verdict():
+    """Every pixel has a stair, which differences of some lengths straddle; its derivative is right elsewhere."""
+
+    def purify(x, *_, **__):
+        return x + (200 * x).floor() / 200
+
+    subject = dataclasses.replace(made(Linear(weights()), purify), quick=False)
+    errors = gradients._differences(subject, subject.images, "exact")
+    assert errors[0].median() > 1e-2
+    assert gradients.derivative(subject).verdict == "PASS"
+
+
+def test_a_detached_purifier_is_found(sound):
+    def detached(*args, **kwargs):
+        return sound.arm.scored.purifier(*args, **kwargs).detach()
+
+    model = Defended(detached, sound.arm.scored.denoiser, sound.arm.scored.classifier, 4)
+    for found in verdicts(planted(sound, both=model), gradients.CHECKS).values():
+        assert found.verdict == "FAIL"
+        assert "no gradient" in found.value
+
+
+def test_a_partly_detached_purifier_is_found(sound):
+    """The image reaches the classifier, but not through the purification: BPDA, unannounced."""
+
+    def partly(x, *args, **kwargs):
+        return x + (sound.arm.scored.purifier(x, *args, **kwargs) - x).detach()
+
+    model = Defended(partly, sound.arm.scored.denoiser, sound.arm.scored.classifier, 4)
+    found = gradients.derivative(planted(sound, both=model))
+    assert found.verdict == "FAIL"
+    assert gradients.derivative(sound).verdict == "PASS"
+
+
+def test_a_surrogate_reported_as_full_is_found(sound):
+    subject = planted(sound, attacked=sound.arm.scored.view("surrogate"))
+    assert gradients.derivative(subject).verdict == "FAIL"
+    declared = gradients.derivative(dataclasses.replace(subject, claims="surrogate"))
+    assert declared.verdict == "WARN"
+    assert declared.value.startswith("approximation (surrogate)")
+
+
+class Leaky(torch.nn.Module):
+    """A network that draws noise of its own."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.calls = net, 0
+
+    def forward(self, x, label):
+        self.calls += 1
+        return self.net(x, label) * (
+            1 + 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(self.calls)).to(x)
+        )
+
+
+def test_noise_drawn_in_a_recomputed_network_is_found(sound):
+    denoiser = type(sound.arm.scored.denoiser)(Leaky(sound.arm.scored.denoiser.net))
+    model = Defended(sound.arm.scored.purifier, denoiser, sound.arm.scored.classifier, 4)
+    found = gradients.recompute(planted(sound, both=model))
+    assert found.verdict == "FAIL"
+    assert "gradient by" in found.value
+    assert (denoiser.memory, denoiser.recompute.keep) == ("store", 2)  # left as it was
+
+
+def test_noise_that_only_a_recomputation_draws_is_found(sound):
+    """The forward pass is repeatable, so the loss agrees; the gradient does not."""
+
+    def restarted(*args, **kwargs):
+        net.calls = 0
+        return sound.arm.scored.purifier(*args, **kwargs)
+
+    net = Leaky(sound.arm.scored.denoiser.net)
+    denoiser = type(sound.arm.scored.denoiser)(net)
+    model = Defended(restarted, denoiser, sound.arm.scored.classifier, 4)
+    found = gradients.recompute(planted(sound, both=model))
+    assert found.verdict == "FAIL"
+    assert "loss differs by 0.0e+00" in found.value
+
+
+def test_other_gradients_are_compared_with_the_exact_one(sound):
+    found = gradients.methods(sound)
+    assert found.verdict == "INFO"
+    assert [name in found.value for name in ("surrogate", "bpda", "blind")] == [True] * 3
+    same = planted(sound, attacked=sound.arm.scored.view("full"))
+    assert "attacked" not in gradients.methods(same).value
+    twice = Defended(lambda x, *_, **__: 2 * x, sound.arm.scored.denoiser, sound.arm.scored.classifier)
+    values = gradients.methods(planted(sound, both=twice))
+    assert "bpda 1.00/1.00/0.5" in values.value  # the identity in place of a factor of 2
+
+
+class Bowl(torch.nn.Module):
+    """Logits (-f, f) for f a little of |x - .2|^2 / 2: the gradient at x + n is that at x plus the same little of n."""
+
+    def forward(self, x):
+        f = 1e-4 * (x - 0.2).square().flatten(1).sum(1) / 2
+        return torch.stack([-f, f], dim=1)
+
+
+def noisy(x, denoiser, classifier, rng, *, on_step=None, sigma: float):
+    return x + sigma * rng.randn_like(x)
+
+
+def test_split_half_cosines_follow_signal_and_noise():
+    """g + noise of variance s^2 in D pixels: N r / (1 + N r) with r = |g|^2 / (D s^2), up to sampling."""
+    subject = made(Bowl(), functools.partial(noisy, sigma=0.6), PGD(5, 4, random_start=False))
+    found = gradients.expectation(subject)
+    rate = float((subject.images.x - 0.2).square().mean()) / 0.36
+    expected = [n * rate / (1 + n * rate) for n in found.curve["x"]]
+    assert found.curve["cosine"] == pytest.approx(expected, abs=0.08)
+    assert found.curve["x"] == [1, 2, 4, 8]
+    assert found.verdict == "WARN"
+
+
+@pytest.mark.parametrize(
+    ("sigma", "eot", "verdict"),
+    [(0.0, 1, "PASS"), (0.6, 1, "WARN"), (3.0, 1, "FAIL"), (0.2, 40, "PASS"), (0.6, 400, "PASS")],
+)
+def test_few_draws_of_a_noisy_purifier_are_found(sigma, eot, verdict):
+    found = gradients.expectation(made(Bowl(), functools.partial(noisy, sigma=sigma), PGD(5, eot, random_start=False)))
+    assert found.verdict == verdict
+    assert ("predicted" in found.value) == (eot > 8)
+
+
+def test_an_eot_of_1_is_found_on_the_embedded_benchmark(sound):
+    one = dataclasses.replace(sound.arm.attack, eot=1)
+    assert gradients.expectation(planted(sound, attack=one)).verdict in ("WARN", "FAIL")
+    assert trajectories.flags(planted(sound, attack=one)).value == "random output, EOT 1"
+    assert trajectories.flags(sound).verdict == "PASS"
+
+
+def test_an_l2_sign_step_is_found():
+    """Its cosine with the gradient w is |w|_1 / (sqrt(D) |w|_2)."""
+    w = weights()
+    threat = ThreatModel("l2", 1.0)
+    found = {
+        kind: gradients.step(made(Linear(w), attack=PGD(5, 1, l2_step=kind), threat=threat))
+        for kind in ("gradient", "sign")
+    }
+    assert found["gradient"].verdict == "PASS"
+    assert found["sign"].verdict == "WARN"
+    cosine = float(w.abs().sum() / (math.sqrt(w.numel()) * w.norm()))
+    assert f"cosine {cosine:.2f}, a sign step" in found["sign"].value
+    assert gradients.step(made(Linear(w), attack=PGD(5, 1, l2_step="sign"))).verdict == "PASS"  # linf: as it should be
+
+
+def test_steps_against_the_gradient_and_no_steps_are_found():
+    for length, words in ((-1.0, "cosine -1.00"), (0.0, "does not move")):
+        found = gradients.step(made(Linear(weights()), attack=Stepping(length), threat=ThreatModel("l2", 1.0)))
+        assert (found.verdict, words in found.value) == ("FAIL", True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepping(PGD):
+    """PGD that goes `length` times its way."""
+
+    length: float = 1.0
+
+    def __init__(self, length: float):
+        super().__init__(5, 1, random_start=False)
+        object.__setattr__(self, "length", length)
+
+    def step(self, model, state, x, y, threat, rng):
+        after = super().step(model, state, x, y, threat, rng)
+        moved = state.x + self.length * (after.x - state.x)
+        return after._replace(x=moved, x_adv=moved)
+
+
+def test_parts_of_a_union_have_views_of_their_own():
+    subject = composed_subject("attack=union", "purifier=diffpure", "protocol.images=2")
+    found = {part.name: part.views for part in asking.parts(subject)}
+    assert found == {"pgd_eot": (), "transfer": ("blind",)}
+    assert subject.claims == "blind, exact"
+    assert asking.main(asking.parts(subject)).name == "pgd_eot"
