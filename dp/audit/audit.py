@@ -7,7 +7,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from dp.audit import VERDICTS, Finding, Subject
+from dp.audit import (
+    VERDICTS,
+    Finding,
+    Subject,
+    comparisons,
+    controls,
+    gradients,
+    hygiene,
+    results,
+    sameness,
+    trajectories,
+)
 from dp.evaluate import Evaluation
 from dp.record import write_atomic
 
@@ -16,11 +27,12 @@ LONG = 500_000  # network evaluations of a job's attack: the quick budget on dig
 # about seven minutes on two cores, for 1.1 million
 QUICK_IMAGES = 8  # of the small audit before a long job
 FILE = "audit.json"
+MODULES = (gradients, controls, comparisons, results, trajectories, hygiene, sameness)
 
 
 def checks(quick: bool) -> tuple[Check, ...]:
     """All checks, or those of the small audit, in the order of evaluation.md section 3."""
-    return ()
+    return tuple(check for module in MODULES for check in (module.QUICK if quick else module.CHECKS))
 
 
 def audit(subject: Subject, on_check: Callable[[int, int, str], None] = lambda k, n, name: None) -> Iterator[Finding]:
