@@ -78,6 +78,14 @@ def composed(*overrides: str) -> dict:
     return resolved(OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"]), cfg.hydra.runtime.choices)
 
 
+def check_overrides(given: list[str]) -> None:
+    """Raises ValueError for key={}, which Hydra merges into what is there: it changes nothing."""
+    idle = [o for o in given if re.fullmatch(r"[^+~=]+=\s*\{\s*\}", o)]
+    if idle:
+        key = idle[0].partition("=")[0]
+        raise ValueError(f"need something to set, got {idle[0]}, which changes nothing: ~{key}.NAME takes one out")
+
+
 def run_key(config: dict) -> str:
     """Same configuration, same key: readable names and a hash of all that can change a row."""
     kept = {k: v for k, v in config.items() if k not in (*config["key_ignores"], "choices")}
@@ -151,6 +159,14 @@ def dry_nfe(model: Defended, one: Subset) -> int:
     return dry.nfe
 
 
+def attack_nfe(config: dict, evaluation: Evaluation) -> int:
+    """NFE of one draw of what the attack differentiates or asks for values; the largest of several views."""
+    attacked, scored, attack = evaluation.arms["defended"]
+    views = gradients(attack, config["threat_model"]["grad"])
+    seen = [attacked if v == "values" else functools.reduce(Defended.view, v.split("+"), scored) for v in views]
+    return max(dry_nfe(model, evaluation.subset.select(slice(0, 1))) for model in seen)
+
+
 def judge(config: dict, key: str, folder: Path) -> dict | None:
     """Do what is missing of a run; its summary, or None while other shards are still to come."""
     if not isinstance(config["overwrite"], bool):
@@ -196,11 +212,11 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
     ordered = record.merge(folder)
     judged = evaluation.judge
     rule, draws, screen = (judged.rule, judged.draws, judged.screen) if judged else (None, 0, 0)
-    figures = metrics.summarise(ordered, evaluation.votes, rule, draws, screen)
+    figures = metrics.summarise(ordered, evaluation.votes, rule, draws, screen, evaluation.ties)
     summary = {
         **figures,
         "nfe": next(row["nfe"] for row in ordered if row["arm"] == "defended"),
-        "attack_nfe": dry_nfe(evaluation.arms["defended"].attacked, evaluation.subset.select(slice(0, 1))),
+        "attack_nfe": attack_nfe(config, evaluation),
         "seconds": record.seconds(folder),
         "workers": workers,
         "device": torch.cuda.get_device_name() if evaluation.device.startswith("cuda") else "cpu",
@@ -210,7 +226,7 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
         "gradient": gradient_of(config, evaluation),
         "differences": differences_of(config, evaluation),
         "departures": weakened,
-        "weaknesses": short_steps(evaluation.arms["defended"].attack, evaluation.threat),
+        "weaknesses": weaknesses_of(config, evaluation),
         "batch_bound": is_batch_bound(evaluation.arms["defended"].attack),
         "audited": audit.read(folder / audit.FILE, code),
     }
@@ -286,6 +302,14 @@ def differences_of(config: dict, evaluation: Evaluation) -> list[str]:
     return differences(attacked, scored, attack, grad, verdict, votes, evaluation.known_draws)
 
 
+def weaknesses_of(config: dict, evaluation: Evaluation) -> list[str]:
+    """What keeps the attack from being as strong as it could be."""
+    _, scored, attack = evaluation.arms["defended"]
+    lacks = config["choices"]["attack"] == "strict" and any(view.startswith("mask_") for view in scored.others)
+    masks = ["the union lacks the mask attacks: attack=strict_mask"] if lacks else []
+    return short_steps(attack, evaluation.threat) + masks
+
+
 def departures(config: dict) -> list[str]:
     """Where a named protocol is not run as it is defined: what differs from the same command with groups alone."""
     choices = config["choices"]
@@ -313,12 +337,12 @@ def describe(config: dict, evaluation: Evaluation, key: str, workers: int) -> No
     lines = [
         key,
         f"attacked: {threat.norm} {config['threat_model']['eps']}, {attack.says(through(attacked, scored, grad))}; "
-        f"{dry_nfe(attacked, first)} NFE a draw; gradient: {gradient_of(config, evaluation)}",
+        f"{attack_nfe(config, evaluation)} NFE a draw; gradient: {gradient_of(config, evaluation)}",
         f"scored: {choices['purifier']} ({dry_nfe(scored, first)} NFE), {evaluation.votes} fresh draws per image; "
         f"{images} images x {len(evaluation.seeds)} seeds on {evaluation.device}, {workers} workers",
         *(f"attacked is not what is scored: {difference}" for difference in differences_of(config, evaluation)),
         *(f"protocol {choices['protocol']} is not run as it is defined: {what}" for what in departures(config)),
-        *short_steps(attack, threat),
+        *weaknesses_of(config, evaluation),
     ]
     if evaluation.known_draws:
         lines[2] = lines[2].replace("fresh draws", "draws that the attacker knows")
@@ -366,6 +390,7 @@ def one(cfg: DictConfig) -> None:
     """One run, or one cell of a sweep. A user's error is noted, not raised, so that the other cells go on."""
     folder, summary, error = None, None, None
     try:
+        check_overrides(HydraConfig.get().overrides.task)
         config = resolved(cfg, HydraConfig.get().runtime.choices)
         key = run_key(config)
         folder = Path(config["results"]) / key

@@ -1,4 +1,8 @@
-"""Intervals over images and paired tests on the same images. Pure functions; scores are in [0,1], one per image."""
+"""Intervals over images and paired tests on the same images. Pure functions; scores are in [0,1], one per image.
+
+Images are the sample: n counts them, whatever the number of draws and seeds. Draws of an image are never drawn anew,
+which undercovers badly (evaluation.md section 1). Coverage as measured: scripts/coverage.py.
+"""
 
 import math
 
@@ -8,8 +12,10 @@ Z95 = 1.959963984540054
 BOOTSTRAPS = 10_000
 
 
-def wilson(share: float, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson score interval for a share in [0,1] of n independent images (Wilson 1927)."""
+def wilson(share: float, n: float, z: float = Z95) -> tuple[float, float]:
+    """Wilson score interval for a share in [0,1] of n independent images (Wilson 1927); n may be an effective number,
+    no whole one.
+    """
     if not 0 <= share <= 1 or n < 1:
         raise ValueError(f"need a share in [0, 1] of n >= 1 images, got share={share}, n={n}")
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -19,9 +25,23 @@ def wilson(share: float, n: int, z: float = Z95) -> tuple[float, float]:
     return low, high
 
 
+def interval(scores: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the expected score, from (n,) scores in [0,1], one per image: verdicts, shares of right draws,
+    or means over seeds.
+
+    Wilson's with the effective number of images n p(1-p) / s^2, p the mean and s^2 the variance of the scores (as for
+    surveys with a design effect: Korn and Graubard 1998). For verdicts of 0 and 1 this is Wilson's own. To both
+    variances the sum of squares of one image at 1/2 is added, so that a few fractions beside 0 or 1 are hardly more
+    certain than verdicts.
+    """
+    n, p = len(scores), float(np.mean(scores))
+    effect = (float(np.square(scores - p).sum()) + 0.25) / (n * p * (1 - p) + 0.25)  # of the design: 1 for verdicts
+    return wilson(p, n / effect)
+
+
 def bootstrap(scores: np.ndarray, replicates: int = BOOTSTRAPS) -> tuple[float, float]:
-    """95 % percentile interval of the mean of (n,) scores, one per image: images are drawn anew, each with all of its
-    draws (evaluation.md section 1). The generator's seed is fixed.
+    """95 % percentile interval of the mean of (n,) values, one per image: images are drawn anew, each with all of its
+    draws. The generator's seed is fixed.
     """
     rng = np.random.default_rng(0)
     step = max(1, 2_000_000 // len(scores))  # replicates at a time

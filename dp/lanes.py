@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dp.attacks import Attack, Model, boundaries, newest, where
+from dp.attacks import Attack, Model, boundaries, newest
+from dp.attacks.state import cat, each, lane, where
 from dp.datasets import Subset
 from dp.defense import Defended
 from dp.judge import Judge
@@ -89,7 +90,7 @@ class Lanes:
                 if self._retired(k):
                     self.fates[k].state = None
                 elif self.fates[k].done == end:
-                    self.fates[k].state = _apply(torch.clone, self.fates[k].state)  # lets go of its batch
+                    self.fates[k].state = each(torch.clone, self.fates[k].state)  # lets go of its batch
                     through.append(k)
             active = [k for k in going if not self._retired(k) and self.fates[k].done < end]
         return sorted(through)
@@ -118,20 +119,20 @@ class Lanes:
 
     def _step(self, going: list[int]) -> None:
         lanes, x, y, ids = self._batch(going)
-        state = _cat([self.fates[k].state for k in lanes])
+        state = cat([self.fates[k].state for k in lanes])
         rng = self.streams("attack", ids).draw([1 + self.fates[k].done for k in lanes])
         self._keep(going, self.attack.step(self.attacked(ids), state, x, y, self.threat, rng))
         for k in going:
             self.fates[k].done += 1
 
     def _keep(self, images: list[int], state: Any) -> None:
-        for row, k in enumerate(images):
-            self.fates[k].state = _apply(lambda tensor, row=row: tensor[row : row + 1], state)
+        for at, k in enumerate(images):
+            self.fates[k].state = lane(state, at)
 
     def _admitted(self, images: list[int]) -> tuple[Tensor, list[float]]:
         """A full batch of the images' candidates as the threat model admits them, and their distances."""
         lanes, x, _, _ = self._batch(images)
-        state = _cat([self.fates[k].state for k in lanes])
+        state = cat([self.fates[k].state for k in lanes])
         if self.judge is not None:
             running = torch.tensor([self.fates[k].done < self.attack.steps for k in lanes])
             state = where(running, newest(self.attack, state), state)
@@ -155,19 +156,3 @@ class Lanes:
                 fate.x_adv, fate.distance = points[row].clone(), distances[row]
             if lost and fate.lost_at is None:
                 fate.lost_at = fate.done
-
-
-def _apply(function: Callable[[Tensor], Tensor], state: Any) -> Any:
-    """The function of every tensor of a state."""
-    if isinstance(state, Tensor):
-        return function(state)
-    parts = [_apply(function, part) for part in state]
-    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-
-
-def _cat(states: Sequence[Any]) -> Any:
-    """One state out of several, row after row."""
-    if isinstance(states[0], Tensor):
-        return torch.cat(list(states))
-    parts = [_cat(part) for part in zip(*states, strict=True)]
-    return type(states[0])(*parts) if hasattr(states[0], "_fields") else tuple(parts)

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dp.intervals import bootstrap, wilson
+from dp.curves import success_histogram, vote_curve, worst_curve
+from dp.intervals import interval
 
 TIES = ("softmax", "lowest")
 RULES = ("single", "average", "vote", "mean_logits", "mean_softmax", "worst")
@@ -33,26 +34,40 @@ def accuracy(verdicts: Mapping[int, Sequence[float]], draws: int) -> dict:
 
     `value`: mean over seeds and images; `seed_std`: sample standard deviation of the per-seed values (None for one
     seed), which is noise of attack and defence on the same images and no interval; `wilson95`: sampling error of n
-    images; n counts images, never images x seeds. Fractional scores have `boot95` instead (see `bootstrap`), below 5
-    and above 95 percent widened to cover Wilson's.
+    images, each with its mean over seeds (see `interval`); n counts images, never images x seeds.
     """
     per_seed = [float(np.mean(v)) for v in verdicts.values()]
-    n = len(next(iter(verdicts.values())))
-    value = float(np.mean(per_seed))
-    whole = all(score in (0, 1) for v in verdicts.values() for score in v)
-    low, high = wilson(value, n)
-    if not whole:
-        ends = bootstrap(np.mean([list(v) for v in verdicts.values()], axis=0))
-        if 0.05 <= value <= 0.95:
-            low, high = ends
-        else:  # a few scores that are not 0 or 1 tell the bootstrap too little
-            low, high = min(low, ends[0]), max(high, ends[1])
+    scores = np.mean([list(v) for v in verdicts.values()], axis=0)
     return {
-        "value": 100 * value,
+        "value": 100 * float(np.mean(per_seed)),
         "seed_std": 100 * float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None,
-        "wilson95" if whole else "boot95": [100 * low, 100 * high],
-        "n": n,
+        "wilson95": [100 * end for end in interval(scores)],
+        "n": len(scores),
         "draws": draws,
+    }
+
+
+def curve(scores: np.ndarray) -> dict:
+    """`value`, `wilson95_low`, `wilson95_high`: lists in percent, two decimals, for 1..R draws, from (images,R) scores
+    as in `worst_curve`.
+    """
+    low, high = zip(*(interval(column) for column in scores.T), strict=True)
+    figures = {"value": scores.mean(axis=0), "wilson95_low": np.array(low), "wilson95_high": np.array(high)}
+    return {name: [round(100 * float(v), 2) for v in values] for name, values in figures.items()}
+
+
+def curves(rows: Sequence[Mapping[str, Any]], side: str, ties: str) -> dict:
+    """What the draws of one arm's `side` say of fewer: `worst` of M and `vote` of K as `curve`, `success` as
+    `success_histogram`.
+    """
+    by_seed = _by_seed(rows, lambda row: row[side])
+    labels = np.array(next(iter(_by_seed(rows, lambda row: row["label"]).values())))
+    classes = np.array(list(by_seed.values()))
+    right = classes == labels[:, None]
+    return {
+        "worst": curve(worst_curve(right)),
+        "vote": curve(vote_curve(classes, labels, ties)),
+        "success": success_histogram(right),
     }
 
 
@@ -67,15 +82,21 @@ def score(row: Mapping[str, Any], side: str, rule: str) -> float:
 
 
 def summarise(
-    rows: Sequence[Mapping[str, Any]], votes: int, judged: str | None = None, judge_draws: int = 0, screen: int = 0
+    rows: Sequence[Mapping[str, Any]],
+    votes: int,
+    judged: str | None = None,
+    judge_draws: int = 0,
+    screen: int = 0,
+    ties: str = "softmax",
 ) -> dict:
-    """`standard`, `robust`, `undefended`, `null` as {rule: `accuracy`}, plus `per_seed`, `ties`, `undefended_standard`.
+    """`standard`, `robust`, `undefended`, `null` as {rule: `accuracy`}, plus `per_seed`, `undefended_standard`,
+    `curves` ({standard, robust, null: `curves`}) and `ties`, how many votes a count alone left tied.
 
     Rules: `single` is the first draw of an image; `average` the share of right draws; `vote` the plurality of the
     `votes` draws; `mean_logits`, `mean_softmax` the class of their mean; `worst`: right on all. `judged`: the rule by
     which a judge called images lost during the attack, with `judge_draws` a look; then `seen` and `null_seen` are what
     it saw at each image's worst point: `average`, `worst`, and by its own rule the share never lost; `screen`: draws
-    that it asked first. An arm without rows is left out.
+    that it asked first; `ties`: how votes settled them. An arm without rows is left out.
     """
     columns = {
         "standard": ("defended", "clean"),
@@ -86,30 +107,42 @@ def summarise(
     }
     figures: dict = {}
     per_seed: dict[int, dict] = {}
+    by_draws: dict[str, dict] = {}
     for name, (arm, side) in columns.items():
         mine = [row for row in rows if row["arm"] == arm]
         if not mine:
             continue
+        if arm != "undefended":
+            by_draws[name] = curves(mine, side, ties)
         for rule in RULES:
             verdicts = _by_seed(mine, functools.partial(score, side=side, rule=rule))
             figures.setdefault(name, {})[rule] = accuracy(verdicts, draws=1 if rule == "single" else votes)
             for seed, scores in verdicts.items():
                 per_seed.setdefault(seed, {}).setdefault(name, {})[rule] = 100 * float(np.mean(scores))
+    if judged:
+        figures |= _seen(rows, judged, judge_draws, screen)
+    figures["curves"] = by_draws
+    figures["per_seed"] = {str(seed): per_seed[seed] for seed in sorted(per_seed)}
+    figures["ties"] = sum(row["ties"] for row in rows)
+    return figures
+
+
+def _seen(rows: Sequence[Mapping[str, Any]], judged: str, judge_draws: int, screen: int) -> dict:
+    """`seen`, `null_seen` as {rule: `accuracy`} of the draws at each image's worst point."""
+    figures = {}
     for name, arm in (("seen", "defended"), ("null_seen", "null")):
         mine = [row for row in rows if row["arm"] == arm]
-        if judged and mine and all(row["seen"] for row in mine):
+        if mine and all(row["seen"] for row in mine):
             rules = ("average", "worst")
             scores = {rule: _by_seed(mine, functools.partial(score, side="seen", rule=rule)) for rule in rules}
             if judged in ("vote", "mean_logits"):
                 scores[judged] = _by_seed(mine, lambda row: float(row["lost_at"] is None))
             draws = {rule: screen or judge_draws for rule in rules} | {judged: judge_draws}
             figures[name] = {rule: accuracy(verdicts, draws[rule]) for rule, verdicts in scores.items()}
-    figures["per_seed"] = {str(seed): per_seed[seed] for seed in sorted(per_seed)}
-    figures["ties"] = sum(row["ties"] for row in rows)
     return figures
 
 
-def _by_seed(rows: Sequence[Mapping[str, Any]], of: Callable[[Mapping[str, Any]], float]) -> dict[int, list[float]]:
-    """{seed: a score per image}, images by id."""
+def _by_seed(rows: Sequence[Mapping[str, Any]], of: Callable[[Mapping[str, Any]], Any]) -> dict[int, list]:
+    """{seed: a value per image}, images by id."""
     ordered = sorted(rows, key=lambda row: (row["seed"], row["id"]))
     return {seed: [of(r) for r in ordered if r["seed"] == seed] for seed in sorted({r["seed"] for r in ordered})}

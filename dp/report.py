@@ -23,12 +23,6 @@ ROWS = (
     ("undefended", "undefended, attacked"),
 )
 
-
-def interval(figure: dict) -> list[float]:
-    """The figure's 95 % interval over images: Wilson's, or the bootstrap's where scores are fractions."""
-    return figure["wilson95"] if "wilson95" in figure else figure["boot95"]
-
-
 NOT_BALLS = {  # what is said beside a row under such a threat model
     "flow": "pixels move, by halves of the image's side; no l_p ball, not for an l_p column",
     "perceptual": "the classifier's own features with equal weights, not VGG16-LPIPS: the bound is on another scale "
@@ -40,7 +34,7 @@ def cells(figure: dict | None) -> tuple[str, str, str]:
     """Value, 95 % interval and standard deviation over seeds, as text."""
     if figure is None:
         return "-", "", ""
-    low, high = interval(figure)
+    low, high = figure["wilson95"]
     return (
         f"{figure['value']:.1f}",
         f"{low:.1f} - {high:.1f}",
@@ -91,8 +85,7 @@ def row_table(summary: dict) -> Table:
     table = Table(
         title=f"{choices['dataset']} / {choices['purifier']} / {choices['attack']}, {threat['norm']} {threat['eps']}, "
         f"protocol {choices['protocol']}",
-        caption=f"percent of {n} images, mean of {len(summary['per_seed'])} seeds; intervals over images: Wilson, "
-        "bootstrap for averages",
+        caption=f"percent of {n} images, mean of {len(summary['per_seed'])} seeds; intervals: Wilson, over images",
         box=box.SIMPLE_HEAD,
     )
     table.add_column("accuracy")
@@ -217,7 +210,7 @@ def sweep_frame(runs: Sequence[dict]) -> pd.DataFrame:
         line = {"overrides": run["overrides"], "folder": run["folder"], "error": run["error"]}
         for name in ("standard", "robust", "seen") if run["summary"] else ():
             for rule, figure in run["summary"].get(name, {}).items():
-                low, high = interval(figure)
+                low, high = figure["wilson95"]
                 line |= {f"{name}_{rule}": figure["value"], f"{name}_{rule}_lo": low, f"{name}_{rule}_hi": high}
         if run["summary"]:
             rule, robust, _ = headline(run["summary"])

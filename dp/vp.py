@@ -1,7 +1,9 @@
 """The continuous variance-preserving diffusion (Song et al. 2021, Eqs. 11 and 32) in its own time, and its reversal."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -53,6 +55,26 @@ class VPSDE:
         """
         score = (math.exp(self.log_abar(t) / 2) * x0 - x) / -math.expm1(self.log_abar(t))
         return self.beta(t) * (0.5 * x + share * score)
+
+
+def walk(
+    sde: VPSDE,
+    state: Tensor,
+    denoiser: Callable,
+    times: Sequence[float],
+    step: Callable[[Tensor, Tensor, Tensor, float, float], Tensor],
+    on_step: Callable | None = None,
+) -> Tensor:
+    """The state (B,C,H,W) at the last of the falling `times`, from the one at the first, with one call of the denoiser
+    at each: `step(state, z, x0, time, time_next)` is the next state, `on_step(i, sigma, z, x0)` looks on.
+    """
+    for i, (time, time_next) in enumerate(pairwise(times)):
+        z, sigma = sde.to_z(state, time), sde.sigma(time)
+        x0 = denoiser(z, sigma)
+        if on_step is not None:
+            on_step(i, sigma, z, x0)
+        state = step(state, z, x0, time, time_next)
+    return state
 
 
 def fixed_times(t: float, end: float, dt: float) -> list[float]:

@@ -130,7 +130,7 @@ def line(defence: Defence, protocol: str, given: tuple[str, ...], summary: dict)
     found["rule"] = report.rule_name(rule, summary[robust][rule]["draws"]) + (", in-loop" if robust == "seen" else "")
     for name, figure in figures.items():
         figure = figure or summary["null"][rule]
-        low, high = report.interval(figure)
+        low, high = figure["wilson95"]
         found |= {
             name: figure["value"],
             f"{name}_low": low,
@@ -142,7 +142,8 @@ def line(defence: Defence, protocol: str, given: tuple[str, ...], summary: dict)
         "undefended": summary["undefended"][rule]["value"],
         "nfe": summary["nfe"],
     }
-    found |= {"attack_nfe": summary["attack_nfe"], "seconds": summary["seconds"], "audit": report.audit_line(summary)}
+    found |= {"attack_nfe": summary["attack_nfe"], "seconds": summary["seconds"]}
+    found |= {"audit": report.audit_word(summary["audited"])}
     return found | {"command": "python run.py " + " ".join(given)}
 
 

@@ -14,13 +14,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load_file
-from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
 
 from cells import finished, markdown
 
 from dp import report
+from dp.intervals import mcnemar
 
 ROOT = Path(__file__).parents[1]
 BASE = ("purifier=hetero_official", "protocol.images=64", "protocol.seeds=[2024]")
@@ -68,7 +68,7 @@ def headline(summary: dict) -> tuple[str, dict, dict, dict | None]:
 
 def line(name: str, summary: dict, against: str) -> list[str]:
     rule, standard, robust, null = headline(summary)
-    low, high = report.interval(robust)
+    low, high = robust["wilson95"]
     attacked = f"{summary['config']['choices']['attack']}, {summary['gradient']}"
     cells = [f"{standard['value']:.1f}", f"{robust['value']:.1f}", f"{low:.1f} - {high:.1f}"]
     return [name, attacked, rule, *cells, f"{null['value']:.1f}" if null else "-", against]
@@ -81,8 +81,7 @@ def main() -> int:
     for (name, overrides), summary in zip(SWITCHES.items(), found.values(), strict=True):
         right = votes(summary)
         lost, won = int((base & ~right).sum()), int((~base & right).sum())
-        p = stats.binomtest(lost, lost + won).pvalue if lost + won else 1.0
-        against = f"-{lost} +{won}, p = {p:.2g}" if overrides else ""
+        against = f"-{lost} +{won}, p = {mcnemar(base, right):.2g}" if overrides else ""
         switches.append([*line(name, summary, against), " ".join(overrides)])
     protocols = []
     for name in PROTOCOLS:

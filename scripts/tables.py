@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dp.report import audit_word, clock, interval, published_rows, rule_name
+from dp.report import audit_word, clock, published_rows, rule_name
 
 ROOT = Path(__file__).parents[1]
 MEASURED, TABLES = ROOT / "results" / "measured", ROOT / "results" / "tables"
@@ -47,7 +47,7 @@ def measured() -> pd.DataFrame:
             ):
                 line[name] = figure["value"]
                 if name in ("standard", "robust"):
-                    line[f"{name} 95 %"] = "{:.1f}-{:.1f}".format(*interval(figure))
+                    line[f"{name} 95 %"] = "{:.1f}-{:.1f}".format(*figure["wilson95"])
                     line[f"{name} seed_std"] = figure["seed_std"]
             rows = published_rows(config, config["purifier"].get("published"))
             line["published"] = "; ".join(f"{r['standard']}/{r['robust'] or '-'} {r['flag']}".strip() for r in rows)
@@ -91,9 +91,7 @@ def main() -> int:
         return 2
     TABLES.mkdir(parents=True, exist_ok=True)
     frame.to_csv(TABLES / "measured.csv", index=False, float_format="%.2f")
-    note = (
-        "Percent; intervals: 95 % over images, averages by bootstrap; seed_std: deviation over seeds, no interval.\n\n"
-    )
+    note = "Percent; intervals: Wilson 95 % over images; seed_std: deviation over seeds, no interval.\n\n"
     (TABLES / "measured.md").write_text("# Measured\n\n" + note + markdown(frame))
     theirs = published()
     columns = [

@@ -4,10 +4,10 @@ import pytest
 import torch
 from conftest import composed
 from hydra.utils import instantiate
-from test_attacks import Linear, assert_feasible, linear, run_attack
+from test_attacks import Linear, assert_rows_stand_alone, linear, run_attack
 
 import run
-from dp.attacks import strongest, where
+from dp.attacks import strongest
 from dp.attacks.apgd import APGD, gaps
 from dp.attacks.objectives import cross_entropy, dlr, margin, targeted_dlr, with_margin
 from dp.classifiers import Classifier
@@ -155,42 +155,11 @@ def test_halving_conditions(rises, halved, improved, expected):
 @pytest.mark.parametrize("purify", [none.purify, jitter])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_rows_do_not_depend_on_batch_mates_or_order(loss, norm, purify):
+def test_rows_do_not_depend_on_batch_mates_order_or_refills(loss, norm, purify):
     model = Defended(purify, None, Classifier(Net(64, 6)), draws_per_call=2)
     x, y = torch.rand(16, 1, 8, 8, generator=seeded(3)), torch.arange(16) % 6
-    attack, threat = APGD(4, 3, loss, targets=2, restarts=2, confirm=3), ThreatModel(norm, 0.1)
-
-    def attacked(order):
-        rng = Streams(order.tolist(), 0, "attack")
-        state = attack.start(model, x[order], y[order], threat, rng.draw(0))
-        for i in range(attack.steps):
-            state = attack.step(model, state, x[order], y[order], threat, rng.draw(1 + i))
-            assert_feasible(state, x[order], threat)
-        return state.x_adv
-
-    plain = attacked(torch.arange(16))
-    order = torch.randperm(16, generator=seeded(4))
-    assert torch.equal(attacked(order), plain[order])
-    others = torch.cat([torch.arange(4), torch.full((12,), 9)])
-    assert torch.equal(attacked(others)[:4], plain[:4])
-
-
-@pytest.mark.parametrize("loss", ["ce", "targeted"])
-def test_images_may_stand_at_different_steps(loss):
-    """A refilled slot: half of the batch is three steps ahead, and every image still ends where it would alone."""
-    model = Defended(none.purify, None, Classifier(Net(64, 6)))
-    x, y = torch.rand(16, 1, 8, 8, generator=seeded(3)), torch.arange(16) % 6
-    attack, threat = APGD(4, 1, loss, targets=2), ThreatModel("linf", 0.1)
-    plain = run_attack(attack, model, x, y, threat)
-    rng, half = Streams(range(16), 0, "attack"), torch.arange(16) < 8
-    state = attack.start(model, x, y, threat, rng.draw(0))
-    done = [0] * 16
-    for i in range(attack.steps + 3):
-        moves = half if i < 3 else (~half if i >= attack.steps else torch.ones(16, dtype=torch.bool))
-        after = attack.step(model, state, x, y, threat, rng.draw([1 + d for d in done]))
-        state = where(moves, after, state)
-        done = [d + int(m) for d, m in zip(done, moves, strict=True)]
-    assert torch.equal(state.x_adv, plain)
+    attack = APGD(4, 3, loss, targets=2, restarts=2, confirm=3)
+    assert_rows_stand_alone(attack, model, x, y, ThreatModel(norm, 0.1), shared=4)
 
 
 class Recorder:

@@ -8,6 +8,7 @@ import run
 from dp.attacks.bpda import BPDA
 from dp.attacks.null import Null
 from dp.attacks.pgd_eot import PGD
+from dp.attacks.state import where
 from dp.classifiers import Classifier
 from dp.defense import Defended
 from dp.evaluate import null_control
@@ -41,6 +42,34 @@ def run_attack(attack, model, x, y, threat, seed=0):
         state = attack.step(model, state, x, y, threat, rng.draw(1 + i))
         assert_feasible(state, x, threat)
     return state.x_adv
+
+
+def attack_in(order, attack, model, x, y, threat, behind=None):
+    """The attacked images x[order], in that order, each with the noise of its own position in x. Those of the mask
+    `behind` (B,) enter three steps late, as where lanes are refilled.
+    """
+    rng, done = Streams(order.tolist(), 0, "attack"), torch.zeros(len(order), dtype=torch.long)
+    behind = torch.zeros(len(order), dtype=torch.bool) if behind is None else behind
+    state = attack.start(model, x[order], y[order], threat, rng.draw(0))
+    for i in range(attack.steps + 3 * int(behind.any())):
+        moves = (done < attack.steps) & ~(behind & torch.tensor(i < 3))
+        after = attack.step(model, state, x[order], y[order], threat, rng.draw((1 + done).tolist()))
+        state, done = where(moves, after, state), done + moves
+        assert_feasible(state, x[order], threat)
+    assert (done == attack.steps).all()
+    return state.x_adv
+
+
+def assert_rows_stand_alone(attack, model, x, y, threat, shared=0):
+    """Equal bits in order, shuffled, and with a third of the images late; the first `shared` also beside others."""
+    plain = run_attack(attack, model, x, y, threat)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(4))
+    assert torch.equal(attack_in(order, attack, model, x, y, threat), plain[order])
+    late = torch.arange(len(x)) % 3 == 0
+    assert torch.equal(attack_in(order, attack, model, x, y, threat, behind=late), plain[order])
+    if shared:
+        others = torch.cat([torch.arange(shared), torch.full((len(x) - shared,), len(x) // 2 + 1)])
+        assert torch.equal(attack_in(others, attack, model, x, y, threat)[:shared], plain[:shared])
 
 
 def assert_feasible(state, x, threat):

@@ -7,7 +7,7 @@ import torch
 from conftest import composed
 from hydra.utils import instantiate
 from test_apgd import Net, seeded
-from test_attacks import run_attack
+from test_attacks import assert_rows_stand_alone, run_attack
 from test_gradients import wide
 
 import run
@@ -115,13 +115,7 @@ def test_the_term_rises_under_the_attack(images):
 def test_rows_do_not_depend_on_order():
     model = Defended(none.purify, None, Classifier(Net(64, 6)))
     x, y, threat = torch.rand(16, 1, 8, 8, generator=seeded(3)), torch.arange(16) % 6, ThreatModel("linf", 0.1)
-    plain = run_attack(diffattack(2, 1, confirm=2), model, x, y, threat)
-    order = torch.randperm(16, generator=seeded(4))
-    rng, attack = Streams(order.tolist(), 0, "attack"), diffattack(2, 1, confirm=2)
-    state = attack.start(model, x[order], y[order], threat, rng.draw(0))
-    for i in range(attack.steps):
-        state = attack.step(model, state, x[order], y[order], threat, rng.draw(1 + i))
-    assert torch.equal(state.x_adv, plain[order])
+    assert_rows_stand_alone(diffattack(2, 1, confirm=2), model, x, y, threat)
 
 
 @pytest.mark.parametrize("bad", [{"weight": -1.0}, {"loss": "targeted"}, {"eot": 0}])

@@ -224,6 +224,7 @@ def test_progress_renews_the_tries(cache, told):
 def test_nobody_listens(cache, told):
     told.url = "http://127.0.0.1:9/a.bin"
     refused(cache, told, r"no whole answer in 2 tries \(Connection refused\): try again later$", OSError, tries=2)
+    assert (told.asked, names(cache)) == ([], set())
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[oops/a.bin"])
@@ -260,6 +261,7 @@ def test_a_web_page_is_no_file(cache, told, kind, page):
 def test_a_length_that_is_too_long(cache, told):
     told.length = 1000
     refused(cache, told, "no whole answer in 3 tries .*the 0.3 MB that came are kept", OSError, tries=3)
+    assert BODY in [(cache / name).read_bytes() for name in names(cache)]
 
 
 def test_a_length_that_is_too_short(cache, told):

@@ -6,45 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dp.intervals import bootstrap, wilson
+from dp.intervals import interval
 from dp.metrics import accuracy, summarise, vote
-
-
-@pytest.mark.parametrize("n", [1, 2, 16, 64, 256, 512, 10_000])
-def test_wilson_is_scipys(n):
-    for k in sorted({0, 1, n // 3, n // 2, n - 1, n}):
-        expected = stats.binomtest(k, n).proportion_ci(confidence_level=0.95, method="wilson")
-        assert wilson(k / n, n) == pytest.approx(tuple(expected), abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("correct", "n", "interval"),
-    [
-        (304, 512, (55.1, 63.5)),  # 59.4 %
-        (412, 512, (76.8, 83.7)),  # 80.5 %
-        (476, 512, (90.4, 94.9)),  # 93.0 %
-        (0, 512, (0, 0.74)),
-        (152, 256, (53.3, 65.2)),  # 59.4 %
-    ],
-)
-def test_wilson_at_known_values(correct, n, interval):
-    assert tuple(round(100 * bound, 1 if correct else 2) for bound in wilson(correct / n, n)) == interval
-
-
-@pytest.mark.parametrize("p", [0.05, 0.5, 0.95])
-def test_wilson_coverage(p):
-    """Share of all binomial outcomes, by weight, whose interval holds the truth."""
-    n = 512
-    inside = np.array([low <= p <= high for low, high in (wilson(k / n, n) for k in range(n + 1))])
-    assert 0.93 < stats.binom.pmf(np.arange(n + 1), n, p) @ inside < 0.97
-    drawn = np.random.default_rng(0).binomial(n, p, 20_000)
-    assert 0.93 < inside[drawn].mean() < 0.97
-
-
-@pytest.mark.parametrize(("share", "n"), [(-0.01, 10), (1.01, 10), (float("nan"), 10), (0.5, 0)])
-def test_wilson_of_nonsense(share, n):
-    with pytest.raises(ValueError, match="need a share"):
-        wilson(share, n)
 
 
 def votes_for(*classes, margin=1.0, size=4):
@@ -126,8 +89,12 @@ def test_accuracy_counts_images_and_not_images_times_seeds():
     assert found["value"] == pytest.approx(75)
     assert (found["n"], found["draws"]) == (4, 10)
     assert found["seed_std"] == pytest.approx(statistics.stdev([75, 50, 100]))
-    interval = stats.binomtest(3, 4).proportion_ci(method="wilson")
-    assert found["wilson95"] == pytest.approx([100 * interval.low, 100 * interval.high])
+    assert found["wilson95"] == [100 * end for end in interval(np.array([1, 1, 2 / 3, 1 / 3]))]
+
+
+def test_accuracy_of_seeds_that_agree_is_that_of_one():
+    one = accuracy({1: [1, 1, 0, 1, 0]}, draws=1)
+    assert accuracy({seed: [1, 1, 0, 1, 0] for seed in (1, 2, 3)}, draws=1) == {**one, "seed_std": 0.0}
 
 
 def row(arm, seed, label, adv, adv_vote, clean=None, clean_vote=None, ties=0):
@@ -200,25 +167,47 @@ def test_average_and_worst_by_hand():
     assert summary["robust"]["average"]["value"] == pytest.approx(100 * (2 + 1 + 0 + 1) / 12)
     assert summary["robust"]["worst"]["value"] == 0
     assert summary["standard"]["worst"]["value"] == pytest.approx(75)
-    assert "boot95" in summary["robust"]["average"]
-    assert "wilson95" in summary["robust"]["worst"]
-    low, high = summary["robust"]["average"]["boot95"]
-    assert low <= summary["robust"]["average"]["value"] <= high
+    low, high = summary["robust"]["average"]["wilson95"]
+    assert low < summary["robust"]["average"]["value"] < high
 
 
-def test_a_fraction_near_the_edge_is_no_more_certain_than_a_verdict():
-    """63 images at 0 and one at .05: the bootstrap alone would say [0, .2] percent, Wilson of 0 of 64 [0, 5.7]."""
-    near = accuracy({1: [0.0] * 63 + [0.05]}, draws=20)
-    assert near["boot95"][0] == 0
-    assert near["boot95"][1] >= 100 * wilson(0, 64)[1]
+def test_curves_by_hand():
+    """Right draws of the attacked, of three: 2 and 1 under seed 5, 0 and 1 under seed 6. Votes of two are right for
+    the share of pairs that are, plus half of those that tie; the first image's ties are all with class 0.
+    """
+    curves = summarise(ROWS, votes=3)["curves"]
+    assert set(curves) == {"standard", "robust", "null"}
+    worst, vote, success = (curves["robust"][name] for name in ("worst", "vote", "success"))
+    assert worst["value"] == [33.33, round(100 * (1 / 3 + 0 + 0 + 0) / 4, 2), 0.0]
+    assert vote["value"] == [33.33, round(100 * (2 / 3 + 1 / 3 + 0 + 1 / 3) / 4, 2), 25.0]
+    assert success == {"counts": [0, 1, 2, 1], "between": 0.75}
+    ends = interval(np.array([1 / 6, 0]))
+    assert (worst["wilson95_low"][1], worst["wilson95_high"][1]) == tuple(round(100 * end, 2) for end in ends)
+    assert curves["null"]["success"]["counts"] == [2, 1, 1, 0]
 
 
-def test_bootstrap_covers_a_normal_mean():
-    """For many images the percentile interval is the normal one, mean +- 1.96 standard errors."""
-    scores = np.random.default_rng(3).integers(0, 11, size=2000) / 10
-    low, high = bootstrap(scores)
-    error = 1.96 * scores.std() / np.sqrt(len(scores))
-    assert (low, high) == pytest.approx((scores.mean() - error, scores.mean() + error), abs=0.1 * error)
+def test_curves_settle_ties_as_the_protocol_does():
+    """A pair with one draw of class 0 and one of the label is class 0's."""
+    vote = summarise(ROWS, votes=3, ties="lowest")["curves"]["robust"]["vote"]
+    assert vote["value"][1] == round(100 * (1 / 3 + 0 + 0 + 0) / 4, 2)
+
+
+@pytest.mark.parametrize("draws", [4, 7])
+def test_curves_end_at_the_figures_of_all_draws(draws):
+    """Worst of R is `worst`, worst of 1 `average`; vote of R is `vote` where no count ties, vote of 1 `average`."""
+    rng, rows = np.random.default_rng(draws), []
+    for seed in (1, 2):
+        for i in range(40):
+            classes = rng.choice(4, size=draws, p=[0.5, 0.3, 0.1, 0.1])
+            winner, tied = vote(votes_for(*classes))
+            rows.append({**row("null", seed, 0, classes.tolist(), winner), "id": i, "tied": tied})
+    tied = {r["id"] for r in rows if r["tied"]}
+    summary = summarise([r for r in rows if r["id"] not in tied], votes=draws)
+    curves, figures = summary["curves"]["null"], summary["null"]
+    for name, first, last in (("worst", "average", "worst"), ("vote", "average", "vote")):
+        assert curves[name]["value"][0] == pytest.approx(figures[first]["value"], abs=0.006)
+        assert curves[name]["value"][-1] == pytest.approx(figures[last]["value"], abs=0.006)
+        assert curves[name]["wilson95_low"][-1] == pytest.approx(figures[last]["wilson95"][0], abs=0.006)
 
 
 def test_what_a_judge_saw():
@@ -239,5 +228,5 @@ def test_summarise_does_not_depend_on_the_order_of_rows():
 
 def test_summarise_leaves_out_arms_without_rows():
     summary = summarise(ROWS[:4], votes=3)
-    assert set(summary) == {"standard", "robust", "per_seed", "ties"}
-    assert set(summarise(ROWS[6:], votes=3)) == {"null", "per_seed", "ties"}
+    assert set(summary) == {"standard", "robust", "curves", "per_seed", "ties"}
+    assert set(summarise(ROWS[6:], votes=3)) == {"null", "curves", "per_seed", "ties"}

@@ -146,6 +146,38 @@ def test_the_views_that_an_attack_differentiates(attack, grad, views):
     assert gradients(evaluation.arms["defended"].attack, grad) == views
 
 
+@pytest.mark.parametrize(
+    ("attack", "grad", "nfe"),
+    [
+        ("pgd_eot", "full", 8),
+        ("pgd_eot", "surrogate", 2),
+        ("transfer", "full", 0),
+        ("transfer", "surrogate", 0),
+        ("bpda_eot", "full", 8),
+        ("union", "full", 8),
+        ("square", "surrogate", 2),
+    ],
+)
+def test_the_attacks_nfe_is_that_of_what_it_looks_at(attack, grad, nfe):
+    """Of hetero: its steps and once more in stage 1, here all 4 of 4; the bare classifier of a transfer has none."""
+    given = [f"attack={attack}", f"threat_model.grad={grad}", "purifier.t_s=0.05", "purifier.surrogate.steps=1"]
+    config = composed(*given, "protocol.images=2", "purifier.steps=4")
+    assert run.attack_nfe(config, run.build(config)) == nfe
+
+
+@pytest.mark.parametrize(
+    ("attack", "purifier", "said"),
+    [
+        ("strict", "hetero", ["the union lacks the mask attacks: attack=strict_mask"]),
+        ("strict_mask", "hetero", []),
+        ("strict", "diffpure", []),
+    ],
+)
+def test_a_strict_union_without_the_mask_attacks_is_said(attack, purifier, said):
+    config = composed("protocol=strict", f"attack={attack}", f"purifier={purifier}", "protocol.images=2")
+    assert run.weaknesses_of(config, run.build(config)) == said
+
+
 def test_every_difference_between_attacked_and_scored_is_listed():
     config = small("threat_model.grad=surrogate", "purifier.steps=5", "purifier.surrogate.steps=3", "attack.eot=4")
     evaluation = run.build(config)

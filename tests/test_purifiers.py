@@ -238,6 +238,32 @@ def test_official_attack_grid_never_sees_the_mask():
         assert same is blind
 
 
+@pytest.mark.parametrize(("n", "blind"), [(10, True), (20, False)])
+def test_official_attack_gradient_never_sees_the_mask(n, blind, images, monkeypatch):
+    """Item 31 in what the attack climbs: with the noise tied, loss and gradient of the surrogate are the same bits for
+    any mask, though the scored defence changes with it; from n = 20 on the gradient sees it too.
+    """
+    given = ["purifier=hetero_official", "threat_model.grad=surrogate", f"purifier.surrogate.n={n}"]
+    attacked, scored, _ = run.build(composed(*given)).arms["defended"]
+    fresh = Streams.randn_like
+
+    def tied(self, z):
+        self.calls = [0] * len(self)
+        return fresh(self, z)
+
+    monkeypatch.setattr(Streams, "randn_like", tied)
+    some = torch.rand(1, 1, *images.x.shape[2:], generator=torch.Generator().manual_seed(0)).round()
+    climbed, outputs = [], []
+    for mask in (torch.zeros_like(some), torch.ones_like(some), some):
+        monkeypatch.setattr(hetero_official, "threshold_mask", lambda *_, mask=mask, **__: mask)
+        rng = Streams(images.ids, 0, "attack")
+        climbed.append(attacked.loss_gradient(images.x, images.y, rng, 3))
+        outputs.append(scored.purify(images.x, rng).detach())
+    for k in (1, 2):
+        assert all(torch.equal(a, b) for a, b in zip(climbed[0], climbed[k], strict=True)) is blind
+        assert not torch.equal(outputs[0], outputs[k])
+
+
 def test_diffpure_explicit_grid_and_steps():
     seen = []
     denoiser = Counting()

@@ -131,6 +131,22 @@ def test_a_users_error_is_one_line_and_code_2(overrides, said, tiny, monkeypatch
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["attack=union", "attack.attacks={}"], "need something to set, got attack.attacks={}, which changes nothing"),
+        (["attack=union", "attack.attacks.transfer=null"], "as an attack, got attack.attacks.transfer=None"),
+        (["attack=bpda_eot", "attack.attack=null"], "need attack.attack as an attack, got None"),
+    ],
+)
+def test_an_attack_without_its_parts_is_one_line(overrides, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = cli(monkeypatch, capsys, *overrides)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: ")
+    assert said in err
+
+
 @pytest.mark.parametrize("overrides", [["purifier=hetro"], ["purifier.t_s=0.3"]])
 def test_errors_as_a_user_sees_them(overrides, tmp_path):
     done = subprocess.run(command(*overrides), capture_output=True, text=True, cwd=tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from test_apgd import Net, jitter, seeded
-from test_attacks import assert_feasible, linear, run_attack
+from test_attacks import assert_rows_stand_alone, linear, run_attack
 
 from dp.attacks.objectives import margin
 from dp.attacks.spsa import SPSA
@@ -36,19 +36,7 @@ def test_linf_reaches_the_corner_of_a_linear_model():
 def test_rows_stand_alone(norm):
     model = Defended(jitter, None, Classifier(Net(64, 6)), draws_per_call=2)
     x, y = torch.rand(16, 1, 8, 8, generator=seeded(3)), torch.arange(16) % 6
-    attack, threat = SPSA(3, 2, samples=4, confirm=3), ThreatModel(norm, 0.1)
-
-    def attacked(order):
-        rng = Streams(order.tolist(), 0, "attack")
-        state = attack.start(model, x[order], y[order], threat, rng.draw(0))
-        for i in range(attack.steps):
-            state = attack.step(model, state, x[order], y[order], threat, rng.draw(1 + i))
-            assert_feasible(state, x[order], threat)
-        return state.x_adv
-
-    plain = attacked(torch.arange(16))
-    order = torch.randperm(16, generator=seeded(4))
-    assert torch.equal(attacked(order), plain[order])
+    assert_rows_stand_alone(SPSA(3, 2, samples=4, confirm=3), model, x, y, ThreatModel(norm, 0.1))
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import torch
 from conftest import composed
 from hydra.utils import instantiate
 from test_apgd import Net, jitter, seeded
-from test_attacks import assert_feasible, run_attack
+from test_attacks import assert_rows_stand_alone, run_attack
 
 import run
-from dp.attacks import is_batch_bound, where
+from dp.attacks import is_batch_bound
 from dp.attacks.apgd import APGD
 from dp.attacks.autoattack import Upstream, _Forward, autoattack
 from dp.attacks.none import NoAttack
@@ -58,17 +58,7 @@ def test_union_keeps_the_strongest_part_per_image():
 def test_rows_do_not_depend_on_batch_order_or_refills(purify):
     model, x, y = problem(purify)
     union = Union({"apgd": APGD(2, 2, confirm=3), "square": Square(4, 2)}, confirm=3)
-    plain = run_attack(union, model, x, y, LINF)
-    order, rng = torch.randperm(16, generator=seeded(4)), Streams(range(16), 0, "attack")
-    mixed, late = rng.select(order), torch.arange(16) < 5
-    state, done = union.start(model, x[order], y[order], LINF, mixed.draw(0)), [0] * 16
-    for i in range(union.steps + 2):
-        moves = ~late if i < 2 else (late if i >= union.steps else torch.ones(16, dtype=torch.bool))
-        after = union.step(model, state, x[order], y[order], LINF, mixed.draw([1 + d for d in done]))
-        state = where(moves, after, state)
-        assert_feasible(state, x[order], LINF)
-        done = [d + int(m) for d, m in zip(done, moves, strict=True)]
-    assert torch.equal(state.x_adv, plain[order])
+    assert_rows_stand_alone(union, model, x, y, LINF)
 
 
 def test_confirmation_uses_fresh_draws_and_keeps_the_better():

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dp.attacks.objectives import Loss, cross_entropy, margin
+from dp.attacks.state import where
 from dp.rng import Streams
 from dp.threat import BALLS, OPTIONS, ThreatModel
 
@@ -105,25 +106,15 @@ def newest(attack: Attack, state: Any) -> Any:
     return state._replace(x_adv=state.x) if hasattr(state, "x") else state
 
 
-def where(lanes: Tensor, there: Any, here: Any) -> Any:
-    """The state `there` for the images of the mask (B,), on any device, and `here` for the others, field by field."""
-    if isinstance(there, Tensor):
-        shape = (-1, *[1] * (there.dim() - 1))
-        return torch.where(lanes.to(there.device).view(shape), there, here)
-    parts = [where(lanes, a, b) for a, b in zip(there, here, strict=True)]
-    return type(there)(*parts) if hasattr(there, "_fields") else tuple(parts)
-
-
-def strongest(
-    model: Model, candidates: Sequence[Tensor], y: Tensor, rng: Streams, draws: int, by: Loss = margin
-) -> Tensor:
-    """Per image the candidate (B,C,H,W) with the largest mean margin (or mean of `by`), all on the same draws of `rng`;
-    a tie goes to the first.
+def strongest(model: Model, candidates: Sequence[Any], y: Tensor, rng: Streams, draws: int, by: Loss = margin) -> Any:
+    """Per image the candidate with the largest mean margin (or mean of `by`), all on the same draws of `rng`; a tie
+    goes to the first. Candidates: images (B,C,H,W), or tuples of tensors that begin with them.
 
     The draws must be none that chose the candidates: the largest of many noisy scores flatters.
     """
-    values = torch.stack([model.loss(x, y, rng, draws, by) for x in candidates])  # (M,B)
-    best, x_best = values[0], candidates[0]
-    for value, x in zip(values[1:], candidates[1:], strict=True):
-        x_best, best = where(value > best, x, x_best), torch.maximum(value, best)
-    return x_best
+    images = [found if isinstance(found, Tensor) else found[0] for found in candidates]
+    values = torch.stack([model.loss(x, y, rng, draws, by) for x in images])  # (M,B)
+    best, strongest = values[0], candidates[0]
+    for value, found in zip(values[1:], candidates[1:], strict=True):
+        strongest, best = where(value > best, found, strongest), torch.maximum(value, best)
+    return strongest

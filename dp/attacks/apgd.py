@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks import Model, strongest, where
+from dp.attacks import Model, strongest
 from dp.attacks.objectives import LOSSES, Loss, check_classes, margin, with_margin
+from dp.attacks.state import where
 from dp.rng import Streams
 from dp.threat import ThreatModel
 

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dp.attacks import Model, strongest, where
+from dp.attacks import Model, strongest
 from dp.attacks.adam import Moments, adam, moments
 from dp.attacks.objectives import margin
+from dp.attacks.state import where
 from dp.perceptual import PerceptualModel
 from dp.rng import Streams
 from dp.threat import ThreatModel
@@ -98,7 +99,7 @@ class LowFrequency:
         gain = (grad * at).sum() - self.penalty * torch.where(far, distance, 0.0).sum()
         slopes = torch.autograd.grad(gain, parameters)
         wins = (value > state.best) & ~far & _moves(state.parameters)  # the first iterate is all but clean
-        x_adv, best = where(wins, at.detach(), state.x_adv), where(wins, value, state.best)
+        x_adv, best = where(wins, (at.detach(), value), (state.x_adv, state.best))
         rates = [*[self.rate_filters] * len(self.kernels), self.rate_change]
         moved = [
             self._moved(p, m, slope, state.i, rate)

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks import Model, where
+from dp.attacks import Model
 from dp.attacks.objectives import margin
+from dp.attacks.state import where
 from dp.rng import Streams
 from dp.threat import ThreatModel
 

@@ -6,19 +6,18 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks import Model, strongest, where
+from dp.attacks import Model, strongest
+from dp.attacks.adam import Moments, adam, moments
 from dp.attacks.objectives import margin
+from dp.attacks.state import where
 from dp.rng import Streams
 from dp.threat import ThreatModel
-
-DECAYS = (0.9, 0.999)  # of Adam's two means (Kingma and Ba 2015)
 
 
 class State(NamedTuple):
     x_adv: Tensor  # (B,C,H,W) what would be returned now
     x: Tensor  # (B,C,H,W) the iterate
-    first: Tensor  # (B,C,H,W) Adam's mean of the gradient ...
-    second: Tensor  # (B,C,H,W) ... and of its square
+    moments: Moments
     best: Tensor  # (B,) mean margin around x_adv
     i: Tensor  # (B,) int64 on the CPU: steps done
 
@@ -55,22 +54,18 @@ class SPSA:
         return f"SPSA, {self.steps} steps of {2 * self.samples} queries of {self.eot} draws, values alone, of {through}"
 
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
-        x0, flat = threat.random_start(x, rng), torch.zeros_like(x)
-        return State(x0, x0, flat, flat, x.new_full((len(x),), -torch.inf), torch.zeros(len(x), dtype=torch.long))
+        x0, none = threat.random_start(x, rng), x.new_full((len(x),), -torch.inf)
+        return State(x0, x0, moments(x), none, torch.zeros(len(x), dtype=torch.long))
 
     def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         value, slope = self._slope(model, state.x, y, rng)
         wins = value > state.best
-        x_adv, best = where(wins, state.x, state.x_adv), torch.maximum(value, state.best)
-        first = DECAYS[0] * state.first + (1 - DECAYS[0]) * slope
-        second = DECAYS[1] * state.second + (1 - DECAYS[1]) * slope.square()
-        i = state.i + 1
-        bias = [(1 - decay ** i.double()).to(x).view(-1, 1, 1, 1) for decay in DECAYS]
-        moved = state.x + self.step_size * (first / bias[0]) / ((second / bias[1]).sqrt() + 1e-8)
-        at, last = threat.project(moved, x), i == self.iterations
+        x_adv, best = where(wins, (state.x, value), (state.x_adv, state.best))
+        add, after = adam(state.moments, slope, state.i, self.step_size)
+        at, last = threat.project(state.x + add, x), state.i + 1 == self.iterations
         if bool(last.any()):
             x_adv = where(last, strongest(model, [x_adv, at], y, rng.draw(0), self.confirm), x_adv)
-        return State(x_adv, at, first, second, best, i)
+        return State(x_adv, at, after, best, state.i + 1)
 
     def _slope(self, model: Model, x: Tensor, y: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
         """Mean margin around x, (B,), and the estimate of its gradient, (B,C,H,W). Points may leave the box by delta,

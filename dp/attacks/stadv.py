@@ -8,9 +8,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks import Model, strongest, where
+from dp.attacks import Model, strongest
 from dp.attacks.adam import Moments, adam, moments
 from dp.attacks.objectives import with_margin
+from dp.attacks.state import where
 from dp.flow import roughness, warp
 from dp.rng import Streams
 from dp.threat import FlowModel, ThreatModel
@@ -82,15 +83,14 @@ class StAdv:
         gain = (grad * moved).sum() - self.smooth / threat.eps * roughness(flow).sum()
         (slope,) = torch.autograd.grad(gain, flow)
         wins = (values[:, 1] > state.best) & _moves(state.flow)
-        x_adv, proof = where(wins, moved.detach(), state.x_adv), where(wins, state.flow, state.proof)
-        best = where(wins, values[:, 1], state.best)
+        now = (moved.detach(), state.flow, values[:, 1])
+        x_adv, proof, best = where(wins, now, (state.x_adv, state.proof, state.best))
         add, after = adam(state.moments, slope, state.i, self.step_size)
         onwards, last = threat.clip(state.flow + add), state.i + 1 == self.iterations
         if bool(last.any()):
-            final = warp(x, onwards)
-            chosen = strongest(model, [x_adv, final], y, rng.draw(1), self.confirm)
-            takes = last.to(x.device) & _moves(onwards) & (chosen == final).flatten(1).all(dim=1)
-            x_adv, proof = where(takes, final, x_adv), where(takes, onwards, proof)
+            found = [(x_adv, proof), (warp(x, onwards), onwards)]
+            chosen = strongest(model, found, y, rng.draw(1), self.confirm)
+            x_adv, proof = where(last.to(x.device) & _moves(onwards), chosen, found[0])
         return State(x_adv, proof, onwards, after, best, state.i + 1)
 
 

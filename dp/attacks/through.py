@@ -32,6 +32,8 @@ class Through:
     grad: str
 
     def __post_init__(self):
+        if not hasattr(self.attack, "step"):
+            raise ValueError(f"need attack.attack as an attack, got {self.attack!r}")
         if self.grad not in GRADIENTS:
             raise ValueError(f"need grad among {', '.join(GRADIENTS)}, got grad={self.grad!r}")
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks import Attack, Model, boundaries, is_batch_bound, newest, strongest, where
+from dp.attacks import Attack, Model, boundaries, is_batch_bound, newest, strongest
+from dp.attacks.state import where
 from dp.rng import Streams
 from dp.threat import ThreatModel
 
@@ -32,6 +33,11 @@ class Union:
         if not self.attacks or self.confirm < 1 or self.select != "best":
             raise ValueError(
                 f"need attacks, confirm >= 1, select best, got {self.attacks}, {self.confirm}, {self.select!r}"
+            )
+        none = [name for name, attack in self.attacks.items() if not hasattr(attack, "step")]
+        if none:
+            raise ValueError(
+                f"need every part of the union as an attack, got attack.attacks.{none[0]}={self.attacks[none[0]]!r}"
             )
         idle = [type(attack).__name__ for attack in self.attacks.values() if attack.steps < 1]
         if idle:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dp.sampling import heun_step, to_01
-from dp.vp import VPSDE, check_times, fixed_times
+from dp.vp import VPSDE, check_times, fixed_times, walk
 
 SOLVERS = ("euler", "heun", "adjoint")
 
@@ -49,16 +49,14 @@ def purify(
     times = fixed_times(t, end, dt)
     if solver == "adjoint":
         return to_01(_ContinuousAdjoint.apply(state, rate, times, fixed_times(end, t, dt)), clamp)
-    for i, (time, time_next) in enumerate(pairwise(times)):
-        z, sigma = sde.to_z(state, time), sde.sigma(time)
-        x0 = denoiser(z, sigma)
-        if on_step is not None:
-            on_step(i, sigma, z, x0)
-        if solver == "heun":
-            z = heun_step(z, x0, denoiser, sigma, sde.sigma(time_next))
-            state = sde.from_z(z, time_next)
-        else:
-            state = state + (time - time_next) * sde.rate(state, x0, time, share=0.5)
+
+    def euler(state: Tensor, z: Tensor, x0: Tensor, time: float, time_next: float) -> Tensor:
+        return state + (time - time_next) * sde.rate(state, x0, time, share=0.5)
+
+    def heun(state: Tensor, z: Tensor, x0: Tensor, time: float, time_next: float) -> Tensor:
+        return sde.from_z(heun_step(z, x0, denoiser, sde.sigma(time), sde.sigma(time_next)), time_next)
+
+    state = walk(sde, state, denoiser, times, {"euler": euler, "heun": heun}[solver], on_step)
     return to_01(state, clamp)  # the state at `end`, not x0, as in the original; Differs: item 27, clamped
 
 

@@ -4,7 +4,6 @@ methods.md section 1.2).
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from dp.brownian import Brownian
 from dp.sampling import to_01
-from dp.vp import VPSDE, check_times, fixed_times
+from dp.vp import VPSDE, check_times, fixed_times, walk
 
 SOLVERS = ("own", "torchsde", "adjoint")
 
@@ -48,13 +47,12 @@ def purify(
     times = fixed_times(t, end, dt)
     if solver != "own":
         return to_01(_by_torchsde(state, denoiser, rng, sde, times, dt, solver), clamp)
-    for i, (time, time_next) in enumerate(pairwise(times)):
-        step, z, sigma = time - time_next, sde.to_z(state, time), sde.sigma(time)
-        x0 = denoiser(z, sigma)
-        if on_step is not None:
-            on_step(i, sigma, z, x0)
-        drift = sde.rate(state, x0, time, share=1.0)
-        state = state + step * drift + math.sqrt(sde.beta(time) * step) * rng.randn_like(state)
+
+    def euler(state: Tensor, z: Tensor, x0: Tensor, time: float, time_next: float) -> Tensor:
+        size, drift = time - time_next, sde.rate(state, x0, time, share=1.0)
+        return state + size * drift + math.sqrt(sde.beta(time) * size) * rng.randn_like(state)
+
+    state = walk(sde, state, denoiser, times, euler, on_step)
     return to_01(state, clamp)  # the state at `end`, not x0, as in the original; Differs: item 27, clamped
 
 

@@ -1,0 +1,34 @@
+"""States of attacks: named or plain tuples of tensors, nested, whose dim 0 is the image."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def each(function: Callable[..., Tensor], *states: Any) -> Any:
+    """The function of every tensor of a state, or of those in the same place of several states."""
+    if isinstance(states[0], Tensor):
+        return function(*states)
+    parts = [each(function, *fields) for fields in zip(*states, strict=True)]
+    return type(states[0])(*parts) if hasattr(states[0], "_fields") else tuple(parts)
+
+
+def where(lanes: Tensor, there: Any, here: Any) -> Any:
+    """The state `there` for the images of the mask (B,), on any device, and `here` for the others."""
+
+    def chosen(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(lanes.to(a.device).view(-1, *[1] * (a.dim() - 1)), a, b)
+
+    return each(chosen, there, here)
+
+
+def cat(states: Sequence[Any]) -> Any:
+    """One state out of several, row after row."""
+    return each(lambda *rows: torch.cat(rows), *states)
+
+
+def lane(state: Any, k: int) -> Any:
+    """The state of image k alone, (1,...); it shares the memory of the whole."""
+    return each(lambda tensor: tensor[k : k + 1], state)

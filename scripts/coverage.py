@@ -1,0 +1,98 @@
+"""Measure how often the 95 % intervals hold the truth, on synthetic verdicts whose truth is known, and write
+results/tables/coverage.md. A minute or two on one core.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from dp.curves import worst_curve
+from dp.intervals import interval
+
+TABLE = Path(__file__).parents[1] / "results" / "tables" / "coverage.md"
+IMAGES, REPLICATES = 512, 2000
+TRUTHS = (0.005, 0.02, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.98, 0.995)
+SPREADS = (0.3, 2.0, 20.0)  # a + b of the beta that images' chances come from: most at 0 or 1; even; nearly equal
+RULES = ("single", "average", "vote", "worst")
+
+
+def truth(rule: str, mean: float, spread: float, draws: int) -> float:
+    """The expected score when an image's draws are right with a chance from Beta(mean spread, (1 - mean) spread)."""
+    a, b = mean * spread, (1 - mean) * spread
+    if rule == "worst":
+        return float(np.exp(special.betaln(a + draws, b) - special.betaln(a, b)))
+    if rule == "vote":
+        right = np.arange(draws + 1)
+        return float(stats.betabinom.pmf(right, draws, a, b) @ vote_scores(right, draws))
+    return mean
+
+
+def vote_scores(right: np.ndarray, draws: int) -> np.ndarray:
+    """Votes between two classes, ties lost: as when they go to the lowest class and that is the wrong one."""
+    return (2 * right > draws).astype(float)
+
+
+def coverage(rule: str, p: float, spread: float, draws: int, seeds: int, subset: int, replicates: int) -> float | None:
+    """Share of `replicates` whose interval holds p, for scores averaged over `seeds` on the same images; None where no
+    beta of this spread has the truth p. `worst` is the unbiased estimate for `subset` of the draws.
+    """
+    try:
+        mean = optimize.root_scalar(lambda m: truth(rule, m, spread, subset) - p, bracket=(1e-9, 1 - 1e-9)).root
+    except ValueError:
+        return None
+    rng = np.random.default_rng([draws, subset, seeds, *(round(1000 * v) for v in (p, spread))])
+    count = np.arange(draws + 1)
+    by_count = {"vote": vote_scores(count, draws), "worst": worst_curve(np.tri(draws + 1, draws, -1))[:, subset - 1]}
+    score = by_count.get(rule, count / draws)  # by the number of right draws
+    held = 0
+    for _ in range(replicates):
+        chance = rng.beta(mean * spread, (1 - mean) * spread, size=IMAGES)
+        right = rng.binomial(draws, chance, size=(seeds, IMAGES))
+        low, high = interval(score[right].mean(axis=0))
+        held += low <= p <= high
+    return held / replicates
+
+
+def cases() -> list[tuple[str, str, int, int]]:
+    """(name, rule, draws, draws of the verdict)"""
+    found = [("single", "single", 1, 1)]
+    for draws in (10, 20):
+        found += [(f"{rule} of {draws}", rule, draws, draws) for rule in RULES[1:]]
+    return [*found, ("worst of 5, from 20", "worst", 20, 5)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--replicates", type=int, default=REPLICATES)
+    replicates = parser.parse_args().replicates
+    head = ["rule", "beta a + b", "seeds", *(f"{100 * p:g} %" for p in TRUTHS)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    inside, outside = [], []
+    for name, rule, draws, subset in cases():
+        for spread in SPREADS:
+            for seeds in (1, 3):
+                found = [coverage(rule, p, spread, draws, seeds, subset, replicates) for p in TRUTHS]
+                for p, share in zip(TRUTHS, found, strict=True):
+                    if share is not None:
+                        (inside if 0.05 <= p <= 0.95 else outside).append(share)
+                cells = ["-" if share is None else f"{100 * share:.1f}" for share in found]
+                lines.append("| " + " | ".join([name, f"{spread:g}", str(seeds), *cells]) + " |")
+                print(lines[-1], flush=True)
+    note = (
+        f"`python scripts/coverage.py`: percent of {replicates} synthetic replicates of {IMAGES} images whose 95 % "
+        "interval (`dp/intervals.py`, `interval`) holds the truth, by the truth. An image's draws are right with a "
+        "chance of its own, from a beta distribution with a + b as shown; seeds share the images and their chances. "
+        f"Truths from 5 to 95 %: {100 * min(inside):.1f} to {100 * max(inside):.1f}; beyond: {100 * min(outside):.1f} "
+        f"to {100 * max(outside):.1f}.\n\n"
+    )
+    TABLE.parent.mkdir(parents=True, exist_ok=True)
+    TABLE.write_text("# Coverage of the intervals\n\n" + note + "\n".join(lines) + "\n")
+    print(note.strip())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

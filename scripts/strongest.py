@@ -1,0 +1,88 @@
+"""Is any single attack stronger than the union that protocol=strict reports? Runs every attack against one defence on
+digits under strict, on the same images and with the same report draws, or goes on where it stopped, and writes
+results/tables/strongest.md: paired differences to the union, and of every black-box attack to the strongest white-box
+one.
+
+    python scripts/strongest.py purifier=hetero protocol.images=64
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
+
+from cells import finished, markdown
+from claim import scores
+
+import run
+from dp.intervals import mcnemar, paired
+
+ROOT = Path(__file__).parents[1]
+BASE = ("+experiment=digits/scaled", "protocol=strict", "protocol.seeds=[2024]")
+WHITE = ("apgd_ce", "apgd_dlr", "pgd_eot", "diffattack", "diffhammer", "bpda_eot")
+MASKED = ("through_mask_soft", "through_mask_straight_through")
+BLACK = {
+    "square": ("protocol.judge.every=20",),
+    "spsa": (),
+    "transfer": (),
+}  # 200 looks would cost more than the attack
+console = Console(width=130, highlight=False)
+
+
+def against(one: np.ndarray, other: np.ndarray) -> str:
+    """one minus other in points with its paired 95 % interval, and whether one is the stronger attack beyond it."""
+    difference, low, high = (100 * v for v in paired(other, one))
+    return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]" + (" STRONGER" if high < 0 else "")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="of run.py, for the defence and the number of images")
+    given = tuple(parser.parse_args().overrides)
+    masked = bool(run.composed(*BASE, *given)["purifier"].get("mask_soft"))
+    union = "strict_mask" if masked else "strict"
+    attacks = {union: (), **dict.fromkeys([*WHITE, *(MASKED if masked else ())], ()), **BLACK}
+    found = {}
+    for name, extra in attacks.items():
+        summary, folder = finished((*BASE, *given, f"attack={name}", *extra))
+        found[name] = (summary, scores(summary, folder).iloc[:, 0].to_numpy())
+    white = min((name for name in attacks if name not in (union, *BLACK)), key=lambda name: found[name][1].mean())
+    lines = []
+    for name, (summary, right) in found.items():
+        average, worst = summary["robust"]["average"], summary["robust"]["worst"]
+        low, high = average["wilson95"]
+        first = [float(mine > 0.5) for mine in right], [float(mine > 0.5) for mine in found[union][1]]
+        p = f"{mcnemar(np.array(first[1]), np.array(first[0])):.2g}"
+        row = [name, f"{average['value']:.1f}", f"{low:.1f} - {high:.1f}", f"{worst['value']:.1f}"]
+        row += ["" if name == union else against(right, found[union][1]), "" if name == union else p]
+        lines.append([*row, against(right, found[white][1]) if name in BLACK else ""])
+    average = found[union][0]["robust"]["average"]
+    draws, images = average["draws"], average["n"]
+    columns = ["attack", f"average of {draws}", "95 %", f"worst of {draws}", f"minus {union}, paired 95 %"]
+    columns += ["McNemar p, right in most draws", f"minus {white}, paired 95 %"]
+    text = (
+        f"# Every attack against the union, on {' '.join(given)}\n\n`python scripts/strongest.py {' '.join(given)}`: "
+    )
+    text += (
+        f"{images} images of digits, one seed, linf 32/255, quick budgets, protocol=strict for each attack; percent "
+    )
+    text += (
+        "right. The same images and the same report draws throughout; intervals over images, not corrected for their "
+    )
+    text += "number.\n\n"
+    (ROOT / "results" / "tables" / "strongest.md").write_text(text + markdown("Attacks", columns, lines))
+    shown = Table(*columns, box=box.SIMPLE_HEAD)
+    for line in lines:
+        shown.add_row(*line)
+    console.print(shown)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
