@@ -41,7 +41,9 @@ def defence(name: str, config: dict) -> Defence:
     config["threat_model"] = {**config["threat_model"], "grad": "full"}
     run.prepare(config)
     evaluation = run.build(config)
-    return Defence(name, evaluation, run.dry_nfe(evaluation.arms["defended"].scored, evaluation.subset.select([0])))
+    return Defence(
+        name, evaluation, run.dry_nfe(evaluation.arms["defended"].scored, evaluation.subset.select(slice(0, 1)))
+    )
 
 
 def changed(config: dict, overrides: Sequence[str]) -> dict:
