@@ -63,6 +63,7 @@ def expectation(axis: Axes, curve: dict, subject: Subject) -> None:
     axis.axvline(subject.arm.attack.eot, color=GREY, linestyle="--", linewidth=1)
     axis.axhline(0.9, color=GREY, linestyle=":", linewidth=1)
     axis.set_xscale("log", base=2)
+    axis.set_xticks(curve["x"], [str(n) for n in curve["x"]])
     axis.set(xlabel="draws of each half; dashed: the attack's", ylabel="cosine of two halves", ylim=(min(0, *curve["cosine"]), 1.03))  # fmt: skip  # noqa: E501
 
 

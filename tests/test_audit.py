@@ -12,7 +12,7 @@ import run
 from dp import record, report
 from dp.audit import Finding, Subject, audit
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 import audit as script  # the script; dp.audit keeps its name
 
 

@@ -16,7 +16,7 @@ from scipy import stats
 import run
 from dp import rescore
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 import rescore as script  # the script; dp.rescore keeps its name
 
 NOISY = [*TINY, "purifier=diffpure", "purifier.t=0.6", "purifier.steps=2", "protocol.images=6", "workers=1"]

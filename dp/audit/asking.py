@@ -1,5 +1,6 @@
 """What an attack asks of a defence: its parts that take gradients, and the questions of one of their steps."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -168,7 +169,7 @@ def audited(name: str, needs: str = "gradient") -> Callable[[Check], Check]:
                 found = Finding(name, f"no gradient: {', '.join(lost)} is cut off", "one", "FAIL", "1 image", 0.0)
             else:
                 found = check(subject)
-            return found._replace(seconds=time.perf_counter() - began)
+            return dataclasses.replace(found, seconds=time.perf_counter() - began)
 
         return timed
 

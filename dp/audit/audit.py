@@ -31,9 +31,8 @@ FILE = "audit.json"
 
 
 def checks(quick: bool) -> tuple[Check, ...]:
-    """All checks, or those of the small audit, roughly in the order of evaluation.md section 3."""
-    names = "QUICK" if quick else "CHECKS"
-    return tuple(check for module in MODULES for check in getattr(module, names, ()))
+    """All checks, or those of the small audit."""
+    return tuple(check for module in MODULES for check in (module.QUICK if quick else module.CHECKS))
 
 
 def audit(subject: Subject, on_check: Callable[[int, int, str], None] = lambda k, n, name: None) -> Iterator[Finding]:

@@ -2,6 +2,8 @@
 (evaluation.md section 3, checks 8, 9, 11).
 """
 
+import dataclasses
+
 import numpy as np
 
 from dp.attacks import Attack, norms
@@ -69,7 +71,7 @@ def union(subject: Subject) -> Finding:
     found = {key: g for key, g in subject.memo.items() if key in named or key.startswith("part ")}
     finding = _table(subject, name, found, "no attack alone beats the run's")
     left = np.minimum.reduce([right(own(subject)[0]), *(right(g) for g in found.values())])
-    return finding._replace(value=f"union {percent(left.mean())}; {finding.value}")
+    return dataclasses.replace(finding, value=f"union {percent(left.mean())}; {finding.value}")
 
 
 def _table(subject: Subject, name: str, found: dict[str, Group], goal: str, first: Group | None = None) -> Finding:

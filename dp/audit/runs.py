@@ -194,6 +194,6 @@ def timed(check: Callable[[Subject], Finding]) -> Callable[[Subject], Finding]:
     @functools.wraps(check)
     def run(subject: Subject) -> Finding:
         began = time.perf_counter()
-        return check(subject)._replace(seconds=time.perf_counter() - began)
+        return dataclasses.replace(check(subject), seconds=time.perf_counter() - began)
 
     return run
