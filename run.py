@@ -188,7 +188,9 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
     describe(config, evaluation, key, workers)
     every = {(u.arm, u.seed, i) for u in evaluation.plan() for i in u.ids}
     rows = record.read_rows(folder)
-    mine = Evaluation(**{**vars(evaluation), "subset": evaluation.subset.select(slice(part - 1, None, parts))})
+    here = evaluation.subset.select(slice(part - 1, None, parts))
+    window = max(1, min(evaluation.window, len(here.ids) // (evaluation.lanes * workers)))  # work for every worker
+    mine = Evaluation(**{**vars(evaluation), "subset": here, "window": window})
     units = mine.plan(rows)
     tracker: Tracker | None = None
     if units:

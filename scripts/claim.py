@@ -108,9 +108,9 @@ def matched() -> dict[str, dict]:
 
 
 def cell(defence: Defence, overrides: tuple[str, ...], protocol: str) -> tuple[str, ...]:
-    """The run's overrides; under strict a mask that the input moves is attacked too."""
-    extra = ("attack=strict_mask",) if protocol == "strict" and defence.masked else ()
-    return (SCALED, f"protocol={protocol}", *overrides, *extra)
+    """The run's overrides; under strict a mask that the input moves is attacked too, and the run is audited."""
+    mask = ("attack=strict_mask",) if defence.masked else ()
+    return (SCALED, f"protocol={protocol}", *overrides, *((*mask, "audit=true") if protocol == "strict" else ()))
 
 
 def scores(summary: dict, folder: Path) -> pd.DataFrame:
