@@ -52,10 +52,13 @@ def derivative(axis: Axes, curve: dict, subject: Subject) -> None:
 
 
 def eps_sweep(axis: Axes, curve: dict, subject: Subject) -> None:
-    axis.plot(curve["x"], curve["accuracy"], "o-", color=COLOURS[0], markersize=3)
-    axis.axvline(subject.evaluation.threat.eps, color=GREY, linestyle="--", linewidth=1)
-    axis.set_xscale("symlog", linthresh=min(x for x in curve["x"] if x > 0))
-    axis.set(xlabel=f"eps ({subject.evaluation.threat.norm}); dashed: the run's", ylabel="accuracy, %", ylim=(-3, 103))
+    threat, at = subject.evaluation.threat, range(len(curve["x"]))
+    unit = 255 if threat.norm == "linf" else 1
+    axis.plot(at, curve["accuracy"], "o-", color=COLOURS[0], markersize=3)
+    axis.axvline(list(curve["x"]).index(threat.eps), color=GREY, linestyle="--", linewidth=1)
+    axis.set_xticks(at, [f"{unit * x:.3g}" for x in curve["x"]])
+    xlabel = f"eps{' x 255' if unit == 255 else ''} ({threat.norm}), not to scale; dashed: the run's"
+    axis.set(xlabel=xlabel, ylabel="accuracy, %", ylim=(-3, 103))
 
 
 def expectation(axis: Axes, curve: dict, subject: Subject) -> None:
