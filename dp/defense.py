@@ -94,6 +94,18 @@ class Defended(nn.Module):
                 return parts[0][:1].expand(draws, -1, -1)
         return torch.cat(parts)
 
+    def logits_of(self, few: Sequence[int], x: Tensor, rng: Streams, draws: int) -> Tensor:
+        """`draws` independent draws of the images `few` alone, (draws,len(few),K), with the noise of `logits`. Every
+        network call is as wide as a full one of the batch, B x `draws_per_call`, whoever is in it.
+        """
+        wide, asked = len(x) * self.draws_per_call, [(b, k) for k in range(draws) for b in few]
+        parts = []
+        for first in range(0, len(asked), wide):
+            here = asked[first : first + wide]
+            lanes, ks = zip(*here, *[here[0]] * (wide - len(here)), strict=True)
+            parts.append(self(x[list(lanes)], rng.select(lanes).draw(ks))[: len(here)])
+        return torch.cat(parts).unflatten(0, (draws, len(few)))
+
     def loss(self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy) -> Tensor:
         """Mean loss over draws, (B,); of a loss with columns (B,M), the mean of each."""
         logits = self.logits(x, rng, draws)  # (draws,B,K)

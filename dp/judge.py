@@ -56,7 +56,9 @@ class Judge:
             logits = finite(model.logits(x_adv, rng.draw(0), self.screen or self.draws)).cpu()  # (draws,B,K)
             lost = self._lost(logits, labels, ties)
             if self.screen and bool(lost.any()):
-                lost &= self._lost(finite(model.logits(x_adv, rng.draw(1), self.draws)).cpu(), labels, ties)
+                few = lost.nonzero()[:, 0].tolist()
+                again = finite(model.logits_of(few, x_adv, rng.draw(1), self.draws)).cpu()
+                lost[few] = self._lost(again, labels[few], ties)
         classes = logits.argmax(dim=2)
         margins = torch.stack([margin(one, labels) for one in logits]).mean(dim=0)
         return Look(classes, (classes != labels).sum(dim=0), margins, lost)

@@ -25,6 +25,10 @@ class Fixed:
         assert len(answer) == draws
         return answer
 
+    def logits_of(self, few, x, rng, draws):
+        self.few = few
+        return self.logits(x, rng, draws)[:, few]
+
 
 def look(judge: Judge, model: Fixed, at=(0, 0, 0, 0), ties: str = "lowest"):
     return judge.look(model, X, LABELS, Streams(range(4), 0, "select"), at, ties)  # pyright: ignore[reportArgumentType]
@@ -65,6 +69,7 @@ def test_a_screen_asks_the_many_only_when_the_few_say_lost():
     suspicious[:, 1] = torch.tensor([0.0, 1.0, 0.0])  # image 1 alone
     model = Fixed(suspicious, LOGITS)
     assert look(Judge(1, 4, "any", screen=2), model).lost.tolist() == [False, True, False, False]
+    assert model.few == [1]  # the others are not asked again
     assert [draws for draws, _ in model.asked] == [2, 4]
     assert not set(model.asked[0][1]) & set(model.asked[1][1])  # draws of their own
 
