@@ -178,19 +178,7 @@ class Evaluation:
         return Lanes(*parts).run(on_step)
 
     def _score(self, model: Defended, x: Tensor, unit: Unit, stage: str) -> Tensor:
-        """(B,votes,K) logits on the CPU; batches of `lanes`, the last one padded."""
-        parts = []
-        for first in range(0, len(x), self.lanes):
-            here = list(range(first, min(first + self.lanes, len(x))))
-            padded = [*here, *[here[-1]] * (self.lanes - len(here))]
-            rng = Streams([unit.ids[k] for k in padded], unit.seed, stage)
-            with torch.no_grad():
-                logits = model.logits(x[padded], rng, self.votes)[:, : len(here)]
-            parts.append(logits.transpose(0, 1).cpu())
-        logits = torch.cat(parts)
-        if not bool(torch.isfinite(logits).all()):
-            raise ValueError("need finite logits, got NaN or infinity: look at the weights, the dtype and the images")
-        return logits
+        return fresh_draws(model, x, unit.ids, unit.seed, stage, self.votes, self.lanes)
 
     def _row(self, unit: Unit, k: int, label: int, clean: Tensor | None, adv: Tensor, fate: Fate) -> Row:
         adv_by, adv_tied = decided(adv, self.ties)
@@ -214,6 +202,34 @@ class Evaluation:
             nfe=self.arms[unit.arm].scored.nfe,
             **decisions,  # pyright: ignore[reportArgumentType]
         )
+
+
+def fresh_draws(
+    model: Defended,
+    x: Tensor,
+    ids: Sequence[int],
+    seed: int,
+    stage: str,
+    draws: int,
+    lanes: int,
+    on_batch: Callable[[int], None] = lambda images: None,
+) -> Tensor:
+    """(B,draws,K) logits on the CPU of images (B,C,H,W), in batches of `lanes`, the last one padded, so that none
+    depends on its company; `stage` names the noise. `on_batch(images)` after every batch.
+    """
+    parts = []
+    for first in range(0, len(x), lanes):
+        here = list(range(first, min(first + lanes, len(x))))
+        padded = [*here, *[here[-1]] * (lanes - len(here))]
+        rng = Streams([ids[k] for k in padded], seed, stage)
+        with torch.no_grad():
+            logits = model.logits(x[padded], rng, draws)[:, : len(here)]
+        parts.append(logits.transpose(0, 1).cpu())
+        on_batch(len(here))
+    logits = torch.cat(parts)
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError("need finite logits, got NaN or infinity: look at the weights, the dtype and the images")
+    return logits
 
 
 def decided(logits: Tensor, ties: str) -> tuple[dict[str, int], bool]:

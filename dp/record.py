@@ -173,7 +173,7 @@ def begin(folder: Path, config: dict, code: str, overwrite: bool) -> None:
     if overwrite and start.exists():
         aside = folder / f"old-{len(list(folder.glob('old-*')))}"
         aside.mkdir()
-        for path in folder.iterdir():
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == START):  # while it is there, a move goes on
             if path.is_file() and not path.name.startswith(".lock"):
                 shutil.move(path, aside / path.name)
     if start.exists():

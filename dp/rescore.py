@@ -10,8 +10,7 @@ from torch import Tensor
 
 from dp import record
 from dp.defense import Defended
-from dp.evaluate import Evaluation, Row, decided
-from dp.rng import Streams
+from dp.evaluate import Evaluation, Row, decided, fresh_draws
 
 STAGES = {"defended": "adv", "undefended": "adv", "null": "null-adv"}  # of a run's own draws, by arm
 FRESH = "rescore"
@@ -71,16 +70,9 @@ def score(
     """The rows of `kept` with other draws of the attacked images: `evaluation.votes` of `model`, `evaluation.lanes`
     images a call as in a run; `stage` names the noise. `on_batch(images)` after every batch.
     """
-    ids, lanes, rows = [row["id"] for row in kept.rows], evaluation.lanes, []
-    for first in range(0, len(ids), lanes):
-        here = list(range(first, min(first + lanes, len(ids))))
-        padded = [*here, *[here[-1]] * (lanes - len(here))]
-        rng = Streams([ids[k] for k in padded], kept.seed, stage)
-        with torch.no_grad():
-            logits = model.logits(kept.x_adv[padded].to(evaluation.device), rng, evaluation.votes).cpu()
-        rows += [rescored(kept.rows[k], logits[:, at], evaluation.ties) for at, k in enumerate(here)]
-        on_batch(len(here))
-    return rows
+    ids, x = [row["id"] for row in kept.rows], kept.x_adv.to(evaluation.device)
+    logits = fresh_draws(model, x, ids, kept.seed, stage, evaluation.votes, evaluation.lanes, on_batch)
+    return [rescored(row, mine, evaluation.ties) for row, mine in zip(kept.rows, logits, strict=True)]
 
 
 def rescored(row: Row, logits: Tensor, ties: str) -> Row:

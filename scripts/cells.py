@@ -1,30 +1,55 @@
 """Runs of run.py that a table is made of: done when they are asked for, or read where they are finished."""
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 from keep import keep
 
 import run
-from dp import record
+from dp import metrics, record, report
 
 ROOT = Path(__file__).parents[1]
 
 
 def finished(overrides: tuple[str, ...]) -> tuple[dict, Path]:
     """The summary and the folder of the run with these overrides, which is done now if it was not, or was by other
-    code; its summary and verdicts are kept.
+    code, or without the audit that they ask for; its summary and verdicts are kept.
     """
     config = run.composed(*overrides)
     folder = ROOT / "results" / "runs" / run.run_key(config)
-    summary = folder / "summary.json"
-    if not summary.exists() or json.loads(summary.read_text())["code"] != record.code_hash():
-        again = {"overwrite": summary.exists()}  # one table, one code
-        found = run.judge(config | again, folder.name, folder)
-        assert found is not None, "one shard does it all"
-        run.show(found)
+    begun, summary = folder / "start.json", record.read_summary(folder)
+    lacks = summary is not None and config["audit"] is True and not summary["audited"]
+    stale = begun.exists() and json.loads(begun.read_text())["code"] != record.code_hash()
+    if summary is None or stale or lacks:
+        summary = run.judge(config | {"overwrite": stale or lacks}, folder.name, folder)
+        assert summary is not None, "one shard does it all"
+        run.show(summary)
     keep(folder)
-    return json.loads(summary.read_text()), folder
+    return summary, folder
+
+
+def scores(summary: dict, folder: Path) -> pd.DataFrame:
+    """How right each image is by the protocol's own rule: a line per image, a column per seed."""
+    rule, robust, _ = report.headline(summary)
+    rows = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
+    side = "seen" if robust == "seen" else "adv"
+    lines = [(r["id"], r["seed"], metrics.score(r, side, rule)) for r in rows if r["arm"] == "defended"]
+    return pd.DataFrame(lines, columns=["id", "seed", "score"]).pivot_table(index="id", columns="seed", values="score")
+
+
+def told(main: Callable[[], int]) -> int:
+    """The exit code of a script: 2 for a user's error, said in one line, 130 for an interruption."""
+    try:
+        return main()
+    except run.USER_ERRORS as error:
+        print(f"error: {run.sentence(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted; the same command goes on", file=sys.stderr)
+        return 130
 
 
 def markdown(title: str, columns: list[str], lines: list[list[str]]) -> str:

@@ -24,13 +24,13 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
 
-from cells import finished
+from cells import finished, scores, told
 from claim_report import draw, write
 
 import run
-from dp import metrics, record, report
+from dp import record, report
+from dp.evaluate import fresh_draws
 from dp.intervals import mcnemar, paired
-from dp.rng import Streams
 
 ROOT = Path(__file__).parents[1]
 TIMES = ROOT / "results" / "runs" / "claim-times.json"
@@ -75,19 +75,17 @@ def standard(overrides: tuple[str, ...]) -> float:
     evaluation = run.build(run.composed(*overrides, "protocol.images=512"))
     images, model = evaluation.subset, evaluation.arms["defended"].scored
     others = [k for k, i in enumerate(images.ids.tolist()) if i not in judged]
-    right = 0
-    with torch.no_grad():
-        for first in range(0, len(others), evaluation.lanes):
-            here = others[first : first + evaluation.lanes]
-            logits = model.logits(images.x[here], Streams(images.ids[here], 0, "calibrate"), DRAWS)
-            right += int((logits.argmax(dim=2) == images.y[here]).sum())
-    return right / (DRAWS * len(others))
+    x, ids = images.x[others].to(evaluation.device), images.ids[others].tolist()
+    logits = fresh_draws(model, x, ids, 0, "calibrate", DRAWS, evaluation.lanes)
+    return float((logits.argmax(dim=2) == images.y[others].unsqueeze(1)).float().mean())
 
 
 def matched() -> dict[str, dict]:
-    """{defence: overrides, standard} at the yardstick's standard accuracy; found once for this code."""
-    code = record.code_hash()
-    if TIMES.exists() and json.loads(TIMES.read_text())["code"] == code:
+    """{defence: overrides, standard} at the yardstick's standard accuracy; found once for this code and these
+    configurations."""
+    asked = [DRAWS, LOW, HIGH, HALVINGS, run.run_key(run.composed(SCALED))]
+    asked += [record.code_hash(), *(run.run_key(run.composed(*defence.overrides)) for defence in DEFENCES)]
+    if TIMES.exists() and json.loads(TIMES.read_text())["asked"] == asked:
         return json.loads(TIMES.read_text())["defences"]
     torch.set_num_threads(1)
     target = standard(YARDSTICK.overrides)
@@ -103,7 +101,7 @@ def matched() -> dict[str, dict]:
         chosen = at(defence, (low + high) / 2)
         found[defence.name] = {"overrides": list(chosen), "standard": 100 * standard(chosen)}
     TIMES.parent.mkdir(parents=True, exist_ok=True)
-    record.write_atomic(TIMES, json.dumps({"code": code, "defences": found}, indent=1).encode())
+    record.write_atomic(TIMES, json.dumps({"asked": asked, "defences": found}, indent=1).encode())
     return found
 
 
@@ -111,15 +109,6 @@ def cell(defence: Defence, overrides: tuple[str, ...], protocol: str) -> tuple[s
     """The run's overrides; under strict a mask that the input moves is attacked too, and the run is audited."""
     mask = ("attack=strict_mask",) if defence.masked else ()
     return (SCALED, f"protocol={protocol}", *overrides, *((*mask, "audit=true") if protocol == "strict" else ()))
-
-
-def scores(summary: dict, folder: Path) -> pd.DataFrame:
-    """How right each image is by the protocol's own rule: a line per image, a column per seed."""
-    rule, robust, _ = report.headline(summary)
-    rows = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
-    side = "seen" if robust == "seen" else "adv"
-    lines = [(r["id"], r["seed"], metrics.score(r, side, rule)) for r in rows if r["arm"] == "defended"]
-    return pd.DataFrame(lines, columns=["id", "seed", "score"]).pivot_table(index="id", columns="seed", values="score")
 
 
 def line(defence: Defence, protocol: str, given: tuple[str, ...], summary: dict) -> dict:
@@ -189,4 +178,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told(main))

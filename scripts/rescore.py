@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -59,7 +59,9 @@ def changed(config: dict, overrides: Sequence[str]) -> dict:
         config = {**config, **{g: plain[g] for g in groups}, "choices": {**config["choices"], **groups}}
     for key, value in parts:
         if key not in groups:
-            config = _with(config, key.split("."), yaml.safe_load(value), key)
+            config = _with(
+                config, key.split("."), OverridesParser.create().parse_override(f"{key}={value}").value(), key
+            )
     return config
 
 

@@ -1,7 +1,7 @@
 """Is any single attack stronger than the union that protocol=strict reports? Runs every attack against one defence on
 digits under strict, on the same images and with the same report draws, or goes on where it stopped, and writes
-results/tables/strongest.md: paired differences to the union, and of every black-box attack to the strongest white-box
-one.
+results/tables/strongest-<purifier>.md: paired differences to the union, and of every black-box attack to the strongest
+white-box one.
 
     python scripts/strongest.py purifier=hetero protocol.images=64
 """
@@ -17,8 +17,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
 
-from cells import finished, markdown
-from claim import scores
+from cells import finished, markdown, scores, told
 
 import run
 from dp.intervals import mcnemar, paired
@@ -66,17 +65,15 @@ def main() -> int:
     draws, images = average["draws"], average["n"]
     columns = ["attack", f"average of {draws}", "95 %", f"worst of {draws}", f"minus {union}, paired 95 %"]
     columns += ["McNemar p, right in most draws", f"minus {white}, paired 95 %"]
+    path = ROOT / "results" / "tables" / f"strongest-{found[union][0]['config']['choices']['purifier']}.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = f"python scripts/strongest.py {' '.join(given)}"
     text = (
-        f"# Every attack against the union, on {' '.join(given)}\n\n`python scripts/strongest.py {' '.join(given)}`: "
+        f"# Every attack against the union, on {' '.join(given)}\n\n`{command}`: {images} images of digits, one seed, "
     )
-    text += (
-        f"{images} images of digits, one seed, linf 32/255, quick budgets, protocol=strict for each attack; percent "
-    )
-    text += (
-        "right. The same images and the same report draws throughout; intervals over images, not corrected for their "
-    )
-    text += "number.\n\n"
-    (ROOT / "results" / "tables" / "strongest.md").write_text(text + markdown("Attacks", columns, lines))
+    text += "linf 32/255, quick budgets, protocol=strict for each attack; percent right. The same images and the same "
+    text += "report draws throughout; intervals over images, not corrected for their number.\n\n"
+    path.write_text(text + markdown("Attacks", columns, lines))
     shown = Table(*columns, box=box.SIMPLE_HEAD)
     for line in lines:
         shown.add_row(*line)
@@ -85,4 +82,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told(main))

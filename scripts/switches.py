@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
 
-from cells import finished, markdown
+from cells import finished, markdown, told
 
 from dp import report
 from dp.intervals import mcnemar
@@ -99,6 +99,7 @@ def main() -> int:
     text += "images, one seed; linf 32/255, quick attack budgets. Intervals are over images: a difference of a few "
     text += "points between two lines is noise; McNemar compares votes of the same images with the first line's; "
     text += "the p are not corrected for their number.\n\n"
+    (ROOT / "results" / "tables").mkdir(parents=True, exist_ok=True)
     (ROOT / "results" / "tables" / "switches.md").write_text(text + "\n".join(markdown(*table) for table in tables))
     for title, columns, lines in tables:
         shown = Table(*columns[:-1], title=title, box=box.SIMPLE_HEAD)
@@ -109,4 +110,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told(main))
