@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 TIMES = ROOT / "results" / "runs" / "claim-times.json"
 SCALED = "+experiment=digits/scaled"
 PROTOCOLS = ("official", "paper", "lee_kim", "diffhammer", "strict")
-DRAWS, LOW, HIGH, HALVINGS = 4, 0.1, 0.7, 6  # of the calibration: draws of each image; times between, to .005
+DRAWS, LOW, HIGH, HALVINGS = 3, 0.1, 0.7, 6  # of the calibration: draws of each image; times between, to .005
 console = Console(width=150, highlight=False)
 
 
