@@ -135,7 +135,7 @@ class Defended(nn.Module):
             if along is not None:
                 first = first + along(copies, states)
                 values = first if values.dim() == 1 else torch.cat([first.unsqueeze(1), values[:, 1:]], dim=1)
-            (g,) = torch.autograd.grad(first.sum(), copies)
+            g = _gradient(first.sum(), copies)
             values, g = values.detach().unflatten(0, (len(ks), len(x))), g.unflatten(0, (len(ks), len(x)))
             if not streams.used:
                 return finite(values[0]), finite(g[0])
@@ -158,9 +158,7 @@ class Defended(nn.Module):
         `direction`: of x_hat's shape.
         """
         leaf = x.detach().requires_grad_()
-        x_hat = self.purify(leaf, rng.draw(which))
-        (g,) = torch.autograd.grad(x_hat, leaf, direction)
-        return finite(g)
+        return finite(_gradient(self.purify(leaf, rng.draw(which)), leaf, direction))
 
     def _calls(self, rng: Streams, draws: int) -> Iterator[tuple[range, Streams]]:
         """The draws in packs of `draws_per_call`, each with the streams for its copies."""
@@ -215,6 +213,16 @@ def activation_bytes(model: Defended, x: Tensor, rng: Streams) -> int:
         logits = model(x[:1].detach().requires_grad_(), rng.select([0]))
     assert len(logits) == 1
     return sum({at: size for alive, at, size in seen if alive() is not None}.values())  # what is recomputed has gone
+
+
+def _gradient(out: Tensor, leaf: Tensor, direction: Tensor | None = None) -> Tensor:
+    """direction^T dout / dleaf, of leaf's shape. Raises ValueError where autograd knows of none."""
+    found = torch.autograd.grad(out, leaf, direction, allow_unused=True)[0] if out.requires_grad else None
+    if found is None:
+        raise ValueError(
+            "need a defence with a gradient in the image, got one that is cut off from it (detach, no_grad?)"
+        )
+    return found
 
 
 def finite(values: Tensor) -> Tensor:
