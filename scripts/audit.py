@@ -1,5 +1,5 @@
 """Audit a configuration, as run.py takes it: every check of evaluation.md section 3 on a few images. A table, and
-results/audits/<key>.json and .png. Exit code 1 where a check fails.
+results/audits/<key>.json and .png (<key>-quick with --quick). Exit code 1 where a check fails.
 """
 
 import argparse
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the config
 
 import run
 from dp import record, report
-from dp.audit import Finding, Subject, audit
+from dp.audit import Finding, Subject, audit, gradients
 
 FOLDER = Path("results/audits")
 STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "INFO": "cyan"}
@@ -46,7 +46,7 @@ def table(findings: Sequence[Finding], title: str) -> Table:
 def derivative(axis: Axes, curve: dict, subject: Subject) -> None:
     for colour, (name, errors) in zip(COLOURS, _series(curve), strict=False):
         axis.plot(curve["x"], errors, "o-", color=colour, markersize=3, label=name)
-    axis.axhline(1e-3, color=GREY, linestyle="--", linewidth=1)
+    axis.axhline(gradients.DERIVATIVE, color=GREY, linestyle="--", linewidth=1)
     axis.set(xscale="log", yscale="log", xlabel="length of the difference", ylabel="relative error of the slope")
     axis.legend(frameon=False, fontsize=8)
 
@@ -64,7 +64,7 @@ def eps_sweep(axis: Axes, curve: dict, subject: Subject) -> None:
 def expectation(axis: Axes, curve: dict, subject: Subject) -> None:
     axis.plot(curve["x"], curve["cosine"], "o-", color=COLOURS[0], markersize=3)
     axis.axvline(subject.arm.attack.eot, color=GREY, linestyle="--", linewidth=1)
-    axis.axhline(0.9, color=GREY, linestyle=":", linewidth=1)
+    axis.axhline(gradients.GOOD, color=GREY, linestyle=":", linewidth=1)
     axis.set_xscale("log", base=2)
     axis.set_xticks(curve["x"], [str(n) for n in curve["x"]])
     axis.set(xlabel="draws of each half; dashed: the attack's", ylabel="cosine of two halves", ylim=(min(0, *curve["cosine"]), 1.03))  # fmt: skip  # noqa: E501
@@ -137,7 +137,7 @@ def audited(overrides: Sequence[str], quick: bool, images: int | None, console: 
         raise ValueError(f"need --images >= 1, got {images}")
     config = run.composed(*overrides)
     run.prepare(config)
-    evaluation, key = run.build(config), run.run_key(config)
+    evaluation, key = run.build(config), run.run_key(config) + ("-quick" if quick else "")
     subject = run.subject_of(config, evaluation, images, quick)
     console.print(f"{key}: {len(subject.images.ids)} images on {evaluation.device}, gradient: {subject.claims}")
     found = run.audited(subject, console)

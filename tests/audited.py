@@ -1,6 +1,7 @@
 """Shared by the tests of the audit: subjects, sound and with planted faults."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,13 +26,25 @@ def composed_subject(*overrides: str, quick: bool = True) -> Subject:
     return Subject(evaluation, evaluation.subset, claims, declared, quick)
 
 
-def planted(subject: Subject, claims: str | None = None, **changes) -> Subject:
-    """The subject with other parts of its defended arm; `both`: attacked and scored at once."""
+def planted(subject: Subject, claims: str | None = None, arm: str = "defended", **changes) -> Subject:
+    """The subject with other parts of an arm, of which nothing more is declared; `both`: attacked and scored at once.
+    What is scored, the null control scores as well.
+    """
     if "both" in changes:
         changes["attacked"] = changes["scored"] = changes.pop("both")
-    arms = {"defended": subject.arm._replace(**changes)}
+    arms = {**subject.evaluation.arms, arm: subject.evaluation.arms[arm]._replace(**changes)}
+    if arm == "defended" and "scored" in changes and "null" in arms:
+        arms["null"] = arms["null"]._replace(scored=changes["scored"])
     evaluation = dataclasses.replace(subject.evaluation, arms=arms)
-    return dataclasses.replace(subject, evaluation=evaluation, claims=claims or subject.claims, memo={})
+    return dataclasses.replace(subject, evaluation=evaluation, claims=claims or subject.claims)
+
+
+def copied(kind: type[Defended], model: Defended, **changes: Any) -> Defended:
+    """The same defence as another class, some parts of it changed."""
+    twin = kind(model.purifier, model.denoiser, model.classifier, model.draws_per_call, model.others)
+    for name, value in changes.items():
+        setattr(twin, name, value)
+    return twin
 
 
 def made(
@@ -64,3 +77,26 @@ def weights(side: int = 16) -> torch.Tensor:
 
 def verdicts(subject: Subject, checks) -> dict[str, Finding]:
     return {found.check: found for found in (check(subject) for check in checks)}
+
+
+class State(NamedTuple):
+    x_adv: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """Returns the clean image moved by `by`, whatever the threat model says."""
+
+    by: float
+    steps: int = 1
+    eot: int = 1
+    select: str = "last"
+
+    def says(self, through):
+        return "moves"
+
+    def start(self, model, x, y, threat, rng):
+        return State(x)
+
+    def step(self, model, state, x, y, threat, rng):
+        return State(x + self.by)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,23 +17,38 @@ sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 import audit as script  # the script; dp.audit keeps its name
 
 
+class named:
+    """A check of one's own, under its function's name."""
+
+    def __init__(self, of: Callable[[Subject], Finding]):
+        self.of, self.name = of, of.__name__
+
+    def __call__(self, subject: Subject) -> Finding:
+        return self.of(subject)
+
+
+@named
 def passes(subject: Subject) -> Finding:
     return Finding("passes", f"{len(subject.images.ids)} images", "some", "PASS", "1 image", 0.5)
 
 
+@named
 def warns(subject: Subject) -> Finding:
     curve = {"x": [0, 1], "loss": [-1, 2], "best": [-1, 2]}
     return Finding("loss", "still rising", "flat", "WARN", "8 images", 1.5, curve)
 
 
+@named
 def fails(subject: Subject) -> Finding:
     return Finding("fails", "[0.3]", "0", "FAIL", "-", 0.0)
 
 
+@named
 def stops(subject: Subject) -> Finding:
     raise ValueError("need finite losses, got NaN")
 
 
+@named
 def tells(subject: Subject) -> Finding:
     return Finding("tells", "nothing to hold it against", "-", "INFO", "-", 0.0)
 
@@ -150,6 +166,7 @@ def test_a_row_says_what_its_audit_found_and_does_not_change(tiny, few, monkeypa
 def test_a_job_is_audited_once(tiny, few, monkeypatch, capsys):
     asked = []
 
+    @named
     def notes(subject: Subject) -> Finding:
         asked.append(subject.quick)
         return passes(subject)
@@ -196,6 +213,7 @@ def test_the_small_audit_of_the_benchmark_finds_nothing_broken(tiny, monkeypatch
     assert code == 0, out
     assert " 0 FAIL" in out
     (path,) = Path("results/audits").glob("*.json")
+    assert path.stem == f"{run.run_key(composed(*tiny))}-quick"  # beside the whole audit's
     kept = json.loads(path.read_text())
     assert kept["entry"]["quick"]
     assert kept["entry"]["checks"] == len(audit.checks(quick=True)) == len({f["check"] for f in kept["findings"]})

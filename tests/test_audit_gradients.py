@@ -2,6 +2,7 @@
 it.
 """
 
+import copy
 import dataclasses
 import functools
 import math
@@ -12,7 +13,7 @@ from audited import SMALL, Linear, composed_subject, made, planted, verdicts, we
 from conftest import small_budget
 
 from dp.attacks.pgd_eot import PGD
-from dp.audit import VERDICTS, Subject, asking, course, gradients, trajectories
+from dp.audit import Subject, asking, course, gradients, trajectories
 from dp.defense import Defended
 from dp.threat import ThreatModel
 
@@ -56,7 +57,6 @@ def test_every_attack_can_be_audited(name, monkeypatch):
     subject = composed_subject(*given, *small_budget(name))
     for check in CHECKS:
         found = check(subject)
-        assert found.verdict in VERDICTS
         assert found.verdict != "FAIL", found
         assert found.verdict != "INFO" or "does not apply: " in found.value or found.check == "methods"
     if name == "none":
@@ -78,7 +78,7 @@ class Scaled(torch.autograd.Function):
 def test_the_relative_error_of_a_scaled_gradient_is_known():
     """A gradient of 1.01 times the derivative: .01 / 1.01 in every direction, at every length that rounding allows."""
     subject = made(Linear(weights()), lambda x, *_, **__: Scaled.apply(x))
-    errors = gradients._differences(subject, subject.images, "exact")
+    errors, _ = gradients._differences(subject, subject.images, "exact")
     torch.testing.assert_close(errors, torch.full_like(errors, 0.01 / 1.01), rtol=1e-3, atol=0)
     assert gradients.derivative(subject).verdict == "FAIL"
     assert gradients.derivative(dataclasses.replace(subject, claims="approximate")).verdict == "WARN"
@@ -92,19 +92,21 @@ def test_kinks_in_the_way_spoil_no_verdict():
         return x + (200 * x).floor() / 200
 
     subject = dataclasses.replace(made(Linear(weights()), purify), quick=False)
-    errors = gradients._differences(subject, subject.images, "exact")
+    errors, _ = gradients._differences(subject, subject.images, "exact")
     assert errors[0].median() > 1e-2
     assert gradients.derivative(subject).verdict == "PASS"
 
 
-def test_a_detached_purifier_is_found(sound):
-    def detached(*args, **kwargs):
-        return sound.arm.scored.purifier(*args, **kwargs).detach()
-
-    model = Defended(detached, sound.arm.scored.denoiser, sound.arm.scored.classifier, 4)
-    for found in verdicts(planted(sound, both=model), gradients.CHECKS).values():
-        assert found.verdict == "FAIL"
-        assert "no gradient" in found.value
+@pytest.mark.parametrize("purify", [lambda x, *_, **__: x.detach(), lambda x, *_, **__: torch.ones_like(x)])
+def test_a_defence_without_a_gradient_says_so(purify):
+    subject = made(Linear(weights()), purify)
+    x, y, rng = subject.images.x, subject.images.y, asking.streams(subject, subject.images, "test")
+    with pytest.raises(ValueError, match="cut off from it"):
+        subject.arm.scored.pull_back(x, rng, [0] * len(x), x)
+    with pytest.raises(ValueError, match="cut off from it"):
+        subject.arm.scored.eval().requires_grad_(False).loss_gradient(x, y, rng, 1)
+    for found in verdicts(subject, gradients.CHECKS).values():
+        assert (found.verdict, "no gradient" in found.value) == ("FAIL", True)
 
 
 def test_a_partly_detached_purifier_is_found(sound):
@@ -119,12 +121,21 @@ def test_a_partly_detached_purifier_is_found(sound):
     assert gradients.derivative(sound).verdict == "PASS"
 
 
-def test_a_surrogate_reported_as_full_is_found(sound):
-    subject = planted(sound, attacked=sound.arm.scored.view("surrogate"))
-    assert gradients.derivative(subject).verdict == "FAIL"
-    declared = gradients.derivative(dataclasses.replace(subject, claims="surrogate"))
+def test_a_declared_surrogate_is_an_approximation(sound):
+    declared = gradients.derivative(planted(sound, "surrogate", attacked=sound.arm.scored.view("surrogate")))
     assert declared.verdict == "WARN"
     assert declared.value.startswith("approximation (surrogate)")
+
+
+def test_nothing_is_compared_with_itself(sound):
+    """Where memory holds one call alone, no pass keeps more."""
+    model = copy.deepcopy(sound.arm.scored)
+    model.denoiser.memory, model.denoiser.recompute.keep, model.draws_per_call = "recompute", 1, 1
+    few = dataclasses.replace(sound, evaluation=dataclasses.replace(sound.evaluation, lanes=1))
+    found = gradients.recompute(planted(few, both=model))
+    assert (found.verdict, "no call fits in memory" in found.value) == ("INFO", True)
+    model.denoiser.recompute.keep = 2
+    assert gradients.recompute(planted(few, both=model)).verdict == "PASS"
 
 
 class Leaky(torch.nn.Module):
@@ -139,15 +150,6 @@ class Leaky(torch.nn.Module):
         return self.net(x, label) * (
             1 + 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(self.calls)).to(x)
         )
-
-
-def test_noise_drawn_in_a_recomputed_network_is_found(sound):
-    denoiser = type(sound.arm.scored.denoiser)(Leaky(sound.arm.scored.denoiser.net))
-    model = Defended(sound.arm.scored.purifier, denoiser, sound.arm.scored.classifier, 4)
-    found = gradients.recompute(planted(sound, both=model))
-    assert found.verdict == "FAIL"
-    assert "gradient by" in found.value
-    assert (denoiser.memory, denoiser.recompute.keep) == ("store", 2)  # left as it was
 
 
 def test_noise_that_only_a_recomputation_draws_is_found(sound):
@@ -207,13 +209,6 @@ def test_few_draws_of_a_noisy_purifier_are_found(sigma, eot, verdict):
     found = gradients.expectation(made(Bowl(), functools.partial(noisy, sigma=sigma), PGD(5, eot, random_start=False)))
     assert found.verdict == verdict
     assert ("predicted" in found.value) == (eot > 8)
-
-
-def test_an_eot_of_1_is_found_on_the_embedded_benchmark(sound):
-    one = dataclasses.replace(sound.arm.attack, eot=1)
-    assert gradients.expectation(planted(sound, attack=one)).verdict in ("WARN", "FAIL")
-    assert trajectories.flags(planted(sound, attack=one)).value == "random output, EOT 1"
-    assert trajectories.flags(sound).verdict == "PASS"
 
 
 def test_an_l2_sign_step_is_found():

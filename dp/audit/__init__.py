@@ -34,7 +34,7 @@ class Subject:
     `images`: the few images that checks ask about, on the evaluation's device; `claims`: the gradient that the run says
     it takes (`exact`, or the names of approximate views, see `differences.gradients`); `declared`: the differences
     between attacked and scored defence that its summary lists; `quick`: the small audit before a long job; `memo`: what
-    one check found at length and another needs, by name.
+    one check found at length and another needs, by name; a changed copy starts without.
     """
 
     evaluation: Evaluation
@@ -42,7 +42,7 @@ class Subject:
     claims: str
     declared: Sequence[str] = field(default_factory=list)
     quick: bool = False
-    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    memo: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def arm(self) -> Arm:

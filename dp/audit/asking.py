@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,6 @@ from dp.defense import Defended
 from dp.rng import Streams
 from dp.threat import ThreatModel
 
-Check = Callable[[Subject], Finding]
 tiny = 1e-30  # below it a length counts as none
 
 
@@ -151,37 +151,47 @@ def not_applicable(name: str, why: str) -> Finding:
     return Finding(name, f"does not apply: {why}", "-", "INFO", "-", 0.0)
 
 
-def audited(name: str, needs: str = "gradient") -> Callable[[Check], Check]:
-    """Times a check and sees to what it `needs`: an attack that asks for a `gradient`, any `attack`, or `nothing`.
-    Without it the check does not apply; where the attack asks for a gradient and there is none, both kinds fail.
+@dataclass(frozen=True)
+class Check:
+    """A check under the `name` that its findings bear. It is timed, and what it `needs` is seen to: an attack that asks
+    for a `gradient`, any `attack`, or `nothing`. Without it the check does not apply; where the attack asks for a
+    gradient and there is none, both kinds fail.
     """
 
-    def of(check: Check) -> Check:
-        @functools.wraps(check)
-        def timed(subject: Subject) -> Finding:
-            began = time.perf_counter()
-            lost = [] if needs == "nothing" else unreachable(subject)
-            if needs != "nothing" and subject.arm.attack.steps == 0:
-                found = not_applicable(name, "there is no attack")
-            elif needs == "gradient" and not claimed(subject):
-                found = not_applicable(name, "the attack asks for no gradient")
-            elif lost:
-                found = Finding(name, f"no gradient: {', '.join(lost)} is cut off", "one", "FAIL", "1 image", 0.0)
-            else:
-                found = check(subject)
-            return dataclasses.replace(found, seconds=time.perf_counter() - began)
+    name: str
+    needs: str
+    of: Callable[[Subject], Finding]
 
-        return timed
+    def __call__(self, subject: Subject) -> Finding:
+        began = time.perf_counter()
+        return dataclasses.replace(self._unmet(subject) or self.of(subject), seconds=time.perf_counter() - began)
 
-    return of
+    def _unmet(self, subject: Subject) -> Finding | None:
+        if self.needs == "nothing":
+            return None
+        if subject.arm.attack.steps == 0:
+            return not_applicable(self.name, "there is no attack")
+        if self.needs == "gradient" and not claimed(subject):
+            return not_applicable(self.name, "the attack asks for no gradient")
+        lost = ", ".join(unreachable(subject))
+        return Finding(self.name, f"no gradient: {lost} is cut off", "one", "FAIL", "1 image", 0.0) if lost else None
+
+
+def audited(name: str, needs: str = "gradient") -> Callable[[Callable[[Subject], Finding]], Check]:
+    """Makes a `Check` of a function."""
+    return lambda check: Check(name, needs, check)
 
 
 def unreachable(subject: Subject) -> list[str]:
-    """The claimed gradients that do not reach the image."""
+    """The claimed gradients that do not reach the image; found once."""
     if subject.arm.attack.steps == 0:
         return []
-    one = some(subject.images, 1)
-    return [name for name in claimed(subject) if not reaches(led(subject, name), one, streams(subject, one, "reach"))]
+    if "unreachable" not in subject.memo:
+        one = some(subject.images, 1)
+        subject.memo["unreachable"] = [
+            name for name in claimed(subject) if not reaches(led(subject, name), one, streams(subject, one, "reach"))
+        ]
+    return subject.memo["unreachable"]
 
 
 def plural(count: int, what: str) -> str:

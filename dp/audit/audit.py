@@ -19,11 +19,11 @@ from dp.audit import (
     sameness,
     trajectories,
 )
+from dp.audit.asking import Check
 from dp.evaluate import Evaluation
 from dp.record import write_atomic
 
 MODULES = (gradients, controls, comparisons, results, trajectories, hygiene, sameness)
-Check = Callable[[Subject], Finding]
 LONG = 500_000  # network evaluations of a job's attack: the quick budget on digits asks for 69 thousand, the full one,
 # about seven minutes on two cores, for 1.1 million
 QUICK_IMAGES = 8  # of the small audit before a long job
@@ -41,12 +41,12 @@ def audit(subject: Subject, on_check: Callable[[int, int, str], None] = lambda k
     """
     todo = checks(subject.quick)
     for k, check in enumerate(todo):
-        began, name = time.perf_counter(), check.__name__.replace("_", " ")
-        on_check(k, len(todo), name)
+        began = time.perf_counter()
+        on_check(k, len(todo), check.name)
         try:
             yield check(subject)
         except ValueError as error:
-            yield Finding(name, f"stopped: {error}", "no error", "FAIL", "-", time.perf_counter() - began)
+            yield Finding(check.name, f"stopped: {error}", "no error", "FAIL", "-", time.perf_counter() - began)
 
 
 def entry(findings: Sequence[Finding], quick: bool) -> dict:

@@ -15,27 +15,28 @@ from dp.attacks.square import Square
 from dp.attacks.through import Through
 from dp.attacks.union import Union
 from dp.audit import Finding, Subject
-from dp.audit.runs import above, changed, other, own, percent, right, skipped, timed, verdicts, worst
+from dp.audit.asking import audited, not_applicable
+from dp.audit.runs import above, changed, other, own, percent, right, verdicts, worst
 from dp.differences import gradients
 from dp.evaluate import Group
 from dp.threat import BALLS
 
-QUERIES, SAMPLES, BLIND = 200, 32, 20  # Square's squares, SPSA's pairs a step, transfer's steps
+QUERIES, STEPS, SAMPLES, BLIND = 200, 20, 32, 20  # Square's squares, SPSA's steps and pairs in each, transfer's steps
 ITERATIONS, EOT = 10, 4  # where the run's attack names none
 
 
-@timed
+@audited("black box", needs="attack")
 def black_box(subject: Subject) -> Finding:
     """Check 8: no attack without the defence's gradient leaves less than the run's, which has it."""
     name, attack = "black box", subject.arm.attack
     why = _no_ball(subject)
-    if why or "values" in gradients(attack, "full"):
-        return skipped(name, why or "the run's attack asks for values itself")
+    if why or gradients(attack, "full") == {"values"}:
+        return not_applicable(name, why or "the run's attack asks for values itself")
     found = {key: other(subject, key, part) for key, part in _black_boxes(subject).items()}
     return _table(subject, name, found, "the run's attack leaves no more than any")
 
 
-@timed
+@audited("AutoAttack", needs="attack")
 def autoattack_parts(subject: Subject) -> Finding:
     """Check 9: AutoAttack, the run's or ours under the run's budget, leaves no more than any of its parts, nor than
     PGD+EOT.
@@ -43,7 +44,7 @@ def autoattack_parts(subject: Subject) -> Finding:
     name, attack = "AutoAttack", subject.arm.attack
     why = _no_ball(subject)
     if why:
-        return skipped(name, why)
+        return not_applicable(name, why)
     iterations, eot = _budget(attack)
     package = isinstance(attack, Union | Upstream)
     whole = own(subject)[0] if package else other(subject, "autoattack", _autoattack(subject, iterations, eot))
@@ -55,7 +56,7 @@ def autoattack_parts(subject: Subject) -> Finding:
     return _table(subject, name, found, "the ensemble leaves no more than its parts and PGD+EOT", whole)
 
 
-@timed
+@audited("union of attacks", needs="attack")
 def union(subject: Subject) -> Finding:
     """Check 11: what is left by the strongest of all attacks run, image by image, and whether one of them alone leaves
     less than the run's.
@@ -63,7 +64,7 @@ def union(subject: Subject) -> Finding:
     name = "union of attacks"
     why = _no_ball(subject)
     if why:
-        return skipped(name, why)
+        return not_applicable(name, why)
     named = [*_black_boxes(subject), "autoattack", "pgd_eot"]
     for key, part in _black_boxes(subject).items():
         if key == "transfer":
@@ -90,8 +91,6 @@ def _table(subject: Subject, name: str, found: dict[str, Group], goal: str, firs
 
 def _no_ball(subject: Subject) -> str:
     attack, norm = subject.arm.attack, subject.evaluation.threat.norm
-    if not attack.steps:
-        return "no attack"
     if norm not in BALLS or norm not in norms(attack):
         return f"no other attack moves images as this one under norm {norm}"
     return ""
@@ -113,15 +112,13 @@ def _budget(attack: object) -> tuple[int, int]:
 def _black_boxes(subject: Subject) -> dict[str, Attack]:
     """Square, SPSA and transfer from the bare classifier; steps that cross the ball."""
     eot, eps = _budget(subject.arm.attack)[1], subject.evaluation.threat.eps
-    iterations = ITERATIONS if subject.quick else 2 * ITERATIONS
-    queries = QUERIES // 4 if subject.quick else QUERIES
-    size = 2.5 * eps / iterations
+    size = 2.5 * eps / STEPS
     if subject.evaluation.threat.norm == "l2":  # Adam's steps are per pixel
         size /= subject.images.x[0].numel() ** 0.5
     return {
         "transfer": Through(PGD(BLIND, 1, select="last"), "blind"),
-        "square": Square(queries, eot, rescale=True),
-        "spsa": SPSA(iterations, eot, SAMPLES // 4 if subject.quick else SAMPLES, step_size=size),
+        "square": Square(QUERIES, eot, rescale=True),
+        "spsa": SPSA(STEPS, eot, SAMPLES, step_size=size),
     }
 
 

@@ -7,7 +7,8 @@ import itertools
 
 from dp.attacks import is_batch_bound
 from dp.audit import Finding, Subject
-from dp.audit.runs import above, changed, noise, other, own, percent, right, skipped, small, timed, worst
+from dp.audit.asking import audited, claimed, not_applicable
+from dp.audit.runs import above, changed, noise, other, own, percent, right, small, worst
 from dp.differences import short_steps
 from dp.evaluate import Group, null_control
 from dp.intervals import paired, wilson
@@ -17,12 +18,10 @@ FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the run's eps in other norms
 MORE = 4  # times the work
 
 
-@timed
+@audited("null control", needs="attack")
 def null(subject: Subject) -> Finding:
     """Check 5: clean images, noise under the attack's candidates and draws, and the attack, by one measure."""
     e, name = subject.evaluation, "null control"
-    if not subject.arm.attack.steps:
-        return skipped(name, "no attack")
     if "null" not in e.arms:
         return Finding(name, "none", "a null control beside the attack", "WARN", "", 0.0)
     control, due = e.arms["null"].attack, null_control(subject.arm.attack, e.judge)
@@ -44,19 +43,16 @@ def null(subject: Subject) -> Finding:
     return Finding(name, "; ".join([value, *short]), threshold, verdict, _count(subject), 0.0)
 
 
-@timed
+@audited("eps sweep", needs="attack")
 def eps_sweep(subject: Subject) -> Finding:
     """Check 6: accuracy over the budget. At eps = 1 the attacker may put another image in place of this one, so what is
     left above chance is the attack's weakness: it fails if steps that can reach every point, four times as many of
     them, do not help and the gradient is claimed exact; otherwise the budget is named.
     """
-    name, threat, attack = "eps sweep", subject.evaluation.threat, small(subject)
-    if not attack.steps:
-        return skipped(name, "no attack")
+    name, threat = "eps sweep", subject.evaluation.threat
     whole = {"linf": 1.0, "l2": float(subject.images.x[0].numel()) ** 0.5}.get(threat.norm)
     levels = [k / 255 for k in LEVELS] if threat.norm == "linf" else [threat.eps * factor for factor in FACTORS]
-    levels = [threat.eps] if subject.quick else sorted({*levels, threat.eps})
-    groups = [(eps, _at(subject, eps)) for eps in levels]
+    groups = [(eps, _at(subject, eps)) for eps in sorted({*levels, threat.eps})]
     if whole is not None:
         groups.append((whole, _at(subject, whole)))
     curve = [right(own(subject)[0], "clean"), *(right(g) for _, g in groups)]
@@ -78,7 +74,7 @@ def _at(subject: Subject, eps: float, times: int = 1) -> Group:
     e = subject.evaluation
     if eps == e.threat.eps and times == 1:
         return own(subject)[0]
-    attack = changed(small(subject), "iterations", lambda n: times * n)
+    attack = changed(subject.arm.attack, "iterations", lambda n: times * n)
     return other(subject, f"eps {eps:.6g} x{times}", attack, threat=dataclasses.replace(e.threat, eps=eps))
 
 
@@ -86,15 +82,16 @@ def _unbounded(subject: Subject, group: Group, eps: float) -> tuple[str, list[st
     """The verdict on what is left where every image is allowed, and why."""
     if not _over_chance(group):
         return "PASS", []
-    short = short_steps(small(subject), dataclasses.replace(subject.evaluation.threat, eps=eps))
-    steps = f"{small(subject).steps} steps of {small(subject).eot} draws"
+    attack = subject.arm.attack
+    short = short_steps(attack, dataclasses.replace(subject.evaluation.threat, eps=eps))
+    steps = f"{attack.steps} steps of {attack.eot} draws"
     if short:
         return "WARN", [f"above chance unbounded: {short[0]}"]
     more = _at(subject, eps, MORE)
     helped = f"{MORE} times its iterations leave {percent(right(more).mean())}"
     if not _over_chance(more) or paired(right(more), right(group))[1] > 0:
         return "WARN", [f"above chance unbounded: {steps} are a weak budget, {helped}"]
-    verdict = "FAIL" if subject.claims == "exact" else "WARN"
+    verdict = "FAIL" if "exact" in claimed(subject) else "WARN"
     return verdict, [f"above chance unbounded and {helped}: optimiser or gradient ({subject.claims}) broken"]
 
 
@@ -102,13 +99,11 @@ def _over_chance(group: Group) -> bool:
     return wilson(float(right(group).mean()), len(group.rows))[0] > 1 / group.adv.shape[2]
 
 
-@timed
+@audited("more work", needs="attack")
 def more_work(subject: Subject) -> Finding:
     """Check 7: more iterations, draws or restarts never leave the defender more, beyond the interval."""
-    name, attack = "more work", small(subject)
+    name, attack = "more work", subject.arm.attack
     times = {"iterations": (1 / MORE, 1, MORE), "eot": (1 / MORE, 1, MORE), "restarts": (1, MORE)}
-    if subject.quick:
-        times = {key: (1 / MORE, 1) for key in ("iterations", "eot")}
     axes: dict[str, list[tuple[float, Group]]] = {}
     for key, factors in times.items():
         for factor in factors:
@@ -119,7 +114,7 @@ def more_work(subject: Subject) -> Finding:
                 axes.setdefault(key, []).append((factor, other(subject, f"{key} x{factor:g}", scaled)))
     axes = {key: points for key, points in axes.items() if len(points) > 1}
     if not axes:
-        return skipped(name, "the attack has no iterations, draws or restarts to change")
+        return not_applicable(name, "the attack has no iterations, draws or restarts to change")
     steps = [(a, b) for points in axes.values() for (_, a), (_, b) in itertools.pairwise(points)]
     verdict = worst([above(less, more, len(steps))[0] for less, more in steps])
     texts = [
@@ -129,14 +124,14 @@ def more_work(subject: Subject) -> Finding:
     return Finding(name, "; ".join(texts), "no rise with more work", verdict, _count(subject), 0.0)
 
 
-@timed
+@audited("known draw", needs="attack")
 def known_draw(subject: Subject) -> Finding:
     """Check 10: an attacker who knows the one draw that scores leaves clearly less than one who does not."""
-    name, attack, e = "known draw", small(subject), subject.evaluation
-    if not attack.steps or is_batch_bound(attack):
-        return skipped(name, "no attack" if not attack.steps else "a package does not say which image it asks about")
+    name, e = "known draw", subject.evaluation
+    if is_batch_bound(subject.arm.attack):
+        return not_applicable(name, "a package does not say which image it asks about")
     if not own(subject)[1].scored:
-        return skipped(name, "the defence draws no noise")
+        return not_applicable(name, "the defence draws no noise")
     fresh = other(subject, "fresh draw", votes=1, known_draws=False) if e.known_draws else own(subject)[0]
     known = other(subject, "known draw", votes=1, known_draws=True)
     difference, low, _ = paired(right(known), right(fresh))

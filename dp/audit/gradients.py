@@ -45,12 +45,13 @@ def derivative(subject: Subject) -> Finding:
 
     A mask or a clamp has kinks, which spoil a difference that straddles one: the error of a direction is the best over
     lengths h, that of an image the median over directions, and the verdict goes by the worst image. Only a gradient
-    that is claimed to be exact can fail.
+    that is claimed to be exact can fail, or one that is zero everywhere, which no difference could contradict.
     """
     images = some(subject.images, 2 if subject.quick else 4)
     exact = "exact" in claimed(subject)
     names = ["exact"] if exact else claimed(subject)
-    errors = [_differences(subject, images, name) for name in names]  # (H,V,B) each
+    errors, silent = zip(*(_differences(subject, images, name) for name in names), strict=True)  # (H,V,B), (B) each
+    zero = int(torch.stack(silent).any(dim=0).sum())
     best = torch.stack([e.amin(dim=0) for e in errors])  # (N,V,B)
     worst = float(best.median(dim=1).values.amax())
     value = f"relative error {worst:.1e}" + (f", largest of a direction {float(best.amax()):.1e}" if exact else "")
@@ -58,6 +59,8 @@ def derivative(subject: Subject) -> Finding:
     verdict = "FAIL" if wrong and exact else "WARN" if wrong else "PASS"
     if not exact:
         value = f"approximation ({', '.join(names)}): {value}"
+    if zero:
+        value, verdict = f"zero gradient on {plural(zero, 'image')}; {value}", "FAIL"
     sweep = _sweep(subject)
     curve = {"x": sweep, **{n: e.flatten(1).median(dim=1).values.tolist() for n, e in zip(names, errors, strict=True)}}
     count = f"{len(images.ids)} images, {plural(best.shape[1], 'direction')}, {len(sweep)} lengths"
@@ -68,8 +71,10 @@ def _sweep(subject: Subject) -> tuple[float, ...]:
     return SWEEP[2:5] if subject.quick else SWEEP
 
 
-def _differences(subject: Subject, images: Subset, name: str) -> Tensor:
-    """(H,V,B) relative errors by length, direction and image; directions are random, and the gradient's signs last."""
+def _differences(subject: Subject, images: Subset, name: str) -> tuple[Tensor, Tensor]:
+    """(H,V,B) relative errors by length, direction and image; directions are random, and the gradient's signs last.
+    And (B,) whether the gradient is zero.
+    """
     given, scored = copy.deepcopy((led(subject, name), subject.arm.scored))  # one copy where they are one
     given, scored, draws = given.double(), scored.double(), 1 if subject.quick else 2
     noise, rng = streams(subject, images, "directions"), streams(subject, images, "derivative")
@@ -87,7 +92,7 @@ def _differences(subject: Subject, images: Subset, name: str) -> Tensor:
         slope = (gradient * v).flatten(1).sum(dim=1)  # (B,)
         found = torch.stack([(value(x + h * v) - value(x - h * v)) / (2 * h) for h in _sweep(subject)])  # (H,B)
         errors.append((found - slope).abs() / torch.maximum(found.abs(), slope.abs()).clamp(min=tiny))
-    return torch.stack(errors, dim=1)
+    return torch.stack(errors, dim=1), gradient.flatten(1).abs().amax(dim=1) == 0
 
 
 @audited("recompute")
@@ -105,6 +110,8 @@ def recompute(subject: Subject) -> Finding:
     at_once = subject.evaluation.lanes * model.draws_per_call // len(images.ids)
     keep = model.denoiser.recompute.keep * max(1, at_once)
     store = model.denoiser.memory == "store"
+    if not store and keep <= 1:
+        return not_applicable("recompute", "no call fits in memory to compare with")
     for memory, kept in ((model.denoiser.memory, keep), ("recompute", 1)):
         with _remembering(model.denoiser, memory, kept):
             found.append(model.loss_gradient(images.x, images.y, rng, 1, margin))

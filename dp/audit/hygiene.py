@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from dp.attacks import is_batch_bound
 from dp.audit import Finding, Subject
-from dp.audit.runs import LEVEL, changed, other, own, percent, timed, watched, worst
+from dp.audit.asking import audited
+from dp.audit.runs import changed, other, own, percent, watched, worst
 from dp.classifiers import Classifier
 from dp.defense import Defended
-from dp.differences import gradients
-from dp.intervals import mcnemar, wilson
+from dp.differences import gradients, hyperparameters
+from dp.intervals import paired, wilson
 from dp.rng import Streams
 
 GAP = 0.02  # of clean accuracy between the attacked and the scored defence
@@ -20,7 +21,7 @@ CLOSE = 1e-3  # of what other noise changes, for the same image in another batch
 DRAWS = 3
 
 
-@timed
+@audited("randomness", needs="nothing")
 def randomness(subject: Subject) -> Finding:
     """Check 17: the same key gives the same bits, another key other noise, whatever the batch; the EOT copies of an
     image differ; no noise that attacks or selects also scores.
@@ -107,17 +108,18 @@ def _order(subject: Subject) -> list[str]:
     return [f"{differ} of {len(half.ids)} images are attacked otherwise in another order"] if differ else []
 
 
-@timed
+@audited("decisions", needs="nothing")
 def decisions(subject: Subject) -> Finding:
     """Check 18: the attacked defence judges clean images as the scored one does, votes are not tied, and what reaches
     the classifier's first layer was normalised once.
     """
     attacked, scored, _ = subject.arm
     faults, notes, texts = [], [], []
-    gap, p = (0.0, 1.0) if attacked is scored else _gap(subject)
+    gap, low, high = (0.0, 0.0, 0.0) if attacked is scored else _gap(subject)
     texts.append(f"clean accuracy of the attacked defence {100 * gap:+.1f} points")
-    if abs(gap) > GAP and p < LEVEL:
-        (notes if subject.declared else faults).append("attacked and scored defence differ on clean images")
+    if abs(gap) > GAP and not low <= 0 <= high:
+        known = hyperparameters(attacked, scored) or subject.claims != "exact"  # an approximation, said to be one
+        (notes if known else faults).append("attacked and scored defence differ on clean images")
     rows = own(subject)[0].rows
     tied = sum(row["ties"] for row in rows) / (2 * len(rows))
     texts.append(f"{percent(tied)} of votes tied")
@@ -131,20 +133,16 @@ def decisions(subject: Subject) -> Finding:
     return Finding("decisions", "; ".join([*faults, *notes, *texts]), goal, verdict, count, 0.0)
 
 
-def _gap(subject: Subject) -> tuple[float, float]:
-    """Clean accuracy of the attacked less that of the scored defence, first draw, and McNemar's p."""
-    images, labels = subject.images, subject.images.y.cpu()
-    with torch.no_grad():
-        mine, theirs = (
-            (
-                model.logits(images.x, Streams(images.ids, subject.seed, "audit-clean"), 1)[0].argmax(dim=1).cpu()
-                == labels
-            )
-            .double()
-            .numpy()
-            for model in (subject.arm.attacked, subject.arm.scored)
-        )
-    return float(mine.mean() - theirs.mean()), mcnemar(mine, theirs)
+def _gap(subject: Subject) -> tuple[float, float, float]:
+    """Clean accuracy over the draws, that of the attacked less that of the scored defence on the same noise, and its
+    95 % interval.
+    """
+    images, shares = subject.images, []
+    for model in (subject.arm.scored, subject.arm.attacked):
+        with torch.no_grad():
+            logits = model.logits(images.x, Streams(images.ids, subject.seed, "audit-clean"), 2 * DRAWS)
+        shares.append((logits.argmax(dim=2) == images.y).double().mean(dim=0).cpu().numpy())
+    return paired(*shares)
 
 
 def _normalised(subject: Subject, model: Defended) -> list[str]:

@@ -3,53 +3,48 @@
 """
 
 import functools
-import math
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dp import rescore
 from dp.attacks import Attack
 from dp.audit import Finding, Subject
-from dp.audit.runs import own, percent, right, skipped, timed
+from dp.audit.asking import audited
+from dp.audit.runs import ROUNDING, own, percent
 from dp.defense import Defended
 from dp.differences import gradients
-from dp.evaluate import Group
+from dp.evaluate import Group, Row, fresh_draws
 from dp.rng import Streams
-from dp.threat import slack
 
+NEAR = 1.96  # standard deviations
 ZERO = 0.5  # share of pixels without a gradient above which it is called masked
 
 
-@timed
+@audited("returned images", needs="attack")
 def returned(subject: Subject) -> Finding:
-    """Check 12: images that come back clean, outside the box or outside the ball, states that the threat model has to
-    pull back or that are not finite, and pixels without a gradient.
+    """Check 12: images that come back clean, the attack's own states that are outside the box or the ball, not finite,
+    or moved by the threat model, and pixels without a gradient.
     """
-    name, attack, e = "returned images", subject.arm.attack, subject.evaluation
-    if not attack.steps:
-        return skipped(name, "no attack")
+    name = "returned images"
     try:
         group, diary = own(subject)
     except ValueError as error:  # the harness, or the threat model, does not take what the attack returns
         return Finding(name, str(error), "images that are allowed", "FAIL", f"{len(subject.images.ids)} images", 0.0)
-    x, x_adv = subject.images.x.cpu(), group.x_adv
-    clean = _clean(group, x)
-    box = int(((x_adv < 0) | (x_adv > 1)).flatten(1).any(dim=1).sum())
-    ball = sum(row["distance"] > e.threat.eps + slack for row in group.rows)
+    clean = _clean(group, subject.images.x.cpu())
     far, zero = max(row["distance"] for row in group.rows), _zero(subject)
     value = (
-        f"{len(clean)} clean, {box} outside the box, {ball} outside the ball (farthest {far:.4g}), "
-        f"{diary.broken} states not finite, states pulled back by {diary.moved:.2g}, "
+        f"{len(clean)} clean, farthest {far:.4g}; {diary.box} states outside the box, {diary.ball} outside the ball, "
+        f"{diary.broken} not finite, pulled back by {diary.moved:.2g}; "
         f"{percent(zero)} of pixels without a gradient"
     )
-    allowed = not (clean or box or ball or diary.broken) and diary.moved <= 10 * slack  # rounding
+    allowed = not (clean or diary.box or diary.ball or diary.broken) and diary.moved <= ROUNDING
     verdict = "PASS" if allowed and zero <= ZERO else "FAIL"
     goal = f"none; at most {percent(ZERO)} without a gradient"
-    return Finding(name, value, goal, verdict, f"{len(group.rows)} images, {attack.steps} steps", 0.0)
+    return Finding(name, value, goal, verdict, f"{len(group.rows)} images, {subject.arm.attack.steps} steps", 0.0)
 
 
 def _clean(group: Group, x: Tensor) -> list[int]:
@@ -87,33 +82,36 @@ def _draws(attack: Attack) -> int:
     return min(attack.eot, 4)
 
 
-@timed
+@audited("saved file", needs="nothing")
 def rescored(subject: Subject) -> Finding:
     """Check 13: the attacked images through a file of float32: with the run's draws the very logits, with fresh ones
     the accuracy up to the draws' own spread; rounding to 8 bits is reported apart.
     """
-    name, e, scored = "saved file", subject.evaluation, subject.arm.scored
-    group, _ = own(subject)
-    ids, labels = subject.images.ids, subject.images.y.cpu()
+    e, (group, _) = subject.evaluation, own(subject)
+    ids = subject.images.ids.tolist()
     x = _through_a_file(group.x_adv).to(e.device)
     eight = torch.empty_like(x).copy_((x * 255).round() / 255)
-    fresh = Streams(ids, subject.seed, "audit-rescore")
-    with torch.no_grad():
-        again = scored.logits(x, Streams(ids, subject.seed, "adv"), e.votes).transpose(0, 1).cpu()
-        news, rounded = (scored.logits(points, fresh, e.votes).argmax(dim=2).cpu() == labels for points in (x, eight))
-    same = torch.equal(again, group.adv)
-    before, after = right(group), news.double().mean(dim=0).numpy()
-    difference, spread = float((after - before).mean()), _spread(before, after, e.votes)
+
+    def score(points: Tensor, stage: str) -> Tensor:
+        return fresh_draws(subject.arm.scored, points, ids, subject.seed, stage, e.votes, len(ids))
+
+    def rows(points: Tensor) -> list[Row]:
+        logits = score(points, "audit-rescore")
+        return [rescore.rescored(row, mine, e.ties) for row, mine in zip(group.rows, logits, strict=True)]
+
+    same = torch.equal(score(x, "adv"), group.adv)
+    news = rows(x)
+    drift, rounding = rescore.difference(news, group.rows), rescore.difference(rows(eight), news)
     value = (
-        f"own draws {'equal' if same else 'differ'}, fresh draws {100 * difference:+.1f} points "
-        f"(sd {100 * spread:.1f}), 8 bits {100 * float(rounded.double().mean() - news.double().mean()):+.1f}"
+        f"own draws {'equal' if same else 'differ'}, fresh draws {drift.value:+.1f} points "
+        f"(sd {drift.std:.1f}), 8 bits {rounding.value:+.1f}"
     )
-    drift = abs(difference) / spread if spread else 0.0
+    agree, near = drift.agree, abs(drift.value) <= NEAR * drift.std
     if e.known_draws:  # chosen against the draws that scored: fresh ones do differ
-        value, drift = f"{value}; the attacker knows the draws", 0.0
-    verdict = "FAIL" if not same or drift > 3 else "WARN" if drift > 1.96 else "PASS"
+        value, agree, near = f"{value}; the attacker knows the draws", True, True
+    verdict = "FAIL" if not (same and agree) else "PASS" if near else "WARN"
     count = f"{len(ids)} images, {e.votes} draws"
-    return Finding(name, value, "equal; fresh draws within 1.96 sd", verdict, count, 0.0)
+    return Finding("saved file", value, f"equal; fresh draws within {NEAR} sd", verdict, count, 0.0)
 
 
 def _through_a_file(x: Tensor) -> Tensor:
@@ -123,15 +121,6 @@ def _through_a_file(x: Tensor) -> Tensor:
         save_file({"x_adv": x.float().contiguous()}, path)
         loaded = load_file(path)["x_adv"]
     return torch.empty_like(x).copy_(loaded)
-
-
-def _spread(first: np.ndarray, second: np.ndarray, draws: int) -> float:
-    """Standard deviation of the difference of two means of `draws` draws of the same images, whose chances are the
-    pooled ones.
-    """
-    chance = (first + second) / 2
-    variance = chance * (1 - chance) * 2 * draws / max(1, 2 * draws - 1)  # unbiased
-    return math.sqrt(float((2 * variance / draws).sum())) / len(chance)
 
 
 CHECKS = (returned, rescored)

@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import functools
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +12,14 @@ from torch import Tensor
 
 from dp.attacks import Attack
 from dp.attacks.autoattack import Upstream
-from dp.audit import VERDICTS, Finding, Subject
+from dp.audit import VERDICTS, Subject
 from dp.defense import Defended
 from dp.evaluate import Arm, Group, Unit, null_control
 from dp.intervals import mcnemar, paired
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat import BALLS, ThreatModel, slack
 
+ROUNDING = 10 * slack  # of a state
 LEVEL = 0.05  # of tests, shared among the comparisons of a check
 QUICK = {"iterations": 5, "eot": 4}  # at most, in the small audit
 See = Callable[[Tensor, Streams, Tensor], None]  # images, their noise, what the purification made of them
@@ -30,6 +29,8 @@ See = Callable[[Tensor, Streams, Tensor], None]  # images, their noise, what the
 class Diary:
     """What was seen of the run's own attack."""
 
+    box: int = 0  # states of an image outside [0,1]
+    ball: int = 0  # ... farther from it than eps, in norms that the image alone tells
     moved: float = 0.0  # farthest that the threat model moved a pixel of a state's x_adv
     broken: int = 0  # states with NaN or infinity
     asked: set[bytes] = field(default_factory=set)  # keys of the noise that the attack or the judge saw
@@ -37,7 +38,7 @@ class Diary:
     calls: list[set[bytes]] = field(default_factory=list)  # keys by call of the scored defence, in order
 
 
-class Watched:
+class Followed:
     """`attack`, whose states are seen by `see(state, x, threat)`."""
 
     def __init__(self, attack: Attack, see: Callable[[Any, Tensor, ThreatModel], None]):
@@ -94,12 +95,16 @@ def own(subject: Subject) -> tuple[Group, Diary]:
             if not bool(torch.isfinite(state.x_adv).all()):
                 diary.broken += 1
                 return
-            off = threat.admit(state, x)[0] - state.x_adv
+            raw = state.x_adv.detach()
+            diary.box += int((raw - raw.clamp(0, 1)).flatten(1).abs().amax(dim=1).gt(ROUNDING).sum())
+            if threat.norm in BALLS:
+                diary.ball += int((threat.distance(raw, x) > threat.eps + ROUNDING).sum())
+            off = threat.admit(state, x)[0] - raw
             diary.moved = max(diary.moved, float(off.abs().max()))
 
         attacked = watched(arm.attacked, lambda x, rng, x_hat: diary.asked.update(rng.keys if rng.used else ()))
         scored = watched(arm.scored, lambda x, rng, x_hat: diary.calls.append({*rng.keys} if rng.used else set()))
-        twins: Any = Arm(attacked, scored, Watched(small(subject), state))  # pyright: ignore[reportArgumentType]
+        twins: Any = Arm(attacked, scored, Followed(small(subject), state))  # pyright: ignore[reportArgumentType]
         group = _run(subject, twins)
         scoring = -(-subject.evaluation.votes // scored.draws_per_call)  # calls of one scoring; the judge's come first
         diary.scored = set().union(*diary.calls[-scoring:])
@@ -111,7 +116,7 @@ def own(subject: Subject) -> tuple[Group, Diary]:
 def other(subject: Subject, name: str, attack: Attack | None = None, **changes: Any) -> Group:
     """Another `attack` (None: the run's) in the run's place, under `changes` of the evaluation; once for each name."""
     if name not in subject.memo:
-        arm = subject.arm._replace(attack=attack or small(subject))
+        arm = subject.arm._replace(attack=attack or subject.arm.attack)
         subject.memo[name] = _run(subject, arm, **changes)
     return subject.memo[name]
 
@@ -182,18 +187,3 @@ def worst(found: list[str]) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
-
-
-def skipped(check: str, why: str) -> Finding:
-    return Finding(check, f"does not apply: {why}", "", "INFO", "", 0.0)
-
-
-def timed(check: Callable[[Subject], Finding]) -> Callable[[Subject], Finding]:
-    """The check, whose finding says how long it took."""
-
-    @functools.wraps(check)
-    def run(subject: Subject) -> Finding:
-        began = time.perf_counter()
-        return dataclasses.replace(check(subject), seconds=time.perf_counter() - began)
-
-    return run

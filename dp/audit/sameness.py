@@ -2,41 +2,46 @@
 section 3, check 19).
 """
 
+import numpy as np
 import torch
 
 from dp.audit import Finding, Subject
+from dp.audit.asking import audited
 from dp.audit.results import views
-from dp.audit.runs import skipped, timed
 from dp.defense import Defended
 from dp.differences import hyperparameters
 from dp.rng import Streams
 
 START = 0.05  # share by which the first noise level may differ: discrete clocks round
+GRID = 0.1  # of the first noise level: by how much a level may be off the other grid's at the same share of the way
 
 
-@timed
+@audited("same defence", needs="attack")
 def same_defence(subject: Subject) -> Finding:
-    """Check 19: hyperparameters, networks and views that differ are declared; every purification that is attacked
-    starts at the noise level of the scored one, declared or not.
+    """Check 19: hyperparameters, networks and views that differ are declared; every purification that is attacked goes
+    by the noise levels of the scored one, in more or fewer steps, declared or not.
     """
-    attacked, scored, attack = subject.arm
-    if not attack.steps:
-        return skipped("same defence", "no attack")
+    attacked, scored, _ = subject.arm
+    seen = sorted({*views(subject), *_views(attacked, scored)} - {"full"})
     found = hyperparameters(attacked, scored)
-    found += [f"the gradient is {name}'s" for name in views(subject) if name != "full"]
-    declared, lines = [*subject.declared, subject.claims], []
-    for line in found:
-        named = line.removeprefix("the gradient is ").removesuffix("'s") if line.startswith("the gradient") else line
-        if not any(named in said for said in declared):
-            lines.append(f"not declared: {line}")
+    lines = [f"not declared: {line}" for line in found if line not in subject.declared]
+    said = {name for claim in subject.claims.split(", ") for name in (claim, *claim.split("+"))}
+    lines += [f"not declared: the gradient is {name}'s" for name in seen if name not in said]
+    found += [f"the gradient is {name}'s" for name in seen]
     lines += _networks(attacked, scored) + _levels(subject)
     value = "; ".join(lines) or (f"declared: {', '.join(found)}" if found else "the same")
     count = f"{len(found)} differences"
     return Finding("same defence", value, "all declared, the same noise", "FAIL" if lines else "PASS", count, 0.0)
 
 
+def _views(attacked: Defended, scored: Defended) -> list[str]:
+    """The views of the scored defence that are attacked in its place, by what they lack."""
+    blind, bpda = attacked.denoiser is None and scored.denoiser is not None, attacked.identity and not scored.identity
+    return [name for name, here in (("blind", blind), ("bpda", bpda)) if here]
+
+
 def _networks(attacked: Defended, scored: Defended) -> list[str]:
-    """Networks of other weights; the bare classifier has no denoiser, which the hyperparameters' views declare."""
+    """Networks of other weights; that the bare classifier has no denoiser is for `_views`."""
     pairs = [("denoiser", attacked.denoiser, scored.denoiser), ("classifier", attacked.classifier, scored.classifier)]
     lines = []
     for name, mine, theirs in pairs:
@@ -49,16 +54,31 @@ def _networks(attacked: Defended, scored: Defended) -> list[str]:
 
 
 def _levels(subject: Subject) -> list[str]:
-    """Attacked purifications that start at another noise level than the scored one."""
+    """Attacked purifications that start at another noise level than the scored one, or go down another way."""
     scored, lines = _sigmas(subject, subject.arm.scored), []
-    for name, model in {"attacked": subject.arm.attacked, **views(subject)}.items():
-        sigmas = _sigmas(subject, model)
-        if sigmas and scored and abs(sigmas[0] / scored[0] - 1) > START:
-            what = "surrogate" if name == "attacked" else name
-            lines.append(
-                f"wrong schedule: the {what} starts at sigma {sigmas[0]:.3g}, the scored one at {scored[0]:.3g}"
-            )
+    asked = {name: model for name, model in views(subject).items() if name != "full"}
+    for name, model in {"attacked": subject.arm.attacked, **asked}.items():
+        sigmas, what = _sigmas(subject, model), "surrogate" if name == "attacked" else name
+        if not sigmas or not scored:
+            continue
+        top = scored[0]
+        if abs(sigmas[0] / top - 1) > START:
+            lines.append(f"wrong schedule: the {what} starts at sigma {sigmas[0]:.3g}, the scored one at {top:.3g}")
+        elif max(sigmas) > max(scored) * (1 + START):
+            lines.append(f"wrong schedule: the {what} goes up to sigma {max(sigmas):.3g} of at most {max(scored):.3g}")
+        elif _off(sigmas, scored) > GRID:
+            mine, theirs = (", ".join(f"{s:.3g}" for s in grid[-3:]) for grid in (sigmas, scored))
+            lines.append(f"wrong schedule: the {what} ends at sigma {mine}, the scored one at {theirs}")
     return lines
+
+
+def _off(first: list[float], second: list[float]) -> float:
+    """Largest distance of a level of the coarser grid from the finer one at the same share of the way to 0, over the
+    highest level; levels that come again count once.
+    """
+    coarse, fine = sorted(([*sorted({*grid}, reverse=True), 0.0] for grid in (first, second)), key=len)
+    there = np.interp(np.linspace(0, 1, len(coarse)), np.linspace(0, 1, len(fine)), fine)
+    return float(np.abs(there - coarse).max()) / coarse[0]
 
 
 def _sigmas(subject: Subject, model: Defended) -> list[float]:

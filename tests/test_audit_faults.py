@@ -1,0 +1,184 @@
+"""The audit's acceptance test: twelve planted faults, each found by the check that is named for it when the whole audit
+runs, and a sound run of which nothing is called broken.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import pytest
+import torch
+from audited import SMALL, Fixed, composed_subject, copied, planted
+from conftest import small_budget
+
+from dp.attacks.null import Null
+from dp.attacks.pgd_eot import PGD
+from dp.audit import Subject, audit, comparisons, course, hygiene
+from dp.classifiers import Classifier
+from dp.defense import Defended, KnownDraws
+from dp.rng import Streams
+from dp.threat import ThreatModel
+
+IMAGES = 4
+
+
+@pytest.fixture(scope="module")
+def sound() -> Subject:
+    return composed_subject(*SMALL, f"protocol.images={IMAGES}", "protocol.votes=3", *small_budget("pgd_eot"))
+
+
+class Leaky(torch.nn.Module):
+    """A network that draws noise of its own."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.calls = net, 0
+
+    def forward(self, x, label):
+        self.calls += 1
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(self.calls))
+        return self.net(x, label) * (1 + 0.01 * noise.to(x))
+
+
+class Softmax(Classifier):
+    def forward(self, x):
+        return super().forward(x).softmax(dim=1)
+
+
+class Twice(Classifier):
+    """Applies mean and std once more."""
+
+    def forward(self, x):
+        return super().forward((x - 0.2) / 0.4)
+
+
+class OneGenerator(Defended):
+    """Every copy of an image in one gradient gets the first copy's noise."""
+
+    def _calls(self, rng, draws):
+        for ks, streams in super()._calls(rng, draws):
+            yield ks, streams.select(list(range(len(rng))) * len(ks))
+
+
+@dataclasses.dataclass(frozen=True)
+class Peeks:
+    """Asks the defence with the very draws that will score."""
+
+    attack: PGD
+    ids: list[int]
+    seed: int
+    steps: int = 2
+    eot: int = 2
+    select: str = "last"
+
+    def says(self, through):
+        return "peeks"
+
+    def start(self, model, x, y, threat, rng):
+        return self.attack.start(model, x, y, threat, rng)
+
+    def step(self, model, state, x, y, threat, rng):
+        known = KnownDraws(model, Streams(self.ids, self.seed, "adv"), 3)
+        return self.attack.step(known, state, x, y, threat, rng)  # pyright: ignore[reportArgumentType]
+
+
+def detached(sound: Subject) -> Subject:
+    model = sound.arm.scored
+    return planted(sound, both=copied(Defended, model, purifier=lambda *a, **k: model.purifier(*a, **k).detach()))
+
+
+def leaky(sound: Subject) -> Subject:
+    denoiser = type(sound.arm.scored.denoiser)(Leaky(sound.arm.scored.denoiser.net))  # pyright: ignore
+    return planted(sound, both=copied(Defended, sound.arm.scored, denoiser=denoiser))
+
+
+def wrong_schedule(sound: Subject) -> Subject:
+    purify = functools.partial(sound.arm.scored.purifier, t=0.4)
+    return planted(sound, "surrogate", attacked=copied(Defended, sound.arm.scored, purifier=purify))
+
+
+def surrogate_as_full(sound: Subject) -> Subject:
+    return planted(sound, "exact", attacked=sound.arm.scored.view("surrogate"))
+
+
+def classified(sound: Subject, kind: type[Classifier], **given: Any) -> Subject:
+    classifier = sound.arm.scored.classifier
+    twin = kind(classifier.net, classifier.taps, **given)
+    return planted(sound, both=copied(Defended, sound.arm.scored, classifier=twin))
+
+
+def one_draw(sound: Subject) -> Subject:
+    return planted(sound, attack=dataclasses.replace(sound.arm.attack, eot=1))  # pyright: ignore[reportArgumentType]
+
+
+def sign_step(sound: Subject) -> Subject:
+    evaluation = dataclasses.replace(sound.evaluation, threat=ThreatModel("l2", 1.0))
+    return planted(dataclasses.replace(sound, evaluation=evaluation), attack=PGD(2, 2, l2_step="sign"))
+
+
+def peeking(sound: Subject) -> Subject:
+    return planted(sound, attack=Peeks(PGD(2, 2), sound.images.ids.tolist(), sound.seed))
+
+
+FAULTS = {
+    "a detached purifier": (detached, "derivative", "FAIL", "no gradient"),
+    "noise drawn inside a recomputed region": (leaky, "recompute", "FAIL", "gradient by"),
+    "a wrong schedule in the surrogate": (wrong_schedule, "same defence", "FAIL", "the surrogate starts at sigma"),
+    "the surrogate's gradient reported as full": (surrogate_as_full, "derivative", "FAIL", "relative error"),
+    "softmax in place of logits": (lambda s: classified(s, Softmax), "flags", "FAIL", "probabilities"),
+    "clean images returned": (lambda s: planted(s, attack=Fixed(0.0)), "returned images", "FAIL", f"{IMAGES} clean"),
+    "one generator for all EOT copies": (
+        lambda s: planted(s, attacked=copied(OneGenerator, s.arm.scored)),
+        "randomness",
+        "FAIL",
+        "the EOT copies of an image share their noise",
+    ),
+    "EOT of 1 on a noisy purifier": (one_draw, "flags", "WARN", "random output, EOT 1"),
+    "an l2 sign step": (sign_step, "step", "WARN", "a sign step"),
+    "attack and scoring share draws": (
+        peeking,
+        "randomness",
+        "FAIL",
+        f"attack and scoring share {3 * IMAGES} of {3 * IMAGES} draws",
+    ),
+    "mean and std applied twice": (
+        lambda s: classified(s, Twice, mean=[0.2], std=[0.4]),
+        "decisions",
+        "FAIL",
+        "off (x - mean) / std",
+    ),
+    "a null control with fewer draws": (
+        lambda s: planted(s, arm="null", attack=Null(2, 1, "last")),
+        "null control",
+        "FAIL",
+        "draws 1 instead of 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_by_the_check_named_for_it(fault, sound):
+    plant, check, verdict, words = FAULTS[fault]
+    found = {f.check: f for f in audit.audit(plant(sound))}
+    assert len(found) == len(audit.checks(quick=True))  # it went on to the end, whatever stopped on the way
+    assert found[check].verdict == verdict, found[check]
+    assert words in found[check].value
+
+
+def test_of_a_sound_run_no_check_fails(sound, monkeypatch):
+    for module, values in (
+        (comparisons, {"QUERIES": 10, "STEPS": 4, "SAMPLES": 4, "BLIND": 5}),
+        (course, {"DRAWS": 3}),
+    ):
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(comparisons, "_targets", lambda subject: 3)
+    few = dataclasses.replace(sound, images=sound.images.select(slice(0, 2)), quick=False)
+    found = {f.check: f for f in audit.audit(few)}
+    assert len(found) == len(audit.checks(quick=False))
+    assert [f for f in found.values() if f.verdict == "FAIL"] == []
+    assert {found[name].verdict for name in ("flags", "step", "derivative", "randomness", "same defence")} == {"PASS"}
+
+
+def test_mean_and_std_applied_once_are_no_fault(sound):
+    assert hygiene.decisions(classified(sound, Classifier, mean=[0.2], std=[0.4])).verdict != "FAIL"
