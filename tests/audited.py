@@ -100,3 +100,16 @@ class Fixed:
 
     def step(self, model, state, x, y, threat, rng):
         return State(x + self.by)
+
+
+class Leaky(torch.nn.Module):
+    """A network that draws noise of its own."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.calls = net, 0
+
+    def forward(self, x, label):
+        self.calls += 1
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(self.calls))
+        return self.net(x, label) * (1 + 0.01 * noise.to(x))

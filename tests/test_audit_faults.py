@@ -7,8 +7,7 @@ import functools
 from typing import Any
 
 import pytest
-import torch
-from audited import SMALL, Fixed, composed_subject, copied, planted
+from audited import SMALL, Fixed, Leaky, composed_subject, copied, planted
 from conftest import small_budget
 
 from dp.attacks.null import Null
@@ -25,19 +24,6 @@ IMAGES = 4
 @pytest.fixture(scope="module")
 def sound() -> Subject:
     return composed_subject(*SMALL, f"protocol.images={IMAGES}", "protocol.votes=3", *small_budget("pgd_eot"))
-
-
-class Leaky(torch.nn.Module):
-    """A network that draws noise of its own."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net, self.calls = net, 0
-
-    def forward(self, x, label):
-        self.calls += 1
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(self.calls))
-        return self.net(x, label) * (1 + 0.01 * noise.to(x))
 
 
 class Softmax(Classifier):

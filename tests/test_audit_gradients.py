@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from audited import SMALL, Linear, composed_subject, made, planted, verdicts, weights
+from audited import SMALL, Leaky, Linear, composed_subject, made, planted, verdicts, weights
 from conftest import small_budget
 
 from dp.attacks.pgd_eot import PGD
@@ -136,20 +136,6 @@ def test_nothing_is_compared_with_itself(sound):
     assert (found.verdict, "no call fits in memory" in found.value) == ("INFO", True)
     model.denoiser.recompute.keep = 2
     assert gradients.recompute(planted(few, both=model)).verdict == "PASS"
-
-
-class Leaky(torch.nn.Module):
-    """A network that draws noise of its own."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net, self.calls = net, 0
-
-    def forward(self, x, label):
-        self.calls += 1
-        return self.net(x, label) * (
-            1 + 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(self.calls)).to(x)
-        )
 
 
 def test_noise_that_only_a_recomputation_draws_is_found(sound):
