@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast fmt lint type tables figures bench clean
+.PHONY: help setup run test coverage test-fast fmt lint type tables figures bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,9 +22,12 @@ setup: $(STAMP)  ## virtual environment with pinned packages
 run: setup  ## the main job: attack and judge the embedded benchmark (quick budget)
 	$(BIN)/python run.py
 
-test: setup  ## all checks: lint, types, tests with coverage
+test: setup  ## all checks: lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -n 2 --durations=15
+
+coverage: setup  ## all tests again, a quarter slower: which lines of dp/ they reach
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-fast: setup  ## the tests that take seconds
