@@ -21,6 +21,8 @@ import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
 
+from told import told
+
 import run
 from dp import record, report
 from dp.audit import Finding, Subject, audit, gradients
@@ -117,21 +119,11 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     console = Console(soft_wrap=False, markup=False, highlight=False, width=None if sys.stdout.isatty() else 160)
     torch.set_num_threads(1)  # as in a run: a sum's last bits depend on it
-    try:
-        found, key = audited(args.overrides, args.quick, args.images, console)
-    except KeyboardInterrupt:
-        console.print("interrupted; nothing is kept")
-        return 130
-    except run.USER_ERRORS as error:
-        print(f"error: {run.sentence(error)}", file=sys.stderr)
-        return 2
-    console.print(report.audit_word(audit.entry(found, args.quick)))
-    console.print(f"results: {FOLDER / key}.json, .png")
-    return 1 if any(f.verdict == "FAIL" for f in found) else 0
+    return told(lambda: audited(args.overrides, args.quick, args.images, console), "interrupted; nothing is kept")
 
 
-def audited(overrides: Sequence[str], quick: bool, images: int | None, console: Console) -> tuple[list[Finding], str]:
-    """What was found, printed and written, and the name of its files."""
+def audited(overrides: Sequence[str], quick: bool, images: int | None, console: Console) -> int:
+    """What was found, printed and written; 1 where a check fails."""
     images = (audit.QUICK_IMAGES if quick else 2 * audit.QUICK_IMAGES) if images is None else images
     if images < 1:
         raise ValueError(f"need --images >= 1, got {images}")
@@ -146,7 +138,9 @@ def audited(overrides: Sequence[str], quick: bool, images: int | None, console: 
     picture(found, subject, key, FOLDER / f"{key}.png")
     told = {"images": len(subject.images.ids), "config": config}
     audit.write(FOLDER / f"{key}.json", record.code_hash(), found, quick, **told)
-    return found, key
+    console.print(report.audit_word(audit.entry(found, quick)))
+    console.print(f"results: {FOLDER / key}.json, .png")
+    return 1 if any(f.verdict == "FAIL" for f in found) else 0
 
 
 if __name__ == "__main__":

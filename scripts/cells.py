@@ -1,8 +1,6 @@
 """Runs of run.py that a table is made of: done when they are asked for, or read where they are finished."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -38,18 +36,6 @@ def scores(summary: dict, folder: Path) -> pd.DataFrame:
     side = "seen" if robust == "seen" else "adv"
     lines = [(r["id"], r["seed"], metrics.score(r, side, rule)) for r in rows if r["arm"] == "defended"]
     return pd.DataFrame(lines, columns=["id", "seed", "score"]).pivot_table(index="id", columns="seed", values="score")
-
-
-def told(main: Callable[[], int]) -> int:
-    """The exit code of a script: 2 for a user's error, said in one line, 130 for an interruption."""
-    try:
-        return main()
-    except run.USER_ERRORS as error:
-        print(f"error: {run.sentence(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(str(stop) or "interrupted; the same command goes on", file=sys.stderr)
-        return 130
 
 
 def markdown(title: str, columns: list[str], lines: list[list[str]]) -> str:

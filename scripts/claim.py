@@ -24,8 +24,9 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
 
-from cells import finished, scores, told
+from cells import finished, scores
 from claim_report import draw, write
+from told import told
 
 import run
 from dp import record, report

@@ -18,6 +18,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
 
+from told import told
+
 import run
 from dp import metrics, record, report
 from dp import rescore as again
@@ -179,22 +181,20 @@ def main() -> int:
     folders = [args.run, *(Path(given) for given in args.against if "=" not in given)]
     console = Console(soft_wrap=True, markup=False, highlight=False, width=None if sys.stdout.isatty() else 160)
     torch.set_num_threads(1)  # as in a run: a sum's last bits depend on it
-    try:
-        if (args.own or args.bits) and (overrides or len(folders) > 1):
-            raise ValueError("need --own and --bits without other defences, got both")
-        summaries = [again.finished(folder) for folder in folders]
-        for folder, summary in zip(folders, summaries, strict=True):
-            if summary["code"] != record.code_hash():
-                console.print(f"note: the code has changed since {folder.name}")
-        if not overrides and len(folders) == 1:
-            return 0 if compare(folders[0], summaries[0], args.own, args.bits, console) else 1
-        transfer(folders, summaries, overrides, console)
-    except KeyboardInterrupt:
-        console.print("interrupted; nothing is kept")
-        return 130
-    except run.USER_ERRORS as error:
-        print(f"error: {run.sentence(error)}", file=sys.stderr)
-        return 2
+    return told(lambda: rescore(folders, overrides, args.own, args.bits, console), "interrupted; nothing is kept")
+
+
+def rescore(folders: list[Path], overrides: list[str], own: bool, bits: int | None, console: Console) -> int:
+    """The run beside its images scored again, or the transfer matrix; 1 where draws that should agree differ."""
+    if (own or bits) and (overrides or len(folders) > 1):
+        raise ValueError("need --own and --bits without other defences, got both")
+    summaries = [again.finished(folder) for folder in folders]
+    for folder, summary in zip(folders, summaries, strict=True):
+        if summary["code"] != record.code_hash():
+            console.print(f"note: the code has changed since {folder.name}")
+    if not overrides and len(folders) == 1:
+        return 0 if compare(folders[0], summaries[0], own, bits, console) else 1
+    transfer(folders, summaries, overrides, console)
     return 0
 
 

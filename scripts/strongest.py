@@ -17,7 +17,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
 
-from cells import finished, markdown, scores, told
+from cells import finished, markdown, scores
+from told import told
 
 import run
 from dp.intervals import mcnemar, paired

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
 
-from cells import finished, markdown, told
+from cells import finished, markdown
+from told import told
 
 from dp import report
 from dp.intervals import mcnemar

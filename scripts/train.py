@@ -38,6 +38,8 @@ import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configuration
 
+from told import told
+
 import run
 from dp import losses, record
 from dp.cache import ASSETS, cache_folder
@@ -277,15 +279,12 @@ def cli(args: list[str]) -> int:
     if not args or {"-h", "--help"} & set(args):
         print(__doc__)
         return 0
-    try:
+
+    def trained() -> int:
         main(args)
-    except KeyboardInterrupt as stop:
-        run.console.print(str(stop) or "interrupted before the first step; the same command starts again")
-        return 130
-    except run.USER_ERRORS as error:
-        print(f"error: {run.sentence(error)}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return told(trained, "interrupted before the first step; the same command starts again")
 
 
 if __name__ == "__main__":

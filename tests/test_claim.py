@@ -13,7 +13,8 @@ sys.path.insert(0, str(CONF.parent / "scripts"))  # as the scripts see one anoth
 
 import claim
 import strongest
-from cells import scores, told
+from cells import scores
+from told import told
 
 import run
 
