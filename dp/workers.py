@@ -89,7 +89,7 @@ def _listen(processes: list, events, on_event: Callable[[Event], None]) -> None:
 
 def _worker(build: Build, config: dict, folder: Path, label: str, todo, events) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=die_with_parent, daemon=True).start()
     try:
         units = iter(todo.get, None)
         _work_through(build(config), units, Writer(folder, label), events.put)
@@ -100,7 +100,7 @@ def _worker(build: Build, config: dict, folder: Path, label: str, todo, events) 
         events.put(RuntimeError(f"in a worker process:\n{traceback.format_exc()}"))
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A killed run must leave no writer behind."""
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -17,14 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
 
-from cells import finished, scores
+from cells import finished, scores, side_by_side
 from claim_report import draw, write
 from told import told
 
@@ -32,11 +31,13 @@ import run
 from dp import record, report
 from dp.evaluate import fresh_draws
 from dp.intervals import mcnemar, paired
+from dp.machine import workers_of
 
 ROOT = Path(__file__).parents[1]
 TIMES = ROOT / "results" / "runs" / "claim-times.json"
 SCALED = "+experiment=digits/scaled"
-PROTOCOLS = ("official", "paper", "lee_kim", "diffhammer", "strict")
+PROTOCOLS = {"official": 1.0, "paper": 0.9, "lee_kim": 0.8, "diffhammer": 3.2, "strict": 6.0}  # and a cell's time
+AT_ONCE = workers_of(run.composed())
 DRAWS, LOW, HIGH, HALVINGS = 3, 0.1, 0.7, 6  # of the calibration: draws of each image; times between, to .005
 console = Console(width=150, highlight=False)
 
@@ -46,18 +47,22 @@ class Defence(NamedTuple):
     overrides: tuple[str, ...]
     times: tuple[str, ...]  # keys that are set to t and t / 2; the yardstick has none
     masked: bool  # whether the input moves a mask, which strict then attacks too
+    cost: float  # a cell's time, roughly, against that of the others
 
 
 DEFENCES = (
-    Defence("uniform DiffPure", ("purifier=diffpure", "purifier.eta=1.0"), ("t",), False),
-    Defence("hetero, strong inside (Eq. 5)", ("purifier=hetero",), ("t_l", "t_s"), True),
-    Defence("hetero, strong outside (Eq. 8)", ("purifier=hetero", "purifier.eq8_literal=true"), ("t_l", "t_s"), True),
-    Defence("hetero, random mask", ("purifier=hetero_random",), ("t_l", "t_s"), False),
+    Defence("uniform DiffPure", ("purifier=diffpure", "purifier.eta=1.0"), ("t",), False, 0.6),
+    Defence("hetero, strong inside (Eq. 5)", ("purifier=hetero",), ("t_l", "t_s"), True, 1.0),
+    Defence(
+        "hetero, strong outside (Eq. 8)", ("purifier=hetero", "purifier.eq8_literal=true"), ("t_l", "t_s"), True, 1.0
+    ),
+    Defence("hetero, random mask", ("purifier=hetero_random",), ("t_l", "t_s"), False, 0.9),
     Defence(
         "hetero_official",
         ("purifier=hetero_official", "purifier.n=50", "purifier.t_l=0.4", "purifier.t_s=0.2"),
         (),
         True,
+        2.2,
     ),
 )
 YARDSTICK, UNIFORM, INSIDE, OUTSIDE, RANDOM = DEFENCES[4], *DEFENCES[:4]
@@ -88,22 +93,27 @@ def matched() -> dict[str, dict]:
     asked += [record.code_hash(), *(run.run_key(run.composed(*defence.overrides)) for defence in DEFENCES)]
     if TIMES.exists() and json.loads(TIMES.read_text())["asked"] == asked:
         return json.loads(TIMES.read_text())["defences"]
-    torch.set_num_threads(1)
-    target = standard(YARDSTICK.overrides)
-    found = {YARDSTICK.name: {"overrides": list(YARDSTICK.overrides), "standard": 100 * target}}
+    ((_, target),) = side_by_side(standard, {YARDSTICK.name: (YARDSTICK.overrides,)}, 1)
     console.print(f"calibration: {YARDSTICK.name} is right on {100 * target:.2f} % of clean images")
-    for defence in (d for d in DEFENCES if d.times):
-        low, high, began = LOW, HIGH, time.monotonic()
-        for k in range(HALVINGS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if standard(at(defence, middle)) > target else (low, middle)
-            left = (time.monotonic() - began) / (k + 1) * (HALVINGS - k - 1)
-            console.print(f"  {defence.name}: t between {low:.3f} and {high:.3f}, {report.clock(left)} to go")
-        chosen = at(defence, (low + high) / 2)
-        found[defence.name] = {"overrides": list(chosen), "standard": 100 * standard(chosen)}
+    found = {YARDSTICK.name: {"overrides": list(YARDSTICK.overrides), "standard": 100 * target}}
+    others = {defence.name: (defence, target) for defence in DEFENCES if defence.times}
+    ended = dict(side_by_side(bisected, others, AT_ONCE))
+    found |= {name: ended[name] for name in others}
     TIMES.parent.mkdir(parents=True, exist_ok=True)
     record.write_atomic(TIMES, json.dumps({"asked": asked, "defences": found}, indent=1).encode())
     return found
+
+
+def bisected(defence: Defence, target: float) -> dict:
+    """The defence's overrides with the time at which its standard accuracy is the target, and what it is there."""
+    low, high, began = LOW, HIGH, time.monotonic()
+    for k in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if standard(at(defence, middle)) > target else (low, middle)
+        left = (time.monotonic() - began) / (k + 1) * (HALVINGS - k)  # the last is asked once more
+        run.console.print(f"t between {low:.3f} and {high:.3f}, {report.clock(left)} to go")
+    chosen = at(defence, (low + high) / 2)
+    return {"overrides": list(chosen), "standard": 100 * standard(chosen)}
 
 
 def cell(defence: Defence, overrides: tuple[str, ...], protocol: str) -> tuple[str, ...]:
@@ -112,21 +122,37 @@ def cell(defence: Defence, overrides: tuple[str, ...], protocol: str) -> tuple[s
     return (SCALED, f"protocol={protocol}", *overrides, *((*mask, "audit=true") if protocol == "strict" else ()))
 
 
-def line(defence: Defence, protocol: str, given: tuple[str, ...], summary: dict) -> dict:
+def judged(cells: dict[tuple[str, str], tuple[str, ...]], began: float) -> dict[tuple[str, str], tuple[dict, Path]]:
+    """The summaries and folders of all cells, as many at a time as there are cores, the longest first."""
+    costs = {(p, d.name): PROTOCOLS[p] * d.cost for p in PROTOCOLS for d in DEFENCES}
+    names = {": ".join(key): key for key in sorted(cells, key=lambda key: -costs[key])}
+    ended: dict[tuple[str, str], tuple[dict, Path]] = {}
+    for name, (summary, folder) in side_by_side(finished, {n: (cells[k], 1) for n, k in names.items()}, AT_ONCE):
+        ended[names[name]] = (summary, folder)
+        pace = sum(found["seconds"] for found, _ in ended.values()) / sum(costs[key] for key in ended) / AT_ONCE
+        left = pace * sum(cost for key, cost in costs.items() if key not in ended)
+        rule, robust, _ = report.headline(summary)
+        console.rule(
+            f"{len(ended)}/{len(cells)}: {name}: {summary[robust][rule]['value']:.1f} % robust; "
+            f"{report.clock(time.monotonic() - began)} so far, {report.clock(left)} to go"
+        )
+    return ended
+
+
+def line(name: str, protocol: str, given: tuple[str, ...], summary: dict) -> dict:
     """A cell as data, percent."""
     rule, robust, null = report.headline(summary)
     figures = {"standard": summary["standard"][rule], "robust": summary[robust][rule], "null": summary[null].get(rule)}
-    found: dict = {"protocol": protocol, "defence": defence.name}
+    found: dict = {"protocol": protocol, "defence": name}
     found["rule"] = report.rule_name(rule, summary[robust][rule]["draws"]) + (", in-loop" if robust == "seen" else "")
-    for name, figure in figures.items():
+    second = summary["config"]["protocol"]["report"][1]
+    found["second_rule"] = report.rule_name(second, summary[robust][second]["draws"])
+    found["second"] = summary[robust][second]["value"]
+    for column, figure in figures.items():
         figure = figure or summary["null"][rule]
         low, high = figure["wilson95"]
-        found |= {
-            name: figure["value"],
-            f"{name}_low": low,
-            f"{name}_high": high,
-            f"{name}_seed_std": figure["seed_std"],
-        }
+        found |= {column: figure["value"], f"{column}_low": low, f"{column}_high": high}
+        found[f"{column}_seed_std"] = figure["seed_std"]
     found |= {
         "gradient": summary["gradient"],
         "undefended": summary["undefended"][rule]["value"],
@@ -149,16 +175,11 @@ def contrast(first: pd.DataFrame, second: pd.DataFrame) -> dict:
 
 def main() -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    times, lines, found, began = matched(), [], {}, time.monotonic()
-    cells = [(protocol, defence) for protocol in PROTOCOLS for defence in DEFENCES]
-    for k, (protocol, defence) in enumerate(cells):
-        console.rule(
-            f"{k + 1}/{len(cells)}: {protocol}, {defence.name}; {report.clock(time.monotonic() - began)} so far"
-        )
-        given = cell(defence, tuple(times[defence.name]["overrides"]), protocol)
-        summary, folder = finished(given)
-        found[protocol, defence.name] = scores(summary, folder)
-        lines.append(line(defence, protocol, given, summary))
+    times, began = matched(), time.monotonic()
+    cells = {(p, d.name): cell(d, tuple(times[d.name]["overrides"]), p) for p in PROTOCOLS for d in DEFENCES}
+    ended = judged(cells, began)
+    found = {key: scores(*ended[key]) for key in cells}
+    lines = [line(name, protocol, given, ended[protocol, name][0]) for (protocol, name), given in cells.items()]
     contrasts = [
         contrast(found[protocol, b.name], found[protocol, a.name])
         | {"protocol": protocol, "first": a.name, "second": b.name}

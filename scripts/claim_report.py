@@ -31,6 +31,7 @@ def draw(cells: list[dict], contrasts: list[dict]) -> None:
             above.annotate(f"{row['robust']:.0f}", (row['robust'], y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)  # fmt: skip  # noqa: E501
         above.set(title=f"{protocol}\n{here[0]['rule']}", xlim=(0, 102))
         above.title.set_fontsize(9)
+        above.set_ylim(-0.6, len(here) - 0.5)
         below.axvline(0, color="#777777", linewidth=1)
         for y, row in enumerate(r for r in contrasts if r["protocol"] == protocol):
             below.plot([row["low"], row["high"]], [y, y], color="#333333", linewidth=2)
@@ -77,6 +78,7 @@ def write(cells: list[dict], contrasts: list[dict], times: dict, images: int, se
         "robust",
         "95 %",
         "seed std",
+        "",
         "null",
         "undefended",
         "gradient",
@@ -85,6 +87,7 @@ def write(cells: list[dict], contrasts: list[dict], times: dict, images: int, se
     ]
     for protocol in dict.fromkeys(r["protocol"] for r in cells):
         here = [r for r in cells if r["protocol"] == protocol]
+        head[5] = here[0]["second_rule"]
         shown = [
             [
                 r["defence"],
@@ -92,6 +95,7 @@ def write(cells: list[dict], contrasts: list[dict], times: dict, images: int, se
                 f"{r['robust']:.1f}",
                 f"{r['robust_low']:.1f} - {r['robust_high']:.1f}",
                 "-" if r["robust_seed_std"] is None else f"{r['robust_seed_std']:.1f}",
+                f"{r['second']:.1f}",
                 f"{r['null']:.1f}",
                 f"{r['undefended']:.1f}",
                 r["gradient"],
