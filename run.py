@@ -31,7 +31,7 @@ from dp.cache import cache_folder
 from dp.datasets import Subset
 from dp.defense import Defended, activation_bytes
 from dp.denoisers import Gaussian
-from dp.differences import changes, differences, gradients, short_steps, through
+from dp.differences import changes, criteria, differences, gradients, short_steps, through
 from dp.evaluate import Arm, Evaluation, null_control
 from dp.machine import device_of, free_bytes, shard_of, workers_of
 from dp.progress import Bar, Display, Downloads
@@ -227,6 +227,7 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
         "code": code,
         "gradient": gradient_of(config, evaluation),
         "differences": differences_of(config, evaluation),
+        "criteria": criteria_of(config, evaluation),
         "departures": weakened,
         "scaled": scaled(config),
         "weaknesses": weaknesses_of(config, evaluation),
@@ -296,13 +297,16 @@ def gradient_of(config: dict, evaluation: Evaluation) -> str:
 
 def differences_of(config: dict, evaluation: Evaluation) -> list[str]:
     """Every difference between what is attacked and what is scored."""
-    attacked, scored, attack = evaluation.arms["defended"]
+    return differences(*evaluation.arms["defended"], config["threat_model"]["grad"])
+
+
+def criteria_of(config: dict, evaluation: Evaluation) -> str:
+    """What the attack goes by and what decides, where they are not the same."""
     judge, rule, votes = evaluation.judge, config["protocol"]["report"][0], evaluation.votes
     verdict = report.rule_name(rule, votes)
     if judge is not None and judge.in_loop:
         verdict, votes = f"the judge: {report.lost_when(judge)}", judge.draws
-    grad = config["threat_model"]["grad"]
-    return differences(attacked, scored, attack, grad, verdict, votes, evaluation.known_draws)
+    return criteria(evaluation.arms["defended"].attack, verdict, votes, evaluation.known_draws)
 
 
 def weaknesses_of(config: dict, evaluation: Evaluation) -> list[str]:
@@ -362,9 +366,9 @@ def describe(config: dict, evaluation: Evaluation, key: str, workers: int) -> No
         f"{attack_nfe(config, evaluation)} NFE a draw; gradient: {gradient_of(config, evaluation)}",
         f"scored: {choices['purifier']} ({dry_nfe(scored, first)} NFE), {evaluation.votes} fresh draws per image; "
         f"{images} images x {len(evaluation.seeds)} seeds on {evaluation.device}, {workers} workers",
+        *([criterion] if (criterion := criteria_of(config, evaluation)) else []),
         *(f"attacked is not what is scored: {difference}" for difference in differences_of(config, evaluation)),
         *(f"protocol {choices['protocol']} is not run as it is defined: {what}" for what in departures(config)),
-        *([report.scaled_line(small)] if (small := scaled(config)) else []),
         *weaknesses_of(config, evaluation),
     ]
     if evaluation.known_draws:

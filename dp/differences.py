@@ -66,17 +66,9 @@ def short_steps(attack: Attack, threat: ThreatModel) -> list[str]:
     return [f"{length}: raise its step_size, or set it to null"]
 
 
-def differences(
-    attacked: Defended,
-    scored: Defended,
-    attack: Attack,
-    grad: str,
-    verdict: str,
-    votes: int,
-    known_draws: bool = False,
-) -> list[str]:
+def differences(attacked: Defended, scored: Defended, attack: Attack, grad: str) -> list[str]:
     """Every difference between the defence that the attack sees and the one that is judged; empty only where there is
-    none. `verdict`: the deciding rule in words; `votes`: its draws.
+    none.
     """
     found = []
     seen = gradients(attack, grad)
@@ -87,12 +79,17 @@ def differences(
     found += hyperparameters(attacked, scored)
     if bound(scored.purifier).get("clamp") == "straight_through":
         found.append("the last clamp passes gradients that it would stop (clamp=straight_through)")
-    eot, draws = (votes, "the draws that score") if known_draws else (attack.eot, f"{attack.eot} draws of its own")
-    if attack.steps and not eot == votes == 1:
-        found.append(
-            f"the attack goes by {getattr(attack, 'criterion', 'the mean over')} {draws}, the verdict by {verdict}"
-        )
     return found
+
+
+def criteria(attack: Attack, verdict: str, votes: int, known_draws: bool = False) -> str:
+    """What the attack goes by and what decides, where they are not the same; else nothing. `verdict`: the deciding rule
+    in words; `votes`: its draws.
+    """
+    eot, draws = (votes, "the draws that score") if known_draws else (attack.eot, f"{attack.eot} draws of its own")
+    if not attack.steps or eot == votes == 1:
+        return ""
+    return f"the attack goes by {getattr(attack, 'criterion', 'the mean over')} {draws}, the verdict by {verdict}"
 
 
 def changes(mine: Any, theirs: Any, name: str) -> list[str]:

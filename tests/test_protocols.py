@@ -9,11 +9,12 @@ from conftest import CONF, composed
 import run
 from dp import report
 from dp.attacks.bpda import BPDA
+from dp.attacks.none import NoAttack
 from dp.attacks.null import Null
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.through import Through
 from dp.defense import KnownDraws
-from dp.differences import differences, gradients
+from dp.differences import criteria, differences, gradients
 from dp.rng import Streams
 from dp.threat import ThreatModel
 
@@ -217,14 +218,20 @@ def test_every_difference_between_attacked_and_scored_is_listed():
     config = small("threat_model.grad=surrogate", "purifier.steps=5", "purifier.surrogate.steps=3", "attack.eot=4")
     evaluation = run.build(config)
     attacked, scored, attack = evaluation.arms["defended"]
-    found = differences(attacked, scored, attack, "surrogate", "vote of 10", 10)
-    assert found == [
+    assert differences(attacked, scored, attack, "surrogate") == [
         "the gradient is not the scored defence's: surrogate",
         "steps=3 instead of 5",
-        "the attack goes by the mean over 4 draws of its own, the verdict by vote of 10",
     ]
-    assert differences(scored, scored, PGD(1, 1), "full", "single draw", 1) == []
-    assert differences(scored, scored, PGD(1, 4), "full", "single draw", 1, known_draws=True) == []
+    assert differences(scored, scored, PGD(1, 4), "full") == []
+
+
+def test_what_the_attack_goes_by_is_said_where_it_does_not_decide():
+    said = "the attack goes by the mean over 4 draws of its own, the verdict by vote of 10"
+    assert criteria(PGD(1, 4), "vote of 10", 10) == said
+    assert criteria(PGD(1, 1), "single draw", 1) == ""
+    assert criteria(PGD(1, 4), "single draw", 1, known_draws=True) == ""
+    assert "the draws that score" in criteria(PGD(1, 4), "vote of 10", 10, known_draws=True)
+    assert criteria(NoAttack(), "vote of 10", 10) == ""
 
 
 @pytest.mark.parametrize("protocol", ["diffbreak_vote", "hill", "strict"])
