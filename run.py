@@ -179,6 +179,9 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
         console.print(f"already finished, nothing to do ({folder})")
         if summary["code"] != code:
             console.print("note: the code has changed since; overwrite=true runs it again")
+        elif config["audit"] is True and not summary["audited"]:
+            audit_first(config, build(config), folder / audit.FILE, code)
+            summary = audit.attach(folder, audit.read(folder / audit.FILE, code))
         return summary
     check_call({group: config[group] for group in GROUPS})
     prepare(config)
@@ -241,11 +244,11 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
 
 
 def audit_first(config: dict, evaluation: Evaluation, path: Path, code: str) -> None:
-    """The small audit before a long job, unless an earlier start has done it; what it finds stops nothing."""
+    """The small audit before a long job or of a finished one, unless it is there; what it finds stops nothing."""
     nfe = dry_nfe(evaluation.arms["defended"].attacked, evaluation.subset.select(slice(0, 1)))
     if not audit.due(config["audit"], evaluation, nfe) or audit.read(path, code):
         return
-    console.print("a small audit first, for it is a long job (audit=false: none)")
+    console.print("a small audit (audit=false: none, auto: before long jobs)")
     found = audited(subject_of(config, evaluation, audit.QUICK_IMAGES, quick=True), console)
     audit.write(path, code, found, quick=True)
     for line in report.audit_lines(audit.entry(found, quick=True)):

@@ -137,9 +137,13 @@ def audited(overrides: Sequence[str], quick: bool, images: int | None, console: 
     FOLDER.mkdir(parents=True, exist_ok=True)
     picture(found, subject, key, FOLDER / f"{key}.png")
     told = {"images": len(subject.images.ids), "config": config}
-    audit.write(FOLDER / f"{key}.json", record.code_hash(), found, quick, **told)
+    audit.write(FOLDER / f"{key}.json", code := record.code_hash(), found, quick, **told)
     console.print(report.audit_word(audit.entry(found, quick)))
     console.print(f"results: {FOLDER / key}.json, .png")
+    folder = Path(config["results"]) / run.run_key(config)
+    if (record.read_summary(folder) or {}).get("code") == code:
+        audit.attach(folder, audit.entry(found, quick))
+        console.print(f"and with the row: {folder / record.SUMMARY}")
     return 1 if any(f.verdict == "FAIL" for f in found) else 0
 
 

@@ -29,10 +29,9 @@ def finished(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[d
     config = run.composed(*overrides, f"workers={workers}")
     folder = ROOT / "results" / "runs" / run.run_key(config)
     begun, summary = folder / "start.json", record.read_summary(folder)
-    lacks = summary is not None and config["audit"] is True and not summary["audited"]
     stale = begun.exists() and json.loads(begun.read_text())["code"] != record.code_hash()
-    if summary is None or stale or lacks:
-        summary = run.judge(config | {"overwrite": stale or lacks}, folder.name, folder)
+    if summary is None or stale or (config["audit"] is True and not summary["audited"]):
+        summary = run.judge(config | {"overwrite": stale}, folder.name, folder)
         assert summary is not None, "one shard does it all"
     keep(folder)
     return summary, folder

@@ -1,5 +1,5 @@
 """Measure how often the 95 % intervals hold the truth, on synthetic verdicts whose truth is known, and write
-results/tables/coverage.md. A minute or two on one core.
+results/tables/coverage.md. Some minutes on one core.
 """
 
 import argparse
@@ -10,13 +10,16 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from dp.curves import worst_curve
-from dp.intervals import interval
+from dp.intervals import interval, paired
 
 TABLE = Path(__file__).parents[1] / "results" / "tables" / "coverage.md"
 IMAGES, REPLICATES = 512, 2000
 TRUTHS = (0.005, 0.02, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.98, 0.995)
 SPREADS = (0.3, 2.0, 20.0)  # a + b of the beta that images' chances come from: most at 0 or 1; even; nearly equal
 RULES = ("single", "average", "vote", "worst")
+FEW = (16, 64, 128)  # images of a paired comparison
+DIFFERENCES = (0.0, 0.05, 0.2)
+FIRST = 0.6  # the chance of the first of a pair, on average
 
 
 def truth(rule: str, mean: float, spread: float, draws: int) -> float:
@@ -64,6 +67,21 @@ def cases() -> list[tuple[str, str, int, int]]:
     return [*found, ("worst of 5, from 20", "worst", 20, 5)]
 
 
+def paired_coverage(draws: int, spread: float, images: int, difference: float, replicates: int) -> float:
+    """Share of `replicates` whose paired interval holds the true difference of two defences' average of `draws`. The
+    second takes the same share of every image's chance to be wrong away.
+    """
+    rng = np.random.default_rng([draws, images, *(round(1000 * v) for v in (spread, difference))])
+    held = 0
+    for _ in range(replicates):
+        first = rng.beta(FIRST * spread, (1 - FIRST) * spread, size=images)
+        second = first + difference * (1 - first) / (1 - FIRST)
+        scores = (rng.binomial(draws, chance) / draws for chance in (first, second))
+        _, low, high = paired(*scores)
+        held += low <= difference <= high
+    return held / replicates
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicates", type=int, default=REPLICATES)
@@ -81,6 +99,20 @@ def main() -> int:
                 cells = ["-" if share is None else f"{100 * share:.1f}" for share in found]
                 lines.append("| " + " | ".join([name, f"{spread:g}", str(seeds), *cells]) + " |")
                 print(lines[-1], flush=True)
+    text = ["| rule | beta a + b | images | " + " | ".join(f"{100 * d:g} points" for d in DIFFERENCES) + " |"]
+    text.append("|" + "---|" * (3 + len(DIFFERENCES)))
+    for draws, name in ((1, "single"), (20, "average of 20")):
+        for spread in SPREADS:
+            for images in FEW:
+                found = [paired_coverage(draws, spread, images, d, replicates) for d in DIFFERENCES]
+                shares = [f"{100 * share:.1f}" for share in found]
+                text.append("| " + " | ".join([name, f"{spread:g}", str(images), *shares]) + " |")
+                print(text[-1], flush=True)
+    pairs = (
+        "\n## Paired differences\n\nThe same for the difference of two defences on the same images (`paired`: a "
+        f"percentile bootstrap), by the true difference. The first is right with a chance of {FIRST:g} on average, the "
+        "second takes the same share of every image's chance to be wrong away; draws are independent.\n\n"
+    )
     note = (
         f"`python scripts/interval_coverage.py`: percent of {replicates} synthetic replicates of {IMAGES} images whose "
         "95 % interval (`dp/intervals.py`, `interval`) holds the truth, by the truth. Draws of an image are right with "
@@ -89,7 +121,9 @@ def main() -> int:
         f"to {100 * max(outside):.1f}.\n\n"
     )
     TABLE.parent.mkdir(parents=True, exist_ok=True)
-    TABLE.write_text("# Coverage of the intervals\n\n" + note + "\n".join(lines) + "\n")
+    TABLE.write_text(
+        "# Coverage of the intervals\n\n" + note + "\n".join(lines) + "\n" + pairs + "\n".join(text) + "\n"
+    )
     print(note.strip())
     return 0
 

@@ -163,6 +163,21 @@ def test_a_row_says_what_its_audit_found_and_does_not_change(tiny, few, monkeypa
     assert folder.name == plain.name
 
 
+def test_a_finished_run_is_audited_when_asked_and_keeps_its_rows(tiny, few, monkeypatch, capsys):
+    few(passes, fails)
+    _, _, _, folder = row(monkeypatch, capsys, *tiny, "audit=false")
+    rows = (folder / "images.jsonl").read_bytes()
+    code, out, _, _ = row(monkeypatch, capsys, *tiny, "audit=true")
+    assert code == 0
+    assert "audited: 2 checks, 1 FAIL, 0 WARN" in out
+    assert json.loads((folder / "summary.json").read_text())["audited"]["FAIL"] == 1
+    assert (folder / "images.jsonl").read_bytes() == rows
+    few(passes, warns)
+    assert command(monkeypatch, capsys, *tiny, "--images", "1")[0] == 0  # the full one takes its place
+    kept = json.loads((folder / "summary.json").read_text())["audited"]
+    assert (kept["quick"], kept["WARN"]) == (False, 1)
+
+
 def test_a_job_is_audited_once(tiny, few, monkeypatch, capsys):
     asked = []
 

@@ -21,7 +21,7 @@ from dp.audit import (
 )
 from dp.audit.asking import Check
 from dp.evaluate import Evaluation
-from dp.record import write_atomic
+from dp.record import read_summary, write_atomic, write_summary
 
 MODULES = (gradients, controls, comparisons, results, trajectories, hygiene, sameness)
 LONG = 500_000  # network evaluations of a job's attack: the quick budget on digits asks for 69 thousand, the full one,
@@ -83,3 +83,12 @@ def read(path: Path, code: str) -> dict | None:
     """The summary's entry of an audit that this code has written there, or None."""
     kept = json.loads(path.read_text()) if path.exists() else {}
     return kept["entry"] if kept.get("code") == code else None
+
+
+def attach(folder: Path, found: dict | None) -> dict | None:
+    """The summary of the run in a folder, if it is finished, with the entry of an audit that it now keeps."""
+    summary = read_summary(folder)
+    if summary is not None:
+        summary["audited"] = found
+        write_summary(folder, summary)
+    return summary

@@ -4,6 +4,7 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 from dp.attacks import is_batch_bound
 from dp.audit import Finding, Subject
@@ -50,7 +51,7 @@ def eps_sweep(subject: Subject) -> Finding:
     them, do not help and the gradient is claimed exact; otherwise the budget is named.
     """
     name, threat = "eps sweep", subject.evaluation.threat
-    whole = {"linf": 1.0, "l2": float(subject.images.x[0].numel()) ** 0.5}.get(threat.norm)
+    whole = _whole(subject)
     levels = [k / 255 for k in LEVELS] if threat.norm == "linf" else [threat.eps * factor for factor in FACTORS]
     groups = [(eps, _at(subject, eps)) for eps in sorted({*levels, threat.eps})]
     if whole is not None:
@@ -59,7 +60,7 @@ def eps_sweep(subject: Subject) -> Finding:
     rises = [paired(a, b)[1] > 0 for a, b in itertools.pairwise(curve)]
     verdict, notes = "WARN" if any(rises) else "PASS", ["accuracy rises with eps"] if any(rises) else []
     if whole is not None:
-        unbounded, note = _unbounded(subject, groups[-1][1], whole)
+        unbounded, note = _unbounded(subject, whole)
         verdict, notes = worst([verdict, unbounded]), [*notes, *note]
     points = [0.0, *(eps for eps, _ in groups)]
     shares = [float(c.mean()) for c in curve]
@@ -69,17 +70,23 @@ def eps_sweep(subject: Subject) -> Finding:
     return Finding(name, "; ".join([text, *notes]), goal, verdict, _count(subject), 0.0, series)
 
 
-def _at(subject: Subject, eps: float, times: int = 1) -> Group:
-    """The run's attack at another eps, with so many times its iterations."""
+def _whole(subject: Subject) -> float | None:
+    """The eps at which every image is allowed; None where the norm is not that of a ball."""
+    return {"linf": 1.0, "l2": float(subject.images.x[0].numel()) ** 0.5}.get(subject.evaluation.threat.norm)
+
+
+def _at(subject: Subject, eps: float, times: int = 1, **changes: Any) -> Group:
+    """The run's attack at another eps, with so many times its iterations, under `changes` of the evaluation."""
     e = subject.evaluation
-    if eps == e.threat.eps and times == 1:
+    if eps == e.threat.eps and times == 1 and not changes:
         return own(subject)[0]
-    attack = changed(subject.arm.attack, "iterations", lambda n: times * n)
-    return other(subject, f"eps {eps:.6g} x{times}", attack, threat=dataclasses.replace(e.threat, eps=eps))
+    attack, name = changed(subject.arm.attack, "iterations", lambda n: times * n), f"eps {eps:.6g} x{times} {changes}"
+    return other(subject, name, attack, threat=dataclasses.replace(e.threat, eps=eps), **changes)
 
 
-def _unbounded(subject: Subject, group: Group, eps: float) -> tuple[str, list[str]]:
+def _unbounded(subject: Subject, eps: float, **changes: Any) -> tuple[str, list[str]]:
     """The verdict on what is left where every image is allowed, and why."""
+    group = _at(subject, eps, **changes)
     if not _over_chance(group):
         return "PASS", []
     attack = subject.arm.attack
@@ -87,7 +94,7 @@ def _unbounded(subject: Subject, group: Group, eps: float) -> tuple[str, list[st
     steps = f"{attack.steps} steps of {attack.eot} draws"
     if short:
         return "WARN", [f"above chance unbounded: {short[0]}"]
-    more = _at(subject, eps, MORE)
+    more = _at(subject, eps, MORE, **changes)
     helped = f"{MORE} times its iterations leave {percent(right(more).mean())}"
     if not _over_chance(more) or paired(right(more), right(group))[1] > 0:
         return "WARN", [f"above chance unbounded: {steps} are a weak budget, {helped}"]
@@ -126,7 +133,9 @@ def more_work(subject: Subject) -> Finding:
 
 @audited("known draw", needs="attack")
 def known_draw(subject: Subject) -> Finding:
-    """Check 10: an attacker who knows the one draw that scores leaves clearly less than one who does not."""
+    """Check 10: an attacker who knows the one draw that scores leaves clearly less than one who does not, and at most
+    chance where every image is allowed: nothing is random then, as in the last step of the eps sweep.
+    """
     name, e = "known draw", subject.evaluation
     if is_batch_bound(subject.arm.attack):
         return not_applicable(name, "a package does not say which image it asks about")
@@ -137,8 +146,12 @@ def known_draw(subject: Subject) -> Finding:
     difference, low, _ = paired(right(known), right(fresh))
     clear = low > 0 or not _over_chance(known)
     value = f"known draw {percent(right(known).mean())}, fresh draws {percent(right(fresh).mean())}"
-    verdict, count = "PASS" if clear else "WARN", f"{len(known.rows)} images, 1 draw"
-    return Finding(name, f"{value}: {100 * difference:+.0f} points", "clearly below fresh draws", verdict, count, 0.0)
+    verdict, notes = "PASS" if clear else "WARN", [f"{value}: {100 * difference:+.0f} points"]
+    if (whole := _whole(subject)) is not None:
+        unbounded, note = _unbounded(subject, whole, votes=1, known_draws=True)
+        verdict, notes = worst([verdict, unbounded]), [*notes, *note]
+    goal = "clearly below fresh draws" + (", at most chance unbounded" if whole is not None else "")
+    return Finding(name, "; ".join(notes), goal, verdict, f"{len(known.rows)} images, 1 draw", 0.0)
 
 
 def _count(subject: Subject) -> str:
