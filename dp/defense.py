@@ -16,7 +16,7 @@ from dp.attacks.objectives import Loss, cross_entropy
 from dp.classifiers import Classifier
 from dp.denoisers import Denoiser
 from dp.purifiers import none
-from dp.rng import Streams, cat_draws
+from dp.rng import Streams, cat_draws, draws_of
 
 
 class Defended(nn.Module):
@@ -94,17 +94,24 @@ class Defended(nn.Module):
                 return parts[0][:1].expand(draws, -1, -1)
         return torch.cat(parts)
 
-    def logits_of(self, few: Sequence[int], x: Tensor, rng: Streams, draws: int) -> Tensor:
-        """`draws` independent draws of the images `few` alone, (draws,len(few),K), with the noise of `logits`. Every
-        network call is as wide as a full one of the batch, B x `draws_per_call`, whoever is in it.
+    def logits_of(self, asked: Sequence[tuple[int, int]], images: Sequence[Tensor], rng: Streams, draws: int) -> Tensor:
+        """`draws` independent draws of images[m][b] for the pairs (m, b) that are asked about, (draws,len(asked),K),
+        with the noise of `logits` in lane b. Every network call is as wide as a full one, B x `draws_per_call`, whoever
+        is in it.
         """
-        wide, asked = len(x) * self.draws_per_call, [(b, k) for k in range(draws) for b in few]
+        wide, todo = len(images[0]) * self.draws_per_call, [(m, b, k) for k in range(draws) for m, b in asked]
         parts = []
-        for first in range(0, len(asked), wide):
-            here = asked[first : first + wide]
-            lanes, ks = zip(*here, *[here[0]] * (wide - len(here)), strict=True)
-            parts.append(self(x[list(lanes)], rng.select(lanes).draw(ks))[: len(here)])
-        return torch.cat(parts).unflatten(0, (draws, len(few)))
+        while todo:
+            here, todo = todo[:wide], todo[wide:]
+            full = here + [here[0]] * (wide - len(here))
+            streams = draws_of(rng, [(b, k) for _, b, k in full])
+            parts.append(self(torch.stack([images[m][b] for m, b, _ in full]), streams)[: len(here)])
+            if not streams.used:  # nothing is drawn: the first draw is all
+                todo = [(m, b, k) for m, b, k in todo if k == 0]
+        found = finite(torch.cat(parts))
+        draws_seen = len(found) // len(asked)
+        found = found[: draws_seen * len(asked)].unflatten(0, (draws_seen, len(asked)))
+        return found if draws_seen == draws else found[:1].expand(draws, -1, -1)
 
     def loss(self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy) -> Tensor:
         """Mean loss over draws, (B,); of a loss with columns (B,M), the mean of each."""
@@ -180,6 +187,10 @@ class KnownDraws:
 
     def logits(self, x: Tensor, rng: Streams, draws: int) -> Tensor:
         known = self.model.logits(x, self.rng, self.draws)
+        return known[torch.arange(draws) % self.draws]
+
+    def logits_of(self, asked: Sequence[tuple[int, int]], images: Sequence[Tensor], rng: Streams, draws: int) -> Tensor:
+        known = self.model.logits_of(asked, images, self.rng, self.draws)
         return known[torch.arange(draws) % self.draws]
 
     def loss(self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy) -> Tensor:

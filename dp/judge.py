@@ -57,7 +57,7 @@ class Judge:
             lost = self._lost(logits, labels, ties)
             if self.screen and bool(lost.any()):
                 few = lost.nonzero()[:, 0].tolist()
-                again = finite(model.logits_of(few, x_adv, rng.draw(1), self.draws)).cpu()
+                again = model.logits_of([(0, b) for b in few], [x_adv], rng.draw(1), self.draws).cpu()
                 lost[few] = self._lost(again, labels[few], ties)
         classes = logits.argmax(dim=2)
         margins = torch.stack([margin(one, labels) for one in logits]).mean(dim=0)

@@ -78,8 +78,13 @@ class Streams:
 
 def cat_draws(rng: Streams, ks: Sequence[int]) -> Streams:
     """The draws `ks` of every lane as one batch, draw-major: for x repeated len(ks) times along dim 0."""
-    parts = [rng.draw(k) for k in ks]
-    return _streams([key for part in parts for key in part.keys], [0] * (len(rng) * len(parts)), [False])
+    return draws_of(rng, [(b, k) for k in ks for b in range(len(rng))])
+
+
+def draws_of(rng: Streams, asked: Sequence[tuple[int, int]]) -> Streams:
+    """The k-th draw of lane b for every pair (b, k), as one batch that knows of itself whether it is used."""
+    keys = [_key(rng.keys[b] + k.to_bytes(8, "little")) for b, k in asked]
+    return _streams(keys, [0] * len(keys), [False])
 
 
 def _key(data: bytes) -> bytes:

@@ -171,9 +171,9 @@ class Recorder:
     def __getattr__(self, name):
         return getattr(self.model, name)
 
-    def loss(self, x, y, rng, draws, loss=cross_entropy):
-        value = self.model.loss(x, y, rng, draws, loss)
-        self.asked.append((x.clone(), value))
+    def logits_of(self, asked, images, rng, draws):
+        value = self.model.logits_of(asked, images, rng, draws)
+        self.asked.append((asked, [x.clone() for x in images], value))
         self.keys.append(tuple(rng.keys))
         return value
 
@@ -194,15 +194,17 @@ def test_confirmation(restarts):
     for i in range(attack.steps):
         before, model.asked = state, []
         state = attack.step(model, state, x, y, threat, rng.draw(1 + i))
-        if model.asked:
-            candidates = [c for c, _ in model.asked]
+        for asked, candidates, _ in model.asked:
+            assert {b for _, b in asked} == set(range(8))
             assert any(torch.equal(c, before.kept) for c in candidates)
-            margins = torch.stack([v for _, v in model.asked])
             confirm = rng.draw(1 + i).draw(1)
+            margins = torch.stack([model.model.loss(c, y, confirm, 7, margin) for c in candidates])
             torch.testing.assert_close(model.model.loss(state.x_adv, y, confirm, 7, margin), margins.amax(0))
             assert torch.equal(state.x_adv, state.kept)
     gradients = {k for keys in model.keys if keys[0] == "gradient" for k in keys[1:]}
-    assert not gradients & {k for keys in model.keys if keys[0] != "gradient" for k in keys}
+    confirming = {k for keys in model.keys if keys[0] != "gradient" for k in keys}
+    assert confirming
+    assert not gradients & confirming
     assert (threat.distance(state.x_adv, x) > 0.02).all()
     assert torch.equal(start.kept, start.x_adv)
 
@@ -213,6 +215,22 @@ def test_strongest_keeps_the_first_of_equals():
     rng = Streams(range(3), 0, "a")
     assert torch.equal(strongest(model, [x, x.flip(3), x + 0.1], y, rng, 1), x)
     assert torch.equal(strongest(model, [x, x - 0.1], y, rng, 1), x - 0.1)
+
+
+def test_strongest_asks_once_about_the_same_and_about_nobody_else():
+    model = Recorder(Defended(jitter, None, Classifier(Net(64, 6)), draws_per_call=2))
+    x, y = torch.rand(3, 1, 8, 8, generator=seeded(0)), torch.zeros(3, dtype=torch.long)
+    other = torch.stack([x[0], x[1] + 0.1, x[2] + 0.1])  # of image 0 there is one candidate, twice
+    rng = Streams([5, 6, 7], 0, "a")
+    every = strongest(model, [x, other, x], y, rng, 3)
+    few = strongest(model, [other, x, other], y, rng, 3, among=torch.tensor([False, True, False]))
+    assert sorted(model.asked[0][0]) == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2)]
+    assert sorted(model.asked[1][0]) == [(0, 1), (1, 1)]
+    assert torch.equal(few[[0, 2]], other[[0, 2]])
+    margins = torch.stack([model.model.loss(c, y, rng, 3, margin) for c in (x, other)])
+    for b in range(3):
+        assert torch.equal(every[b], (x, other)[int(margins[:, b].argmax())][b])
+    assert torch.equal(few[1], every[1])
 
 
 def test_losses_are_the_papers():

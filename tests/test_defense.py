@@ -5,6 +5,9 @@ import torch
 from conftest import TINY, composed
 
 import run
+from dp.classifiers import Classifier
+from dp.defense import Defended, KnownDraws
+from dp.purifiers import none
 from dp.rng import Streams
 
 
@@ -20,7 +23,7 @@ def test_few_images_get_the_draws_of_all(sound, few):
     model, images = sound
     with torch.no_grad():
         every = model.logits(images.x, Streams(images.ids, 3, "select"), 5)
-        some = model.logits_of(few, images.x, Streams(images.ids, 3, "select"), 5)
+        some = model.logits_of([(0, b) for b in few], [images.x], Streams(images.ids, 3, "select"), 5)
     assert some.shape == (5, len(few), 10)
     torch.testing.assert_close(some, every[:, few], rtol=0, atol=1e-4)  # up to the rounding of another batch size
 
@@ -31,8 +34,45 @@ def test_few_images_do_not_notice_each_other(sound):
 
     def asked(few: list[int]) -> torch.Tensor:
         with torch.no_grad():
-            return model.logits_of(few, images.x, Streams(images.ids, 3, "select"), 3)
+            return model.logits_of([(0, b) for b in few], [images.x], Streams(images.ids, 3, "select"), 3)
 
     together = asked([1, 2, 3])
     assert torch.equal(together[:, 1:2], asked([2]))
     assert torch.equal(together[:, [2, 0]], asked([3, 1]))
+
+
+def test_candidates_of_an_image_share_its_noise(sound):
+    model, images = sound
+    turned, rng = images.x.flip(3), Streams(images.ids, 3, "select")
+    asked = [(1, 2), (0, 2), (1, 0)]
+    with torch.no_grad():
+        found = model.logits_of(asked, [images.x, turned], rng, 3)
+        both = torch.stack([model.logits(x, rng, 3) for x in (images.x, turned)])
+    wanted = torch.stack([both[m, :, b] for m, b in asked], dim=1)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+def test_a_defence_that_draws_nothing_is_asked_once():
+    calls = []
+
+    class Counted(torch.nn.Module):
+        def forward(self, x):
+            calls.append(len(x))
+            return x.flatten(1)
+
+    model = Defended(none.purify, None, Classifier(Counted()))
+    x = torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    asked = [(0, 0), (1, 0), (0, 1), (1, 1), (1, 2)]  # more than one call is wide
+    found = model.logits_of(asked, [x, 1 - x], Streams(range(3), 0, "select"), 7)
+    assert calls == [3, 3]
+    wanted = torch.stack([(x, 1 - x)[m][b].flatten() for m, b in asked])
+    assert torch.equal(found, wanted.expand(7, -1, -1))
+
+
+def test_known_draws_are_those_that_score(sound):
+    model, images = sound
+    known, asked = Streams(images.ids, 3, "adv"), [(0, 1), (0, 3)]
+    with torch.no_grad():
+        told = KnownDraws(model, known, 2).logits_of(asked, [images.x], Streams(images.ids, 9, "attack"), 5)
+        scored = model.logits_of(asked, [images.x], known, 2)
+    assert torch.equal(told, scored[[0, 1, 0, 1, 0]])

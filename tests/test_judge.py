@@ -25,9 +25,9 @@ class Fixed:
         assert len(answer) == draws
         return answer
 
-    def logits_of(self, few, x, rng, draws):
-        self.few = few
-        return self.logits(x, rng, draws)[:, few]
+    def logits_of(self, asked, images, rng, draws):
+        self.few = [b for _, b in asked]
+        return self.logits(images[0], rng, draws)[:, self.few]
 
 
 def look(judge: Judge, model: Fixed, at=(0, 0, 0, 0), ties: str = "lowest"):

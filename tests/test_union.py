@@ -67,10 +67,10 @@ def test_confirmation_uses_fresh_draws_and_keeps_the_better():
     rng = Streams(range(16), 0, "attack")
     state = union.start(model, x, y, LINF, rng.draw(0))
     for i in range(union.steps):
-        before, state = state, union.step(model, state, x, y, LINF, rng.draw(1 + i))
+        state = union.step(model, state, x, y, LINF, rng.draw(1 + i))
     values = [
         model.loss(z, y, rng.draw(union.steps).draw(1), 5, margin)
-        for z in (before.x_adv, state.parts[1].x_adv, state.x_adv)
+        for z in (state.parts[0].x_adv, state.parts[1].x_adv, state.x_adv)
     ]
     torch.testing.assert_close(values[2], torch.maximum(values[0], values[1]))
 

@@ -72,9 +72,8 @@ class APGD:
 
     @property
     def boundaries(self) -> tuple[int, ...]:
-        """Before and after the last look of every run, which is followed by the choice among its points."""
-        ends = range(self.iterations + 1, self.steps + 1, self.iterations + 1)
-        return tuple(k for end in ends for k in (end - 1, end))
+        """The ends of the runs, each after a choice among the run's points."""
+        return tuple(range(self.iterations + 1, self.steps + 1, self.iterations + 1))
 
     def newest(self, state: State) -> State:
         """The next point; after the choice that ends a run, what was chosen."""
@@ -134,7 +133,7 @@ class APGD:
         kept = state.kept
         if bool(last.any()):
             found = [state.top_x, state.hard_x, state.x, state.kept]
-            kept = where(last, strongest(model, found, y, rng.draw(1), self.confirm, by), kept)
+            kept = where(last, strongest(model, found, y, rng.draw(1), self.confirm, by, last), kept)
             onwards = where(last, threat.noise(x, rng.draw(2)), onwards)
         began = (state.i >= self.iterations + 1) | last  # a run has been confirmed
         x_adv = where(began, kept, state.hard_x)

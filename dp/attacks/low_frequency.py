@@ -108,7 +108,8 @@ class LowFrequency:
         parameters, after = (tuple(part) for part in zip(*moved, strict=True))
         onwards, last = self.image(x, parameters), state.i + 1 == self.iterations
         if bool(last.any()):
-            chosen = strongest(model, [x_adv, threat.project(onwards, x)], y, rng.draw(1), self.confirm)
+            found = [x_adv, threat.project(onwards, x)]
+            chosen = strongest(model, found, y, rng.draw(1), self.confirm, among=last)
             x_adv = where(last.to(x.device) & _moves(parameters), chosen, x_adv)
         return State(x_adv, onwards, parameters, after, best, state.i + 1)
 

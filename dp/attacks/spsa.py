@@ -64,7 +64,7 @@ class SPSA:
         add, after = adam(state.moments, slope, state.i, self.step_size)
         at, last = threat.project(state.x + add, x), state.i + 1 == self.iterations
         if bool(last.any()):
-            x_adv = where(last, strongest(model, [x_adv, at], y, rng.draw(0), self.confirm), x_adv)
+            x_adv = where(last, strongest(model, [x_adv, at], y, rng.draw(0), self.confirm, among=last), x_adv)
         return State(x_adv, at, after, best, state.i + 1)
 
     def _slope(self, model: Model, x: Tensor, y: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:

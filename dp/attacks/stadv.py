@@ -89,7 +89,7 @@ class StAdv:
         onwards, last = threat.clip(state.flow + add), state.i + 1 == self.iterations
         if bool(last.any()):
             found = [(x_adv, proof), (warp(x, onwards), onwards)]
-            chosen = strongest(model, found, y, rng.draw(1), self.confirm)
+            chosen = strongest(model, found, y, rng.draw(1), self.confirm, among=last)
             x_adv, proof = where(last.to(x.device) & _moves(onwards), chosen, found[0])
         return State(x_adv, proof, onwards, after, best, state.i + 1)
 

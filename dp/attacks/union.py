@@ -21,8 +21,8 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Union:
-    """The steps of all `attacks` in turn. When one is done with an image, its point and the strongest of those before
-    are compared by mean margin over `confirm` draws that no attack has seen; a tie keeps the earlier.
+    """The steps of all `attacks` in turn. When all are done with an image, their points are compared by mean margin
+    over `confirm` draws that no attack has seen; a tie keeps the earlier. Until then the point of the last stands.
     """
 
     attacks: Mapping[str, Attack]
@@ -64,7 +64,7 @@ class Union:
         return tuple(ends)
 
     def newest(self, state: State) -> State:
-        """Where the attack at work stands; between two of them, the strongest so far."""
+        """Where the attack at work stands; between two of them, what the first has found."""
         x_adv, begin = state.x_adv, 0
         for attack, part in zip(self.attacks.values(), state.parts, strict=True):
             mine = (state.i > begin) & (state.i < begin + attack.steps)
@@ -82,16 +82,13 @@ class Union:
     def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         x_adv, parts, begin = state.x_adv, list(state.parts), 0
         for k, attack in enumerate(self.attacks.values()):
-            end = begin + attack.steps
-            mine = (state.i >= begin) & (state.i < end)  # (B,): images that this attack is at
+            mine = (state.i >= begin) & (state.i < begin + attack.steps)  # (B,): images that this attack is at
             if bool(mine.any()):
-                after = attack.step(model, parts[k], x, y, threat, rng.draw(0))
-                parts[k] = where(mine, after, parts[k])
-                done = mine & (state.i + 1 == end)
-                if k == 0:
-                    x_adv = where(mine, parts[k].x_adv, x_adv)
-                elif bool(done.any()):
-                    chosen = strongest(model, [x_adv, parts[k].x_adv], y, rng.draw(1), self.confirm)
-                    x_adv = where(done, chosen, x_adv)
-            begin = end
+                parts[k] = where(mine, attack.step(model, parts[k], x, y, threat, rng.draw(0)), parts[k])
+                x_adv = where(mine, parts[k].x_adv, x_adv)
+            begin += attack.steps
+        done = state.i + 1 == self.steps
+        if len(parts) > 1 and bool(done.any()):
+            found = [part.x_adv for part in parts]
+            x_adv = where(done, strongest(model, found, y, rng.draw(1), self.confirm, among=done), x_adv)
         return State(x_adv, tuple(parts), state.i + 1)

@@ -56,6 +56,9 @@ class Watched:
     def logits(self, x: Tensor, rng: Streams, draws: int) -> Tensor:
         return self.model.logits(x, rng, draws)
 
+    def logits_of(self, asked: Sequence[tuple[int, int]], images: Sequence[Tensor], rng: Streams, draws: int) -> Tensor:
+        return self.model.logits_of(asked, images, rng, draws)
+
     def loss(self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy) -> Tensor:
         return self.model.loss(x, y, rng, draws, loss)
 
