@@ -37,7 +37,7 @@ from dp.machine import device_of, free_bytes, shard_of, workers_of
 from dp.progress import Bar, Display, Downloads
 from dp.purifiers import diffpure, none
 from dp.rng import Streams
-from dp.signatures import NOT_PASSED, OTHERS, check_call, check_protocol, near_matches
+from dp.signatures import NOT_PASSED, OTHERS, check_call, check_kinds, check_protocol, near_matches
 from dp.tracking import Tracker
 from dp.workers import run_units
 
@@ -183,6 +183,7 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
             audit_first(config, build(config), folder / audit.FILE, code)
             summary = audit.attach(folder, audit.read(folder / audit.FILE, code))
         return summary
+    check_kinds(config, composed(*(f"{g}={option}" for g, option in config["choices"].items())))
     check_call({group: config[group] for group in GROUPS})
     prepare(config)
     evaluation = build(config)

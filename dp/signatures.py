@@ -12,6 +12,7 @@ from dp.metrics import RULES
 OTHERS = ("surrogate", "adjoint", "mask_soft", "mask_straight_through")  # what other views of a purifier change
 NOT_PASSED = (*OTHERS, "published", "name")  # keys of a yaml that run.py reads itself
 STARRED = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+KINDS = {dict: "a mapping", list: "a list", (int, float): "a number"}
 SIMPLE = {int: (int,), float: (int, float), str: (str,), bool: (bool,), NoneType: (NoneType,)}
 
 
@@ -56,6 +57,24 @@ def _check_type(where: str, value: Any, annotation: Any) -> None:
     right = any(isinstance(value, SIMPLE[w]) and (not isinstance(value, bool) or w is bool) for w in wanted)
     if not right:
         raise ValueError(f"need {where} of type {' or '.join(w.__name__ for w in wanted)}, got {value!r}")
+
+
+def check_kinds(mine: dict, plain: dict, name: str = "") -> None:
+    """Raises ValueError where a value is not of the kind that the yaml has in its place: a mapping, a list, a number.
+
+    Null is let through, as many keys take it; so is text for eps, which may be a fraction.
+    """
+    for key, value in mine.items():
+        where, theirs = f"{name}.{key}".lstrip("."), plain.get(key)
+        if isinstance(theirs, dict) and isinstance(value, dict):
+            check_kinds(value, theirs, where)
+        wanted = next((kind for kind in KINDS if _is(theirs, kind)), None)
+        if wanted is not None and value is not None and key != "eps" and not _is(value, wanted):
+            raise ValueError(f"need {where} as {KINDS[wanted]}, such as {theirs}, got {value!r}")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def check_protocol(protocol: dict, window: int) -> None:
