@@ -88,8 +88,7 @@ def _listen(processes: list, events, on_event: Callable[[Event], None]) -> None:
 
 
 def _worker(build: Build, config: dict, folder: Path, label: str, todo, events) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=die_with_parent, daemon=True).start()
+    follow_parent()
     try:
         units = iter(todo.get, None)
         _work_through(build(config), units, Writer(folder, label), events.put)
@@ -100,8 +99,15 @@ def _worker(build: Build, config: dict, folder: Path, label: str, todo, events) 
         events.put(RuntimeError(f"in a worker process:\n{traceback.format_exc()}"))
 
 
-def die_with_parent() -> None:
-    """A killed run must leave no writer behind."""
+def follow_parent() -> None:
+    """In a child process: an interrupt is the parent's to answer, and with the parent this process ends too, for a
+    killed run must leave no writer behind.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

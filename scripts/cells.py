@@ -2,9 +2,7 @@
 
 import json
 import multiprocessing
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +15,7 @@ from keep import keep
 
 import run
 from dp import metrics, record, report
-from dp.workers import die_with_parent
+from dp.workers import follow_parent
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,8 +71,7 @@ class Named:
 
 
 def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=die_with_parent, daemon=True).start()
+    follow_parent()
     torch.set_num_threads(1)
 
 
