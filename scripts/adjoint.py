@@ -17,6 +17,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configuration
 
+from told import told
+
 import run
 from dp.datasets import Subset
 from dp.defense import Defended, cross_entropy
@@ -91,4 +93,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told(main))

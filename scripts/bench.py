@@ -29,8 +29,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the config
 import measuring
 import official
 from measuring import attacked, floor, gradient, in_format, in_turn, iteration, peak, resident
+from told import told
 
 import run
+from dp.attacks import boundaries
 from dp.defense import Defended, activation_bytes
 from dp.evaluate import Evaluation
 from dp.purifiers import diffpure
@@ -213,9 +215,13 @@ def refill(turns: int, overrides: list[str]) -> None:
         return go
 
     many, one = in_turn(turns, judged(8), judged(1), warm=False)
-    steps = run.build(run.composed(*base)).arms["defended"].attack.steps
-    early = sum(row["iterations"] <= steps // 4 for row in found[1])
-    ratios = Ratios(f"protocol=strict, {len(found[1])} images in 8 lanes, {early} lost in a quarter of the steps")
+    attack = run.build(run.composed(*base)).arms["defended"].attack
+    first = boundaries(attack)[0]
+    early = sum(row["iterations"] <= first for row in found[1])
+    ratios = Ratios(
+        f"protocol=strict, {len(found[1])} images in 8 lanes, {early} lost to its first attack "
+        f"({first} of {attack.steps} steps)"
+    )
     ratios.add("refilling lanes / batch by batch", many, one, bound=0.75)
     ratios.show()
     print(f"rows equal: {found[8] == found[1]}")
@@ -273,7 +279,7 @@ def loading() -> None:
     console.print(table)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--loading", action="store_true", help="memory and time to load 2.2 GB of weights")
@@ -306,7 +312,8 @@ def main() -> None:
         full_size(args.turns, images, overrides)
     else:
         embedded(args.turns, overrides)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told(main, "interrupted"))

@@ -83,8 +83,14 @@ def _named(name: str, function: Callable, arguments: tuple) -> Any:
 def scores(summary: dict, folder: Path) -> pd.DataFrame:
     """How right each image is by the protocol's own rule: a line per image, a column per seed."""
     rule, robust, _ = report.headline(summary)
+    return verdicts(folder, "seen" if robust == "seen" else "adv", rule)
+
+
+def verdicts(folder: Path, side: str, rule: str) -> pd.DataFrame:
+    """How right each image of the defended arm is by `rule` over the draws of `side`: a line per image, a column per
+    seed.
+    """
     rows = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
-    side = "seen" if robust == "seen" else "adv"
     lines = [(r["id"], r["seed"], metrics.score(r, side, rule)) for r in rows if r["arm"] == "defended"]
     return pd.DataFrame(lines, columns=["id", "seed", "score"]).pivot_table(index="id", columns="seed", values="score")
 

@@ -23,7 +23,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
 
-from cells import finished, scores, side_by_side
+from cells import finished, scores, side_by_side, verdicts
 from claim_report import draw, write
 from told import told
 
@@ -148,6 +148,7 @@ def line(name: str, protocol: str, given: tuple[str, ...], summary: dict) -> dic
     second = summary["config"]["protocol"]["report"][1]
     found["second_rule"] = report.rule_name(second, summary[robust][second]["draws"])
     found["second"] = summary[robust][second]["value"]
+    found["average"] = summary["robust"]["average"]["value"]
     for column, figure in figures.items():
         figure = figure or summary["null"][rule]
         low, high = figure["wilson95"]
@@ -159,18 +160,22 @@ def line(name: str, protocol: str, given: tuple[str, ...], summary: dict) -> dic
         "nfe": summary["nfe"],
     }
     found |= {"attack_nfe": summary["attack_nfe"], "seconds": summary["seconds"]}
-    found |= {"audit": report.audit_word(summary["audited"])}
+    found |= {"audit": report.audit_word(summary["audited"]), "warnings": report.audit_lines(summary["audited"])}
     return found | {"command": "python run.py " + " ".join(given)}
 
 
-def contrast(first: pd.DataFrame, second: pd.DataFrame) -> dict:
-    """second minus first in points, its paired 95 % interval over images, and McNemar's p on the first seed where the
-    rule gives whole verdicts.
-    """
+def gain(first: pd.DataFrame, second: pd.DataFrame) -> tuple[float, float, float]:
+    """second minus first in points, and its paired 95 % interval over images, each with its mean over seeds."""
     difference, low, high = paired(first.mean(axis=1).to_numpy(), second.mean(axis=1).to_numpy())
+    return 100 * difference, 100 * low, 100 * high
+
+
+def contrast(first: pd.DataFrame, second: pd.DataFrame) -> dict:
+    """`gain`, and McNemar's p on the first seed where the rule gives whole verdicts."""
+    difference, low, high = gain(first, second)
     a, b = first.iloc[:, 0].to_numpy(), second.iloc[:, 0].to_numpy()
     p = mcnemar(a, b) if np.isin(np.concatenate([a, b]), (0, 1)).all() else None
-    return {"difference": 100 * difference, "low": 100 * low, "high": 100 * high, "p": p}
+    return {"difference": difference, "low": low, "high": high, "p": p}
 
 
 def main() -> int:
@@ -179,15 +184,21 @@ def main() -> int:
     cells = {(p, d.name): cell(d, tuple(times[d.name]["overrides"]), p) for p in PROTOCOLS for d in DEFENCES}
     ended = judged(cells, began)
     found = {key: scores(*ended[key]) for key in cells}
+    averages = {key: verdicts(ended[key][1], "adv", "average") for key in cells}
     lines = [line(name, protocol, given, ended[protocol, name][0]) for (protocol, name), given in cells.items()]
     contrasts = [
         contrast(found[protocol, b.name], found[protocol, a.name])
+        | {"average": gain(averages[protocol, b.name], averages[protocol, a.name])}
         | {"protocol": protocol, "first": a.name, "second": b.name}
         for protocol in PROTOCOLS
         for a, b in CONTRASTS
     ]
+    cleans = {d: verdicts(ended["strict", d.name][1], "clean", "average") for d in DEFENCES}
+    compared = [(f"clean images: {a.name} minus {b.name}", gain(cleans[b], cleans[a])) for a, b in CONTRASTS]
+    for name, one, other in ((d.name, averages["official", d.name], averages["strict", d.name]) for d in DEFENCES):
+        compared.append((f"{name}: attacked under strict minus attacked under official", gain(one, other)))
     some = next(iter(found.values()))
-    write(lines, contrasts, times, *some.shape)
+    write(lines, contrasts, compared, times, *some.shape)
     draw(lines, contrasts)
     for protocol in PROTOCOLS:
         shown = Table("", "standard", "robust", "95 %", "null", title=protocol, box=box.SIMPLE_HEAD)

@@ -117,8 +117,8 @@ def main() -> int:
         f"`python scripts/interval_coverage.py`: percent of {replicates} synthetic replicates of {IMAGES} images whose "
         "95 % interval (`dp/intervals.py`, `interval`) holds the truth, by the truth. Draws of an image are right with "
         "a chance of its own, from a beta distribution with a + b as shown; seeds share the images and their chances. "
-        f"Truths from 5 to 95 %: {100 * min(inside):.1f} to {100 * max(inside):.1f}; beyond: {100 * min(outside):.1f} "
-        f"to {100 * max(outside):.1f}.\n\n"
+        f"Truths from 5 to 95 %: {100 * min(inside):.2f} to {100 * max(inside):.2f}; beyond: {100 * min(outside):.2f} "
+        f"to {100 * max(outside):.2f}.\n\n"
     )
     TABLE.parent.mkdir(parents=True, exist_ok=True)
     TABLE.write_text(

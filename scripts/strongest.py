@@ -25,13 +25,24 @@ from dp.intervals import mcnemar, paired
 
 ROOT = Path(__file__).parents[1]
 BASE = ("+experiment=digits/scaled", "protocol=strict", "protocol.seeds=[2024]")
-WHITE = ("apgd_ce", "apgd_dlr", "pgd_eot", "diffattack", "diffhammer", "bpda_eot")
-MASKED = ("through_mask_soft", "through_mask_straight_through")
-BLACK = {
-    "square": ("protocol.judge.every=20",),
-    "spsa": (),
+WHITE: dict[str, tuple[str, ...]] = {
+    "apgd_ce": (),
+    "apgd_dlr": (),
+    "apgd_t": (),
+    "autoattack": (),
+    "pgd_eot": (),
+    "surrogate": ("attack=pgd_eot", "threat_model.grad=surrogate"),
+    "diffattack": (),
+    "diffhammer": (),
+    "bpda_eot": (),
+    "bpda_eot_hill": (),
+}
+MASKED = {"through_mask_soft": (), "through_mask_straight_through": ()}
+BLACK = {  # a look after every query would cost more than the attack
+    "square": ("attack.iterations=1000", "protocol.judge.every=100"),
+    "spsa": ("attack.iterations=20",),
     "transfer": (),
-}  # 200 looks would cost more than the attack
+}
 console = Console(width=130, highlight=False)
 
 
@@ -47,10 +58,11 @@ def main() -> int:
     given = tuple(parser.parse_args().overrides)
     masked = bool(run.composed(*BASE, *given)["purifier"].get("mask_soft"))
     union = "strict_mask" if masked else "strict"
-    attacks = {union: (), **dict.fromkeys([*WHITE, *(MASKED if masked else ())], ()), **BLACK}
+    attacks = {union: (), **WHITE, **(MASKED if masked else {}), **BLACK}
     found = {}
     for name, extra in attacks.items():
-        summary, folder = finished((*BASE, *given, f"attack={name}", *extra))
+        named = () if any(override.startswith("attack=") for override in extra) else (f"attack={name}",)
+        summary, folder = finished((*BASE, *given, *named, *extra))
         found[name] = (summary, scores(summary, folder).iloc[:, 0].to_numpy())
     white = min((name for name in attacks if name not in (union, *BLACK)), key=lambda name: found[name][1].mean())
     lines = []
@@ -59,12 +71,14 @@ def main() -> int:
         low, high = average["wilson95"]
         first = [float(mine > 0.5) for mine in right], [float(mine > 0.5) for mine in found[union][1]]
         p = f"{mcnemar(np.array(first[1]), np.array(first[0])):.2g}"
-        row = [name, f"{average['value']:.1f}", f"{low:.1f} - {high:.1f}", f"{worst['value']:.1f}"]
+        row = [f"{name} {' '.join(attacks[name])}".strip(), f"{summary['undefended']['average']['value']:.1f}"]
+        row += [f"{average['value']:.1f}", f"{low:.1f} - {high:.1f}", f"{worst['value']:.1f}"]
         row += ["" if name == union else against(right, found[union][1]), "" if name == union else p]
         lines.append([*row, against(right, found[white][1]) if name in BLACK else ""])
     average = found[union][0]["robust"]["average"]
     draws, images = average["draws"], average["n"]
-    columns = ["attack", f"average of {draws}", "95 %", f"worst of {draws}", f"minus {union}, paired 95 %"]
+    columns = ["attack", "undefended", f"average of {draws}", "95 %", f"worst of {draws}"]
+    columns += [f"minus {union}, paired 95 %"]
     columns += ["McNemar p, right in most draws", f"minus {white}, paired 95 %"]
     path = ROOT / "results" / "tables" / f"strongest-{found[union][0]['config']['choices']['purifier']}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
