@@ -37,8 +37,8 @@ def draw(cells: list[dict], contrasts: list[dict]) -> None:
             below.plot([row["low"], row["high"]], [y, y], color="#333333", linewidth=2)
             below.plot(row["difference"], y, "o", color="#333333", markersize=5)
             difference, low, high = row["average"]
-            below.plot([low, high], [y + 0.3, y + 0.3], color="#c1440e", linewidth=1)
-            below.plot(difference, y + 0.3, "s", mfc="white", color="#c1440e", markersize=4)
+            below.plot([low, high], [y + 0.3, y + 0.3], color="#8c8c8c", linewidth=1)
+            below.plot(difference, y + 0.3, "s", mfc="white", color="#8c8c8c", markersize=4)
         below.set_xlabel("difference, points")
         above.set_xlabel("accuracy, %")
         for axis in (above, below):
