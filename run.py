@@ -487,7 +487,7 @@ def cli() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here
     notes = Path(f"results/.sweep-{os.getpid()}.jsonl")
     os.environ["DP_SWEEP"] = str(notes)
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # also where SIGINT is ignored
     try:
         main()
     except KeyboardInterrupt as stop:

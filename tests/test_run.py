@@ -1,5 +1,6 @@
 """The command: rows, errors, sweeps, interrupts, resumption, in-process where it can be."""
 
+import functools
 import json
 import os
 import random
@@ -264,10 +265,14 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_says_what_is_saved_and_ends_with_130(sent, tmp_path):
+@pytest.mark.parametrize(
+    ("sent", "interrupts"),  # a shell's background jobs ignore interrupts
+    [(signal.SIGINT, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_IGN)],
+)
+def test_interrupt_says_what_is_saved_and_ends_with_130(sent, interrupts, tmp_path):
     given = [*LONGER, "protocol.images=64", "results=r", "workers=2"]
-    process = subprocess.Popen(command(*given), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    start = functools.partial(signal.signal, signal.SIGINT, interrupts)
+    process = subprocess.Popen(command(*given), cwd=tmp_path, stdout=subprocess.PIPE, text=True, preexec_fn=start)
     while process.poll() is None and not list(tmp_path.glob("r/*/rows-*")):
         time.sleep(0.05)
     time.sleep(1)
