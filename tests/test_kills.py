@@ -66,7 +66,7 @@ def test_kills(attack, tmp_path):
     took, rng, kept, ends = time.monotonic() - began, random.Random(attack), [0], []
     for _ in range(KILLS):
         child = start(config, tmp_path / "killed")
-        time.sleep(rng.uniform(0, took / 2) * (1 - kept[-1] / ROWS))  # of what is left, so that there is some to kill
+        time.sleep(rng.uniform(0, took) * (1 - kept[-1] / ROWS))  # of what is left, so that there is some to kill
         os.kill(child, signal.SIGKILL)
         ends.append(wait(child))
         kept.append(sum(len(p.read_bytes().splitlines()) for p in (tmp_path / "killed").glob("rows-*.jsonl")))
