@@ -148,7 +148,7 @@ def line(name: str, protocol: str, given: tuple[str, ...], summary: dict) -> dic
     second = summary["config"]["protocol"]["report"][1]
     found["second_rule"] = report.rule_name(second, summary[robust][second]["draws"])
     found["second"] = summary[robust][second]["value"]
-    found["average"] = summary["robust"]["average"]["value"]
+    found["average"] = summary["robust"]["average"]["value"]  # of fresh draws, whatever the judge saw
     for column, figure in figures.items():
         figure = figure or summary["null"][rule]
         low, high = figure["wilson95"]

@@ -13,6 +13,7 @@ from dp import report
 
 ROOT = Path(__file__).parents[1]
 TABLES, FIGURES = ROOT / "results" / "tables", ROOT / "results" / "figures"
+Gain = tuple[float, float, float]  # points, low, high
 COLOURS = ("#777777", "#c1440e", "#0b6e99", "#6a51a3", "#e6a000")
 
 
@@ -59,9 +60,6 @@ def draw(cells: list[dict], contrasts: list[dict]) -> None:
     FIGURES.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURES / "claim.png", dpi=150)
     plt.close(figure)
-
-
-Gain = tuple[float, float, float]  # points, low, high
 
 
 def said(gain: Gain) -> list[str]:

@@ -19,7 +19,7 @@ SPREADS = (0.3, 2.0, 20.0)  # a + b of the beta that images' chances come from: 
 RULES = ("single", "average", "vote", "worst")
 FEW = (16, 64, 128)  # images of a paired comparison
 DIFFERENCES = (0.0, 0.05, 0.2)
-QUARTER = 4  # of the replicates go into a paired comparison, whose bootstrap is slow
+SHARE = 4  # a paired comparison has one in so many of the replicates: its bootstrap is slow
 FIRST = 0.6  # the chance of the first of a pair, on average
 
 
@@ -129,7 +129,7 @@ def main() -> int:
     )
     TABLE.parent.mkdir(parents=True, exist_ok=True)
     TABLE.write_text(
-        "# Coverage of the intervals\n\n" + note + "\n".join(lines) + "\n" + paired_table(replicates // QUARTER)
+        "# Coverage of the intervals\n\n" + note + "\n".join(lines) + "\n" + paired_table(replicates // SHARE)
     )
     print(note.strip())
     return 0
