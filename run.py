@@ -378,7 +378,7 @@ def describe(config: dict, evaluation: Evaluation, key: str, workers: int) -> No
     if evaluation.known_draws:
         lines[2] = lines[2].replace("fresh draws", "draws that the attacker knows")
     if evaluation.judge is not None:
-        lines.insert(3, report.judge_line(evaluation.judge))
+        lines.insert(3, report.judge_line(evaluation.judge, evaluation.arms["defended"].attack))
     quick = images < config["dataset"].get("full_size", 0) and config["dataset"]["name"] == "digits"
     if quick and choices["attack"].startswith("pgd_eot") and choices["protocol"] == "default":
         given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []

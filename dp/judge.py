@@ -33,8 +33,8 @@ class Judge:
     `rule`: an image is lost once `any` or `all` of a look's draws are wrong, or their plurality `vote`, or the class of
     their `mean_logits`. `screen` > 0: only if that many draws of their own say so first (Hill et al. 2021). `retire`: a
     lost image is attacked no further. `in_loop`: every look has fresh draws and being lost is the protocol's verdict,
-    as in the papers that judge this way; otherwise all looks at an image share their draws, which select its worst
-    point, and fresh ones judge that.
+    as in the papers that judge this way; otherwise all looks at an image share their draws, and fresh ones judge its
+    worst point by them, or the one that the attack has chosen with draws of its own.
     """
 
     every: int

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dp.attacks import Attack, Model, boundaries, newest
+from dp.attacks import Attack, Model, boundaries, is_confirmed, newest
 from dp.attacks.state import cat, each, lane, where
 from dp.datasets import Subset
 from dp.defense import Defended
@@ -23,7 +23,7 @@ from dp.threat import ThreatModel
 class Fate:
     """What became of one image."""
 
-    x_adv: Tensor | None = None  # (C,H,W) its worst point by the judge, or the attack's last word, as admitted
+    x_adv: Tensor | None = None  # (C,H,W) its worst point by the judge or the attack's own choice, as admitted
     distance: float = 0.0  # of that point, in the threat model's norm
     done: int = 0  # iterations
     looks: int = 0  # of the judge
@@ -105,6 +105,13 @@ class Lanes:
     def _retired(self, k: int) -> bool:
         return self.judge is not None and self.judge.retire and self.fates[k].lost_at is not None
 
+    def _has_chosen(self, done: int) -> bool:
+        """Whether the attack has ended with a point that it chose itself: then the judge, whose few draws have compared
+        it with earlier ones, leaves it at that, unless its looks are the verdict.
+        """
+        assert self.judge is not None
+        return done == self.attack.steps and is_confirmed(self.attack) and not self.judge.in_loop
+
     def _batch(self, images: list[int]) -> tuple[list[int], Tensor, Tensor, list[int]]:
         """Positions, x, y and ids of a full batch, the first image repeated where lanes are empty."""
         lanes = [*images, *[images[0]] * (self.lanes - len(images))]
@@ -151,7 +158,7 @@ class Lanes:
                 continue
             fate, lost = self.fates[k], bool(look.lost[row])
             worse, fate.looks = (int(look.wrong[row]), float(look.margin[row])), fate.looks + 1
-            if worse > fate.worst or (lost and fate.lost_at is None):
+            if worse > fate.worst or (fate.lost_at is None and (lost or self._has_chosen(fate.done))):
                 fate.worst, fate.seen = worse, look.classes[:, row].tolist()
                 fate.x_adv, fate.distance = points[row].clone(), distances[row]
             if lost and fate.lost_at is None:

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from dp.attacks import Attack, is_confirmed
 from dp.judge import Judge
 from dp.threat import parse_eps
 
@@ -62,10 +63,11 @@ def lost_when(judge: Judge) -> str:
     return f"{asks}: lost if {rules[judge.rule]}"
 
 
-def judge_line(judge: Judge) -> str:
-    """How a judge looks on, in words."""
+def judge_line(judge: Judge, attack: Attack) -> str:
+    """How a judge looks on at an attack, in words."""
     after = "left alone then" if judge.retire else "attacked on"
-    what = "the verdict itself (in-loop)" if judge.in_loop else "selection only, fresh draws score"
+    chosen = "else the attack's own draws choose" if is_confirmed(attack) else "else its worst point stands"
+    what = "the verdict itself (in-loop)" if judge.in_loop else f"{chosen}, fresh draws score"
     every = "every iteration" if judge.every == 1 else f"every {judge.every} iterations"
     return f"judged {every} by {lost_when(judge)}, and {after}; {what}"
 
@@ -93,7 +95,7 @@ def row_table(summary: dict) -> Table:
         for name in (rule_name(rule, draws), "95 %", "seed std"):
             table.add_column(name, justify="right", no_wrap=True)
     in_loop = bool(judge) and judge["in_loop"]
-    when = "judged during the attack" if in_loop else "on the draws that selected"
+    when = "judged during the attack" if in_loop else "by the judge's draws"
     if judge:
         asked = [judge["screen"], judge["draws"]] if judge.get("screen") else [judge["draws"]]
         when += f" ({', then '.join(map(str, asked))} draws)"

@@ -10,6 +10,7 @@ from conftest import composed, small_budget
 from test_apgd import jitter
 
 import run
+from dp.attacks import boundaries
 from dp.attacks.apgd import APGD
 from dp.attacks.diffhammer import DiffHammer
 from dp.attacks.pgd_eot import PGD
@@ -36,6 +37,7 @@ class Climb:
     boundaries: tuple[int, ...]
     eot: int = 1
     select: str = "last"
+    confirm: int = 0
     diary: list = field(default_factory=list)
 
     def says(self, through):
@@ -67,9 +69,9 @@ def images(count: int) -> Subset:
     return Subset(torch.arange(100, 100 + count), x, torch.zeros(count, dtype=torch.long))
 
 
-def fates(subset: Subset, lanes: int, every: int = 1, retire: bool = True, attack=None):
+def fates(subset: Subset, lanes: int, every: int = 1, retire: bool = True, attack=None, in_loop: bool = False):
     attack = attack or Climb(8, (4, 8))
-    judge = Judge(every, draws=2, rule="all", retire=retire)
+    judge = Judge(every, draws=2, rule="all", retire=retire, in_loop=in_loop)
     model, threat = Falls(), ThreatModel("linf", 0.5)
     streams = lambda stage, ids: Streams(ids, 0, stage)  # noqa: E731
     parts = (attack, lambda ids: model, model, threat, streams, subset, lanes, judge)
@@ -83,6 +85,21 @@ def test_an_image_is_lost_when_the_closed_form_says():
     assert [f.done for f in found] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8]
     assert [f.looks for f in found] == [f.done + 1 for f in found]
     assert all(f.seen == ([1, 1] if f.lost_at else [0, 0]) for f in found)
+
+
+@pytest.mark.parametrize("retire", [True, False])
+def test_what_an_attack_chose_itself_stands(retire):
+    """The judge's draws see no difference between the points of an image that it never calls lost: of those it keeps
+    the first. The attack's last one comes back where the attack says that draws of its own chose it, and the judge is
+    not the verdict; a lost image keeps the point that lost it.
+    """
+    subset = images(12)
+    rises = {}
+    for name, confirm, in_loop in (("judge", 0, False), ("attack", 3, False), ("verdict", 3, True)):
+        found = fates(subset, 4, retire=retire, attack=Climb(8, (4, 8), confirm=confirm), in_loop=in_loop)
+        rises[name] = [round(100 * float((f.x_adv - x).mean())) for f, x in zip(found, subset.x, strict=True)]
+    assert rises["judge"] == rises["verdict"] == [1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0]
+    assert rises["attack"] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8]
 
 
 @pytest.mark.parametrize("every", [1, 3])
@@ -166,9 +183,14 @@ def test_rows_are_equal_with_and_without_refill(protocol):
     ]
     small += ["dataset.lanes=2", "dataset.draws_per_call=2", "purifier.steps=2", "threat_model.eps=96/255"]
     if protocol == "strict":
-        parts = ("apgd_ce", "apgd_dlr", "pgd_eot")
+        parts = ("apgd_ce", "apgd_t", "pgd_eot")
         small += [f"attack.attacks.{a}.{k}=2" for a in parts for k in ("iterations", "eot")]
-        small += ["attack.confirm=2", "attack.attacks.apgd_ce.confirm=2", "attack.attacks.apgd_dlr.confirm=2"]
+        small += [
+            "attack.confirm=2",
+            "attack.attacks.apgd_ce.confirm=2",
+            "attack.attacks.apgd_t.confirm=2",
+            "attack.attacks.apgd_t.targets=1",
+        ]
     else:
         small += ["attack.iterations=3", "attack.eot=2", *(["protocol.judge.screen=2"] if protocol == "hill" else [])]
     rows = {}
@@ -209,4 +231,5 @@ def test_the_judge_sees_where_the_attack_stands(protocol, monkeypatch):
         looks, distinct = len(seen), len({point.numpy().tobytes() for point in seen})
         if arm != "undefended":
             assert looks == evaluation.arms[arm].attack.steps + 1
-            assert distinct >= 0.7 * looks  # what ends a run may be a point seen before
+            ends = boundaries(evaluation.arms[arm].attack)
+            assert distinct >= looks - len(ends)  # what ends a run may be a point seen before

@@ -239,7 +239,7 @@ def test_the_table_row_tells_how_it_was_judged(protocol, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     budget = ["attack.iterations=2", "attack.eot=2"]
     if protocol == "strict":
-        parts = ("apgd_ce", "apgd_dlr", "pgd_eot")
+        parts = ("apgd_ce", "apgd_t", "pgd_eot")
         budget = [f"attack.attacks.{a}.{k}=1" for a in parts for k in ("iterations", "eot")]
     config = small(f"protocol={protocol}", "protocol.votes=3", "protocol.judge.draws=3", "workers=1", *budget)
     summary = run.judge(config, "key", tmp_path / "run")
@@ -259,4 +259,4 @@ def test_the_table_row_tells_how_it_was_judged(protocol, tmp_path, monkeypatch):
     console.print(report.row_table(summary))
     text = console.export_text()
     assert f"protocol {protocol}" in text
-    assert ("judged during the attack" if protocol != "strict" else "on the draws that selected") in text
+    assert ("judged during the attack" if protocol != "strict" else "by the judge's draws") in text

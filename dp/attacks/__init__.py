@@ -58,9 +58,9 @@ class Attack(Protocol):
     `eot` and `select` tell the null control how the attack looks at a candidate and chooses. What only some have:
     `batch_bound`, True where results hang on which images share a batch; `boundaries` and `newest`, see there; `grad`,
     the view of the defence that it looks at, if not the one it is given, or `values` where it asks for no gradient;
-    `criterion`, what it goes by, if not the mean over draws; `candidates`, how many points it looks at, if not one a
-    step; `norms`, what it works on, if not balls. Under a threat model that asks for a proof, its state has a field
-    `proof` (see `ThreatModel.admit`).
+    `criterion`, what it goes by, if not the mean over draws; `confirm`, how many fresh draws of its own chose the point
+    that it returns in the end; `candidates`, how many points it looks at, if not one a step; `norms`, what it works on,
+    if not balls. Under a threat model that asks for a proof, its state has a field `proof` (see `ThreatModel.admit`).
     """
 
     @property
@@ -80,6 +80,11 @@ class Attack(Protocol):
 def is_batch_bound(attack: Attack) -> bool:
     """Whether rows depend on the batch, exempt from the invariance under order, shards and refills (design.md 2)."""
     return bool(getattr(attack, "batch_bound", False))
+
+
+def is_confirmed(attack: Attack) -> bool:
+    """Whether fresh draws of its own chose the point that it returns in the end, so that no judge need choose again."""
+    return getattr(attack, "confirm", 0) > 0
 
 
 def boundaries(attack: Attack) -> tuple[int, ...]:

@@ -50,6 +50,10 @@ class Through:
         return self.attack.select
 
     @property
+    def confirm(self) -> int:
+        return getattr(self.attack, "confirm", 0)
+
+    @property
     def batch_bound(self) -> bool:
         return is_batch_bound(self.attack)
 
