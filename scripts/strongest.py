@@ -40,8 +40,8 @@ WHITE: dict[str, tuple[str, ...]] = {
 MASKED = {"through_mask_soft": (), "through_mask_straight_through": ()}
 BLACK = {  # a look after every query would cost more than the attack
     "square": ("attack.iterations=1000", "protocol.judge.every=100"),
-    "spsa": ("attack.iterations=20",),
     "transfer": (),
+    "spsa": (),
 }
 console = Console(width=130, highlight=False)
 
