@@ -224,7 +224,8 @@ def test_the_judge_sees_where_the_attack_stands(protocol, monkeypatch):
     small = [f"protocol={protocol}", "protocol.images=1", "protocol.seeds=[5]", "protocol.votes=1", "dataset.lanes=1"]
     small += ["purifier.steps=1", "protocol.judge.every=1", "protocol.judge.retire=false", "protocol.judge.draws=1"]
     attack = composed(f"protocol={protocol}")["choices"]["attack"]
-    evaluation = run.build(composed(*small, *small_budget(attack)))
+    longer = [f"attack.attacks.{part}.iterations=3" for part in ("apgd_ce", "apgd_t", "pgd_eot")]
+    evaluation = run.build(composed(*small, *small_budget(attack), *(longer if protocol == "strict" else ())))
     for arm, unit in {u.arm: u for u in evaluation.plan()}.items():
         seen.clear()
         evaluation.run(unit)
@@ -232,4 +233,4 @@ def test_the_judge_sees_where_the_attack_stands(protocol, monkeypatch):
         if arm != "undefended":
             assert looks == evaluation.arms[arm].attack.steps + 1
             ends = boundaries(evaluation.arms[arm].attack)
-            assert distinct >= looks - len(ends)  # what ends a run may be a point seen before
+            assert distinct >= max(0.7 * looks, looks - len(ends))  # what ends a run may be a point seen before
