@@ -24,22 +24,26 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from dp import metrics, record, report
-from dp.attacks import check_norm, is_batch_bound
-from dp.audit import Finding, Subject, audit
-from dp.cache import cache_folder
-from dp.datasets import Subset
-from dp.defense import Defended, activation_bytes
-from dp.denoisers import Gaussian
-from dp.differences import changes, criteria, differences, gradients, short_steps, through
-from dp.evaluate import Arm, Evaluation, null_control
-from dp.machine import device_of, free_bytes, shard_of, workers_of
-from dp.progress import Bar, Display, Downloads
+from dp.attacks.base import check_norm, is_batch_bound
+from dp.audit import battery as audit
+from dp.audit.check import Finding, Subject
+from dp.defense.defended import Defended
+from dp.defense.memory import activation_bytes
+from dp.diffusion.denoisers import Gaussian
+from dp.evaluation.differences import changes, criteria, differences, gradients, short_steps, through
+from dp.evaluation.evaluate import Arm, Evaluation, null_control
+from dp.files.cache import cache_folder
+from dp.output import record, report
+from dp.output.progress import Bar, Display, Downloads
+from dp.output.tracking import Tracker
 from dp.purifiers import diffpure, none
 from dp.rng import Streams
-from dp.signatures import NOT_PASSED, OTHERS, check_call, check_kinds, check_protocol, near_matches
-from dp.tracking import Tracker
-from dp.workers import run_units
+from dp.runs.machine import device_of, free_bytes, shard_of, workers_of
+from dp.runs.validate import NOT_PASSED, OTHERS, check_call, check_kinds, check_protocol
+from dp.runs.workers import run_units
+from dp.spelling import near_matches
+from dp.statistics import metrics
+from dp.subset import Subset
 
 ROOT = Path(__file__).parent
 GROUPS = ("dataset", "classifier", "denoiser", "purifier", "attack", "threat_model", "protocol", "tracking")
@@ -273,7 +277,7 @@ def prepare(config: dict) -> None:
     """Fetch what the configuration names and the cache lacks, sizes first. Raises FileNotFoundError, in one line that
     names every file that could not be had, its size, its address and the folder.
     """
-    from dp.fetch import fetch, missing  # here: an HTTP library is only needed where something is missing
+    from dp.files.fetch import fetch, missing  # here: an HTTP library is only needed where something is missing
 
     absent, failed = missing(config), []
     if not absent:

@@ -4,7 +4,7 @@ import hashlib
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,9 +14,10 @@ from PIL import Image
 from scipy.io.matlab import MatReadError
 from torch import Tensor
 
-from dp import scan
-from dp.cache import cache_folder
-from dp.signatures import near_matches
+from dp.files.cache import cache_folder
+from dp.spelling import near_matches
+from dp.subset import Subset
+from dp.weights import pickle_scan as scan
 
 IMAGENET = (1000, 50_000)  # class folders, validation images
 CELEBAHQ = {"train": 24_183, "val": 2_993, "test": 2_824}  # of the 30000, by CelebA's partition
@@ -24,20 +25,6 @@ IMAGENETTE = {  # class folder: index among ImageNet's 1000
     "n01440764": 0, "n02102040": 217, "n02979186": 482, "n03000684": 491, "n03028079": 497,
     "n03394916": 566, "n03417042": 569, "n03425413": 571, "n03445777": 574, "n03888257": 701,
 }  # fmt: skip
-
-
-class Subset(NamedTuple):
-    """Images to be judged. `ids`: (N,) int64 index in the full test set; `x`: (N,C,H,W) float32 in [0,1]; `y`: (N,)
-    int64 label.
-    """
-
-    ids: Tensor
-    x: Tensor
-    y: Tensor
-
-    def select(self, index: Tensor | slice) -> "Subset":
-        """The images at these positions, in this order."""
-        return Subset(self.ids[index], self.x[index], self.y[index])
 
 
 def fixed_ids(total: int, images: int) -> np.ndarray:

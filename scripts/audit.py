@@ -18,14 +18,13 @@ from rich.text import Text
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
-
 from told import told
 
 import run
-from dp import record, report
-from dp.audit import Finding, Subject, audit, gradients
+from dp.audit import battery as audit
+from dp.audit import gradients
+from dp.audit.check import Finding, Subject
+from dp.output import record, report
 
 FOLDER = Path("results/audits")
 STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "INFO": "cyan"}

@@ -8,13 +8,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configuration
-
 import run
-from dp.cache import ASSETS, Asset, cache_folder, locate
-from dp.download import direct
-from dp.fetch import fetch, is_there, needed
-from dp.progress import Downloads
+from dp.files.cache import ASSETS, Asset, cache_folder, locate
+from dp.files.download import direct
+from dp.files.fetch import fetch, is_there, needed
+from dp.output.progress import Downloads
 
 CONF = Path(__file__).parents[1] / "conf"
 LISTED = ("dataset", "classifier", "denoiser")

@@ -70,7 +70,7 @@ def tradeoff(dataset: str, images: int) -> Path:
 
 
 def adjoint_error() -> Path:
-    """The adjoint's relative error and wrong signs over the last time, a line per step (scripts/adjoint.py)."""
+    """The adjoint's relative error and wrong signs over the last time, a line per step (scripts/studies/adjoint.py)."""
     with (MEASURED / "adjoint.csv").open() as file:
         rows: list[dict] = [
             {k: v if k in ("method", "dtype") else float(v) for k, v in row.items()} for row in csv.DictReader(file)

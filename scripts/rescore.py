@@ -15,17 +15,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich import box
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
-
 from told import told
 
 import run
-from dp import metrics, record, report
-from dp import rescore as again
-from dp.evaluate import Evaluation, Row
-from dp.progress import Bar
-from dp.signatures import near_matches
+from dp.evaluation.evaluate import Evaluation
+from dp.evaluation.rows import Row
+from dp.output import record, report
+from dp.output import rescore as again
+from dp.output.progress import Bar
+from dp.spelling import near_matches
+from dp.statistics import metrics
 
 DEFENCE = ("classifier", "denoiser", "purifier")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dp.report import audit_word, clock, published_rows, rule_name
+from dp.output.report import audit_word, clock, published_rows, rule_name
 
 ROOT = Path(__file__).parents[1]
 MEASURED, TABLES = ROOT / "results" / "measured", ROOT / "results" / "tables"
@@ -87,7 +87,7 @@ def main() -> int:
     parser.parse_args()
     frame = measured()
     if frame.empty:
-        print("error: no runs in results/measured: python scripts/keep.py results/runs/<key>", file=sys.stderr)
+        print("error: no runs in results/measured: python scripts/archive.py results/runs/<key>", file=sys.stderr)
         return 2
     TABLES.mkdir(parents=True, exist_ok=True)
     frame.to_csv(TABLES / "measured.csv", index=False, float_format="%.2f")

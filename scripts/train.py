@@ -35,22 +35,20 @@ from rich.progress import Progress, TimeRemainingColumn
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configuration
-
 from told import told
 
 import run
-from dp import losses, record
-from dp.cache import ASSETS, cache_folder
 from dp.classifiers import Classifier
-from dp.denoisers import Denoiser
-from dp.distributed import world
-from dp.report import clock
-from dp.sampling import to_01
-from dp.signatures import NOT_PASSED, check_call
-from dp.tracking import NoTracking, Tracker
-from dp.training import Training, keep
+from dp.diffusion.denoisers import Denoiser
+from dp.diffusion.sampling import to_01
+from dp.files.cache import ASSETS, cache_folder
+from dp.output import record
+from dp.output.report import clock
+from dp.output.tracking import NoTracking, Tracker
+from dp.runs.validate import NOT_PASSED, check_call
+from dp.training import tasks
+from dp.training.distributed import world
+from dp.training.trainer import Training, keep
 
 OWN = (
     "data",
@@ -190,17 +188,17 @@ def judge(config: dict, model: str, adapter: Denoiser | Classifier, training: Tr
     adapter.eval().requires_grad_(False)
     adapter.dtype = torch.float32
     if isinstance(adapter, Classifier):
-        percent = losses.accuracy(adapter, test)
+        percent = tasks.accuracy(adapter, test)
         run.console.print(f"classifier: {percent:.1f} % of {len(test.x)} test images")
         return {"accuracy": percent}
     task = training.task
-    assert isinstance(task, losses.Denoising)
-    found = losses.held_out(task, test, TIMES, recipe["seed"])
+    assert isinstance(task, tasks.Denoising)
+    found = tasks.held_out(task, test, TIMES, recipe["seed"])
     words = ", ".join(f"{loss:.3f} at {sigma:.3g}" for sigma, loss in found.items())
     run.console.print(f"denoiser: loss on {len(test.x)} test images by sigma: {words}")
     if recipe["samples"]:
-        x = to_01(losses.samples(adapter, (64, *test.x.shape[1:]), **recipe["samples"], seed=recipe["seed"]))
-        plt.imsave(folder / "samples.png", losses.grid(x, columns=8, times=3).numpy())
+        x = to_01(tasks.samples(adapter, (64, *test.x.shape[1:]), **recipe["samples"], seed=recipe["seed"]))
+        plt.imsave(folder / "samples.png", tasks.grid(x, columns=8, times=3).numpy())
     return {f"loss/sigma={sigma:.4g}": loss for sigma, loss in found.items()}
 
 

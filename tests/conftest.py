@@ -1,39 +1,11 @@
-"""Shared by the tests: configurations composed as run.py composes them, and the embedded networks."""
-
-from pathlib import Path
+"""Fixtures that all tests share."""
 
 import pytest
 import torch
 
 import run
-from dp.datasets import Subset
-
-CONF = Path(__file__).parents[1] / "conf"
-TINY = [  # seconds instead of minutes
-    "protocol.images=4",
-    "protocol.seeds=[5,6]",
-    "protocol.votes=3",
-    "attack.iterations=2",
-    "attack.eot=2",
-    "dataset.lanes=4",
-    "dataset.draws_per_call=2",
-]
-
-
-composed = run.composed
-SMALL = {"iterations": 2, "steps": 2, "eot": 2, "queries": 5, "samples": 4, "targets": 2, "confirm": 3}
-
-
-def small_budget(attack: str) -> list[str]:
-    """Overrides that make every part of an attack small."""
-
-    def of(node: dict, path: str) -> list[str]:
-        found = [f"{path}.{k}={v}" for k, v in SMALL.items() if k in node and isinstance(node[k], int | None)]
-        for key, value in node.items():
-            found += of(value, f"{path}.{key}") if isinstance(value, dict) else []
-        return found
-
-    return of(composed(f"attack={attack}")["attack"], "attack")
+from dp.subset import Subset
+from tests.helpers.compose import TINY, composed
 
 
 @pytest.fixture(scope="session")

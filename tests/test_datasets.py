@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from dp.datasets import Subset, digits, digits_train, fixed_ids
+from dp.datasets import digits, digits_train, fixed_ids
+from dp.subset import Subset
 
 
 @pytest.fixture(scope="module")

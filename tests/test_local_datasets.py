@@ -7,13 +7,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import composed
-from formats import cifar10
 from PIL import Image
 from scipy.io import savemat
 
 from dp import datasets
 from dp.datasets import fixed_ids
+from tests.helpers.compose import composed
+from tests.helpers.formats import cifar10
 
 
 @pytest.fixture

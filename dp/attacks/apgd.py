@@ -6,11 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks import Model, strongest
-from dp.attacks.objectives import LOSSES, Loss, check_classes, margin, with_margin
+from dp.attacks.selection import strongest
 from dp.attacks.state import where
+from dp.defense.interface import Model
+from dp.objectives import LOSSES, Loss, check_classes, margin, with_margin
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
 
 KEPT = 0.75  # share of the gradient step in an update, the rest is momentum (the paper's alpha)
 

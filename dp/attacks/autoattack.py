@@ -8,12 +8,13 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dp.attacks import Attack, Model
 from dp.attacks.apgd import APGD
+from dp.attacks.base import Attack
 from dp.attacks.square import Square
 from dp.attacks.union import Union
+from dp.defense.interface import Model
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
 
 
 def autoattack(

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dp.attacks import Model
+from dp.defense.interface import Model
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
 
 
 class State(NamedTuple):

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from dp.attacks import Model
 from dp.attacks.apgd import APGD, State
-from dp.attacks.objectives import with_margin
 from dp.attacks.union import Union
+from dp.defense.interface import Model
+from dp.diffusion.sampling import to_pm1
+from dp.objectives import with_margin
 from dp.rng import Streams
-from dp.sampling import to_pm1
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
 
 ROUNDS = ("ce", "dlr")  # the paper's Appendix D.1
 

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dp.attacks import Model
 from dp.attacks.apgd import APGD
 from dp.attacks.apgd import State as Run
-from dp.attacks.objectives import check_classes, cross_entropy, dlr, margin
+from dp.defense.interface import Model
+from dp.objectives import check_classes, cross_entropy, dlr, margin
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
 
 LOSSES = {"cw": margin, "ce": cross_entropy, "dlr": dlr}
 

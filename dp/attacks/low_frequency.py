@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dp.attacks import Model, strongest
 from dp.attacks.adam import Moments, adam, moments
-from dp.attacks.objectives import margin
+from dp.attacks.selection import strongest
 from dp.attacks.state import where
-from dp.perceptual import PerceptualModel
+from dp.defense.interface import Model
+from dp.objectives import margin
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
+from dp.threat_models.perceptual import PerceptualModel
 
 NARROW = 0.2  # std in pixels of the Gaussians that the filters begin as: the identity, but for FAINT ...
 FAINT = 1e-5  # ... which keeps the logarithms of their weights finite

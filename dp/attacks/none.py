@@ -5,7 +5,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from dp.threat import OPTIONS
+from dp.threat_models.ball import OPTIONS
 
 
 class State(NamedTuple):

@@ -6,11 +6,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks import Model
-from dp.attacks.objectives import margin
 from dp.attacks.state import where
+from dp.defense.interface import Model
+from dp.objectives import margin
 from dp.rng import Streams
-from dp.threat import OPTIONS, ThreatModel
+from dp.threat_models.ball import OPTIONS, ThreatModel
 
 
 class State(NamedTuple):

@@ -6,12 +6,13 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks import Model, strongest
 from dp.attacks.adam import Moments, adam, moments
-from dp.attacks.objectives import margin
+from dp.attacks.selection import strongest
 from dp.attacks.state import where
+from dp.defense.interface import Model
+from dp.objectives import margin
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
 
 
 class State(NamedTuple):

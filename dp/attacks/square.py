@@ -10,10 +10,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks import Model, where
-from dp.attacks.objectives import margin
+from dp.attacks.state import where
+from dp.defense.interface import Model
+from dp.objectives import margin
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
 
 # Queries (of 10000) after which the share of the image that a square covers is halved once more (the paper's Sec. 5.1).
 HALVINGS = torch.tensor([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000])

@@ -8,13 +8,14 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks import Model, strongest
 from dp.attacks.adam import Moments, adam, moments
-from dp.attacks.objectives import with_margin
+from dp.attacks.selection import strongest
 from dp.attacks.state import where
-from dp.flow import roughness, warp
+from dp.defense.interface import Model
+from dp.objectives import with_margin
 from dp.rng import Streams
-from dp.threat import FlowModel, ThreatModel
+from dp.threat_models.ball import ThreatModel
+from dp.threat_models.flow import FlowModel, roughness, warp
 
 
 class State(NamedTuple):

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dp.attacks import Attack, Model, boundaries, is_batch_bound, newest, norms
+from dp.attacks.base import Attack, boundaries, is_batch_bound, newest, norms
+from dp.defense.interface import Model
 from dp.rng import Streams
-from dp.threat import GRADIENTS, ThreatModel
+from dp.threat_models.ball import GRADIENTS, ThreatModel
 
 WORDS = {
     "full": "all of it",

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks import Attack, Model, boundaries, is_batch_bound, newest, strongest
+from dp.attacks.base import Attack, boundaries, is_batch_bound, newest
+from dp.attacks.selection import strongest
 from dp.attacks.state import where
+from dp.defense.interface import Model
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
 
 
 class State(NamedTuple):

@@ -7,21 +7,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from dp.audit import (
-    VERDICTS,
-    Finding,
-    Subject,
-    comparisons,
-    controls,
-    gradients,
-    hygiene,
-    results,
-    sameness,
-    trajectories,
-)
-from dp.audit.asking import Check
-from dp.evaluate import Evaluation
-from dp.record import read_summary, write_atomic, write_summary
+from dp.audit import budgets as controls
+from dp.audit import convergence as trajectories
+from dp.audit import gradients
+from dp.audit import randomness as hygiene
+from dp.audit import returned_images as results
+from dp.audit import rival_attacks as comparisons
+from dp.audit import same_defense as sameness
+from dp.audit.check import VERDICTS, Check, Finding, Subject
+from dp.evaluation.evaluate import Evaluation
+from dp.output.record import read_summary, write_atomic, write_summary
 
 MODULES = (gradients, controls, comparisons, results, trajectories, hygiene, sameness)
 LONG = 500_000  # network evaluations of a job's attack: the quick budget on digits asks for 69 thousand, the full one,

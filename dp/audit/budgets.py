@@ -6,13 +6,13 @@ import dataclasses
 import itertools
 from typing import Any
 
-from dp.attacks import is_batch_bound
-from dp.audit import Finding, Subject
-from dp.audit.asking import audited, claimed, not_applicable
-from dp.audit.runs import above, changed, noise, other, own, percent, right, small, worst
-from dp.differences import short_steps
-from dp.evaluate import Group, null_control
-from dp.intervals import paired, wilson
+from dp.attacks.base import is_batch_bound
+from dp.audit.check import Finding, Subject, audited, claimed, not_applicable
+from dp.audit.reruns import above, changed, noise, other, own, percent, right, small, worst
+from dp.evaluation.differences import short_steps
+from dp.evaluation.evaluate import null_control
+from dp.evaluation.rows import Group
+from dp.statistics.intervals import paired, wilson
 
 LEVELS = (2, 4, 8, 16, 32, 64)  # of 255, in l-infinity
 FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the run's eps in other norms

@@ -8,25 +8,12 @@ from types import CodeType
 import torch
 from torch import Tensor
 
-from dp.attacks import is_batch_bound
-from dp.attacks.objectives import dlr
-from dp.audit import Finding, Subject
-from dp.audit.asking import (
-    audited,
-    claimed,
-    cosine,
-    led,
-    main,
-    not_applicable,
-    one_step,
-    parts,
-    seen,
-    some,
-    streams,
-    unreachable,
-)
-from dp.audit.course import RISING, Track, again, beyond, climb, track, unfinished
-from dp.datasets import Subset
+from dp.attacks.base import is_batch_bound
+from dp.audit.check import Finding, Subject, audited, claimed, led, not_applicable, some, streams, unreachable
+from dp.audit.probes import cosine, main, one_step, parts, seen
+from dp.audit.trajectory import RISING, Track, again, beyond, climb, track, unfinished
+from dp.objectives import dlr
+from dp.subset import Subset
 
 FLAT = 0.02  # share of the first loss that an attack gains at least, if it does anything
 RANDOM = 1e-4  # spread of logits from which AutoAttack calls a defence random

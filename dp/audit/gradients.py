@@ -7,29 +7,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from dp.attacks.objectives import margin
-from dp.audit import Finding, Subject
-from dp.audit.asking import (
-    Asked,
-    Part,
-    audited,
-    claimed,
-    cosine,
-    led,
-    main,
-    not_applicable,
-    one_step,
-    parts,
-    plural,
-    seen,
-    some,
-    streams,
-    tiny,
-)
-from dp.audit.steps import step
-from dp.datasets import Subset
-from dp.denoisers import Denoiser
+from dp.audit.check import Finding, Subject, audited, claimed, led, not_applicable, plural, some, streams
+from dp.audit.probes import Asked, Part, cosine, main, one_step, parts, seen, tiny
+from dp.audit.step_direction import step
+from dp.diffusion.denoisers import Denoiser
+from dp.objectives import margin
 from dp.rng import cat_draws
+from dp.subset import Subset
 
 SWEEP = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)  # lengths of the differences, of directions of length 1
 DERIVATIVE = 1e-3  # largest relative error of an exact gradient

@@ -1,24 +1,21 @@
 """What an attack asks of a defence: its parts that take gradients, and the questions of one of their steps."""
 
-import dataclasses
 import functools
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from dp.attacks import Along, Attack, Model, is_batch_bound, newest
-from dp.attacks.objectives import Loss, cross_entropy
+from dp.attacks.base import Attack, is_batch_bound, newest
 from dp.attacks.through import Through
 from dp.attacks.union import Union
-from dp.audit import Finding, Subject
-from dp.datasets import Subset
-from dp.defense import Defended
+from dp.audit.check import Subject
+from dp.defense.defended import Defended
+from dp.defense.interface import Along, Model
+from dp.objectives import Loss, cross_entropy
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.subset import Subset
+from dp.threat_models.ball import ThreatModel
 
 tiny = 1e-30  # below it a length counts as none
 
@@ -113,89 +110,7 @@ def seen(part: Part, asked: Asked) -> Defended:
     return functools.reduce(Defended.view, asked.views, part.model)
 
 
-def led(subject: Subject, name: str) -> Defended:
-    """The defence that a claimed gradient is taken of: `exact` and `approximate` are of `Arm.attacked` itself, others
-    of the named views.
-    """
-    own = (subject.evaluation.threat.grad, "exact", "approximate", "full")
-    return functools.reduce(Defended.view, (v for v in name.split("+") if v not in own), subject.arm.attacked)
-
-
-def claimed(subject: Subject) -> list[str]:
-    """The gradients that a run says it takes, without `values`, which is none."""
-    return [name for name in (n.strip() for n in subject.claims.split(",")) if name != "values"]
-
-
-def some(images: Subset, count: int) -> Subset:
-    return images.select(slice(0, count))
-
-
-def streams(subject: Subject, images: Subset, stage: str) -> Streams:
-    """Noise of the audit's own."""
-    return Streams(images.ids, subject.seed, f"audit-{stage}")
-
-
-def reaches(model: Defended, images: Subset, rng: Streams) -> bool:
-    """Whether the defence's logits hang on the image as far as autograd knows; where not, it answers with an error."""
-    leaf = images.x[:1].detach().requires_grad_()
-    logits = model(leaf, rng.select([0]))
-    if not logits.requires_grad:
-        return False
-    return torch.autograd.grad(logits.sum(), leaf, allow_unused=True)[0] is not None
-
-
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """(B,) float64 between images of (B,...), 0 where one of them is zero."""
     a, b = a.flatten(1).double(), b.flatten(1).double()
     return (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=tiny)
-
-
-def not_applicable(name: str, why: str) -> Finding:
-    return Finding(name, f"does not apply: {why}", "-", "INFO", "-", 0.0)
-
-
-@dataclass(frozen=True)
-class Check:
-    """A check under the `name` that its findings bear. It is timed, and what it `needs` is seen to: an attack that asks
-    for a `gradient`, any `attack`, or `nothing`. Without it the check does not apply; where the attack asks for a
-    gradient and there is none, both kinds fail.
-    """
-
-    name: str
-    needs: str
-    of: Callable[[Subject], Finding]
-
-    def __call__(self, subject: Subject) -> Finding:
-        began = time.perf_counter()
-        return dataclasses.replace(self._unmet(subject) or self.of(subject), seconds=time.perf_counter() - began)
-
-    def _unmet(self, subject: Subject) -> Finding | None:
-        if self.needs == "nothing":
-            return None
-        if subject.arm.attack.steps == 0:
-            return not_applicable(self.name, "there is no attack")
-        if self.needs == "gradient" and not claimed(subject):
-            return not_applicable(self.name, "the attack asks for no gradient")
-        lost = ", ".join(unreachable(subject))
-        return Finding(self.name, f"no gradient: {lost} is cut off", "one", "FAIL", "1 image", 0.0) if lost else None
-
-
-def audited(name: str, needs: str = "gradient") -> Callable[[Callable[[Subject], Finding]], Check]:
-    """Makes a `Check` of a function."""
-    return lambda check: Check(name, needs, check)
-
-
-def unreachable(subject: Subject) -> list[str]:
-    """The claimed gradients that do not reach the image; found once."""
-    if subject.arm.attack.steps == 0:
-        return []
-    if "unreachable" not in subject.memo:
-        one = some(subject.images, 1)
-        subject.memo["unreachable"] = [
-            name for name in claimed(subject) if not reaches(led(subject, name), one, streams(subject, one, "reach"))
-        ]
-    return subject.memo["unreachable"]
-
-
-def plural(count: int, what: str) -> str:
-    return f"{count} {what}" + ("" if count == 1 else "s")

@@ -5,15 +5,14 @@
 import torch
 from torch import Tensor, nn
 
-from dp.attacks import is_batch_bound
-from dp.audit import Finding, Subject
-from dp.audit.asking import audited
-from dp.audit.runs import changed, other, own, percent, watched, worst
+from dp.attacks.base import is_batch_bound
+from dp.audit.check import Finding, Subject, audited
+from dp.audit.reruns import changed, other, own, percent, watched, worst
 from dp.classifiers import Classifier
-from dp.defense import Defended
-from dp.differences import gradients, hyperparameters
-from dp.intervals import paired, wilson
+from dp.defense.defended import Defended
+from dp.evaluation.differences import gradients, hyperparameters
 from dp.rng import Streams
+from dp.statistics.intervals import paired, wilson
 
 GAP = 0.02  # of clean accuracy between the attacked and the scored defence
 TIES = 0.1  # share of votes that a count alone leaves tied

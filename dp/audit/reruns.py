@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dp.attacks import Attack
 from dp.attacks.autoattack import Upstream
-from dp.audit import VERDICTS, Subject
-from dp.defense import Defended
-from dp.evaluate import Arm, Group, Unit, null_control
-from dp.intervals import mcnemar, paired
+from dp.attacks.base import Attack
+from dp.audit.check import VERDICTS, Subject
+from dp.defense.defended import Defended
+from dp.evaluation.evaluate import Arm, null_control
+from dp.evaluation.rows import Group, Unit
 from dp.rng import Streams
-from dp.threat import BALLS, ThreatModel, slack
+from dp.statistics.intervals import mcnemar, paired
+from dp.threat_models.ball import BALLS, ThreatModel, slack
 
 ROUNDING = 10 * slack  # of a state
 LEVEL = 0.05  # of tests, shared among the comparisons of a check

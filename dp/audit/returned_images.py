@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dp import rescore
-from dp.attacks import Attack
-from dp.audit import Finding, Subject
-from dp.audit.asking import audited
-from dp.audit.runs import ROUNDING, own, percent
-from dp.defense import Defended
-from dp.differences import gradients
-from dp.evaluate import Group, Row, fresh_draws
+from dp.attacks.base import Attack
+from dp.audit.check import Finding, Subject, audited
+from dp.audit.reruns import ROUNDING, own, percent
+from dp.defense.defended import Defended
+from dp.evaluation.differences import gradients
+from dp.evaluation.draws import fresh_draws
+from dp.evaluation.rows import Group, Row
+from dp.output import rescore
 from dp.rng import Streams
 
 NEAR = 1.96  # standard deviations

@@ -6,20 +6,19 @@ import dataclasses
 
 import numpy as np
 
-from dp.attacks import Attack, norms
 from dp.attacks.apgd import APGD
 from dp.attacks.autoattack import Upstream, autoattack
+from dp.attacks.base import Attack, norms
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.spsa import SPSA
 from dp.attacks.square import Square
 from dp.attacks.through import Through
 from dp.attacks.union import Union
-from dp.audit import Finding, Subject
-from dp.audit.asking import audited, not_applicable
-from dp.audit.runs import above, changed, other, own, percent, right, verdicts, worst
-from dp.differences import gradients
-from dp.evaluate import Group
-from dp.threat import BALLS
+from dp.audit.check import Finding, Subject, audited, not_applicable
+from dp.audit.reruns import above, changed, other, own, percent, right, verdicts, worst
+from dp.evaluation.differences import gradients
+from dp.evaluation.rows import Group
+from dp.threat_models.ball import BALLS
 
 QUERIES, STEPS, SAMPLES, BLIND = 200, 20, 32, 20  # Square's squares, SPSA's steps and pairs in each, transfer's steps
 ITERATIONS, EOT = 10, 4  # where the run's attack names none

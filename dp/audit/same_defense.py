@@ -5,11 +5,10 @@ section 3, check 19).
 import numpy as np
 import torch
 
-from dp.audit import Finding, Subject
-from dp.audit.asking import audited
-from dp.audit.results import views
-from dp.defense import Defended
-from dp.differences import hyperparameters
+from dp.audit.check import Finding, Subject, audited
+from dp.audit.returned_images import views
+from dp.defense.defended import Defended
+from dp.evaluation.differences import hyperparameters
 from dp.rng import Streams
 
 START = 0.05  # share by which the first noise level may differ: discrete clocks round

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dp.audit import Finding, Subject
-from dp.audit.asking import audited, cosine, not_applicable, one_step, parts, some, streams
-from dp.threat import BALLS, ThreatModel
+from dp.audit.check import Finding, Subject, audited, not_applicable, some, streams
+from dp.audit.probes import cosine, one_step, parts
+from dp.threat_models.ball import BALLS, ThreatModel
 
 ALONG = 0.99  # least cosine of an l2 step, or share of pixels of a linf step, with the gradient
 

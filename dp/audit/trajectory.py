@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks import newest
-from dp.attacks.objectives import margin
-from dp.audit import Subject
-from dp.audit.asking import Watched, streams
-from dp.datasets import Subset
-from dp.defense import KnownDraws
+from dp.attacks.base import newest
+from dp.audit.check import Subject, streams
+from dp.audit.probes import Watched
+from dp.defense.known_noise import KnownDraws
+from dp.objectives import margin
+from dp.subset import Subset
 
 DRAWS = 10  # of the scored defence at every iterate looked at
 LOOKS = 40  # iterates looked at, at most

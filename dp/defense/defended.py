@@ -3,7 +3,6 @@ it, and the other gradients that attackers have used.
 """
 
 import functools
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dp.attacks import Along
-from dp.attacks.objectives import Loss, cross_entropy
 from dp.classifiers import Classifier
-from dp.denoisers import Denoiser
+from dp.defense.interface import Along
+from dp.diffusion.denoisers import Denoiser
+from dp.objectives import Loss, cross_entropy
 from dp.purifiers import none
 from dp.rng import Streams, cat_draws, draws_of
 
@@ -172,58 +171,6 @@ class Defended(nn.Module):
         for first in range(0, draws, self.draws_per_call):
             ks = range(first, min(first + self.draws_per_call, draws))
             yield ks, cat_draws(rng, ks)
-
-
-class KnownDraws:
-    """A defence whose attacker knows the very draws that will score (DW-box, Liu et al.; evaluation.md section 1):
-    whatever noise an attack asks with, it gets the `draws` of `rng`.
-    """
-
-    def __init__(self, model: Defended, rng: Streams, draws: int):
-        self.model, self.rng, self.draws = model, rng, draws
-
-    def view(self, grad: str) -> "KnownDraws":
-        return KnownDraws(self.model.view(grad), self.rng, self.draws)
-
-    def logits(self, x: Tensor, rng: Streams, draws: int) -> Tensor:
-        known = self.model.logits(x, self.rng, self.draws)
-        return known[torch.arange(draws) % self.draws]
-
-    def logits_of(self, asked: Sequence[tuple[int, int]], images: Sequence[Tensor], rng: Streams, draws: int) -> Tensor:
-        known = self.model.logits_of(asked, images, self.rng, self.draws)
-        return known[torch.arange(draws) % self.draws]
-
-    def loss(self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy) -> Tensor:
-        return self.model.loss(x, y, self.rng, self.draws, loss)
-
-    def loss_gradient(
-        self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy, along: Along | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return self.model.loss_gradient(x, y, self.rng, self.draws, loss, along)
-
-    def purified(self, x: Tensor, rng: Streams, draws: int) -> Tensor:
-        known = self.model.purified(x, self.rng, self.draws)
-        return known[torch.arange(draws) % self.draws]
-
-    def pull_back(self, x: Tensor, rng: Streams, which: Sequence[int], direction: Tensor) -> Tensor:
-        return self.model.pull_back(x, self.rng, [k % self.draws for k in which], direction)
-
-
-def activation_bytes(model: Defended, x: Tensor, rng: Streams) -> int:
-    """Bytes that autograd stores for one image and one draw of the whole defence; parameters are not counted."""
-    own = {p.data_ptr() for p in model.parameters()}
-    seen: list[tuple[weakref.ref, int, int]] = []
-
-    def pack(saved: Tensor) -> Tensor:
-        if saved.data_ptr() not in own:
-            saved, storage = saved.detach(), saved.untyped_storage()  # itself, it would hold the graph that holds it
-            seen.append((weakref.ref(saved), storage.data_ptr(), storage.nbytes()))
-        return saved
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
-        logits = model(x[:1].detach().requires_grad_(), rng.select([0]))
-    assert len(logits) == 1
-    return sum({at: size for alive, at, size in seen if alive() is not None}.values())  # what is recomputed has gone
 
 
 def _gradient(out: Tensor, leaf: Tensor, direction: Tensor | None = None) -> Tensor:

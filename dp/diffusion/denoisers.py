@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dp.recompute import Recompute
-from dp.sampling import vp_sigma, vp_sigmas
+from dp.diffusion.checkpointing import Recompute
+from dp.diffusion.sampling import vp_sigma, vp_sigmas
 
 
 class Denoiser(nn.Module):

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from dp.sampling import LEVELS, renoise, to_pm1, vp_sigma
+from dp.diffusion.sampling import LEVELS, renoise, to_pm1, vp_sigma
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 import functools
 from typing import Any
 
-from dp.attacks import Attack
+from dp.attacks.base import Attack
 from dp.attacks.bpda import BPDA
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.through import WORDS, Through
 from dp.attacks.union import Union
-from dp.defense import Defended
-from dp.threat import ThreatModel
+from dp.defense.defended import Defended
+from dp.threat_models.ball import ThreatModel
 
 
 def bound(purify: Any) -> dict[str, Any]:

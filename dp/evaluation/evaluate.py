@@ -3,69 +3,24 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dp import metrics
-from dp.attacks import Attack, Model, boundaries, is_batch_bound
+from dp.attacks.base import Attack, boundaries, is_batch_bound
 from dp.attacks.null import Null
-from dp.datasets import Subset
-from dp.defense import Defended, KnownDraws
-from dp.judge import Judge
-from dp.lanes import Fate, Lanes
+from dp.defense.defended import Defended
+from dp.defense.interface import Model
+from dp.defense.known_noise import KnownDraws
+from dp.evaluation.draws import decided, fresh_draws
+from dp.evaluation.judge import Judge
+from dp.evaluation.rows import Group, Row, Unit
+from dp.evaluation.slots import Fate, Lanes
 from dp.rng import Streams
-from dp.threat import ThreatModel
-
-
-class Row(TypedDict):
-    """One image under one arm and seed. `clean`, `adv`: the class of every draw; `*_vote`: their plurality, ties broken
-    as configured; `*_mean_logits`, `*_mean_softmax`: the class of the draws' mean.
-    """
-
-    arm: str  # defended | undefended | null
-    seed: int
-    id: int
-    label: int
-    clean: list[int]  # empty under `null`, which shares the defended arm's
-    clean_vote: int | None
-    clean_mean_logits: int | None
-    clean_mean_softmax: int | None
-    adv: list[int]
-    adv_vote: int
-    adv_mean_logits: int
-    adv_mean_softmax: int
-    ties: int  # votes above that a count alone leaves tied
-    seen: list[int]  # the judge's classes at the image's worst point; empty without a judge
-    looks: int  # of the judge, each at the point where the attack stood
-    lost_at: int | None  # iterations done when the judge's rule first held
-    iterations: int  # done when the image was finished
-    distance: float  # of the attacked image, in the threat model's norm
-    nfe: int  # denoiser evaluations of one scored purification
-
-
-class Unit(NamedTuple):
-    """Work that is done in one go: images of one arm under one seed, a lane each or, under a judge that retires them,
-    several for each lane.
-    """
-
-    arm: str
-    seed: int
-    ids: tuple[int, ...]
-
-
-class Group(NamedTuple):
-    """What came of a unit: rows, attacked images (B,C,H,W), logits of every draw (B,draws,K; clean ones None under
-    `null`).
-    """
-
-    unit: Unit
-    rows: list[Row]
-    x_adv: Tensor
-    clean: Tensor | None
-    adv: Tensor
-    seconds: float
+from dp.statistics import metrics
+from dp.subset import Subset
+from dp.threat_models.ball import ThreatModel
 
 
 class Arm(NamedTuple):
@@ -202,42 +157,6 @@ class Evaluation:
             nfe=self.arms[unit.arm].scored.nfe,
             **decisions,  # pyright: ignore[reportArgumentType]
         )
-
-
-def fresh_draws(
-    model: Defended,
-    x: Tensor,
-    ids: Sequence[int],
-    seed: int,
-    stage: str,
-    draws: int,
-    lanes: int,
-    on_batch: Callable[[int], None] = lambda images: None,
-) -> Tensor:
-    """(B,draws,K) logits on the CPU of images (B,C,H,W), in batches of `lanes`, the last one padded, so that none
-    depends on its company; `stage` names the noise. `on_batch(images)` after every batch.
-    """
-    parts = []
-    for first in range(0, len(x), lanes):
-        here = list(range(first, min(first + lanes, len(x))))
-        padded = [*here, *[here[-1]] * (lanes - len(here))]
-        rng = Streams([ids[k] for k in padded], seed, stage)
-        with torch.no_grad():
-            logits = model.logits(x[padded], rng, draws)[:, : len(here)]
-        parts.append(logits.transpose(0, 1).cpu())
-        on_batch(len(here))
-    logits = torch.cat(parts)
-    if not bool(torch.isfinite(logits).all()):
-        raise ValueError("need finite logits, got NaN or infinity: look at the weights, the dtype and the images")
-    return logits
-
-
-def decided(logits: Tensor, ties: str) -> tuple[dict[str, int], bool]:
-    """The class of one image by each rule over its (draws,K) logits, and whether the vote's count was tied."""
-    vote, tied = metrics.vote(logits.numpy(), ties)
-    wide = logits.double()
-    mean_logits, mean_softmax = int(wide.mean(dim=0).argmax()), int(wide.softmax(dim=1).mean(dim=0).argmax())
-    return {"vote": vote, "mean_logits": mean_logits, "mean_softmax": mean_softmax}, tied
 
 
 def null_control(attack: Attack, judge: Judge | None = None) -> Null:

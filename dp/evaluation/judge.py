@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dp import metrics
-from dp.attacks.objectives import margin
-from dp.defense import Defended, finite
+from dp.defense.defended import Defended, finite
+from dp.objectives import margin
 from dp.rng import Streams
+from dp.statistics import metrics
 
 RULES = ("any", "all", "vote", "mean_logits")
 

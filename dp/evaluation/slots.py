@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dp.attacks import Attack, Model, boundaries, is_confirmed, newest
+from dp.attacks.base import Attack, boundaries, is_confirmed, newest
 from dp.attacks.state import cat, each, lane, where
-from dp.datasets import Subset
-from dp.defense import Defended
-from dp.judge import Judge
+from dp.defense.defended import Defended
+from dp.defense.interface import Model
+from dp.evaluation.judge import Judge
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.subset import Subset
+from dp.threat_models.ball import ThreatModel
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
-ASSETS = Path(__file__).parent / "assets"  # embedded files
+ASSETS = Path(__file__).parents[1] / "assets"  # embedded files
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import requests
 import urllib3
 
-from dp.cache import Asset, complaint, place, write_whole
+from dp.files.cache import Asset, complaint, place, write_whole
 
 CHUNK = 1 << 18  # bytes
 WAIT = 0.5  # seconds before the second try, doubled before each further one

@@ -11,14 +11,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from dp import archives
-from dp.cache import READ_ONLY, Asset, complaint, digest, expected, locate, note, place, sync, verify
-from dp.download import OnBytes, direct, download, drop, no_room, size, state_of
+from dp.files import archives
+from dp.files.cache import READ_ONLY, Asset, complaint, digest, expected, locate, note, place, sync, verify
+from dp.files.download import OnBytes, direct, download, drop, no_room, size, state_of
 
 # Weights that a library names by model: how to make an Asset of such a node's keys, imported when asked for.
 ZOO: dict[str, str | Callable[..., Asset | None]] = {
-    "dp.zoo.robustbench": "dp.zoo.robustbench_asset",
-    "dp.zoo.timm": "dp.zoo.timm_asset",
+    "dp.weights.zoo.robustbench": "dp.weights.zoo.robustbench_asset",
+    "dp.weights.zoo.timm": "dp.weights.zoo.timm_asset",
 }
 
 

@@ -14,10 +14,10 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from dp.evaluate import Evaluation, Row, Unit
-from dp.report import clock
-from dp.tracking import Tracker
-from dp.workers import Event
+from dp.evaluation.evaluate import Evaluation
+from dp.evaluation.rows import Event, Row, Unit
+from dp.output.report import clock
+from dp.output.tracking import Tracker
 
 
 class Bar:

@@ -16,9 +16,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from dp.evaluate import Group, Row
+from dp.evaluation.rows import Group, Row
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 IMAGES, SUMMARY, START = "images.jsonl", "summary.json", "start.json"
 
 

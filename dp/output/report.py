@@ -11,11 +11,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from dp.attacks import Attack, is_confirmed
-from dp.judge import Judge
-from dp.threat import parse_eps
+from dp.attacks.base import Attack, is_confirmed
+from dp.evaluation.judge import Judge
+from dp.threat_models.ball import parse_eps
 
-PUBLISHED = Path(__file__).parents[1] / "results" / "published"
+PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 ROWS = (
     ("standard", "standard accuracy"),
     ("robust", "robust accuracy"),

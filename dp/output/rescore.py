@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dp import record
-from dp.defense import Defended
-from dp.evaluate import Evaluation, Row, decided, fresh_draws
+from dp.defense.defended import Defended
+from dp.evaluation.draws import decided, fresh_draws
+from dp.evaluation.evaluate import Evaluation
+from dp.evaluation.rows import Row
+from dp.output import record
 
 STAGES = {"defended": "adv", "undefended": "adv", "null": "null-adv"}  # of a run's own draws, by arm
 FRESH = "rescore"

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from dp.sampling import ancestral_step, renoise, time_grid, to_01, to_pm1
+from dp.diffusion.sampling import ancestral_step, renoise, time_grid, to_01, to_pm1
 
 
 def purify(

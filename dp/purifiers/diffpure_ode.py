@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dp.sampling import heun_step, to_01
-from dp.vp import VPSDE, check_times, fixed_times, walk
+from dp.diffusion.sampling import heun_step, to_01
+from dp.diffusion.vp_sde import VPSDE, check_times, fixed_times, walk
 
 SOLVERS = ("euler", "heun", "adjoint")
 

@@ -10,9 +10,9 @@ import torch
 import torchsde
 from torch import Tensor
 
-from dp.brownian import Brownian
-from dp.sampling import to_01
-from dp.vp import VPSDE, check_times, fixed_times, walk
+from dp.diffusion.brownian import Brownian
+from dp.diffusion.sampling import to_01
+from dp.diffusion.vp_sde import VPSDE, check_times, fixed_times, walk
 
 SOLVERS = ("own", "torchsde", "adjoint")
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dp.attention import attention_maps, scattered, threshold_mask
-from dp.sampling import ancestral_step, renoise, time_grid, to_01, to_pm1
+from dp.diffusion.sampling import ancestral_step, renoise, time_grid, to_01, to_pm1
+from dp.purifiers.attention_mask import attention_maps, scattered, threshold_mask
 
 
 def purify(

@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dp.attention import attention_maps, threshold_mask, top_mask
-from dp.sampling import LEVELS, ancestral_step, renoise, to_01, to_pm1
+from dp.diffusion.sampling import LEVELS, ancestral_step, renoise, to_01, to_pm1
+from dp.purifiers.attention_mask import attention_maps, threshold_mask, top_mask
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

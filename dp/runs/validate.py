@@ -1,13 +1,12 @@
 """A configuration held against the signatures that it will call, before anything runs."""
 
-import difflib
 import inspect
 import pydoc
-from collections.abc import Iterable
 from types import NoneType, UnionType
 from typing import Any, get_args
 
-from dp.metrics import RULES
+from dp.spelling import near_matches
+from dp.statistics.metrics import RULES
 
 OTHERS = ("surrogate", "adjoint", "mask_soft", "mask_straight_through")  # what other views of a purifier change
 NOT_PASSED = (*OTHERS, "published", "name")  # keys of a yaml that run.py reads itself
@@ -92,9 +91,3 @@ def check_protocol(protocol: dict, window: int) -> None:
         raise ValueError(f"need protocol.report as a list of {', '.join(RULES)}, got {rules}")
     if not isinstance(known, bool):
         raise ValueError(f"need protocol.known_draws true or false, got {known}")
-
-
-def near_matches(word: str, known: Iterable[str]) -> str:
-    """` (did you mean a or b?)`, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""

@@ -8,22 +8,12 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-from dp.evaluate import Evaluation, Row, Unit
-from dp.record import Writer
-
-
-class Event(NamedTuple):
-    """Unit `unit` has done `step` of `steps` attack iterations; `rows` once it is judged and saved."""
-
-    unit: Unit
-    step: int
-    steps: int
-    rows: list[Row] | None = None
-
+from dp.evaluation.evaluate import Evaluation
+from dp.evaluation.rows import Event, Unit
+from dp.output.record import Writer
 
 Build = Callable[[dict], Evaluation]
 

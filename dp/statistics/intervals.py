@@ -1,7 +1,7 @@
 """Intervals over images and paired tests on the same images. Pure functions; scores are in [0,1], one per image.
 
 Images are the sample: n counts them, whatever the number of draws and seeds. Draws of an image are never drawn anew,
-which undercovers badly (evaluation.md section 1). Coverage as measured: scripts/interval_coverage.py.
+which undercovers badly (evaluation.md section 1). Coverage as measured: scripts/studies/interval_coverage.py.
 """
 
 import math

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dp.curves import success_histogram, vote_curve, worst_curve
-from dp.intervals import interval
+from dp.statistics.curves import success_histogram, vote_curve, worst_curve
+from dp.statistics.intervals import interval
 
 TIES = ("softmax", "lowest")
 RULES = ("single", "average", "vote", "mean_logits", "mean_softmax", "worst")

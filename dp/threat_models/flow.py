@@ -1,7 +1,13 @@
 """Spatial transforms by a flow (Xiao et al. 2018, arXiv 1801.02612): every pixel is taken from somewhere near by."""
 
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
+
+from dp.rng import Streams
+from dp.threat_models.ball import OPTIONS, ThreatModel, slack
 
 tiny = 1e-10  # keeps the root smooth where neighbours move alike; StAdv's own value
 
@@ -36,3 +42,59 @@ def roughness(flow: Tensor) -> Tensor:
     for difference in (flow.diff(dim=2), flow.diff(dim=3)):
         total = total + 2 * (difference.square().sum(dim=1) + tiny).sqrt().flatten(1).sum(dim=1)
     return total
+
+
+@dataclass(frozen=True)
+class FlowModel(ThreatModel):
+    """Images that a flow within +-`eps` (in both directions, in halves of the image's side: see `warp`) makes of x:
+    StAdv's threat model as DiffPure sets it, no ball of pixels.
+
+    An image does not tell its flow, so an attack's state carries it: `proof` (B,2,H,W), and x_adv = warp(x, proof).
+    """
+
+    norm: str = "flow"
+    eps: float = 0.05
+    norms: ClassVar[tuple[str, ...]] = ("flow",)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        raise ValueError(f"need the flow to project an image onto threat_model={OPTIONS['flow']}, got the image alone")
+
+    def ascend(self, x_adv: Tensor, grad: Tensor, step: float | Tensor) -> Tensor:
+        raise ValueError(f"need an attack on flows for threat_model={OPTIONS['flow']}, got one that moves pixels")
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        raise ValueError(f"need the flow to measure an image under threat_model={OPTIONS['flow']}, got the image alone")
+
+    def clip(self, flow: Tensor) -> Tensor:
+        """The flow within the bound."""
+        return flow.clamp(-self.eps, self.eps)
+
+    def random_flow(self, x: Tensor, rng: Streams) -> Tensor:
+        """Uniform in +-eps at every pixel, (B,2,H,W)."""
+        return self.clip(self.eps * (2 * rng.uniform_like(x.new_empty(len(x), 2, *x.shape[2:])) - 1))
+
+    def random_start(self, x: Tensor, rng: Streams) -> Tensor:
+        return warp(x, self.random_flow(x, rng))
+
+    def noise(self, x: Tensor, rng: Streams) -> Tensor:
+        """x moved by a random flow."""
+        return self.random_start(x, rng)
+
+    def proven_noise(self, x: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
+        flow = self.random_flow(x, rng)
+        return warp(x, flow), flow
+
+    def admit(self, state: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The warp of x by the state's flow, anew, and the flow's largest component; without a flow, x itself and 0."""
+        flow = getattr(state, "proof", None)
+        flow = x.new_zeros(len(x), 2, *x.shape[2:]) if flow is None else flow
+        if flow.shape != (len(x), 2, *x.shape[2:]):
+            raise ValueError(f"need a flow {(len(x), 2, *x.shape[2:])} as the state's proof, got {tuple(flow.shape)}")
+        size = flow.detach().double().abs().flatten(1).amax(dim=1)
+        if not bool((size <= self.eps + slack).all()):  # NaN compares false
+            raise ValueError(f"need a flow within {self.eps}, got {float(size.max())}")
+        x_adv = warp(x, flow)
+        off = (x_adv - state.x_adv).abs()
+        if not bool((off <= slack).all()):
+            raise ValueError(f"need attacked images that are their flow's warp, got a difference of {float(off.max())}")
+        return x_adv, size.clamp(max=self.eps)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dp.classifiers import Classifier
 from dp.rng import Streams
-from dp.threat import OPTIONS, ThreatModel
+from dp.threat_models.ball import OPTIONS, ThreatModel
 
 tiny = 1e-10  # LPIPS's own guard against features that are all zero
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from dp.classifiers import Classifier
-from dp.datasets import Subset
-from dp.denoisers import EDM, Denoiser, EpsNet
-from dp.sampling import LEVELS, ancestral_step, time_grid, to_pm1, vp_sigmas
+from dp.diffusion.denoisers import EDM, Denoiser, EpsNet
+from dp.diffusion.sampling import LEVELS, ancestral_step, time_grid, to_pm1, vp_sigmas
+from dp.subset import Subset
 
 Augment = Callable[[Tensor, Generator], Tensor]
 

@@ -1,4 +1,4 @@
-"""Training: seeded, resumable to the bit, on one process or several; what is learnt is a task of dp/losses.py."""
+"""Training: seeded, resumable to the bit, on one process or several; what is learnt is a task of tasks.py."""
 
 import copy
 import hashlib
@@ -16,8 +16,8 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import Generator, Tensor, nn
 
-from dp.distributed import average_gradients, share_norms, world
-from dp.record import write_atomic
+from dp.output.record import write_atomic
+from dp.training.distributed import average_gradients, share_norms, world
 
 
 class Task(Protocol):

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dp.cache import Asset, locate, verify
-from dp.scan import STORAGES, UNREADABLE, Kind, Refused, legacy, number, scan, short
-from dp.unpickle import EDMPickle, edm
+from dp.files.cache import Asset, locate, verify
+from dp.weights.edm_pickle import EDMPickle, edm
+from dp.weights.pickle_scan import STORAGES, UNREADABLE, Kind, Refused, legacy, number, scan, short
 
 PREFIXES = ("", "module.", "model.", "module.0.", "module.model.")  # DataParallel and normalising wrappers
 NAMES = (  # all that public torch files name
@@ -29,7 +29,7 @@ NAMES = (  # all that public torch files name
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",
     "_codecs.encode", "argparse.Namespace",
 )  # fmt: skip
-CONSTANTS = {  # of the preconditioners that dp.denoisers computes
+CONSTANTS = {  # of the preconditioners that dp.diffusion.denoisers computes
     "EDMPrecond": {"sigma_data": 0.5},
     "VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000},
     "VEPrecond": {},

@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dp.scan import STORAGES, UNREADABLE, Kind, Refused, legacy, number, refuse, scan, short
+from dp.weights.pickle_scan import STORAGES, UNREADABLE, Kind, Refused, legacy, number, refuse, scan, short
 
 DEPTH = 40
 PARTS = 100_000  # modules and tensors; a full-size network has two thousand

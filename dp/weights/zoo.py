@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dp.cache import Asset, locate, verify
-from dp.checkpoints import fit, read
 from dp.classifiers import Classifier
-from dp.signatures import near_matches
+from dp.files.cache import Asset, locate, verify
+from dp.spelling import near_matches
+from dp.weights.checkpoints import fit, read
 
 THREATS = {"linf": "Linf", "l2": "L2", "corruptions": "corruptions"}
 NORMALISERS = ("mu", "sigma", "mean", "std")  # buffers that many files lack, because the code came later

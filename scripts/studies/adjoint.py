@@ -13,19 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from told import told
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configuration
-
-from told import told
-
 import run
-from dp.datasets import Subset
-from dp.defense import Defended, cross_entropy
+from dp.defense.defended import Defended
+from dp.objectives import cross_entropy
 from dp.purifiers import diffpure_ode, diffpure_sde
 from dp.rng import Streams
+from dp.subset import Subset
 
-OUT = Path(__file__).parents[1] / "results" / "measured" / "adjoint.csv"
+OUT = Path(__file__).parents[2] / "results" / "measured" / "adjoint.csv"
 METHODS = {"sde": (diffpure_sde.purify, "own"), "ode": (diffpure_ode.purify, "euler")}
 ENDS = [1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
 STEPS = [5e-3, 2e-3, 1e-3, 5e-4]

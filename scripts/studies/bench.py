@@ -18,23 +18,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import bench_tools
+import official
 import torch
+from bench_tools import attacked, floor, gradient, in_format, in_turn, iteration, peak, resident
 from hydra.utils import instantiate
 from rich import box
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configuration
-
-import measuring
-import official
-from measuring import attacked, floor, gradient, in_format, in_turn, iteration, peak, resident
 from told import told
 
 import run
-from dp.attacks import boundaries
-from dp.defense import Defended, activation_bytes
-from dp.evaluate import Evaluation
+from dp.attacks.base import boundaries
+from dp.defense.defended import Defended
+from dp.defense.memory import activation_bytes
+from dp.evaluation.evaluate import Evaluation
 from dp.purifiers import diffpure
 from dp.rng import Streams
 
@@ -72,10 +70,10 @@ def costs(ratios: Ratios, turns: int, make: Callable[..., dict], full: bool) -> 
     ratios.add("recompute / store, one attack iteration", again, stored, bound=bounds[0])
     name = f"attack iteration / its {nfe} + 1 bare calls, {list(FORMATS)[best]}"
     ratios.add(name, stored, least, bound=bounds[1])
-    hundred, ten = (peak(measuring.gradient_of, make("memory=recompute", f"purifier.steps={n}")) for n in (100, 10))
+    hundred, ten = (peak(bench_tools.gradient_of, make("memory=recompute", f"purifier.steps={n}")) for n in (100, 10))
     ratios.add("peak memory, 100 steps / 10 steps, recompute", hundred, ten, bound=bounds[2], unit="MB")
     ratios.add(
-        "peak memory, 10 steps, recompute / store", ten, peak(measuring.gradient_of, make("memory=store")), unit="MB"
+        "peak memory, 10 steps, recompute / store", ten, peak(bench_tools.gradient_of, make("memory=store")), unit="MB"
     )
     return store
 
@@ -84,7 +82,7 @@ def full_size(turns: int, images: int, overrides: list[str]) -> None:
     """`costs` on the public CIFAR-10 networks with random weights, one draw per call."""
     ratios = Ratios(f"edm_cifar10 and wrn_28_10, random weights, {images} images x 1 draw, 10 steps, one thread")
     base = ("denoiser=edm_cifar10", f"dataset.lanes={images}", "dataset.draws_per_call=1", *_diffpure(overrides))
-    costs(ratios, turns, lambda *more: measuring.random_config(*base, *more, images=images), full=True)
+    costs(ratios, turns, lambda *more: bench_tools.random_config(*base, *more, images=images), full=True)
     ratios.show()
 
 
@@ -163,10 +161,10 @@ def against(folder: Path, turns: int, images: int, draws: int, full: bool, overr
         ratios.add(f"our {draws} draws in one call / theirs one by one", pack, contiguous)
         ratios.add(f"our {draws} draws in one call / ours one by one", pack, ours)
         del theirs, evaluation, packed
-        least = peak(measuring.gradient_of, make(1, "recompute", *overrides))
+        least = peak(bench_tools.gradient_of, make(1, "recompute", *overrides))
         most = peak(official.loop, folder, config, 1, FORMATS["contiguous"])
         ratios.add("peak memory, ours recomputing / theirs", least, most, bound=0.5, unit="MB")
-        stored = peak(measuring.gradient_of, make(1, "store", *overrides))
+        stored = peak(bench_tools.gradient_of, make(1, "store", *overrides))
         ratios.add("peak memory, ours storing / theirs", stored, most, unit="MB")
         os.chdir(before)
     ratios.show()
@@ -178,7 +176,7 @@ def switches(turns: int, images: int, draws: int, full: bool, compiled: bool, ov
 
     def build(*more: str) -> Evaluation:
         if full:
-            return run.build(measuring.random_config("denoiser=edm_cifar10", *base, *more, images=images))
+            return run.build(bench_tools.random_config("denoiser=edm_cifar10", *base, *more, images=images))
         return run.build(run.composed(f"protocol.images={images}", *base, *more))
 
     plain, low = build(), build("dtype=bfloat16")
@@ -273,7 +271,7 @@ def loading() -> None:
     with tempfile.TemporaryDirectory() as folder:
         size = fake_weights(Path(folder)).stat().st_size / 1e6
         for way in ("ours", "usual", "ours", "usual"):
-            most, seconds = measuring.in_process(loaded, way, folder)
+            most, seconds = bench_tools.in_process(loaded, way, folder)
             said = {"ours": "mapped, hash checked", "usual": "build, read, copy, no hash"}[way]
             table.add_row(said, f"{most:.0f}", f"{(most - size) / size:.2f}", f"{seconds:.1f}")
     console.print(table)

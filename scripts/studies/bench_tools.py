@@ -1,4 +1,4 @@
-"""What scripts/bench.py measures with: seconds in turn, peak memory in processes of their own, public networks at full
+"""What bench.py measures with: seconds in turn, peak memory in processes of their own, public networks at full
 size with random weights.
 """
 
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 import run
-from dp.datasets import Subset
-from dp.defense import Defended
-from dp.evaluate import Evaluation
+from dp.defense.defended import Defended
+from dp.evaluation.evaluate import Evaluation
 from dp.rng import Streams
+from dp.subset import Subset
 
 
 def in_turn(turns: int, *functions: Callable[[], object], warm: bool = True) -> list[float]:
@@ -108,7 +108,7 @@ def random_config(*overrides: str, images: int) -> dict:
     config = run.composed("dataset=cifar10", f"protocol.images={images}", *overrides)
     for group in ("denoiser", "classifier"):
         config[group]["net"] = {k: v for k, v in config[group]["net"]["net"].items() if k != "_partial_"}
-    config["dataset"]["loader"] = {"_target_": "measuring.random_images", "images": images}
+    config["dataset"]["loader"] = {"_target_": "bench_tools.random_images", "images": images}
     return config
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import pandas as pd
 import torch
-from keep import keep
+from archive import keep
 
 import run
-from dp import metrics, record, report
-from dp.workers import follow_parent
+from dp.output import record, report
+from dp.runs.workers import follow_parent
+from dp.statistics import metrics
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def finished(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[dict, Path]:

@@ -17,23 +17,20 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from cells import finished, scores, side_by_side, verdicts
+from claim_report import draw, write
 from rich import box
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
-
-from cells import finished, scores, side_by_side, verdicts
-from claim_report import draw, write
 from told import told
 
 import run
-from dp import record, report
-from dp.evaluate import fresh_draws
-from dp.intervals import mcnemar, paired
-from dp.machine import workers_of
+from dp.evaluation.draws import fresh_draws
+from dp.output import record, report
+from dp.runs.machine import workers_of
+from dp.statistics.intervals import mcnemar, paired
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TIMES = ROOT / "results" / "runs" / "claim-times.json"
 SCALED = "+experiment=digits/scaled"
 PROTOCOLS = {"official": 1.0, "paper": 0.9, "lee_kim": 0.8, "diffhammer": 1.8, "strict": 5.6}  # and a cell's time

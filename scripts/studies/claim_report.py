@@ -1,4 +1,4 @@
-"""What scripts/claim.py found, as markdown, CSV and a picture."""
+"""What scripts/studies/claim.py found, as markdown, CSV and a picture."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from cells import markdown
 
-from dp import report
+from dp.output import report
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TABLES, FIGURES = ROOT / "results" / "tables", ROOT / "results" / "figures"
 Gain = tuple[float, float, float]  # points, low, high
 COLOURS = ("#777777", "#c1440e", "#0b6e99", "#6a51a3", "#e6a000")
@@ -73,7 +73,7 @@ def write(
     """The tables as markdown and CSV; `compared`: averages of fresh draws that are paired otherwise, by name."""
     TABLES.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(cells).drop(columns="warnings").to_csv(TABLES / "claim.csv", index=False, float_format="%.2f")
-    text = "# Five defences at equal standard accuracy, five protocols\n\n`python scripts/claim.py`: "
+    text = "# Five defences at equal standard accuracy, five protocols\n\n`python scripts/studies/claim.py`: "
     took = report.clock(sum(r["seconds"] for r in cells))
     text += (
         f"{took} of worker time. Digits, linf 32/255, {images} images, {seeds} seeds; percent; intervals over images, "

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from scipy import optimize, special, stats
 
-from dp.curves import worst_curve
-from dp.intervals import interval, paired
+from dp.statistics.curves import worst_curve
+from dp.statistics.intervals import interval, paired
 
-TABLE = Path(__file__).parents[1] / "results" / "tables" / "coverage.md"
+TABLE = Path(__file__).parents[2] / "results" / "tables" / "coverage.md"
 IMAGES, REPLICATES = 512, 2000
 TRUTHS = (0.005, 0.02, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.98, 0.995)
 SPREADS = (0.3, 2.0, 20.0)  # a + b of the beta that images' chances come from: most at 0 or 1; even; nearly equal
@@ -121,11 +121,11 @@ def main() -> int:
                 lines.append("| " + " | ".join([name, f"{spread:g}", str(seeds), *cells]) + " |")
                 print(lines[-1], flush=True)
     note = (
-        f"`python scripts/interval_coverage.py`: percent of {replicates} synthetic replicates of {IMAGES} images whose "
-        "95 % interval (`dp/intervals.py`, `interval`) holds the truth, by the truth. Draws of an image are right with "
-        "a chance of its own, from a beta distribution with a + b as shown; seeds share the images and their chances. "
-        f"Truths from 5 to 95 %: {100 * min(inside):.1f} to {100 * max(inside):.1f}; beyond: {100 * min(outside):.1f} "
-        f"to {100 * max(outside):.1f}.\n\n"
+        f"`python scripts/studies/interval_coverage.py`: percent of {replicates} synthetic replicates of {IMAGES} images "
+        "whose 95 % interval (`dp/statistics/intervals.py`, `interval`) holds the truth, by the truth. Draws of an "
+        "image are right with a chance of its own, from a beta distribution with a + b as shown; seeds share the images "
+        f"and their chances. Truths from 5 to 95 %: {100 * min(inside):.1f} to {100 * max(inside):.1f}; beyond: "
+        f"{100 * min(outside):.1f} to {100 * max(outside):.1f}.\n\n"
     )
     TABLE.parent.mkdir(parents=True, exist_ok=True)
     TABLE.write_text(

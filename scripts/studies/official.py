@@ -1,4 +1,4 @@
-"""The released code's own attack loop (GaozhengPei/Purification) around networks of ours, for scripts/bench.py
+"""The released code's own attack loop (GaozhengPei/Purification) around networks of ours, for scripts/studies/bench.py
 --official; nothing of it is copied.
 """
 
@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measuring import attacked, random_config
+from bench_tools import attacked, random_config
 
 import run
-from dp.evaluate import Evaluation
+from dp.evaluation.evaluate import Evaluation
 
 SMALL = (  # networks with the modules that its code looks up, 0.75 and 0.08 million numbers
     "denoiser.net.net.nf=32", "denoiser.net.net.num_res_blocks=1", "denoiser.net.net.ch_mult=[1,2]",

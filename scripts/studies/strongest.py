@@ -3,7 +3,7 @@ digits under strict, on the same images and with the same report draws, or goes 
 results/tables/strongest-<purifier>.md: paired differences to the union, and of every black-box attack to the strongest
 white-box one.
 
-    python scripts/strongest.py purifier=hetero protocol.images=64
+    python scripts/studies/strongest.py purifier=hetero protocol.images=64
 """
 
 import argparse
@@ -11,19 +11,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from cells import finished, markdown, scores
 from rich import box
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
-
-from cells import finished, markdown, scores
 from told import told
 
 import run
-from dp.intervals import mcnemar, paired
+from dp.statistics.intervals import mcnemar, paired
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BASE = ("+experiment=digits/scaled", "protocol=strict", "protocol.seeds=[2024]")
 WHITE: dict[str, tuple[str, ...]] = {
     "apgd_ce": (),
@@ -82,7 +79,7 @@ def main() -> int:
     columns += ["McNemar p, right in most draws", f"minus {white}, paired 95 %"]
     path = ROOT / "results" / "tables" / f"strongest-{found[union][0]['config']['choices']['purifier']}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = f"python scripts/strongest.py {' '.join(given)}"
+    command = f"python scripts/studies/strongest.py {' '.join(given)}"
     text = (
         f"# Every attack against the union, on {' '.join(given)}\n\n`{command}`: {images} images of digits, one seed, "
     )

@@ -10,20 +10,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from cells import finished, markdown
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load_file
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run.py composes the configurations
-
-from cells import finished, markdown
 from told import told
 
-from dp import report
-from dp.intervals import mcnemar
+from dp.output import report
+from dp.statistics.intervals import mcnemar
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BASE = ("purifier=hetero_official", "protocol.images=64", "protocol.seeds=[2024]")
 OFFICIAL = (*BASE, "protocol=official")
 SWITCHES = {  # what it is: overrides on top of protocol=official
@@ -96,7 +93,8 @@ def main() -> int:
     )
     images = next(iter(found.values()))["robust"]["single"]["n"]
     text = "# What every switch and every protocol does to hetero_official on digits\n\n"
-    text += f"`python scripts/switches.py`; every line adds its overrides to `{' '.join(BASE)}`; percent of {images} "
+    text += f"`python scripts/studies/switches.py`; every line adds its overrides to `{' '.join(BASE)}`; percent "
+    text += f"of {images} "
     text += "images, one seed; linf 32/255, quick attack budgets. Intervals are over images: a difference of a few "
     text += "points between two lines is noise; McNemar compares votes of the same images with the first line's; "
     text += "the p are not corrected for their number.\n\n"

@@ -2,19 +2,19 @@
 
 import pytest
 import torch
-from conftest import composed
 from hydra.utils import instantiate
 from test_attacks import Linear, assert_rows_stand_alone, linear, run_attack
 
 import run
-from dp.attacks import strongest
 from dp.attacks.apgd import APGD, gaps
-from dp.attacks.objectives import cross_entropy, dlr, margin, targeted_dlr, with_margin
+from dp.attacks.selection import strongest
 from dp.classifiers import Classifier
-from dp.defense import Defended
+from dp.defense.defended import Defended
+from dp.objectives import cross_entropy, dlr, margin, targeted_dlr, with_margin
 from dp.purifiers import none
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
+from tests.helpers.compose import composed
 
 LOSSES = ("ce", "dlr", "targeted")
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import CONF, composed, small_budget
 
 import run
 from dp.attacks.bpda import BPDA
@@ -10,11 +9,12 @@ from dp.attacks.null import Null
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.state import where
 from dp.classifiers import Classifier
-from dp.defense import Defended
-from dp.evaluate import null_control
+from dp.defense.defended import Defended
+from dp.evaluation.evaluate import null_control
 from dp.purifiers import none
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
+from tests.helpers.compose import CONF, composed, small_budget
 
 ATTACKS = sorted(p.stem for p in (CONF / "attack").glob("*.yaml"))
 

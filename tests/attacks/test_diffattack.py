@@ -4,7 +4,6 @@ import functools
 
 import pytest
 import torch
-from conftest import composed
 from hydra.utils import instantiate
 from test_apgd import Net, seeded
 from test_attacks import assert_rows_stand_alone, run_attack
@@ -13,14 +12,15 @@ from test_gradients import wide
 import run
 from dp.attacks.apgd import APGD
 from dp.attacks.diffattack import Deviating, deviation, diffattack
-from dp.attacks.objectives import with_margin
 from dp.attacks.union import Union
 from dp.classifiers import Classifier
-from dp.defense import Defended
+from dp.defense.defended import Defended
+from dp.diffusion.sampling import to_pm1
+from dp.objectives import with_margin
 from dp.purifiers import none
 from dp.rng import Streams
-from dp.sampling import to_pm1
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
+from tests.helpers.compose import composed
 
 
 def test_the_term_is_the_expectation_over_the_forward_process_up_to_a_constant():

@@ -3,19 +3,19 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import composed
 from hydra.utils import instantiate
 from test_apgd import Net, jitter, seeded
 from test_attacks import assert_rows_stand_alone, linear, run_attack
 
 from dp.attacks.apgd import APGD
 from dp.attacks.diffhammer import DiffHammer, shared_weakness
-from dp.attacks.objectives import cross_entropy, margin
 from dp.classifiers import Classifier
-from dp.defense import Defended
+from dp.defense.defended import Defended
+from dp.objectives import cross_entropy, margin
 from dp.purifiers import none
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
+from tests.helpers.compose import composed
 
 THREATS = [ThreatModel("linf", 0.1), ThreatModel("l2", 0.1)]
 

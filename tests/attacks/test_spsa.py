@@ -5,13 +5,13 @@ import torch
 from test_apgd import Net, jitter, seeded
 from test_attacks import assert_rows_stand_alone, linear, run_attack
 
-from dp.attacks.objectives import margin
 from dp.attacks.spsa import SPSA
 from dp.classifiers import Classifier
-from dp.defense import Defended
+from dp.defense.defended import Defended
+from dp.objectives import margin
 from dp.purifiers import none
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
 
 
 def test_slope_is_the_gradient():

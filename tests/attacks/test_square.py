@@ -2,18 +2,18 @@
 
 import pytest
 import torch
-from conftest import composed
 from hydra.utils import instantiate
 from test_apgd import Net, jitter, seeded
 from test_attacks import assert_feasible, linear, run_attack
 
-from dp.attacks.objectives import margin
 from dp.attacks.square import Square, _bump, _corners, _tiles
 from dp.classifiers import Classifier
-from dp.defense import Defended
+from dp.defense.defended import Defended
+from dp.objectives import margin
 from dp.purifiers import none
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
+from tests.helpers.compose import composed
 
 
 def test_linf_reaches_the_corner():

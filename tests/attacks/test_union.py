@@ -5,25 +5,25 @@ import sys
 
 import pytest
 import torch
-from conftest import composed
 from hydra.utils import instantiate
 from test_apgd import Net, jitter, seeded
 from test_attacks import assert_rows_stand_alone, run_attack
 
 import run
-from dp.attacks import is_batch_bound
 from dp.attacks.apgd import APGD
 from dp.attacks.autoattack import Upstream, _Forward, autoattack
+from dp.attacks.base import is_batch_bound
 from dp.attacks.none import NoAttack
-from dp.attacks.objectives import margin
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.square import Square
 from dp.attacks.union import Union
 from dp.classifiers import Classifier
-from dp.defense import Defended
+from dp.defense.defended import Defended
+from dp.objectives import margin
 from dp.purifiers import none
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
+from tests.helpers.compose import composed
 
 LINF = ThreatModel("linf", 0.1)
 

@@ -5,16 +5,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import audit as script  # the script; dp.audit keeps its name
 import pytest
 import torch
-from conftest import TINY, composed
 
 import run
-from dp import record, report
-from dp.audit import Finding, Subject, audit
-
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
-import audit as script  # the script; dp.audit keeps its name
+from dp.audit import battery as audit
+from dp.audit.check import Finding, Subject
+from dp.output import record, report
+from tests.helpers.compose import TINY, composed
 
 
 class named:

@@ -5,8 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from audited import Linear, State, composed_subject, made, planted, weights
-from conftest import small_budget
 
 from dp.attacks.apgd import APGD
 from dp.attacks.autoattack import autoattack
@@ -15,10 +13,14 @@ from dp.attacks.pgd_eot import PGD
 from dp.attacks.square import Square
 from dp.attacks.through import Through
 from dp.attacks.union import Union
-from dp.audit import Subject, comparisons, controls
-from dp.audit.runs import above, changed, small
-from dp.defense import KnownDraws
-from dp.evaluate import Group, Row, Unit
+from dp.audit import budgets as controls
+from dp.audit import rival_attacks as comparisons
+from dp.audit.check import Subject
+from dp.audit.reruns import above, changed, small
+from dp.defense.known_noise import KnownDraws
+from dp.evaluation.rows import Group, Row, Unit
+from tests.helpers.audited import Linear, State, composed_subject, made, planted, weights
+from tests.helpers.compose import small_budget
 
 IMAGES = 8
 

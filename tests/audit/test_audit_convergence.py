@@ -4,13 +4,16 @@ import dataclasses
 
 import pytest
 import torch
-from audited import SMALL, Linear, composed_subject, made, planted, verdicts, weights
 
 from dp.attacks.apgd import APGD
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.through import Through
-from dp.audit import Subject, course, gradients, trajectories
-from dp.defense import Defended
+from dp.audit import convergence as trajectories
+from dp.audit import gradients
+from dp.audit import trajectory as course
+from dp.audit.check import Subject
+from dp.defense.defended import Defended
+from tests.helpers.audited import SMALL, Linear, composed_subject, made, planted, verdicts, weights
 
 
 @pytest.fixture(scope="module")

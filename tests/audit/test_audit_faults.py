@@ -7,16 +7,21 @@ import functools
 from typing import Any
 
 import pytest
-from audited import SMALL, Fixed, Leaky, composed_subject, copied, planted
-from conftest import small_budget
 
 from dp.attacks.null import Null
 from dp.attacks.pgd_eot import PGD
-from dp.audit import Subject, audit, comparisons, course, hygiene
+from dp.audit import battery as audit
+from dp.audit import randomness as hygiene
+from dp.audit import rival_attacks as comparisons
+from dp.audit import trajectory as course
+from dp.audit.check import Subject
 from dp.classifiers import Classifier
-from dp.defense import Defended, KnownDraws
+from dp.defense.defended import Defended
+from dp.defense.known_noise import KnownDraws
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
+from tests.helpers.audited import SMALL, Fixed, Leaky, composed_subject, copied, planted
+from tests.helpers.compose import small_budget
 
 IMAGES = 4
 

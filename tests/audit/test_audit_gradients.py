@@ -9,13 +9,17 @@ import math
 
 import pytest
 import torch
-from audited import SMALL, Leaky, Linear, composed_subject, made, planted, verdicts, weights
-from conftest import small_budget
 
 from dp.attacks.pgd_eot import PGD
-from dp.audit import Subject, asking, course, gradients, trajectories
-from dp.defense import Defended
-from dp.threat import ThreatModel
+from dp.audit import convergence as trajectories
+from dp.audit import gradients
+from dp.audit import probes as asking
+from dp.audit import trajectory as course
+from dp.audit.check import Subject
+from dp.defense.defended import Defended
+from dp.threat_models.ball import ThreatModel
+from tests.helpers.audited import SMALL, Leaky, Linear, composed_subject, made, planted, verdicts, weights
+from tests.helpers.compose import small_budget
 
 ATTACKS = (
     "none",

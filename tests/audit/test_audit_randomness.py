@@ -6,14 +6,17 @@ import functools
 
 import pytest
 import torch
-from audited import Fixed, composed_subject, copied, planted
-from conftest import small_budget
 
-from dp.audit import Subject, hygiene, results, sameness
+from dp.audit import randomness as hygiene
+from dp.audit import returned_images as results
+from dp.audit import same_defense as sameness
+from dp.audit.check import Subject
 from dp.classifiers import Classifier
-from dp.defense import Defended
-from dp.differences import hyperparameters
+from dp.defense.defended import Defended
+from dp.evaluation.differences import hyperparameters
 from dp.rng import Streams
+from tests.helpers.audited import Fixed, composed_subject, copied, planted
+from tests.helpers.compose import small_budget
 
 IMAGES = 4
 BUDGET = (f"protocol.images={IMAGES}", "protocol.votes=3", "purifier=diffpure", "purifier.steps=2")

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from conftest import TINY, composed
 
 import run
 from dp.classifiers import Classifier
-from dp.defense import Defended, KnownDraws
+from dp.defense.defended import Defended
+from dp.defense.known_noise import KnownDraws
 from dp.purifiers import none
 from dp.rng import Streams
+from tests.helpers.compose import TINY, composed
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,14 @@ import functools
 
 import pytest
 import torch
-from conftest import CONF, composed
 
 import run
-from dp.defense import Defended, cross_entropy
-from dp.evaluate import Evaluation
+from dp.defense.defended import Defended
+from dp.evaluation.evaluate import Evaluation
+from dp.objectives import cross_entropy
 from dp.purifiers import diffpure
 from dp.rng import Streams
+from tests.helpers.compose import CONF, composed
 
 PURIFIERS = sorted(p.stem for p in (CONF / "purifier").glob("*.yaml") if p.stem != "none")
 
@@ -108,7 +109,7 @@ def test_eot_gradient_is_the_mean_over_single_draws(config):
 
 def test_attack_memory_probe_sees_the_stored_activations(config):
     """A longer chain stores more; recomputing stores less."""
-    from dp.defense import activation_bytes
+    from dp.defense.memory import activation_bytes
 
     evaluation = run.build(config)
     scored, x = evaluation.arms["defended"].scored, evaluation.subset.x

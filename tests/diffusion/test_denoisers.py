@@ -10,8 +10,8 @@ import torch
 from scipy import integrate, stats
 from torch import nn
 
-from dp.denoisers import EDM, IDDPM, VE, VP, Consistency, EpsNet, Gaussian, ScoreVE
-from dp.recompute import Recompute
+from dp.diffusion.checkpointing import Recompute
+from dp.diffusion.denoisers import EDM, IDDPM, VE, VP, Consistency, EpsNet, Gaussian, ScoreVE
 
 ABAR = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))
 LEVEL = np.sqrt((1 - ABAR) / ABAR)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from dp.denoisers import Gaussian
-from dp.sampling import ancestral_step, heun_step, renoise, time_grid, to_01, to_pm1, vp_sigma, vp_sigmas
+from dp.diffusion.denoisers import Gaussian
+from dp.diffusion.sampling import ancestral_step, heun_step, renoise, time_grid, to_01, to_pm1, vp_sigma, vp_sigmas
 
 BETA = np.linspace(1e-4, 2e-2, 1000)
 ABAR = np.cumprod(1 - BETA)

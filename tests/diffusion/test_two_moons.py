@@ -7,12 +7,12 @@ import torch
 from test_attacks import run_attack
 
 from dp.attacks.apgd import APGD
-from dp.attacks.objectives import margin
 from dp.attacks.pgd_eot import PGD
 from dp.classifiers import Classifier
-from dp.defense import Defended
+from dp.defense.defended import Defended
+from dp.objectives import margin
 from dp.purifiers import none
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
 
 EPS = 0.12
 CLOSE = 0.05  # what steps of eps / 16 leave on the rim of the ball; the margins reach from -10 to 5

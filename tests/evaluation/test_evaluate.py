@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
-from conftest import TINY, composed
 
 import run
-from dp.evaluate import Evaluation, Group, evaluate
-from dp.record import Writer, merge, read_rows
+from dp.evaluation.evaluate import Evaluation, evaluate
+from dp.evaluation.rows import Group
+from dp.output.record import Writer, merge, read_rows
 from dp.rng import Streams
+from tests.helpers.compose import TINY, composed
 
 
 def with_subset(evaluation: Evaluation, subset) -> Evaluation:

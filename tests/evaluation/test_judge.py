@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dp.judge import Judge
+from dp.evaluation.judge import Judge
 from dp.rng import Streams
 
 # (draws,B,K): image 0 right in all four draws, image 1 in three, image 2 in two, image 3 in none; labels 0.

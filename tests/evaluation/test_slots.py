@@ -6,22 +6,22 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import composed, small_budget
 from test_apgd import jitter
 
 import run
-from dp.attacks import boundaries
 from dp.attacks.apgd import APGD
+from dp.attacks.base import boundaries
 from dp.attacks.diffhammer import DiffHammer
 from dp.attacks.pgd_eot import PGD
 from dp.classifiers import Classifier
-from dp.datasets import Subset
-from dp.defense import Defended
-from dp.evaluate import Evaluation
-from dp.judge import Judge
-from dp.lanes import Lanes
+from dp.defense.defended import Defended
+from dp.evaluation.evaluate import Evaluation
+from dp.evaluation.judge import Judge
+from dp.evaluation.slots import Lanes
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.subset import Subset
+from dp.threat_models.ball import ThreatModel
+from tests.helpers.compose import composed, small_budget
 
 
 class State(NamedTuple):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dp.cache import ASSETS, Asset, cache_folder, digest, locate, place, verify
+from dp.files.cache import ASSETS, Asset, cache_folder, digest, locate, place, verify
 
 EMBEDDED = "digits_classifier.safetensors"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_several_processes_note_without_losing_anything(cache):
     for name in names:
         (cache / name).write_bytes(name.encode())
     code = (
-        "import sys; from dp.cache import Asset, cache_folder, verify\n"
+        "import sys; from dp.files.cache import Asset, cache_folder, verify\n"
         "for name in sys.argv[1:]: verify(cache_folder() / name, Asset(name))"
     )
     several = [

@@ -21,12 +21,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dp import archives, download, fetch
-from dp.cache import ASSETS, Asset, verify
-from dp.progress import Downloads
+from dp.files import archives, download, fetch
+from dp.files.cache import ASSETS, Asset, verify
+from dp.output.progress import Downloads
 from scripts import fetch as script
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BODY = hashlib.shake_256(b"weights").digest(300_000)
 OTHER = hashlib.shake_256(b"other").digest(250_000)
 FILE = "deep/a.bin"
@@ -304,7 +304,9 @@ def test_a_wrong_file_that_is_there_already(cache, told):
 
 def another(told, **environment) -> subprocess.Popen:
     """A process that fetches; torch is not imported."""
-    code = "import sys; from dp.cache import Asset; from dp.fetch import fetch; fetch(Asset(*sys.argv[1:3]))"
+    code = (
+        "import sys; from dp.files.cache import Asset; from dp.files.fetch import fetch; fetch(Asset(*sys.argv[1:3]))"
+    )
     return subprocess.Popen([sys.executable, "-c", code, FILE, told.url], cwd=ROOT, env=os.environ | environment)
 
 
@@ -582,7 +584,9 @@ def test_what_cannot_be_fetched(cache, url, match):
 
 
 def test_what_a_configuration_needs(cache, monkeypatch):
-    monkeypatch.setitem(fetch.ZOO, "dp.zoo.timm", lambda model, pretrained=True: Asset(model) if pretrained else None)
+    monkeypatch.setitem(
+        fetch.ZOO, "dp.weights.zoo.timm", lambda model, pretrained=True: Asset(model) if pretrained else None
+    )
     (cache / "there").write_bytes(b"")
     config = {
         "dataset": {"name": "d", "loader": {"file": "set", "url": "u", "unpack": True, "images": 3}},
@@ -593,8 +597,8 @@ def test_what_a_configuration_needs(cache, monkeypatch):
             {"file": None},
             {"file": {"file": "in"}},
         ],
-        "zoo": {"_target_": "dp.zoo.timm", "_partial_": True, "model": "vit"},
-        "plain": {"_target_": "dp.zoo.timm", "model": "bare", "pretrained": False},
+        "zoo": {"_target_": "dp.weights.zoo.timm", "_partial_": True, "model": "vit"},
+        "plain": {"_target_": "dp.weights.zoo.timm", "model": "bare", "pretrained": False},
     }
     embedded = Asset("digits_classifier.safetensors", megabytes=1)
     found = [Asset("set", "u", unpack=True), embedded, Asset("there"), Asset("in"), Asset("vit")]
@@ -604,7 +608,7 @@ def test_what_a_configuration_needs(cache, monkeypatch):
 
 def test_the_zoo_is_imported_when_asked_for(monkeypatch):
     monkeypatch.setitem(fetch.ZOO, "some.model", "pathlib.PurePosixPath")
-    monkeypatch.setitem(fetch.ZOO, "some.asset", "dp.cache.Asset")
+    monkeypatch.setitem(fetch.ZOO, "some.asset", "dp.files.cache.Asset")
     assert fetch.needed([{"_target_": "some.asset", "file": "x", "_convert_": "all"}]) == [Asset("x")]
 
 
@@ -674,7 +678,7 @@ def test_a_mistake_in_the_command(monkeypatch, capsys):
 def test_the_list(cache, monkeypatch, capsys):
     monkeypatch.setattr(script, "LISTED", ("denoiser", "purifier"))
     monkeypatch.setattr(script, "options", lambda group: {"denoiser": ["digits", "edm_cifar10"]}.get(group, ["gone"]))
-    monkeypatch.setitem(fetch.ZOO, "dp.denoisers.EDM", lambda **_: Asset("named/by/a/library"))
+    monkeypatch.setitem(fetch.ZOO, "dp.diffusion.denoisers.EDM", lambda **_: Asset("named/by/a/library"))
     code, out, _ = spoken(monkeypatch, capsys, "--list")
     assert code == 0
     assert "purifier=gone: not known (unknown option" in out
@@ -690,7 +694,9 @@ def test_options_are_the_files_of_conf():
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_of_downloads(terminal, monkeypatch):
     clock = iter(range(0, 1000, 11))
-    monkeypatch.setattr("dp.progress.time.monotonic", lambda: next(clock) if not terminal else time.perf_counter())
+    monkeypatch.setattr(
+        "dp.output.progress.time.monotonic", lambda: next(clock) if not terminal else time.perf_counter()
+    )
     text = io.StringIO()
     with Downloads(Console(file=text, force_terminal=terminal, width=100)) as downloads:
         told = downloads.file("a.bin", 2)

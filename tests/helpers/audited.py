@@ -7,13 +7,13 @@ import torch
 
 import run
 from dp.attacks.pgd_eot import PGD
-from dp.audit import Finding, Subject
+from dp.audit.check import Finding, Subject
 from dp.classifiers import Classifier
-from dp.datasets import Subset
-from dp.defense import Defended
-from dp.evaluate import Arm, Evaluation
+from dp.defense.defended import Defended
+from dp.evaluation.evaluate import Arm, Evaluation
 from dp.purifiers import none
-from dp.threat import ThreatModel
+from dp.subset import Subset
+from dp.threat_models.ball import ThreatModel
 
 SMALL = ("purifier=diffpure", "purifier.steps=2", "protocol.images=4", "attack.iterations=5", "attack.eot=2")
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dp import denoisers
-from dp.checkpoints import fit, read
 from dp.classifiers import Classifier
+from dp.diffusion import denoisers
 from dp.nets.adm_unet import UNetModel
 from dp.nets.ddpm_unet import DDPMUNet
 from dp.nets.dm_wrn import DMWideResNet
 from dp.nets.edm_unet import DhariwalUNet, SongUNet
 from dp.nets.ncsnpp import NCSNpp
 from dp.nets.wrn import WideResNet, from_functional
+from dp.weights.checkpoints import fit, read
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 NOT_OURS = {  # settings of training, of precision and of other code, which change no number in eval mode

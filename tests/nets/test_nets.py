@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from dp.cache import Asset, locate
-from dp.checkpoints import load
 from dp.datasets import digits, digits_train
-from dp.denoisers import EDM
+from dp.diffusion.denoisers import EDM
+from dp.files.cache import Asset, locate
 from dp.nets.attribute import AttributeNet
 from dp.nets.small_unet import SmallUNet
 from dp.nets.wrn import WideResNet
+from dp.weights.checkpoints import load
 
 
 def parameters(net):

@@ -1,6 +1,6 @@
 """Our networks against numbers of the public code: outputs, input gradients and what else a fixture records.
 
-`DP_PARITY=folder pytest tests/test_parity.py` holds them to further fixtures of the same format.
+`DP_PARITY=folder pytest tests/nets/test_parity.py` holds them to further fixtures of the same format.
 """
 
 import functools
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from public import Fixture, distance, with_gradient
 
-from dp import denoisers
-from dp.sampling import ancestral_step, vp_sigmas
+from dp.diffusion import denoisers
+from dp.diffusion.sampling import ancestral_step, vp_sigmas
+from tests.helpers.public import Fixture, distance, with_gradient
 
 FOLDER = Path(os.environ.get("DP_PARITY", Path(__file__).parent / "parity"))
 FILES = sorted(FOLDER.glob("*.safetensors"))

@@ -5,8 +5,8 @@ import io
 from rich.console import Console
 
 import run
-from dp.progress import Display
-from dp.workers import Event
+from dp.evaluation.rows import Event
+from dp.output.progress import Display
 
 
 class Log:
@@ -28,7 +28,7 @@ def shown(config, monkeypatch, terminal: bool, done=()):
     units = evaluation.plan()
     out, log = io.StringIO(), Log()
     clock = iter(range(0, 10_000, 60))
-    monkeypatch.setattr("dp.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("dp.output.progress.time.monotonic", lambda: next(clock))
     row = {"arm": "defended", "label": 1, "adv": [1, 0, 0], "adv_vote": 0}
     lost = {**row, "adv": [0, 0, 0]}
     console = Console(file=out, force_terminal=terminal, width=150)

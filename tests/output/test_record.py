@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from dp import record
-from dp.evaluate import Group, Row, Unit
+from dp.evaluation.rows import Group, Row, Unit
+from dp.output import record
 
 
 def group(arm: str, seed: int, *ids: int) -> Group:

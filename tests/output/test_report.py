@@ -6,7 +6,7 @@ import math
 import pytest
 from rich.console import Console
 
-from dp.report import (
+from dp.output.report import (
     cells,
     clock,
     published_lines,

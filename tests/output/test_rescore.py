@@ -8,16 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rescore as script  # the script; dp.output.rescore keeps its name
 import torch
-from conftest import TINY, composed
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
 import run
-from dp import rescore
-
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
-import rescore as script  # the script; dp.rescore keeps its name
+from dp.output import rescore
+from tests.helpers.compose import TINY, composed
 
 NOISY = [*TINY, "purifier=diffpure", "purifier.t=0.6", "purifier.steps=2", "protocol.images=6", "workers=1"]
 

@@ -2,7 +2,7 @@
 
 import time
 
-from dp.tracking import NoTracking, WandB
+from dp.output.tracking import NoTracking, WandB
 
 SUMMARY = {
     "standard": {"single": {"value": 97.0}},

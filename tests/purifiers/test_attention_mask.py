@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dp.attention import attention_maps, scattered, threshold_mask, top_mask
+from dp.purifiers.attention_mask import attention_maps, scattered, threshold_mask, top_mask
 from dp.rng import Streams
 
 LOGS = torch.tensor([[0.0, math.log(2)], [math.log(3), math.log(4)]], dtype=torch.float64)

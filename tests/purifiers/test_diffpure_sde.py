@@ -6,12 +6,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dp.brownian import Brownian
-from dp.denoisers import Gaussian
+from dp.diffusion.brownian import Brownian
+from dp.diffusion.denoisers import Gaussian
+from dp.diffusion.sampling import vp_sigma
+from dp.diffusion.vp_sde import VPSDE, fixed_times
 from dp.purifiers import diffpure_ode, diffpure_sde
 from dp.rng import Streams
-from dp.sampling import vp_sigma
-from dp.vp import VPSDE, fixed_times
 
 MEAN, STD, X = 0.1, 0.3, 0.52  # of the data in [-1,1]; the image in [0,1]
 GIVEN = {"t": 0.1, "dt": 0.01, "end": 1e-5, "beta_min": 0.1, "beta_max": 20.0}

@@ -4,13 +4,13 @@ import functools
 
 import pytest
 import torch
-from conftest import CONF, composed
 
 import run
-from dp.defense import Defended
-from dp.denoisers import Gaussian
+from dp.defense.defended import Defended
+from dp.diffusion.denoisers import Gaussian
 from dp.purifiers import diffpure, hetero, hetero_official
 from dp.rng import Streams
+from tests.helpers.compose import CONF, composed
 
 PURIFIERS = sorted(p.stem for p in (CONF / "purifier").glob("*.yaml"))
 

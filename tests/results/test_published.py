@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[1] / "results" / "published"
+FOLDER = Path(__file__).resolve().parents[2] / "results" / "published"
 HEADER = (
     "table,group,method,printed,setting,dataset,classifier,norm,eps,attack,iterations,eot,"
     "standard,standard_std,robust,robust_std,flag,note,source"

@@ -6,15 +6,15 @@ import sys
 import pytest
 import requests
 import torch
-from conftest import CONF, composed
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import run
-from dp.defense import Defended
-from dp.denoisers import Gaussian
+from dp.defense.defended import Defended
+from dp.diffusion.denoisers import Gaussian
 from dp.rng import Streams
-from dp.signatures import NOT_PASSED, check_call
+from dp.runs.validate import NOT_PASSED, check_call
+from tests.helpers.compose import CONF, composed
 
 DATASETS = ("digits", "cifar10", "svhn", "imagenet", "imagenette", "celebahq")
 
@@ -134,8 +134,8 @@ def no_network(*_, **__):
 def test_missing_files_are_one_line_that_says_all(dataset, file, address, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("dp.download.requests.get", no_network)
-    monkeypatch.setattr("dp.download.WAIT", 0)
+    monkeypatch.setattr("dp.files.download.requests.get", no_network)
+    monkeypatch.setattr("dp.files.download.WAIT", 0)
     monkeypatch.setattr(sys, "argv", ["run.py", f"dataset={dataset}", "purifier=hetero", "attack=pgd_eot"])
     assert run.cli() == 2
     err = capsys.readouterr().err

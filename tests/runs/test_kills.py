@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import CONF, composed, small_budget
 
 import run
+from tests.helpers.compose import CONF, composed, small_budget
 
 OURS = [  # not the package, whose rows hang on the batch, and not `none`
     name

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import requests
 import torch
-from conftest import composed
-from formats import cifar10, edm_pickle, score_sde, torch_file
 
 import run
 from dp.datasets import fixed_ids
 from dp.nets.edm_unet import SongUNet
 from dp.nets.ncsnpp import NCSNpp
 from dp.nets.wrn import WideResNet
+from tests.helpers.compose import composed
+from tests.helpers.formats import cifar10, edm_pickle, score_sde, torch_file
 
 COMMAND = ["dataset=cifar10", "purifier=hetero", "attack=pgd_eot"]
 UNET = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1}  # the public layout, narrower
@@ -60,8 +60,8 @@ def no_network(*_, **__):
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
-    monkeypatch.setattr("dp.download.requests.get", no_network)
-    monkeypatch.setattr("dp.download.WAIT", 0)
+    monkeypatch.setattr("dp.files.download.requests.get", no_network)
+    monkeypatch.setattr("dp.files.download.WAIT", 0)
 
 
 def cli(monkeypatch, capsys, *overrides):

@@ -4,19 +4,19 @@ import json
 
 import pytest
 import torch
-from conftest import CONF, composed
 
 import run
-from dp import report
 from dp.attacks.bpda import BPDA
 from dp.attacks.none import NoAttack
 from dp.attacks.null import Null
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.through import Through
-from dp.defense import KnownDraws
-from dp.differences import criteria, differences, gradients
+from dp.defense.known_noise import KnownDraws
+from dp.evaluation.differences import criteria, differences, gradients
+from dp.output import report
 from dp.rng import Streams
-from dp.threat import ThreatModel
+from dp.threat_models.ball import ThreatModel
+from tests.helpers.compose import CONF, composed
 
 PROTOCOLS = sorted(p.stem for p in (CONF / "protocol").glob("*.yaml"))
 # methods.md 1.2, 1.3, items 53, 54; evaluation.md section 1. On CIFAR-10: votes, rule, ties, gradient, judged in-loop.

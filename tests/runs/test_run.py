@@ -13,12 +13,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from conftest import TINY, composed
 
 import run
-from dp import record
+from dp.output import record
+from tests.helpers.compose import TINY, composed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def cli(monkeypatch, capsys, *overrides: str) -> tuple[int, str, str]:

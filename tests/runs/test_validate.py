@@ -3,9 +3,10 @@
 import copy
 
 import pytest
-from conftest import composed
 
-from dp.signatures import check_call, near_matches
+from dp.runs.validate import check_call
+from dp.spelling import near_matches
+from tests.helpers.compose import composed
 
 
 @pytest.mark.parametrize(

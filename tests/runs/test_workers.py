@@ -3,11 +3,11 @@
 import os
 
 import pytest
-from conftest import TINY, composed
 
 import run
-from dp.record import read_rows
-from dp.workers import run_units
+from dp.output.record import read_rows
+from dp.runs.workers import run_units
+from tests.helpers.compose import TINY, composed
 
 
 def dying(config: dict):

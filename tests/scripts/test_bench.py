@@ -1,13 +1,13 @@
-"""What scripts/bench.py measures with: that it runs without any file, and that what it holds side by side is equal."""
+"""What bench.py measures with: that it runs without any file, and that what it holds side by side is equal."""
 
 import subprocess
 import sys
 
-import pytest
+import bench_tools
 import torch
-from conftest import CONF
 
 import run
+from tests.helpers.compose import CONF
 
 ROOT = CONF.parent
 SMALL = (
@@ -17,31 +17,24 @@ SMALL = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def measuring():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    import measuring
-
-    yield measuring
-    sys.path.remove(str(ROOT / "scripts"))
-
-
 def test_it_says_how_it_is_used():
-    said = subprocess.run([sys.executable, "scripts/bench.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    said = subprocess.run(
+        [sys.executable, "scripts/studies/bench.py", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
     assert said.returncode == 0
     for mode in ("--full", "--official", "--switches", "--loading", "--device"):
         assert mode in said.stdout
 
 
-def test_recompute_store_and_floor_run_on_random_networks(measuring):
+def test_recompute_store_and_floor_run_on_random_networks():
     grads = {}
     for memory in ("store", "recompute"):
         torch.manual_seed(0)
-        evaluation = run.build(measuring.random_config(*SMALL, f"memory={memory}", images=2))
-        grads[memory] = measuring.gradient(evaluation)()[1]
-        assert measuring.iteration(evaluation)().x_adv.shape == (2, 3, 32, 32)
+        evaluation = run.build(bench_tools.random_config(*SMALL, f"memory={memory}", images=2))
+        grads[memory] = bench_tools.gradient(evaluation)()[1]
+        assert bench_tools.iteration(evaluation)().x_adv.shape == (2, 3, 32, 32)
     assert torch.equal(grads["store"], grads["recompute"])
     assert grads["store"].abs().sum() > 0
-    plain = measuring.in_format(evaluation, torch.contiguous_format)
-    one, two = measuring.in_turn(1, lambda: None, measuring.floor(plain, 2, torch.contiguous_format))
+    plain = bench_tools.in_format(evaluation, torch.contiguous_format)
+    one, two = bench_tools.in_turn(1, lambda: None, bench_tools.floor(plain, 2, torch.contiguous_format))
     assert one < two

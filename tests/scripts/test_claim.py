@@ -1,18 +1,13 @@
 """What the tables of compared runs are made of, on verdicts made by hand."""
 
 import json
-import sys
 
+import claim
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from conftest import CONF
-
-sys.path.insert(0, str(CONF.parent / "scripts"))  # as the scripts see one another
-
-import claim
 import strongest
+import torch
 from cells import scores
 from told import told
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dp.curves import success_histogram, vote_curve, worst_curve
+from dp.statistics.curves import success_histogram, vote_curve, worst_curve
 
 
 def subsets(draws, of):

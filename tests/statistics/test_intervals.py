@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from scipy import stats
-
-from dp.intervals import bootstrap, interval, mcnemar, paired, wilson
 from scripts.interval_coverage import coverage, truth
+
+from dp.statistics.intervals import bootstrap, interval, mcnemar, paired, wilson
 
 
 @pytest.mark.parametrize("n", [1, 2, 16, 64, 256, 512, 10_000])
@@ -76,7 +76,7 @@ def test_a_fraction_near_the_edge_is_hardly_more_certain_than_a_verdict():
 @pytest.mark.parametrize(("rule", "draws"), [("single", 1), ("average", 10), ("vote", 10), ("worst", 20)])
 @pytest.mark.parametrize(("p", "seeds"), [(0.05, 1), (0.05, 3), (0.5, 3), (0.95, 1)])
 def test_coverage(rule, draws, p, seeds):
-    """Within 3.2 standard errors of 95 %; scripts/interval_coverage.py measures more cases and more often."""
+    """Within 3.2 standard errors of 95 %; scripts/studies/interval_coverage.py measures more cases and more often."""
     subset = 5 if rule == "worst" else draws
     assert coverage(rule, p, 2.0, draws, seeds, subset, 1000) == pytest.approx(0.95, abs=0.022)
 

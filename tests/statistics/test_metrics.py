@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dp.intervals import interval
-from dp.metrics import accuracy, summarise, vote
+from dp.statistics.intervals import interval
+from dp.statistics.metrics import accuracy, summarise, vote
 
 
 def votes_for(*classes, margin=1.0, size=4):

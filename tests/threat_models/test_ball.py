@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from dp.rng import Streams
-from dp.threat import ThreatModel, parse_eps
+from dp.threat_models.ball import ThreatModel, parse_eps
 
 NORMS = ["linf", "l2"]
 EPS = {"linf": 8 / 255, "l2": 0.5}

@@ -5,12 +5,10 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import composed
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
 import run
-from dp import report
 from dp.attacks import low_frequency
 from dp.attacks.adam import adam, moments
 from dp.attacks.low_frequency import LowFrequency, closeness, first_logits, patches, smooth
@@ -18,13 +16,15 @@ from dp.attacks.none import NoAttack
 from dp.attacks.stadv import StAdv
 from dp.attacks.through import Through
 from dp.classifiers import Classifier
-from dp.defense import Defended
-from dp.evaluate import null_control
-from dp.flow import roughness, warp
-from dp.perceptual import Perceptual, PerceptualModel
+from dp.defense.defended import Defended
+from dp.evaluation.evaluate import null_control
+from dp.output import report
 from dp.purifiers import none
 from dp.rng import Streams
-from dp.threat import FlowModel, ThreatModel
+from dp.threat_models.ball import ThreatModel
+from dp.threat_models.flow import FlowModel, roughness, warp
+from dp.threat_models.perceptual import Perceptual, PerceptualModel
+from tests.helpers.compose import composed
 
 
 def generator(seed: int) -> torch.Generator:

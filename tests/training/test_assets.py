@@ -4,14 +4,14 @@ import functools
 
 import pytest
 import torch
-from conftest import composed
 
 import run
-from dp.cache import ASSETS
 from dp.datasets import digits
-from dp.defense import Defended
+from dp.defense.defended import Defended
+from dp.files.cache import ASSETS
 from dp.purifiers import diffpure
 from dp.rng import Streams
+from tests.helpers.compose import composed
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dp import losses
-from dp.datasets import Subset
-from dp.denoisers import EDM, VE, EpsNet, Gaussian
-from dp.sampling import LEVELS, vp_sigmas
+from dp.diffusion.denoisers import EDM, VE, EpsNet, Gaussian
+from dp.diffusion.sampling import LEVELS, vp_sigmas
+from dp.subset import Subset
+from dp.training.trainer import tasks as losses
 
 EDM_LEVELS = {"p_mean": -1.2, "p_std": 1.2, "clamp": None}
 

@@ -16,22 +16,21 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import CONF
+import train
 from torch import Tensor, nn
 
-from dp import losses, training
 from dp.classifiers import Classifier
-from dp.datasets import Subset
-from dp.denoisers import EDM
+from dp.diffusion.denoisers import EDM
 from dp.nets.small_unet import SmallUNet
 from dp.nets.wrn import WideResNet
-from dp.signatures import check_call
-from dp.training import Training
+from dp.runs.validate import check_call
+from dp.subset import Subset
+from dp.training.trainer import Training
+from dp.training.trainer import tasks as losses
+from dp.training.trainer import trainer as training
+from tests.helpers.compose import CONF
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-import train
-
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EDM_LEVELS = {"p_mean": -1.2, "p_std": 1.2, "clamp": None}
 TINY = ["training.batch=8", "training.save_every=1", "training.log_every=2", "training.test_images=8"]
 

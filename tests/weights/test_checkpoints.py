@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from formats import score_sde, torch_file
 from safetensors.torch import save_file
 from torch import nn
 
-from dp.cache import ASSETS, Asset, cache_folder, locate
-from dp.checkpoints import fit, load, read
+from dp.files.cache import ASSETS, Asset, cache_folder, locate
 from dp.nets.ncsnpp import NCSNpp
 from dp.nets.wrn import WideResNet, from_functional
+from dp.weights.checkpoints import fit, load, read
+from tests.helpers.formats import score_sde, torch_file
 
 FILE, URL = "tiny.safetensors", "https://example.org/weights/tiny.safetensors"
 

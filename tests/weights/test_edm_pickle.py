@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from formats import _reconstruct_persistent_obj, dumps, edm_pickle, torch_file
 
-from dp.checkpoints import load, read
 from dp.nets.edm_unet import DhariwalUNet, SongUNet
-from dp.unpickle import EDMPickle
+from dp.weights.checkpoints import load, read
+from dp.weights.edm_pickle import EDMPickle
+from tests.helpers.formats import _reconstruct_persistent_obj, dumps, edm_pickle, torch_file
 
 TOUCHED = Path(tempfile.gettempdir()) / f"dp-executed-{os.getpid()}"
 TINY = {"img_resolution": 8, "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}

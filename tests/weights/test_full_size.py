@@ -4,8 +4,9 @@ import hashlib
 
 import pytest
 import torch
-from conftest import CONF, composed
 from hydra.utils import instantiate
+
+from tests.helpers.compose import CONF, composed
 
 # trainable numbers, tensors in the state dict, digest of their names and shapes: all taken from the public code
 PUBLIC = {

@@ -6,12 +6,12 @@ import re
 
 import pytest
 import torch
-from conftest import CONF, composed
-from formats import torch_file
 from safetensors.torch import save_file
 
-from dp import zoo
-from dp.fetch import needed
+from dp.files.fetch import needed
+from dp.weights import zoo
+from tests.helpers.compose import CONF, composed
+from tests.helpers.formats import torch_file
 
 
 @pytest.fixture

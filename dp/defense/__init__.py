@@ -1,0 +1,1 @@
+"""Defenses: purify, then classify; what an attacker may ask of them."""

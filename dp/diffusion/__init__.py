@@ -1,0 +1,1 @@
+"""Denoisers, sampling steps and the reverse process."""

@@ -1,0 +1,1 @@
+"""The loop that attacks, scores with fresh noise and writes rows."""

@@ -1,0 +1,1 @@
+"""Files: where they lie and how they get there."""

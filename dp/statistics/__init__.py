@@ -1,0 +1,1 @@
+"""Accuracies, intervals and curves of finished rows. Pure functions."""

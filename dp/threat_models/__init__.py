@@ -1,0 +1,1 @@
+"""Threat models: what the attacker may do to an image."""

@@ -1,0 +1,1 @@
+"""Training of the networks that nobody has published."""

@@ -1,0 +1,48 @@
+"""Four small digits commands in this tree and in a worktree of the commit before the redesign: the same rows, byte for
+byte but for renamed fields. Deleted when the redesign is done.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BEFORE = "64d60b3"
+RENAMED: dict[str, str] = {}  # field of a row then -> now
+SMALL = "protocol.images=6 protocol.seeds=[5] protocol.votes=3 dataset.lanes=4 dataset.draws_per_call=2".split()
+COMMANDS = [
+    ["purifier=hetero", "attack=pgd_eot", "attack.iterations=3", "attack.eot=2"],
+    ["purifier=diffpure", "protocol=strict"],
+    ["purifier=hetero", "protocol=diffhammer"],
+    ["purifier=hetero", "attack=autoattack_upstream", "attack.iterations=3", "attack.eot=2"],
+]
+
+
+def rows(tree: Path, command: list[str]) -> list[str]:
+    with tempfile.TemporaryDirectory() as out:
+        given = [sys.executable, "run.py", *SMALL, *command, f"results={out}", "workers=2"]
+        subprocess.run(given, cwd=tree, check=True, stdout=subprocess.DEVNULL)
+        (file,) = Path(out).glob("*/images.jsonl")
+        return file.read_text().splitlines()
+
+
+def main() -> int:
+    before = Path(tempfile.gettempdir()) / f"dp-{BEFORE}"
+    if not before.exists():
+        subprocess.run(["git", "worktree", "add", "--detach", str(before), BEFORE], cwd=ROOT, check=True)
+    failed = 0
+    for command in COMMANDS:
+        cache = before / f"rows-{'-'.join(command)}.json".replace("/", "_")
+        if not cache.exists():
+            cache.write_text(json.dumps(rows(before, command)))
+        then = [{RENAMED.get(k, k): v for k, v in json.loads(line).items()} for line in json.loads(cache.read_text())]
+        same = [json.dumps(row, separators=(",", ":")) for row in then] == rows(ROOT, command)
+        failed += not same
+        print(f"{'same' if same else 'DIFFERENT'}: {' '.join(command)}", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
