@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 BEFORE = "64d60b3"
 RENAMED: dict[str, str] = {}  # field of a row then -> now
-SMALL = "protocol.images=6 protocol.seeds=[5] protocol.votes=3 dataset.lanes=4 dataset.draws_per_call=2".split()
+SMALL = ["protocol.images=6", "protocol.seeds=[5]", "protocol.votes=3", "dataset.lanes=4", "dataset.draws_per_call=2"]
 COMMANDS = [
     ["purifier=hetero", "attack=pgd_eot", "attack.iterations=3", "attack.eot=2"],
     ["purifier=diffpure", "protocol=strict"],

@@ -121,10 +121,10 @@ def main() -> int:
                 lines.append("| " + " | ".join([name, f"{spread:g}", str(seeds), *cells]) + " |")
                 print(lines[-1], flush=True)
     note = (
-        f"`python scripts/studies/interval_coverage.py`: percent of {replicates} synthetic replicates of {IMAGES} images "
-        "whose 95 % interval (`dp/statistics/intervals.py`, `interval`) holds the truth, by the truth. Draws of an "
-        "image are right with a chance of its own, from a beta distribution with a + b as shown; seeds share the images "
-        f"and their chances. Truths from 5 to 95 %: {100 * min(inside):.1f} to {100 * max(inside):.1f}; beyond: "
+        f"`python scripts/studies/interval_coverage.py`: percent of {replicates} synthetic replicates of {IMAGES} "
+        "images whose 95 % interval (`dp/statistics/intervals.py`, `interval`) holds the truth, by the truth. Draws of an "
+        "image are right with a chance of its own, from a beta distribution with a + b as shown; seeds share the "
+        f"images and their chances. Truths from 5 to 95 %: {100 * min(inside):.1f} to {100 * max(inside):.1f}; beyond: "
         f"{100 * min(outside):.1f} to {100 * max(outside):.1f}.\n\n"
     )
     TABLE.parent.mkdir(parents=True, exist_ok=True)
