@@ -20,6 +20,7 @@ from dp.evaluation.rows import Group, Row
 
 ROOT = Path(__file__).parents[2]
 IMAGES, SUMMARY, START = "images.jsonl", "summary.json", "start.json"
+FORMAT = 2  # of summary.json
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -152,9 +153,16 @@ def seconds(folder: Path) -> float:
 
 
 def read_summary(folder: Path) -> dict | None:
-    """The summary of a finished run, or None."""
+    """The summary of a finished run, or None. Raises ValueError for one of another format."""
     path = folder / SUMMARY
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    summary = json.loads(path.read_text())
+    if summary.get("format") != FORMAT:
+        raise ValueError(
+            f"need {path} of format {FORMAT}, got {summary.get('format', 1)}: move the folder away and run it again"
+        )
+    return summary
 
 
 def write_summary(folder: Path, summary: dict) -> None:

@@ -1,21 +1,21 @@
-"""What a person sees of a run: the table row, the published row beside it, the table of a sweep. Returns text and
-tables, prints nothing.
+"""What a person reads of a run: the announcement, the table row and what weakens it. All sentences are made here.
+
+Returns text and tables. Caveats come as the plain data of `Caveats.as_data`, which a summary keeps.
 """
 
-import csv
+import re
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-import pandas as pd
 from rich import box
+from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from dp.attacks.base import Attack, is_confirmed
+from dp.attacks.base import FULL, VALUES, Attack
+from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.judge import Judge
-from dp.threat_models.ball import parse_eps
+from dp.output.published import published_lines, published_rows
 
-PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 ROWS = (
     ("standard", "standard accuracy"),
     ("robust", "robust accuracy"),
@@ -23,12 +23,156 @@ ROWS = (
     ("undefended_standard", "undefended, clean"),
     ("undefended", "undefended, attacked"),
 )
-
+RULES = {
+    "single": "single sample",
+    "average": "average of {}",
+    "vote": "vote of {}",
+    "mean_logits": "mean logits of {}",
+    "mean_softmax": "mean softmax of {}",
+    "worst": "worst of {}",
+}
+BROKEN = {
+    "any": "any is wrong",
+    "all": "all are wrong",
+    "vote": "their vote is wrong",
+    "mean_logits": "their mean is wrong",
+}
+MODES = {  # gradient modes that every defense has; others are named as the purifier's yaml names them
+    "surrogate": "the purifier's cheaper surrogate",
+    "adjoint": "the continuous adjoint in place of the derivative",
+    "bpda": "the identity in place of the derivative (BPDA)",
+    "blind": "the bare classifier, which knows no purification",
+    "mask_soft": "a soft mask that the input moves",
+    "mask_straight_through": "a soft mask's derivative in place of the hard mask's, which is zero",
+}
 NOT_BALLS = {  # what is said beside a row under such a threat model
     "flow": "pixels move, by halves of the image's side; no l_p ball, not for an l_p column",
     "perceptual": "the classifier's own features with equal weights, not VGG16-LPIPS: the bound is on another scale "
     "than published ones, the figure not comparable; no l_p ball, not for an l_p column",
 }
+AUDIT = {"FAIL": "AUDIT FAILED, do not trust this row", "WARN": "audit warns"}
+
+
+def announcement(key: str, setup: Any, evaluation: Evaluation, caveats: dict, workers: int) -> list[str]:
+    """What is attacked, what is scored, how much of it, and every caveat; `setup`: the command's `compose.Setup`."""
+    config, choices, threat = setup.config, setup.config["choices"], evaluation.threat
+    attack, judge = evaluation.arms["defended"].attack, evaluation.judge
+    samples = "samples with noise that the attacker knows" if evaluation.known_draws else "samples with fresh noise"
+    images, grad = len(evaluation.subset.ids), config["threat_model"]["grad"]
+    lines = [
+        key,
+        f"attacked: {threat.norm} {config['threat_model']['eps']}, {attack.says(through(grad, caveats))}; "
+        f"{caveats['attack_nfe']} NFE per sample; gradient: {gradient_words(caveats)}",
+        f"scored: {choices['purifier']} ({caveats['nfe']} NFE), {evaluation.votes} {samples} per image; "
+        f"{images} images x {len(evaluation.seeds)} seeds on {evaluation.device}, {workers} workers",
+        *([judge_line(judge, attack)] if judge is not None else []),
+        *criteria_lines(config, caveats, evaluation.votes, judge, attack),
+        *caveat_lines(config, caveats),
+    ]
+    return lines + quick_budget_line(setup, images)
+
+
+def through(grad: str, caveats: dict) -> str:
+    """What the gradient of the attacked defense is the gradient of."""
+    if grad == FULL:
+        return "the scored defense itself"
+    changed = ", ".join(difference(d) for d in caveats["differences"])
+    return f"the scored defense by {mode_words(grad)}" + (f" ({changed})" if changed else "")
+
+
+def mode_words(mode: str) -> str:
+    return MODES.get(mode, f"its gradient variant {mode}")
+
+
+def modes_name(modes: Sequence[str]) -> str:
+    """Gradient modes as a row names them."""
+    return " of ".join(reversed(modes))
+
+
+def gradient_words(caveats: dict) -> str:
+    """Whether the attack's gradient is the scored defense's: exact, approximate, or the gradient modes."""
+    own = "approximate (straight-through clamp)" if caveats["straight_through"] else "exact"
+    named = [
+        own if tuple(m) == (FULL,) else "none" if tuple(m) == (VALUES,) else modes_name(m) for m in caveats["gradients"]
+    ]
+    return ", ".join(named)
+
+
+def difference(found: dict) -> str:
+    """A hyperparameter that the attacked and the scored purifier do not share."""
+    if found["scored"] is None:
+        return f"{found['key']}={found['attacked']}"
+    return f"{found['key']}={found['attacked']} instead of {found['scored']}"
+
+
+def rule_name(rule: str, samples: int) -> str:
+    """The decision rule in words."""
+    return RULES[rule].format(samples)
+
+
+def broken_when(judge: Judge) -> str:
+    """When the in-loop evaluation calls an image broken."""
+    asks = f"{judge.draws} samples" + (f", and {judge.screen} others before" if judge.screen else "")
+    return f"{asks}: broken if {BROKEN[judge.rule]}"
+
+
+def judge_line(judge: Judge, attack: Attack) -> str:
+    """How the in-loop evaluation goes along with an attack."""
+    after = "attacked no further then" if judge.retire else "attacked on"
+    chosen = "the attack's own samples choose" if attack.selection_samples else "the worst point stands"
+    what = "this is the decision itself (in-loop)" if judge.in_loop else f"else {chosen}; fresh samples score"
+    every = "every iteration" if judge.every == 1 else f"every {judge.every} iterations"
+    return f"evaluated in-loop {every} by {broken_when(judge)}, and {after}; {what}"
+
+
+def criteria_lines(config: dict, caveats: dict, votes: int, judge: Judge | None, attack: Attack) -> list[str]:
+    """What the attack goes by and what decides, where they are not the same."""
+    decides, samples = rule_name(config["protocol"]["report"][0], votes), votes
+    if judge is not None and judge.in_loop:
+        decides, samples = f"in-loop evaluation: {broken_when(judge)}", judge.draws
+    known, own = config["protocol"]["known_draws"], caveats["attack_samples"]
+    if not attack.steps or own == samples == 1:
+        return []
+    whose = "the samples that score" if known else f"{own} samples of its own"
+    return [f"the attack goes by {caveats['criterion']} {whose}; what decides is the {decides}"]
+
+
+def caveat_lines(config: dict, caveats: dict) -> list[str]:
+    """Everything in which this run is not what its name says, but for what is scaled to the dataset."""
+    protocol, lines = config["choices"]["protocol"], []
+    modes = [modes_name(m) for m in caveats["gradients"] if tuple(m) not in ((FULL,), (VALUES,))]
+    if modes:
+        who = "the gradient is" if len(modes) == len(caveats["gradients"]) else "some attacks' gradients are"
+        lines.append(f"attacked is not what is scored: {who} not the scored defense's: {', '.join(modes)}")
+    lines += [f"attacked is not what is scored: {difference(found)}" for found in caveats["differences"]]
+    if caveats["straight_through"]:
+        lines.append(
+            "attacked is not what is scored: the last clamp passes gradients that it would stop (clamp=straight_through)"
+        )
+    if caveats["no_surrogate"]:
+        lines.append("the purifier has no surrogate: it is attacked through its exact gradient")
+    for c in caveats["departures"]:
+        lines.append(
+            f"protocol {protocol} is not run as it is defined: {c['key']} {c['value']} instead of {c['reference']}"
+        )
+    for s in caveats["short_steps"]:
+        way = f"cover {s['reach']:.3g} together and may need {s['needed']:.3g}"
+        lines.append(f"the steps of {s['attack']} {way}: raise its step_size, or set it to null")
+    lines += [f"the purifier's mask is not attacked: add attack={attack}" for attack in caveats["masks_spared"]]
+    if caveats["batch_bound"]:
+        lines.append("rows depend on which images share a batch: order, shards and batch slots may change them")
+    return lines
+
+
+def quick_budget_line(setup: Any, images: int) -> list[str]:
+    """The command of the full budget, where this is the embedded benchmark's quick one."""
+    config, choices = setup.config, setup.config["choices"]
+    quick = images < config["dataset"].get("full_size", 0) and config["dataset"].get("scaled_from") is not None
+    if not (quick and choices["attack"] in ("pgd_eot", "pgd_eot_official") and choices["protocol"] == "default"):
+        return []
+    given = [o for o in setup.overrides if not re.match(r"\+|protocol\.|attack\.(iterations|eot)=", o)]
+    given = [o for o in given if re.split(r"[.=]", o)[0] not in config["key_ignores"]]
+    return [f"this is the quick budget; the full one: {' '.join(['python run.py +experiment=digits/full', *given])}"]
 
 
 def cells(figure: dict | None) -> tuple[str, str, str]:
@@ -36,44 +180,12 @@ def cells(figure: dict | None) -> tuple[str, str, str]:
     if figure is None:
         return "-", "", ""
     low, high = figure["wilson95"]
-    return (
-        f"{figure['value']:.1f}",
-        f"{low:.1f} - {high:.1f}",
-        "" if figure["seed_std"] is None else f"{figure['seed_std']:.2f}",
-    )
-
-
-def rule_name(rule: str, draws: int) -> str:
-    """The decision rule in words."""
-    words = {
-        "single": "single draw",
-        "average": "average of {}",
-        "vote": "vote of {}",
-        "mean_logits": "mean logits of {}",
-        "mean_softmax": "mean softmax of {}",
-        "worst": "worst of {}",
-    }
-    return words[rule].format(draws)
-
-
-def lost_when(judge: Judge) -> str:
-    """When a judge calls an image lost, in words."""
-    rules = {"any": "any is wrong", "all": "all are wrong", "vote": "their vote is", "mean_logits": "their mean is"}
-    asks = f"{judge.draws} draws" + (f", and {judge.screen} others before" if judge.screen else "")
-    return f"{asks}: lost if {rules[judge.rule]}"
-
-
-def judge_line(judge: Judge, attack: Attack) -> str:
-    """How a judge looks on at an attack, in words."""
-    after = "left alone then" if judge.retire else "attacked on"
-    chosen = "else the attack's own draws choose" if is_confirmed(attack) else "else its worst point stands"
-    what = "the verdict itself (in-loop)" if judge.in_loop else f"{chosen}, fresh draws score"
-    every = "every iteration" if judge.every == 1 else f"every {judge.every} iterations"
-    return f"judged {every} by {lost_when(judge)}, and {after}; {what}"
+    spread = "" if figure["seed_std"] is None else f"{figure['seed_std']:.2f}"
+    return f"{figure['value']:.1f}", f"{low:.1f} - {high:.1f}", spread
 
 
 def headline(summary: dict) -> tuple[str, str, str]:
-    """The protocol's own rule and the names of its robust and null figures: in-loop ones, where it judges so."""
+    """The protocol's own rule and the names of its robust and null figures: in-loop ones, where it decides so."""
     protocol = summary["config"]["protocol"]
     in_loop = bool(protocol["judge"]) and protocol["judge"]["in_loop"] and "seen" in summary
     return protocol["report"][0], "seen" if in_loop else "robust", "null_seen" if in_loop else "null"
@@ -83,22 +195,22 @@ def row_table(summary: dict) -> Table:
     """The table row of one run, every figure in percent; columns are the protocol's rules, the first is its own."""
     config, choices = summary["config"], summary["config"]["choices"]
     threat, rules, judge = config["threat_model"], config["protocol"]["report"], config["protocol"]["judge"]
-    draws, n = summary["robust"]["vote"]["draws"], summary["robust"]["single"]["n"]
+    samples, n = summary["robust"]["vote"]["draws"], summary["robust"]["single"]["n"]
     table = Table(
-        title=f"{choices['dataset']} / {choices['purifier']} / {choices['attack']}, {threat['norm']} {threat['eps']}, "
-        f"protocol {choices['protocol']}",
+        title=f"{choices['dataset']} / {version_name(config, 'purifier')} / {choices['attack']}, {threat['norm']} "
+        f"{threat['eps']}, protocol {version_name(config, 'protocol')}",
         caption=f"percent of {n} images, mean of {len(summary['per_seed'])} seeds; intervals: Wilson, over images",
         box=box.SIMPLE_HEAD,
     )
     table.add_column("accuracy")
     for rule in rules:
-        for name in (rule_name(rule, draws), "95 %", "seed std"):
+        for name in (rule_name(rule, samples), "95 %", "seed std"):
             table.add_column(name, justify="right", no_wrap=True)
     in_loop = bool(judge) and judge["in_loop"]
-    when = "judged during the attack" if in_loop else "by the judge's draws"
+    when = "decided in-loop" if in_loop else "by the in-loop samples"
     if judge:
         asked = [judge["screen"], judge["draws"]] if judge.get("screen") else [judge["draws"]]
-        when += f" ({', then '.join(map(str, asked))} draws)"
+        when += f" ({', then '.join(map(str, asked))} samples)"
     for name, label in (*ROWS, ("seen", f"robust, {when}"), ("null_seen", f"null control, {when}")):
         if name in summary:
             figures = [cell for rule in rules for cell in cells(summary[name].get(rule))]
@@ -106,69 +218,29 @@ def row_table(summary: dict) -> Table:
     return table
 
 
-def published_lines(rows: Sequence[dict]) -> list[str]:
-    """The papers' figures as they print them, with what is doubtful about them."""
-    return [
-        f"published ({row['source']}, {row['printed']} {row['setting']}".rstrip()
-        + f"): standard {_pm(row, 'standard')}, robust {_pm(row, 'robust')}"
-        + (f"; {row['flag']}: {row['note']}" if row["flag"] else "")
-        for row in rows
-    ]
-
-
-def _pm(row: dict, name: str) -> str:
-    spread = row[f"{name}_std"]
-    return (row[name] or "-") + (f"±{spread}" if spread else "")
-
-
-def published_rows(config: dict, method: str | None, folder: Path = PUBLISHED) -> list[dict]:
-    """The papers' rows for this method, dataset, classifier, attack and threat model; most configurations have none."""
-    choices, threat = config["choices"], config["threat_model"]
-    found = []
-    for path in sorted(folder.glob("table*.csv")):
-        with path.open(newline="") as file:
-            found += [
-                row
-                for row in csv.DictReader(file)
-                if row["method"] == method
-                and row["dataset"] == config["dataset"]["name"]
-                and row["classifier"] == config["classifier"].get("name", choices["classifier"])
-                and not row["setting"].startswith("blocks")  # Table 7 varies the mask's blocks
-                and choices["attack"].startswith(row["attack"])
-                and row["norm"] == threat["norm"]
-                and abs(parse_eps(row["eps"]) - parse_eps(threat["eps"])) < 1e-9
-            ]
-    return found
-
-
-def scaled_line(scaled: Sequence[str]) -> str:
-    """What a protocol has on digits in place of its own numbers."""
-    return f"scaled to digits, beside CIFAR-10's own: {'; '.join(scaled).replace(' instead of ', ' for ')}"
+def version_name(config: dict, group: str) -> str:
+    """The chosen option, with the version of its numbers where they have moved."""
+    version = config[group].get("version", 1)
+    return config["choices"][group] + (f" (version {version})" if version > 1 else "")
 
 
 def warnings(summary: dict) -> list[str]:
-    """What weakens this evaluation, in words."""
-    config, choices = summary["config"], summary["config"]["choices"]
+    """What weakens this evaluation, the audit's findings first."""
+    config, choices, caveats = summary["config"], summary["config"]["choices"], summary["caveats"]
     rule, robust, null = headline(summary)
-    said = [f"attacked is not what is scored: {difference}" for difference in summary["differences"]]
-    said += [f"protocol {choices['protocol']} is not run as it is defined: {what}" for what in summary["departures"]]
-    said += [scaled_line(summary["scaled"])] if summary["scaled"] else []
-    said += summary["weaknesses"]
-    if summary["batch_bound"]:
-        said.append("rows depend on which images share a batch: order, shards and lanes may change them")
+    lines = [*audit_lines(summary["audited"]), *caveat_lines(config, caveats)]
+    if caveats["scaled"]:
+        origin = config["dataset"]["scaled_from"]["dataset"]
+        values = "; ".join(f"{c['key']} {c['value']} for {c['reference']}" for c in caveats["scaled"])
+        lines.append(f"scaled to {config['dataset']['name']}, beside the values for {origin}: {values}")
     norm = config["threat_model"]["norm"]
     if norm in NOT_BALLS:
-        said.append(f"{norm}: {NOT_BALLS[norm]}")
-    if (
-        choices["attack"] != "none"
-        and null in summary
-        and summary[robust][rule]["value"] >= summary[null][rule]["value"]
-    ):
-        said.append(f"the attack does not beat random noise of the same size ({rule})")
-    said.append(
-        f"vote ties: {summary['ties']}, settled by {config['protocol']['ties']}; {audit_word(summary['audited'])}"
-    )
-    return [*audit_lines(summary["audited"]), *said]
+        lines.append(f"{norm}: {NOT_BALLS[norm]}")
+    attacked = choices["attack"] != "none" and null in summary
+    if attacked and summary[robust][rule]["value"] >= summary[null][rule]["value"]:
+        lines.append(f"the attack does not beat random noise of the same size ({rule})")
+    ties = f"vote ties: {summary['ties']}, settled by {config['protocol']['ties']}"
+    return [*lines, f"{ties}; {audit_word(summary['audited'])}"]
 
 
 def audit_word(audited: dict | None) -> str:
@@ -180,51 +252,18 @@ def audit_word(audited: dict | None) -> str:
 
 def audit_lines(audited: dict | None) -> list[str]:
     """What an audit holds against a run, the gravest first."""
-    found = [f for verdict in ("FAIL", "WARN") for f in (audited or {}).get("findings", []) if f["verdict"] == verdict]
-    words = {"FAIL": "AUDIT FAILED, do not trust this row", "WARN": "audit warns"}
-    return [f"{words[f['verdict']]}: {f['check']}: {f['value']} (need {f['threshold']})" for f in found]
+    findings = (audited or {}).get("findings", [])
+    ordered = [f for status in AUDIT for f in findings if f["verdict"] == status]
+    return [f"{AUDIT[f['verdict']]}: {f['check']}: {f['value']} (need {f['threshold']})" for f in ordered]
 
 
-def sweep_table(runs: Sequence[dict], title: str) -> Table:
-    """One line per cell of a sweep: its overrides, then its figures by its protocol's rules, or its error."""
-    table, failed = Table(title=title, box=box.SIMPLE_HEAD), []
-    shared = set.intersection(*(set(run["overrides"].split()) for run in runs)) if len(runs) > 1 else set()
-    for name in ("cell", "standard", "", "robust", "", "standard, 2nd rule", "robust, 2nd rule", "NFE"):
-        table.add_column(name, justify="left" if name == "cell" else "right")
-    for run in runs:
-        s, name = run["summary"], " ".join(o for o in run["overrides"].split() if o not in shared)
-        if s is None:
-            table.add_row(Text(name), "-")
-            failed.append(f"{name} failed: {run['error']}")
-            continue
-        rule, robust, _ = headline(s)
-        second = s["config"]["protocol"]["report"][1:2]
-        more = [cells(s[side].get(second[0]))[0] if second else "-" for side in ("standard", robust)]
-        table.add_row(
-            Text(name),
-            *cells(s["standard"][rule])[:2],
-            *cells(s[robust][rule])[:2],
-            *more,
-            str(s["nfe"]),
-        )
-    table.caption = Text("\n".join(["percent; intervals: 95 %", *failed]))
-    return table
-
-
-def sweep_frame(runs: Sequence[dict]) -> pd.DataFrame:
-    """The same as data, with the folder of every cell and the error of those that failed."""
-    lines = []
-    for run in runs:
-        line = {"overrides": run["overrides"], "folder": run["folder"], "error": run["error"]}
-        for name in ("standard", "robust", "seen") if run["summary"] else ():
-            for rule, figure in run["summary"].get(name, {}).items():
-                low, high = figure["wilson95"]
-                line |= {f"{name}_{rule}": figure["value"], f"{name}_{rule}_lo": low, f"{name}_{rule}_hi": high}
-        if run["summary"]:
-            rule, robust, _ = headline(run["summary"])
-            line |= {"rule": rule, "in_loop": robust == "seen", "nfe": run["summary"]["nfe"]}
-        lines.append(line)
-    return pd.DataFrame(lines)
+def show(summary: dict, console: Console) -> None:
+    """Print the table row, the published one, and what weakens it."""
+    console.print(row_table(summary))
+    for line in [*published_lines(published_rows(summary["config"])), *warnings(summary)]:
+        console.print(line)
+    caveats, took = summary["caveats"], f"{clock(summary['seconds'])} of worker time"
+    console.print(f"NFE {caveats['nfe']} scored, {caveats['attack_nfe']} attacked; {took}; {summary['device']}")
 
 
 def clock(seconds: float) -> str:

@@ -5,14 +5,49 @@ import pydoc
 from types import NoneType, UnionType
 from typing import Any, get_args
 
+from dp.runs.compose import GROUPS, arguments
 from dp.spelling import near_matches
 from dp.statistics.metrics import RULES
 
-OTHERS = ("surrogate", "adjoint", "mask_soft", "mask_straight_through")  # what other views of a purifier change
-NOT_PASSED = (*OTHERS, "published", "name")  # keys of a yaml that run.py reads itself
 STARRED = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 KINDS = {dict: "a mapping", list: "a list", (int, float): "a number"}
 SIMPLE = {int: (int,), float: (int, float), str: (str,), bool: (bool,), NoneType: (NoneType,)}
+PROTOCOL_KEYS = ("seeds", "votes", "ties", "report", "grad", "attack", "attack_variants", "known_draws", "judge")
+
+
+def check_run(config: dict) -> None:
+    """Raises ValueError where the keys that govern a run's folder are not what they should be."""
+    if not isinstance(config["overwrite"], bool):
+        raise ValueError(f"need overwrite true or false, got overwrite={config['overwrite']}")
+    if config["overwrite"] and str(config["shard"]) != "1/1":
+        raise ValueError("need shard=1/1 with overwrite=true, or one shard moves the rows of the others aside")
+
+
+def check_precision(config: dict) -> None:
+    """Raises ValueError for a precision or a memory mode that does not exist."""
+    if config["dtype"] not in ("float32", "bfloat16") or config["memory"] not in ("auto", "store", "recompute"):
+        given = f"{config['dtype']}, {config['memory']}"
+        raise ValueError(f"need dtype float32 or bfloat16 and memory auto, store or recompute, got {given}")
+
+
+def check_targets(config: dict) -> None:
+    """Every `_target_` of the configuration exists and takes just the keys that it is given. A gradient variant of the
+    purifier with a `_target_` of its own is held against that, another against the purifier's.
+    """
+    for group in GROUPS:
+        check_call(arguments(config[group]), group)
+    purifier = config["purifier"]
+    variants = purifier.get("gradients") or {}
+    if not isinstance(variants, dict):
+        raise ValueError(f"need purifier.gradients as a mapping of variants, got {variants!r}")
+    for name, variant in variants.items():
+        where = f"purifier.gradients.{name}"
+        if variant is None:
+            continue
+        if not isinstance(variant, dict):
+            raise ValueError(f"need {where} as a mapping, such as {{steps: 3}}, got {variant!r}")
+        own = variant if "_target_" in variant else {**arguments(purifier), **variant}
+        check_call(arguments(own), where)
 
 
 def check_call(node: Any, where: str = "") -> None:
@@ -29,7 +64,7 @@ def check_call(node: Any, where: str = "") -> None:
     target = pydoc.locate(node["_target_"])
     if not callable(target):
         raise ValueError(f"need {where}._target_ to name a function or class, got {node['_target_']}")
-    given = {k: v for k, v in node.items() if not k.startswith("_") and k not in NOT_PASSED}
+    given = {k: v for k, v in node.items() if not k.startswith("_")}
     parameters = inspect.signature(target).parameters
     catches_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     parameters = {k: p for k, p in parameters.items() if p.kind not in STARRED}
@@ -58,18 +93,18 @@ def _check_type(where: str, value: Any, annotation: Any) -> None:
         raise ValueError(f"need {where} of type {' or '.join(w.__name__ for w in wanted)}, got {value!r}")
 
 
-def check_kinds(mine: dict, plain: dict, name: str = "") -> None:
+def check_kinds(config: dict, defaults: dict, name: str = "") -> None:
     """Raises ValueError where a value is not of the kind that the yaml has in its place: a mapping, a list, a number.
 
     Null is let through, as many keys take it; so is text for eps, which may be a fraction.
     """
-    for key, value in mine.items():
-        where, theirs = f"{name}.{key}".lstrip("."), plain.get(key)
-        if isinstance(theirs, dict) and isinstance(value, dict):
-            check_kinds(value, theirs, where)
-        wanted = next((kind for kind in KINDS if _is(theirs, kind)), None)
+    for key, value in config.items():
+        where, default = f"{name}.{key}".lstrip("."), defaults.get(key)
+        if isinstance(default, dict) and isinstance(value, dict):
+            check_kinds(value, default, where)
+        wanted = next((kind for kind in KINDS if _is(default, kind)), None)
         if wanted is not None and value is not None and key != "eps" and not _is(value, wanted):
-            raise ValueError(f"need {where} as {KINDS[wanted]}, such as {theirs}, got {value!r}")
+            raise ValueError(f"need {where} as {KINDS[wanted]}, such as {default}, got {value!r}")
 
 
 def _is(value: Any, kind: Any) -> bool:
@@ -78,10 +113,9 @@ def _is(value: Any, kind: Any) -> bool:
 
 def check_protocol(protocol: dict, window: int) -> None:
     """Raises ValueError where a protocol's own keys are not what they should be."""
-    keys = ("seeds", "votes", "ties", "report", "grad", "attack", "known_draws", "judge")
-    gone = [key for key in keys if key not in protocol]
-    if gone:
-        raise ValueError(f"need protocol.{gone[0]}, got a protocol without it")
+    absent = [key for key in PROTOCOL_KEYS if key not in protocol]
+    if absent:
+        raise ValueError(f"need protocol.{absent[0]}, got a protocol without it")
     if protocol["judge"] is not None and not isinstance(protocol["judge"], dict):
         raise ValueError(f"need protocol.judge as null or a mapping, got {protocol['judge']}")
     if not isinstance(window, int) or isinstance(window, bool):

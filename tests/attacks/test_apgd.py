@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hydra.utils import instantiate
-from test_attacks import Linear, assert_rows_stand_alone, linear, run_attack
+from tests.attacks.test_attacks import Linear, assert_rows_stand_alone, linear, run_attack
 
 import run
 from dp.attacks.apgd import APGD, gaps

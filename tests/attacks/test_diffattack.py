@@ -5,9 +5,9 @@ import functools
 import pytest
 import torch
 from hydra.utils import instantiate
-from test_apgd import Net, seeded
-from test_attacks import assert_rows_stand_alone, run_attack
-from test_gradients import wide
+from tests.attacks.test_apgd import Net, seeded
+from tests.attacks.test_attacks import assert_rows_stand_alone, run_attack
+from tests.defense.test_gradients import wide
 
 import run
 from dp.attacks.apgd import APGD

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
-from test_apgd import Net, jitter, seeded
-from test_attacks import assert_rows_stand_alone, linear, run_attack
+from tests.attacks.test_apgd import Net, jitter, seeded
+from tests.attacks.test_attacks import assert_rows_stand_alone, linear, run_attack
 
 from dp.attacks.apgd import APGD
 from dp.attacks.diffhammer import DiffHammer, shared_weakness

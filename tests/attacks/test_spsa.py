@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from test_apgd import Net, jitter, seeded
-from test_attacks import assert_rows_stand_alone, linear, run_attack
+from tests.attacks.test_apgd import Net, jitter, seeded
+from tests.attacks.test_attacks import assert_rows_stand_alone, linear, run_attack
 
 from dp.attacks.spsa import SPSA
 from dp.classifiers import Classifier

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from hydra.utils import instantiate
-from test_apgd import Net, jitter, seeded
-from test_attacks import assert_feasible, linear, run_attack
+from tests.attacks.test_apgd import Net, jitter, seeded
+from tests.attacks.test_attacks import assert_feasible, linear, run_attack
 
 from dp.attacks.square import Square, _bump, _corners, _tiles
 from dp.classifiers import Classifier

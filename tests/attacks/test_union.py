@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 from hydra.utils import instantiate
-from test_apgd import Net, jitter, seeded
-from test_attacks import assert_rows_stand_alone, run_attack
+from tests.attacks.test_apgd import Net, jitter, seeded
+from tests.attacks.test_attacks import assert_rows_stand_alone, run_attack
 
 import run
 from dp.attacks.apgd import APGD

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from test_apgd import jitter
+from tests.attacks.test_apgd import jitter
 
 import run
 from dp.attacks.apgd import APGD

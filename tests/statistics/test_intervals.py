@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
-from scripts.interval_coverage import coverage, truth
+from interval_coverage import coverage, truth
 
 from dp.statistics.intervals import bootstrap, interval, mcnemar, paired, wilson
 

@@ -1,0 +1,44 @@
+"""The papers' own rows, as data, for the configuration that a run repeats."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from dp.threat_models.ball import parse_eps
+
+PUBLISHED = Path(__file__).parents[2] / "results" / "published"
+
+
+def published_rows(config: dict, folder: Path = PUBLISHED) -> list[dict]:
+    """The papers' rows for this method, dataset, classifier, attack and threat model; most configurations have none."""
+    choices, threat = config["choices"], config["threat_model"]
+    rows = []
+    for path in sorted(folder.glob("table*.csv")):
+        with path.open(newline="") as file:
+            rows += [
+                row
+                for row in csv.DictReader(file)
+                if row["method"] == config["purifier"].get("published")
+                and row["dataset"] == config["dataset"]["name"]
+                and row["classifier"] == config["classifier"].get("published", choices["classifier"])
+                and not row["setting"].startswith("blocks")  # Table 7 varies the mask's blocks
+                and choices["attack"].startswith(row["attack"])
+                and row["norm"] == threat["norm"]
+                and abs(parse_eps(row["eps"]) - parse_eps(threat["eps"])) < 1e-9
+            ]
+    return rows
+
+
+def published_lines(rows: Sequence[dict]) -> list[str]:
+    """The papers' figures as they print them, with what is doubtful about them."""
+    return [
+        f"published ({row['source']}, {row['printed']} {row['setting']}".rstrip()
+        + f"): standard {_plus_minus(row, 'standard')}, robust {_plus_minus(row, 'robust')}"
+        + (f"; {row['flag']}: {row['note']}" if row["flag"] else "")
+        for row in rows
+    ]
+
+
+def _plus_minus(row: dict, name: str) -> str:
+    spread = row[f"{name}_std"]
+    return (row[name] or "-") + (f"±{spread}" if spread else "")

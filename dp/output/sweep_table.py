@@ -1,0 +1,47 @@
+"""The table of a sweep, for the terminal and as data."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from dp.output.report import cells, headline
+
+
+def sweep_table(runs: Sequence[dict], title: str) -> Table:
+    """One line per cell of a sweep: its overrides, then its figures by its protocol's rules, or its error."""
+    table, failed = Table(title=title, box=box.SIMPLE_HEAD), []
+    shared = set.intersection(*(set(run["overrides"].split()) for run in runs)) if len(runs) > 1 else set()
+    for name in ("cell", "standard", "", "robust", "", "standard, 2nd rule", "robust, 2nd rule", "NFE"):
+        table.add_column(name, justify="left" if name == "cell" else "right")
+    for run in runs:
+        summary, name = run["summary"], " ".join(o for o in run["overrides"].split() if o not in shared)
+        if summary is None:
+            table.add_row(Text(name), "-")
+            failed.append(f"{name} failed: {run['error']}")
+            continue
+        rule, robust, _ = headline(summary)
+        second = summary["config"]["protocol"]["report"][1:2]
+        more = [cells(summary[side].get(second[0]))[0] if second else "-" for side in ("standard", robust)]
+        first = [*cells(summary["standard"][rule])[:2], *cells(summary[robust][rule])[:2]]
+        table.add_row(Text(name), *first, *more, str(summary["caveats"]["nfe"]))
+    table.caption = Text("\n".join(["percent; intervals: 95 %", *failed]))
+    return table
+
+
+def sweep_frame(runs: Sequence[dict]) -> pd.DataFrame:
+    """The same as data, with the folder of every cell and the error of those that failed."""
+    lines = []
+    for run in runs:
+        line = {"overrides": run["overrides"], "folder": run["folder"], "error": run["error"]}
+        for name in ("standard", "robust", "seen") if run["summary"] else ():
+            for rule, figure in run["summary"].get(name, {}).items():
+                low, high = figure["wilson95"]
+                line |= {f"{name}_{rule}": figure["value"], f"{name}_{rule}_lo": low, f"{name}_{rule}_hi": high}
+        if run["summary"]:
+            rule, robust, _ = headline(run["summary"])
+            line |= {"rule": rule, "in_loop": robust == "seen", "nfe": run["summary"]["caveats"]["nfe"]}
+        lines.append(line)
+    return pd.DataFrame(lines)

@@ -1,0 +1,123 @@
+"""From plain configuration to objects: each is built once, in every process that works on a run."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from dp.attacks.base import Attack, check_norm
+from dp.classifiers import Classifier
+from dp.defense.defended import Defended
+from dp.defense.memory import activation_bytes
+from dp.diffusion.denoisers import Denoiser, Gaussian
+from dp.evaluation.evaluate import Arm, Evaluation, null_control
+from dp.purifiers import diffpure, none
+from dp.rng import Streams
+from dp.runs.compose import make
+from dp.runs.machine import device_of, free_bytes, workers_of
+from dp.runs.validate import check_precision, check_protocol, check_targets
+from dp.subset import Subset
+
+
+def build(config: dict) -> Evaluation:
+    """All objects of a run, from plain configuration. Raises ValueError for what does not fit together."""
+    check_targets(config)
+    check_protocol(config["protocol"], config["window"])
+    check_precision(config)
+    device, protocol = device_of(config), config["protocol"]
+    if device.startswith("cuda"):  # the same bytes again on the same kind of machine, and float32 that is float32
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
+    subset: Subset = _make(config, config["dataset"]["loader"])
+    attack: Attack = _make(config, config["attack"])
+    threat = _make(config, config["threat_model"])
+    check_norm(attack, config["choices"]["attack"], threat.norm)
+    scored = defense(config, device)
+    threat = threat.seen_by(scored.classifier)
+    attacked = scored if undefended(config) else scored.gradient_mode(threat.grad)
+    bare = Defended(none.purify, None, scored.classifier)
+    judge = _make(config, protocol["judge"]) if protocol["judge"] and attack.steps else None
+    for part in attack.parts():
+        for mode in (*part.modes, part.attack.gradient):
+            scored.check_mode(mode)
+    arms = {
+        "defended": Arm(attacked, scored, attack),
+        "undefended": Arm(bare, bare, attack),
+        "null": Arm(attacked, scored, null_control(attack, judge)),
+    }
+    first = subset.select(slice(0, 1))
+    nfe = dry_nfe(attacked, first)  # also finds bad hyperparameters before any work
+    dry_nfe(scored, first)
+    set_memory(config, scored, first, nfe, device)
+    return Evaluation(
+        subset=subset,
+        arms=arms,
+        threat=threat,
+        seeds=protocol["seeds"],
+        votes=protocol["votes"],
+        lanes=config["dataset"]["lanes"],
+        ties=protocol["ties"],
+        device=device,
+        judge=judge,
+        known_draws=protocol["known_draws"],
+        window=config["window"],
+    )
+
+
+def defense(config: dict, device: str) -> Defended:
+    """The scored defense: networks on the device, in the memory format and precision of the run."""
+    dtype = getattr(torch, config["dtype"])
+
+    def network(node: dict) -> Any:
+        return _make(config, node, dtype=dtype).to(device, memory_format=torch.channels_last)
+
+    classifier: Classifier = network(config["classifier"])
+    denoiser: Denoiser | None = network(config["denoiser"]) if "_target_" in config["denoiser"] else None
+    purify = _make(config, config["purifier"])
+    if isinstance(purify, nn.Module):
+        purify = purify.to(device, memory_format=torch.channels_last)
+    variants = {
+        name: _variant(config, node) for name, node in (config["purifier"].get("gradients") or {}).items() if node
+    }
+    return Defended(purify, denoiser, classifier, config["dataset"]["draws_per_call"], variants)
+
+
+def _variant(config: dict, node: dict) -> dict | Callable:
+    """What an attacker puts in the purification's place: changed hyperparameters, or a purifier of its own."""
+    return _make(config, node) if "_target_" in node else {k: v for k, v in node.items() if k != "per_dataset"}
+
+
+def _make(config: dict, node: Any, **more: Any) -> Any:
+    return make(node, modules=config["plugins"]["modules"], **more)
+
+
+def undefended(config: dict) -> bool:
+    """Whether the run has no purifier: then there is one gradient, whatever the threat model asks for."""
+    return config["choices"]["purifier"] == "none"
+
+
+def dry_nfe(model: Defended, one: Subset) -> int:
+    """Network evaluations of one purification, counted by running it around an exact Gaussian denoiser."""
+    classifier = model.classifier
+    dry = Defended(model.purifier, Gaussian(), classifier)
+    with torch.no_grad():
+        dry(one.x.to(next(classifier.parameters()).device), Streams(one.ids, 0, "dry"))
+    return dry.nfe
+
+
+def set_memory(config: dict, scored: Defended, one: Subset, nfe: int, device: str) -> None:
+    """Let the denoiser store its activations, or recompute those that do not fit (`memory`), before any work."""
+    denoiser = scored.denoiser
+    if denoiser is None:
+        return
+    if config["memory"] != "auto":
+        denoiser.memory = config["memory"]
+        return
+    one_step = functools.partial(diffpure.purify, t=0.1, steps=1, eta=0.0)
+    x = one.x.to(device, memory_format=torch.channels_last)
+    per_call = activation_bytes(Defended(one_step, denoiser, scored.classifier), x, Streams(one.ids, 0, "probe"))
+    at_once = per_call * config["dataset"]["lanes"] * config["dataset"]["draws_per_call"]
+    fit = int(0.5 * free_bytes(device) / workers_of(config) / at_once)
+    denoiser.memory = "store" if nfe <= fit else "recompute"
+    denoiser.recompute.keep = max(1, fit)

@@ -1,0 +1,44 @@
+"""How a command ends: its exit code, and one line for any error that a user can cause."""
+
+import sys
+from collections.abc import Callable
+
+import yaml
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from dp.output.console import console
+from dp.runs.compose import keys_below
+from dp.spelling import near_matches
+
+USER_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
+DONE, MISTAKE, INTERRUPTED = 0, 2, 130  # exit codes; 1 is a check that fails
+
+
+def command(main: Callable[[], int], interrupted: str = "interrupted; the same command goes on") -> int:
+    """The exit code of `main`: 2 for a user's error, said in one line, 130 for an interruption."""
+    try:
+        return main()
+    except KeyboardInterrupt as stop:
+        console.print(str(stop) or interrupted)
+        return INTERRUPTED
+    except USER_ERRORS as error:
+        print(f"error: {sentence(error)}", file=sys.stderr)
+        return MISTAKE
+
+
+def sentence(error: BaseException) -> str:
+    """One line for a person out of any error that a user can cause."""
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return sentence(error.__cause__)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        near, known = near_matches(option, error.options), ", ".join(error.options)
+        return f"unknown option {group}={option}{near}; there are: {known}"
+    if isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError) and error.__cause__.full_key:
+        key = error.__cause__.full_key
+        parent, _, leaf = key.rpartition(".")
+        near = near_matches(leaf, keys_below(parent, sys.argv[1:]))
+        return f"unknown key {key}{near}; to add a new one write +{key}=..."
+    text = str(error)
+    return " ".join(text.split("full_key:")[0].split()) or type(error).__name__
