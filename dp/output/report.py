@@ -146,9 +146,8 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
         lines.append(f"attacked is not what is scored: {who} not the scored defense's: {', '.join(modes)}")
     lines += [f"attacked is not what is scored: {difference(found)}" for found in caveats["differences"]]
     if caveats["straight_through"]:
-        lines.append(
-            "attacked is not what is scored: the last clamp passes gradients that it would stop (clamp=straight_through)"
-        )
+        clamp = "the last clamp passes gradients that it would stop (clamp=straight_through)"
+        lines.append(f"attacked is not what is scored: {clamp}")
     if caveats["no_surrogate"]:
         lines.append("the purifier has no surrogate: it is attacked through its exact gradient")
     for c in caveats["departures"]:

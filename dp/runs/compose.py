@@ -163,7 +163,7 @@ def arguments(node: Any) -> Any:
 
 
 def is_reserved(key: str, value: Any) -> bool:
-    """Whether this key of a node is no argument. `version` is reserved where it is a number: AutoAttack takes a text."""
+    """Whether this key of a node is no argument; `version` only where it is a number, for AutoAttack takes a text."""
     return key in RESERVED and (key != "version" or isinstance(value, int))
 
 

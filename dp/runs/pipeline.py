@@ -1,6 +1,5 @@
 """A run from its configuration to its summary: resume, prepare, execute, summarize."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -160,8 +159,7 @@ def subject_of(job: Job, images: int, quick: bool) -> Subject:
 def audited(subject: Subject, to: Console) -> list[Finding]:
     """What the audit finds, with its progress on a console."""
     with Bar(to, 1.0) as bar:
-        say: Callable[[int, int, str], None] = lambda done, of, name: bar(done / of, f"audit {done + 1}/{of}: {name}")
-        return list(battery.audit(subject, say))
+        return list(battery.audit(subject, lambda done, of, name: bar(done / of, f"audit {done + 1}/{of}: {name}")))
 
 
 def fetch_missing(config: dict) -> None:
