@@ -129,8 +129,8 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
 
 def test_summary_and_provenance(tmp_path):
     assert record.read_summary(tmp_path) is None
-    record.write_summary(tmp_path, {"nfe": 8})
-    assert record.read_summary(tmp_path) == {"nfe": 8}
+    record.write_summary(tmp_path, {"format": record.FORMAT, "seconds": 8})
+    assert record.read_summary(tmp_path) == {"format": record.FORMAT, "seconds": 8}
     assert set(record.provenance()) == {"versions", "commit", "dirty", "platform"}
     assert len(record.code_hash()) == 64
 

@@ -6,16 +6,9 @@ import math
 import pytest
 from rich.console import Console
 
-from dp.output.report import (
-    cells,
-    clock,
-    published_lines,
-    published_rows,
-    row_table,
-    sweep_frame,
-    sweep_table,
-    warnings,
-)
+from dp.output.published import published_lines, published_rows
+from dp.output.report import caveat_lines, cells, clock, gradient_words, row_table, warnings
+from dp.output.sweep_table import sweep_frame, sweep_table
 
 
 def figure(value, n=512, draws=1, std=1.25):
@@ -37,27 +30,41 @@ def config(dataset="cifar10", classifier="wrn_28_10", attack="pgd_eot", norm="li
         },
         "dataset": {"name": dataset},
         "classifier": {},
-        "purifier": {"surrogate": {"steps": 10}},
+        "purifier": {"published": purifier, "gradients": {"surrogate": {"steps": 10}}},
         "threat_model": {"norm": norm, "eps": eps, "grad": "full"},
         "protocol": {"ties": "softmax", "report": ["single", "vote"], "judge": None},
     }
 
 
-def summary(robust=59.38, null=90.0, differences=(), departures=(), weaknesses=(), batch_bound=False, **kwargs):
+def caveats(**changes):
+    none = {
+        "gradients": [["full"]],
+        "straight_through": False,
+        "differences": [],
+        "departures": [],
+        "scaled": [],
+        "short_steps": [],
+        "no_surrogate": False,
+        "masks_spared": [],
+        "criterion": "the mean over",
+        "attack_samples": 20,
+        "batch_bound": False,
+        "nfe": 195,
+        "attack_nfe": 195,
+    }
+    return none | changes
+
+
+def summary(robust=59.38, null=90.0, caveat=None, **kwargs):
     return {
         "config": config(**kwargs),
-        "differences": list(differences),
-        "departures": list(departures),
-        "scaled": [],
-        "weaknesses": list(weaknesses),
-        "batch_bound": batch_bound,
+        "caveats": caveats(**(caveat or {})),
         "standard": figures(93.16),
         "robust": figures(robust),
         "null": figures(null),
         "per_seed": {"5": {}, "6": {}, "7": {}},
         "ties": 3,
         "audited": None,
-        "nfe": 195,
     }
 
 
@@ -101,7 +108,7 @@ def test_clock(seconds, expected):
 @pytest.mark.parametrize("eps", ["8/255", 8 / 255, 0.03137254901960784])
 def test_published_row_of_the_main_result(eps):
     """Table 1 of arXiv 2503.01407, without Table 7's ablation of the same settings."""
-    found = published_rows(config(eps=eps), "hetero")
+    found = published_rows(config(eps=eps))
     assert {row["table"] for row in found} == {"1"}
     (row,) = [row for row in found if row["table"] == "1"]
     assert (row["attack"], row["standard"], row["standard_std"]) == ("pgd_eot", "93.16", "0.21")
@@ -125,7 +132,7 @@ def test_published_row_of_the_main_result(eps):
     ],
 )
 def test_published_rows_by_method_and_setting(method, settings, printed):
-    assert {(row["table"], row["robust"]) for row in published_rows(config(**settings), method)} == printed
+    assert {(row["table"], row["robust"]) for row in published_rows(config(purifier=method, **settings))} == printed
 
 
 @pytest.mark.parametrize(
@@ -142,30 +149,30 @@ def test_published_rows_by_method_and_setting(method, settings, printed):
     ],
 )
 def test_most_settings_have_no_published_row(method, settings):
-    assert published_rows(config(**settings), method) == []
+    assert published_rows(config(purifier=method, **settings)) == []
 
 
 def test_a_classifiers_own_name_comes_before_the_name_of_its_yaml():
     named = config(classifier="wrn_28_10_robustbench")
-    assert published_rows(named, "hetero") == []
-    named["classifier"]["name"] = "wrn_28_10"
-    assert published_rows(named, "hetero") == published_rows(config(), "hetero")
+    assert published_rows(named) == []
+    named["classifier"]["published"] = "wrn_28_10"
+    assert published_rows(named) == published_rows(config())
 
 
 def test_published_lines_print_what_the_paper_prints():
-    rows = published_rows(config(), "hetero")
+    rows = published_rows(config())
     assert "arXiv 2503.01407, Table 1" in published_lines(rows)[0]
     assert "standard 93.16±0.21, robust 59.38±1.25" in published_lines(rows)[0]
-    (dash,) = published_lines(published_rows(config(), "lorid"))
+    (dash,) = published_lines(published_rows(config(purifier="lorid")))
     assert dash.endswith("standard 84.20, robust -")
-    (doubtful,) = published_lines(published_rows(config(), "diffpure"))
+    (doubtful,) = published_lines(published_rows(config(purifier="diffpure")))
     assert "56.84±0.59" in doubtful
     assert "doubtful: robust 56.84 +- 0.59 is probably a misprint" in doubtful
 
 
 def test_row_table_names_the_setting_and_every_figure():
     shown = text(row_table(summary()))
-    for part in ("cifar10 / hetero / pgd_eot", "linf 8/255", "512 images", "3 seeds", "vote of 20", "single draw"):
+    for part in ("cifar10 / hetero / pgd_eot", "linf 8/255", "512 images", "3 seeds", "vote of 20", "single sample"):
         assert part in shown
     (line,) = [line for line in shown.splitlines() if "robust accuracy" in line]
     assert " ".join(line.split()) == "robust accuracy 59.4 55.2 - 63.5 1.25 59.9 55.7 - 64.0 1.25"
@@ -176,10 +183,34 @@ def test_row_table_names_the_setting_and_every_figure():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"differences": ["n=10 instead of 500"]}, "attacked is not what is scored: n=10 instead of 500"),
-        ({"departures": ["attack square instead of strict"]}, "protocol official is not run as it is defined: attack"),
-        ({"weaknesses": ["shorter than the ball is wide"]}, "shorter than the ball is wide"),
-        ({"batch_bound": True}, "rows depend on which images share a batch"),
+        (
+            {"caveat": {"differences": [{"key": "n", "attacked": 10, "scored": 500}]}},
+            "attacked is not what is scored: n=10 instead of 500",
+        ),
+        (
+            {"caveat": {"differences": [{"key": "mask_grad", "attacked": "soft", "scored": None}]}},
+            "attacked is not what is scored: mask_grad=soft",
+        ),
+        (
+            {"caveat": {"gradients": [["surrogate", "bpda"]]}},
+            "the gradient is not the scored defense's: bpda of surrogate",
+        ),
+        (
+            {"caveat": {"gradients": [["full"], ["mask_soft"]]}},
+            "some attacks' gradients are not the scored defense's: mask_soft",
+        ),
+        ({"caveat": {"straight_through": True}}, "the last clamp passes gradients that it would stop"),
+        ({"caveat": {"no_surrogate": True}}, "has no surrogate: it is attacked through its exact gradient"),
+        (
+            {"caveat": {"departures": [{"key": "attack", "value": "square", "reference": "strict"}]}},
+            "protocol official is not run as it is defined: attack square instead of strict",
+        ),
+        (
+            {"caveat": {"short_steps": [{"attack": "PGD", "reach": 0.02, "needed": 0.25}]}},
+            "the steps of PGD cover 0.02 together and may need 0.25",
+        ),
+        ({"caveat": {"masks_spared": ["strict_mask"]}}, "the purifier's mask is not attacked: add attack=strict_mask"),
+        ({"caveat": {"batch_bound": True}}, "rows depend on which images share a batch"),
         ({"robust": 90.0, "null": 90.0}, "does not beat random noise"),
         ({"robust": 91.0, "null": 90.0}, "does not beat random noise"),
     ],
@@ -187,6 +218,36 @@ def test_row_table_names_the_setting_and_every_figure():
 def test_warnings(settings, words):
     assert any(words in line for line in warnings(summary(**settings)))
     assert not any(words in line for line in warnings(summary()))
+
+
+def test_what_is_scaled_names_the_dataset_that_it_stands_in_for():
+    scaled = summary(caveat={"scaled": [{"key": "protocol.votes", "value": 10, "reference": 20}]})
+    scaled["config"]["dataset"]["scaled_from"] = {"dataset": "cifar10"}
+    assert any("beside the values for cifar10: protocol.votes 10 for 20" in line for line in warnings(scaled))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "exact"),
+        ({"straight_through": True}, "approximate (straight-through clamp)"),
+        ({"gradients": [["values"]]}, "none"),
+        ({"gradients": [["full"], ["surrogate", "bpda"]]}, "exact, bpda of surrogate"),
+    ],
+)
+def test_the_gradient_in_words(changes, words):
+    assert gradient_words(caveats(**changes)) == words
+
+
+def test_a_sound_run_has_no_caveat_to_tell():
+    assert caveat_lines(config(), caveats()) == []
+
+
+def test_a_version_above_one_is_printed():
+    moved = summary()
+    moved["config"]["purifier"]["version"] = 2
+    assert "hetero (version 2)" in text(row_table(moved))
+    assert "version" not in text(row_table(summary()))
 
 
 def test_no_attack_need_not_beat_random_noise():

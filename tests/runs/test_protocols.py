@@ -7,12 +7,10 @@ import torch
 
 import run
 from dp.attacks.bpda import BPDA
-from dp.attacks.none import NoAttack
 from dp.attacks.null import Null
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.through import Through
 from dp.defense.known_noise import KnownDraws
-from dp.evaluation.differences import criteria, differences, gradients
 from dp.output import report
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
@@ -47,30 +45,6 @@ def test_a_protocol_is_what_its_paper_says(name):
         assert (*found, bool(judge) and judge["in_loop"]) == DEFINED[name]
         assert config["threat_model"]["grad"] == protocol["grad"]
         assert config["choices"]["attack"] == protocol["attack"]
-        assert run.departures(config) == []
-
-
-def test_the_command_line_wins_over_a_protocol_and_it_is_said():
-    config = composed("protocol=strict", "attack=square", "threat_model.grad=surrogate")
-    assert config["choices"]["attack"] == "square"
-    said = run.departures(config)
-    assert said == ["attack square instead of strict", "threat_model.grad surrogate instead of full"]
-    config = composed("protocol=diffbreak_single", "protocol.judge.every=50", "protocol.votes=1", "attack.eot=2")
-    assert run.departures(config) == [
-        "protocol.judge.every 50 instead of 1",
-        "protocol.votes 1 instead of 10",
-    ]
-    assert "attack.eot 2 instead of 20" in run.scaled(config)  # digits have a smaller one anyway
-    assert run.departures(composed("protocol=strict", "attack=strict_mask")) == []
-
-
-def test_what_digits_scale_stands_beside_the_protocols_own():
-    given = ("+experiment=digits/scaled", "protocol=official", "purifier=hetero_official")
-    said = run.scaled(composed(*given))
-    assert {"protocol.images 128 instead of 512", "attack.iterations 10 instead of 200"} <= set(said)
-    assert {"purifier.n 100 instead of 500", "threat_model.eps 32/255 instead of 8/255"} <= set(said)
-    assert run.departures(composed(*given)) == ["protocol.seeds [2024, 2025, 2026] instead of [2024]"]
-    assert run.scaled(composed("dataset=cifar10", *given[1:])) == []
 
 
 def small(*overrides: str) -> dict:
@@ -140,25 +114,6 @@ def test_transfer_is_pgd_on_the_bare_classifier():
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("attack", "grad", "views"),
-    [
-        ("pgd_eot", "full", {"full"}),
-        ("pgd_eot", "surrogate", {"surrogate"}),
-        ("bpda_eot", "full", {"bpda"}),
-        ("bpda_eot_official", "surrogate", {"surrogate+bpda"}),
-        ("bpda_eot_hill", "full", {"bpda"}),
-        ("transfer", "surrogate", {"surrogate+blind"}),
-        ("square", "surrogate", {"values"}),
-        ("strict", "full", {"full"}),
-        ("strict_mask", "full", {"full", "mask_soft", "mask_straight_through"}),
-    ],
-)
-def test_the_views_that_an_attack_differentiates(attack, grad, views):
-    evaluation = run.build(small(f"attack={attack}", f"threat_model.grad={grad}"))
-    assert gradients(evaluation.arms["defended"].attack, grad) == views
-
-
 @pytest.mark.parametrize("threat", ["linf", "stadv"])
 def test_noise_as_the_attack_is_the_null_control(threat):
     """With the null arm's streams the attack ends at the very points of that arm; with its own, elsewhere."""
@@ -180,58 +135,6 @@ def test_the_null_control_rejects():
     for bad in ({"steps": 0}, {"eot": 0}, {"select": "first"}):
         with pytest.raises(ValueError, match=r"^need "):
             Null(**{"steps": 1, "eot": 1, "select": "best", **bad})
-
-
-@pytest.mark.parametrize(
-    ("attack", "grad", "nfe"),
-    [
-        ("pgd_eot", "full", 8),
-        ("pgd_eot", "surrogate", 2),
-        ("transfer", "full", 0),
-        ("transfer", "surrogate", 0),
-        ("bpda_eot", "full", 8),
-        ("union", "full", 8),
-        ("square", "surrogate", 2),
-    ],
-)
-def test_the_attacks_nfe_is_that_of_what_it_looks_at(attack, grad, nfe):
-    """Of hetero: its steps and once more in stage 1, here all 4 of 4; the bare classifier of a transfer has none."""
-    given = [f"attack={attack}", f"threat_model.grad={grad}", "purifier.t_s=0.05", "purifier.surrogate.steps=1"]
-    config = composed(*given, "protocol.images=2", "purifier.steps=4")
-    assert run.attack_nfe(config, run.build(config)) == nfe
-
-
-@pytest.mark.parametrize(
-    ("attack", "purifier", "said"),
-    [
-        ("strict", "hetero", ["the union lacks the mask attacks: attack=strict_mask"]),
-        ("strict_mask", "hetero", []),
-        ("strict", "diffpure", []),
-    ],
-)
-def test_a_strict_union_without_the_mask_attacks_is_said(attack, purifier, said):
-    config = composed("protocol=strict", f"attack={attack}", f"purifier={purifier}", "protocol.images=2")
-    assert run.weaknesses_of(config, run.build(config)) == said
-
-
-def test_every_difference_between_attacked_and_scored_is_listed():
-    config = small("threat_model.grad=surrogate", "purifier.steps=5", "purifier.surrogate.steps=3", "attack.eot=4")
-    evaluation = run.build(config)
-    attacked, scored, attack = evaluation.arms["defended"]
-    assert differences(attacked, scored, attack, "surrogate") == [
-        "the gradient is not the scored defence's: surrogate",
-        "steps=3 instead of 5",
-    ]
-    assert differences(scored, scored, PGD(1, 4), "full") == []
-
-
-def test_what_the_attack_goes_by_is_said_where_it_does_not_decide():
-    said = "the attack goes by the mean over 4 draws of its own, the verdict by vote of 10"
-    assert criteria(PGD(1, 4), "vote of 10", 10) == said
-    assert criteria(PGD(1, 1), "single draw", 1) == ""
-    assert criteria(PGD(1, 4), "single draw", 1, known_draws=True) == ""
-    assert "the draws that score" in criteria(PGD(1, 4), "vote of 10", 10, known_draws=True)
-    assert criteria(NoAttack(), "vote of 10", 10) == ""
 
 
 @pytest.mark.parametrize("protocol", ["diffbreak_vote", "hill", "strict"])

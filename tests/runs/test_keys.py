@@ -1,0 +1,108 @@
+"""A run's key follows what can change a row, and nothing else."""
+
+import copy
+import json
+
+import pytest
+
+from dp.output import record
+from dp.runs import compose
+from dp.runs.compose import run_key
+from tests.helpers.compose import composed
+
+
+@pytest.fixture(scope="module")
+def base() -> dict:
+    return composed()
+
+
+def changed(config: dict, path: str, value) -> dict:
+    """A copy of the configuration with one value set, nodes on the way made where they are missing."""
+    config = copy.deepcopy(config)
+    node, *rest = config, *path.split(".")
+    for name in rest[:-1]:
+        node = node.setdefault(name, {})
+    node[rest[-1]] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    "override", ["device=cpu", "memory=recompute", "workers=3", "shard=1/2", "overwrite=true", "tracking=wandb"]
+)
+def test_what_changes_no_row_changes_no_key(base, override):
+    assert run_key(composed(override)) == run_key(base)
+
+
+@pytest.mark.parametrize(
+    "override", ["dtype=bfloat16", "purifier.tau=0.6", "dataset.lanes=16", "protocol.seeds=[1]", "attack.eot=3"]
+)
+def test_what_changes_rows_changes_the_key(base, override):
+    assert run_key(composed(override)) != run_key(base)
+    assert run_key(base).startswith("digits-hetero-pgd_eot-linf-")
+
+
+def test_a_moved_module_changes_no_key(base):
+    for group in ("purifier", "attack", "threat_model", "denoiser", "classifier"):
+        *_, file, name = base[group]["_target_"].split(".")
+        assert run_key(changed(base, f"{group}._target_", f"dp.elsewhere.{file}.{name}")) == run_key(base)
+        assert run_key(changed(base, f"{group}._target_", f"dp.elsewhere.{file}2.{name}")) != run_key(base)
+
+
+def test_an_option_added_later_changes_the_key_only_where_it_differs(base, monkeypatch):
+    monkeypatch.setitem(compose.NEUTRAL, "purifier.resampling", "single")
+    assert run_key(changed(base, "purifier.resampling", "single")) == run_key(base)
+    assert run_key(changed(base, "purifier.resampling", "multi")) != run_key(base)
+    assert run_key(changed(base, "attack.resampling", "single")) != run_key(base)  # the path counts, not the name
+
+
+def test_a_new_dataset_in_a_table_changes_no_key(base):
+    table = base["purifier"]["per_dataset"]
+    assert run_key(changed(base, "purifier.per_dataset", {**table, "mars": {"t_l": 0.9}})) == run_key(base)
+
+
+def test_labels_addresses_and_sizes_change_no_key(base):
+    assert run_key(changed(base, "purifier.published", "another")) == run_key(base)
+    assert run_key(changed(base, "denoiser.net.url", "https://example.org/weights")) == run_key(base)
+    assert run_key(changed(base, "denoiser.net.megabytes", 12)) == run_key(base)
+    assert run_key(changed(base, "denoiser.net.sha256", "0" * 64)) != run_key(base)
+
+
+def test_gradient_variants_count_only_where_they_are_used(base):
+    """The surrogate's steps are another run's matter, unless the attack goes through the surrogate."""
+    other = changed(base, "purifier.gradients.surrogate.steps", 2)
+    assert run_key(other) == run_key(base)
+    through = composed("threat_model.grad=surrogate")
+    assert run_key(changed(through, "purifier.gradients.surrogate.steps", 2)) != run_key(through)
+    mask = composed("attack=through_mask_soft")
+    assert run_key(changed(mask, "purifier.gradients.mask_soft.temperature", 0.1)) != run_key(mask)
+    assert run_key(changed(mask, "purifier.gradients.surrogate.steps", 2)) == run_key(mask)
+
+
+def test_a_new_version_changes_its_own_keys_alone(base):
+    assert run_key(changed(base, "purifier.version", 1)) == run_key(base)
+    assert run_key(changed(base, "purifier.version", 2)) != run_key(base)
+    assert run_key(changed(base, "protocol.version", 2)) != run_key(base)
+    other = composed("purifier=diffpure")
+    assert run_key(other) == run_key(composed("purifier=diffpure"))
+    assert len({run_key(c) for c in (base, other, changed(base, "purifier.version", 2))}) == 3
+
+
+def test_autoattacks_version_is_an_argument_and_counts():
+    rand = composed("attack=autoattack")
+    assert run_key(changed(rand, "attack.version", "standard")) != run_key(rand)
+
+
+def test_measured_folders_bear_the_key_of_their_configuration():
+    folders = sorted(path.parent for path in (compose.ROOT / "results" / "measured").glob("*/summary.json"))
+    assert len(folders) >= 72
+    for folder in folders:
+        summary = record.read_summary(folder)
+        assert summary is not None
+        assert run_key(summary["config"]) == folder.name
+
+
+def test_a_folder_of_another_format_is_refused_in_one_line(tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps({"nfe": 8}))
+    with pytest.raises(ValueError, match=r"need .*summary.json of format 2, got 1: move the folder away") as error:
+        record.read_summary(tmp_path)
+    assert "\n" not in str(error.value)
