@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_attacks import run_attack
+from tests.attacks.test_attacks import run_attack
 
 from dp.attacks.apgd import APGD
 from dp.attacks.pgd_eot import PGD
