@@ -11,8 +11,9 @@ from rich.table import Table
 import run
 from dp.files.cache import ASSETS, Asset, cache_folder, locate
 from dp.files.download import direct
-from dp.files.fetch import fetch, is_there, needed
+from dp.files.fetch import fetch, is_there
 from dp.output.progress import Downloads
+from dp.weights.needed import needed
 
 CONF = Path(__file__).parents[1] / "conf"
 LISTED = ("dataset", "classifier", "denoiser")

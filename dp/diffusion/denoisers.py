@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dp.diffusion.checkpointing import Recompute
+from dp.diffusion.checkpointing import ActivationCheckpointing
 from dp.diffusion.sampling import vp_sigma, vp_sigmas
 
 
@@ -37,7 +37,7 @@ class Denoiser(nn.Module):
         self.dtype = dtype
         self.size = size
         self.nfe = 0
-        self.recompute = Recompute()
+        self.recompute = ActivationCheckpointing()
 
     def forward(self, z: Tensor, sigma: float | Tensor) -> Tensor:
         self.nfe += 1

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 LEVELS = 1000
+CLAMPS = ("plain", "straight_through", "none")
 
 
 def vp_sigmas() -> Tensor:
@@ -97,15 +98,20 @@ def to_pm1(x: Tensor) -> Tensor:
 
 
 def to_01(z: Tensor, clamp: str = "plain") -> Tensor:
-    """[-1,1] -> [0,1], clamped. The gradient beyond the bounds is 0 (`plain`) or 1 (`straight_through`, an
-    approximation).
+    """[-1,1] -> [0,1]. `clamp` says what happens to values beyond the bounds.
 
-    At the bounds themselves it is 1 in both: torch.clamp changed its mind about that (methods.md item 27), so it is
-    not asked.
+    `plain`: they are clamped, and their gradient is 0. `straight_through`: they are clamped, and their gradient is 1,
+    which is an approximation. `none`: they stay, so the image may leave [0,1]; right for methods whose released code
+    hands the image to the classifier unclamped.
+    At the bounds themselves the gradient is always 1. torch.clamp is not used for it, because its gradient there has
+    changed between versions (deviation 27: the clamp's gradient at the bounds).
+    Raises ValueError for another `clamp`.
     """
-    if clamp not in ("plain", "straight_through"):
-        raise ValueError(f"need clamp plain or straight_through, got clamp={clamp!r}")
+    if clamp not in CLAMPS:
+        raise ValueError(f"need clamp among {', '.join(CLAMPS)}, got clamp={clamp!r}")
     x = (z + 1) / 2
+    if clamp == "none":
+        return x
     bounded = x.detach().clamp(0.0, 1.0)
     if clamp == "straight_through":
         return x + (bounded - x.detach())

@@ -55,6 +55,15 @@ def locate(asset: Asset) -> Path:
     )
 
 
+def is_there(asset: Asset) -> bool:
+    """True if the asset is embedded or lies in the cache folder."""
+    try:
+        locate(asset)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def place(asset: Asset) -> Path:
     """Where in the cache folder it belongs, there or not. Raises ValueError for a name that leads out of it."""
     root = cache_folder()

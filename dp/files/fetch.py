@@ -1,68 +1,16 @@
 """Bring files into the cache: resumable, verified, one process at a time."""
 
 import errno
-import pkgutil
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from dp.files import archives
-from dp.files.cache import READ_ONLY, Asset, complaint, digest, expected, locate, note, place, sync, verify
+from dp.files.cache import READ_ONLY, Asset, complaint, digest, expected, is_there, locate, note, place, sync, verify
 from dp.files.download import OnBytes, direct, download, drop, no_room, size, state_of
-
-# Weights that a library names by model: how to make an Asset of such a node's keys, imported when asked for.
-ZOO: dict[str, str | Callable[..., Asset | None]] = {
-    "dp.weights.zoo.robustbench": "dp.weights.zoo.robustbench_asset",
-    "dp.weights.zoo.timm": "dp.weights.zoo.timm_asset",
-}
-
-
-def needed(config: Any) -> list[Asset]:
-    """Every file that a plain configuration names, embedded ones too, in order, each once; a model that a library names
-    costs the import of that library.
-    """
-    found: dict[Asset, None] = {}
-    for node in _mappings(config):
-        if node.get("_target_") in ZOO:
-            asset = _of_zoo(node)
-        elif isinstance(node.get("file"), str):
-            asset = Asset(**{k: node[k] for k in Asset._fields if node.get(k) is not None})
-        else:
-            continue
-        if asset is not None:
-            found[asset] = None
-    return list(found)
-
-
-def _of_zoo(node: dict) -> Asset | None:
-    make: Any = ZOO[node["_target_"]]
-    make = pkgutil.resolve_name(make) if isinstance(make, str) else make
-    return make(**{k: v for k, v in node.items() if not re.fullmatch("_.*_", k)})
-
-
-def missing(config: Any) -> list[Asset]:
-    """Those that lie neither among the embedded files nor in the cache folder."""
-    return [asset for asset in needed(config) if not is_there(asset)]
-
-
-def is_there(asset: Asset) -> bool:
-    try:
-        locate(asset)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _mappings(node: Any) -> Iterator[dict]:
-    if isinstance(node, dict):
-        yield node
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
-        yield from _mappings(child)
 
 
 def fetch(asset: Asset, on_bytes: OnBytes = lambda done, total: None, *, timeout: float = 30.0, tries: int = 5) -> Path:

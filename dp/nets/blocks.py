@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,29 @@ def sinusoid(t: Tensor, channels: int, endpoint: bool) -> tuple[Tensor, Tensor]:
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k / sqrt(d)) v for q, k, v (B,heads,d,pixels), each pixel a token -> (B,heads,d,pixels)."""
     q, k, v = (a.transpose(2, 3) for a in (q, k, v))
+    if torch.is_grad_enabled() and q.requires_grad and k.requires_grad and v.requires_grad:
+        return _Attention.apply(q, k, v).transpose(2, 3)
     return F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
+
+
+class _Attention(torch.autograd.Function):
+    """torch's attention and its gradient, which can also be differentiated: torch's fast kernels cannot."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with torch.enable_grad():
+            ctx.leaves = tuple(a.detach().requires_grad_() for a in (q, k, v))
+            ctx.out = F.scaled_dot_product_attention(ctx.leaves[0], ctx.leaves[1], ctx.leaves[2])
+        ctx.save_for_backward(q, k, v)
+        return ctx.out.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        if not torch.is_grad_enabled():
+            return torch.autograd.grad(ctx.out, ctx.leaves, grads[0], retain_graph=True)
+        q, k, v = ctx.saved_tensors  # create_graph=True: the gradient by the formula, from operations with derivatives
+        out = (q @ k.transpose(2, 3) / math.sqrt(q.shape[3])).softmax(dim=3) @ v
+        return torch.autograd.grad(out.to(grads[0].dtype), (q, k, v), grads[0], create_graph=True)
 
 
 def kernel(taps: Sequence[float], like: Tensor | None = None) -> Tensor:

@@ -166,7 +166,8 @@ def fetch_missing(config: dict) -> None:
     """Fetch what the configuration names and the cache lacks, sizes first. Raises FileNotFoundError, in one line that
     names every file that could not be had, its size, its address and the folder.
     """
-    from dp.files.fetch import fetch, missing  # here: an HTTP library is only needed where something is missing
+    from dp.files.fetch import fetch  # here: an HTTP library is only needed where something is missing
+    from dp.weights.needed import missing
 
     absent, failed = missing(config), []
     if not absent:

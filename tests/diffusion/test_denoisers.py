@@ -10,7 +10,7 @@ import torch
 from scipy import integrate, stats
 from torch import nn
 
-from dp.diffusion.checkpointing import Recompute
+from dp.diffusion.checkpointing import ActivationCheckpointing
 from dp.diffusion.denoisers import EDM, IDDPM, VE, VP, Consistency, EpsNet, Gaussian, ScoreVE
 
 ABAR = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))
@@ -226,7 +226,7 @@ def test_recompute_twice_from_one_graph_and_after_another_chain():
     assert torch.equal(first, again)
     assert len(inner.calls) == 3 + 1 + 1 + 3
     with pytest.raises(ValueError, match="keep"):
-        Recompute(keep=0)
+        ActivationCheckpointing(keep=0)
 
 
 def test_a_recomputing_denoiser_is_copied():

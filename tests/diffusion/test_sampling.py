@@ -256,7 +256,16 @@ def test_to_01_is_torch_clamp_forwards(clamp, dtype):
     assert to_01(z, clamp).dtype == dtype
 
 
-@pytest.mark.parametrize(("clamp", "outside"), [("plain", 0.0), ("straight_through", 1.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_to_01_without_a_clamp_lets_the_image_leave_its_range(dtype):
+    z = (normal(3, 4000) * 3).to(dtype)
+    x = to_01(z, "none")
+    assert torch.equal(x, (z + 1) / 2)
+    assert x.min() < 0 < 1 < x.max()
+    assert torch.equal(x.clamp(0.0, 1.0), to_01(z))
+
+
+@pytest.mark.parametrize(("clamp", "outside"), [("plain", 0.0), ("straight_through", 1.0), ("none", 1.0)])
 def test_to_01_gradient(clamp, outside):
     """Per unit of [0,1], half of that per unit of z; 1 at the bounds themselves, which are float-exact here."""
     z = torch.tensor([-1.0, 1.0, -0.999, 0.3, -1.001, 1.001, -50.0, 50.0], requires_grad=True)
@@ -265,7 +274,7 @@ def test_to_01_gradient(clamp, outside):
 
 
 def test_to_01_unknown_clamp():
-    with pytest.raises(ValueError, match="need clamp"):
+    with pytest.raises(ValueError, match="need clamp among plain, straight_through, none"):
         to_01(torch.zeros(1), "hard")
 
 

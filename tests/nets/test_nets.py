@@ -12,6 +12,7 @@ from dp.datasets import digits, digits_train
 from dp.diffusion.denoisers import EDM
 from dp.files.cache import Asset, locate
 from dp.nets.attribute import AttributeNet
+from dp.nets.blocks import attend
 from dp.nets.small_unet import SmallUNet
 from dp.nets.wrn import WideResNet
 from dp.weights.checkpoints import load
@@ -151,3 +152,22 @@ def test_bad_resolution():
     for resolution in (4, 12):
         with pytest.raises(ValueError, match="power of two"):
             AttributeNet(resolution)
+
+
+@pytest.mark.parametrize("pixels", [4, 64])
+def test_attention_has_torchs_own_bits_and_a_second_derivative(pixels):
+    """Values and gradients of torch's fast kernel, which has no second derivative; those of the formula here."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 3, pixels, generator=generator, requires_grad=True) for _ in range(3))
+    results = []
+    for attention in (attend, lambda *a: F.scaled_dot_product_attention(*(b.mT for b in a)).mT):
+        out = attention(q, k, v)
+        results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
+    assert all(map(torch.equal, *results))
+    small = [a[..., :3].detach().double().requires_grad_() for a in (q, k, v)]
+    assert torch.autograd.gradcheck(attend, small)
+    assert torch.autograd.gradgradcheck(attend, small)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(q, k, v)
+    (first,) = torch.autograd.grad(out.float().sum(), q, create_graph=True)
+    assert torch.isfinite(torch.autograd.grad(first.sum(), k)[0]).all()

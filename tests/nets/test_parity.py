@@ -3,6 +3,7 @@
 `DP_PARITY=folder pytest tests/nets/test_parity.py` holds them to further fixtures of the same format.
 """
 
+import copy
 import functools
 import json
 import os
@@ -13,7 +14,7 @@ import torch
 
 from dp.diffusion import denoisers
 from dp.diffusion.sampling import ancestral_step, vp_sigmas
-from tests.helpers.public import Fixture, distance, with_gradient
+from tests.helpers.public import Fixture, Labelled, distance, with_gradient
 
 FOLDER = Path(os.environ.get("DP_PARITY", Path(__file__).parent / "parity"))
 FILES = sorted(FOLDER.glob("*.safetensors"))
@@ -50,6 +51,34 @@ def test_output_and_input_gradient(path):
 def test_parameters(path):
     found = fixture(path)
     assert sum(p.numel() for p in found.net.parameters()) == int(found.about["param_count"])
+
+
+@of("edm_ddpmpp", "edm_ncsnpp", "edm_dhariwal", "guided_diffusion", "consistency_unet", "score_sde_ncsnpp", "ddpm_unet")
+def test_second_derivatives(path):
+    """Of a guided step through every network, in float64: equal bits in both memory modes, and central differences."""
+    found = fixture(path)
+    net = copy.deepcopy(found.labelled()).double()
+    if isinstance(net, Labelled):
+        net.labels = {k: v.double() if v.is_floating_point() else v for k, v in net.labels.items()}
+    z = found.tensors["x"].double()
+    weight = torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=z.dtype)
+
+    adapter = denoisers.IDDPM if found.arch.startswith("edm_") else denoisers.EpsNet
+
+    def guided(z, memory):
+        denoiser = adapter(net, memory=memory)
+        (pull,) = torch.autograd.grad((denoiser(z, 0.7) - 0.5).square().sum(), z, create_graph=True)
+        return (weight * (denoiser(z, 0.7) - pull)).sum()
+
+    gradients = []
+    for memory in ("store", "recompute"):
+        leaf = z.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(guided(leaf, memory), leaf)[0])
+    assert torch.equal(*gradients)
+    v = gradients[0] / gradients[0].norm() + 0.01 * weight
+    up, down = (guided((z + h * v).requires_grad_(), "store").item() for h in (1e-5, -1e-5))
+    slope = (gradients[0] * v).sum().item()
+    assert abs((up - down) / 2e-5 - slope) <= 1e-5 * abs(slope)
 
 
 @of("edm_ddpmpp", "edm_ncsnpp", "edm_dhariwal")

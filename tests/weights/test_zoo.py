@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dp.files.fetch import needed
 from dp.weights import zoo
+from dp.weights.needed import needed
 from tests.helpers.compose import CONF, composed
 from tests.helpers.formats import torch_file
 
