@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from dp.attacks.base import check_norm, is_batch_bound
+from dp.attacks.base import check_norm
 from dp.audit import battery as audit
 from dp.audit.check import Finding, Subject
 from dp.defense.defended import Defended
@@ -239,7 +239,7 @@ def judge(config: dict, key: str, folder: Path) -> dict | None:
         "departures": weakened,
         "scaled": scaled(config),
         "weaknesses": weaknesses_of(config, evaluation),
-        "batch_bound": is_batch_bound(evaluation.arms["defended"].attack),
+        "batch_bound": evaluation.arms["defended"].attack.batch_bound,
         "audited": audit.read(folder / audit.FILE, code),
     }
     record.write_summary(folder, summary)

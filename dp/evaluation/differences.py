@@ -3,11 +3,8 @@
 import functools
 from typing import Any
 
-from dp.attacks.base import Attack
-from dp.attacks.bpda import BPDA
-from dp.attacks.pgd_eot import PGD
-from dp.attacks.through import WORDS, Through
-from dp.attacks.union import Union
+from dp.attacks.base import FULL, VALUES, Attack
+from dp.attacks.through import WORDS
 from dp.defense.defended import Defended
 from dp.threat_models.ball import ThreatModel
 
@@ -36,34 +33,23 @@ def hyperparameters(attacked: Defended, scored: Defended) -> list[str]:
 
 def gradients(attack: Attack, grad: str) -> set[str]:
     """The views of the defence that an attack differentiates, or `values`; `grad` is the threat model's."""
-    if isinstance(attack, Union):
-        return set().union(*(gradients(part, grad) for part in attack.attacks.values()))
-    own = getattr(attack, "grad", "full")
-    if own not in ("full", "values", grad) and grad != "full":
-        own = f"{grad}+{own}"
-    here = grad if own == "full" else own
-    return gradients(attack.attack, here) if isinstance(attack, Through) else {here}
+    found = set()
+    for part in attack.parts():
+        modes = [m for m in (grad, *part.modes, part.attack.gradient) if m != FULL]
+        path = [m for k, m in enumerate(modes) if k == 0 or m != modes[k - 1]]
+        found.add(VALUES if part.attack.gradient == VALUES else "+".join(path) or FULL)
+    return found
 
 
 def short_steps(attack: Attack, threat: ThreatModel) -> list[str]:
-    """Attacks whose steps cannot take a point to every place of the ball, whatever the gradient."""
-    if isinstance(attack, Union):
-        return [line for part in attack.attacks.values() for line in short_steps(part, threat)]
-    if isinstance(attack, Through):
-        return short_steps(attack.attack, threat)
-    size, in_units = (
-        getattr(attack, "step_size", None),
-        threat.norm == "linf" or getattr(attack, "l2_step", "") != "sign",
-    )
-    if not isinstance(attack, PGD | BPDA) or size is None or not in_units:
-        return []
-    width = 2 * threat.eps if getattr(attack, "random_start", False) else threat.eps
-    if attack.iterations * size >= width:
-        return []
-    length = (
-        f"{type(attack).__name__}'s {attack.iterations} steps of {size} are shorter than the {width:.3g} they may need"
-    )
-    return [f"{length}: raise its step_size, or set it to null"]
+    """The parts of the attack whose steps cannot cover the ball, whatever the gradient, in words."""
+    lines = []
+    for name, leaf, _ in attack.parts():
+        reach, width = leaf.reach(threat), leaf.width(threat)
+        if reach is not None and reach < width:
+            who = f"the steps of {name or type(leaf).__name__} cover {reach:.3g} together"
+            lines.append(f"{who}, less than the {width:.3g} they may need: raise its step_size, or set it to null")
+    return lines
 
 
 def differences(attacked: Defended, scored: Defended, attack: Attack, grad: str) -> list[str]:
@@ -86,10 +72,11 @@ def criteria(attack: Attack, verdict: str, votes: int, known_draws: bool = False
     """What the attack goes by and what decides, where they are not the same; else nothing. `verdict`: the deciding rule
     in words; `votes`: its draws.
     """
-    eot, draws = (votes, "the draws that score") if known_draws else (attack.eot, f"{attack.eot} draws of its own")
-    if not attack.steps or eot == votes == 1:
+    own = f"{attack.samples} samples of its own"
+    samples, which = (votes, "the samples that score") if known_draws else (attack.samples, own)
+    if not attack.steps or samples == votes == 1:
         return ""
-    return f"the attack goes by {getattr(attack, 'criterion', 'the mean over')} {draws}, the verdict by {verdict}"
+    return f"the attack goes by {attack.criterion} {which}, the verdict by {verdict}"
 
 
 def changes(mine: Any, theirs: Any, name: str) -> list[str]:

@@ -102,7 +102,7 @@ class Display:
     def cost(self, unit: Unit) -> tuple[float, float]:
         """Work of attacking and of scoring a unit, per image; a gradient counts as three evaluations of the defence."""
         attack = self.evaluation.arms[unit.arm].attack
-        draws, votes = attack.steps * attack.eot, self.evaluation.votes
+        draws, votes = attack.steps * attack.samples, self.evaluation.votes
         if unit.arm == "undefended":
             return 0.3 * attack.steps, 0.3
         if unit.arm == "null":

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from dp.attacks.base import Attack, is_confirmed
+from dp.attacks.base import Attack
 from dp.evaluation.judge import Judge
 from dp.threat_models.ball import parse_eps
 
@@ -66,7 +66,7 @@ def lost_when(judge: Judge) -> str:
 def judge_line(judge: Judge, attack: Attack) -> str:
     """How a judge looks on at an attack, in words."""
     after = "left alone then" if judge.retire else "attacked on"
-    chosen = "else the attack's own draws choose" if is_confirmed(attack) else "else its worst point stands"
+    chosen = "else the attack's own draws choose" if attack.selection_samples > 0 else "else its worst point stands"
     what = "the verdict itself (in-loop)" if judge.in_loop else f"{chosen}, fresh draws score"
     every = "every iteration" if judge.every == 1 else f"every {judge.every} iterations"
     return f"judged {every} by {lost_when(judge)}, and {after}; {what}"

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from test_attacks import run_attack
 
 from dp.attacks.apgd import APGD
 from dp.attacks.pgd_eot import PGD
@@ -13,6 +12,7 @@ from dp.defense.defended import Defended
 from dp.objectives import margin
 from dp.purifiers import none
 from dp.threat_models.ball import ThreatModel
+from tests.attacks.test_attacks import run_attack
 
 EPS = 0.12
 CLOSE = 0.05  # what steps of eps / 16 leave on the rim of the ball; the margins reach from -10 to 5

@@ -226,11 +226,11 @@ def test_every_difference_between_attacked_and_scored_is_listed():
 
 
 def test_what_the_attack_goes_by_is_said_where_it_does_not_decide():
-    said = "the attack goes by the mean over 4 draws of its own, the verdict by vote of 10"
+    said = "the attack goes by the mean over 4 samples of its own, the verdict by vote of 10"
     assert criteria(PGD(1, 4), "vote of 10", 10) == said
     assert criteria(PGD(1, 1), "single draw", 1) == ""
     assert criteria(PGD(1, 4), "single draw", 1, known_draws=True) == ""
-    assert "the draws that score" in criteria(PGD(1, 4), "vote of 10", 10, known_draws=True)
+    assert "the samples that score" in criteria(PGD(1, 4), "vote of 10", 10, known_draws=True)
     assert criteria(NoAttack(), "vote of 10", 10) == ""
 
 
