@@ -10,6 +10,7 @@ from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (B,K) logits, (B,) labels -> (B,), or (B,M) for several at once
 LOSSES = ("ce", "dlr", "targeted")
+LEAST_CLASSES = {"ce": 2, "dlr": 3, "targeted": 4}
 tiny = 1e-12  # below it a spread of logits counts as none
 
 
@@ -56,7 +57,7 @@ def check_classes(loss: str, classes: int, targets: int = 1) -> None:
     """Raises ValueError where the loss is not defined: dlr needs 3 classes, targeted 4 and as many wrong ones as
     targets.
     """
-    need = {"ce": 2, "dlr": 3, "targeted": max(4, targets + 1)}[loss]
+    need = max(LEAST_CLASSES[loss], targets + 1)
     if classes < need:
         raise ValueError(f"need {need} classes for attack.loss={loss} with {targets} targets, got {classes}: use ce")
 

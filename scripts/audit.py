@@ -64,7 +64,7 @@ def eps_sweep(axis: Axes, curve: dict, subject: Subject) -> None:
 
 def expectation(axis: Axes, curve: dict, subject: Subject) -> None:
     axis.plot(curve["x"], curve["cosine"], "o-", color=COLOURS[0], markersize=3)
-    axis.axvline(subject.arm.attack.eot, color=GREY, linestyle="--", linewidth=1)
+    axis.axvline(subject.arm.attack.samples, color=GREY, linestyle="--", linewidth=1)
     axis.axhline(gradients.GOOD, color=GREY, linestyle=":", linewidth=1)
     axis.set_xscale("log", base=2)
     axis.set_xticks(curve["x"], [str(n) for n in curve["x"]])

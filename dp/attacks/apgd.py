@@ -6,10 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dp.attacks.base import Attack, Start, Stream
 from dp.attacks.selection import strongest
 from dp.attacks.state import where
 from dp.defense.interface import Model
-from dp.objectives import LOSSES, Loss, check_classes, margin, with_margin
+from dp.objectives import LEAST_CLASSES, LOSSES, Loss, check_classes, margin, with_margin
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
 
@@ -36,7 +37,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class APGD:
+class APGD(Attack):
     """`restarts` runs (`targeted`: as many for each of `targets` classes) of `iterations` updates and one look at the
     start; a call of `step` looks at one point.
 
@@ -53,7 +54,6 @@ class APGD:
     restarts: int = 1
     confirm: int = 20
     rho: float = 0.75
-    select: str = "best"
 
     def __post_init__(self):
         counts = (self.iterations, self.eot, self.targets, self.restarts, self.confirm)
@@ -61,9 +61,8 @@ class APGD:
             raise ValueError(
                 f"need iterations, eot, targets, restarts, confirm >= 1, got {', '.join(map(str, counts))}"
             )
-        if self.loss not in LOSSES or self.select != "best" or not 0 <= self.rho <= 1:
-            wrong = f"{self.loss!r}, {self.select!r}, {self.rho}"
-            raise ValueError(f"need loss among {', '.join(LOSSES)}, select best, 0 <= rho <= 1, got {wrong}")
+        if self.loss not in LOSSES or not 0 <= self.rho <= 1:
+            raise ValueError(f"need loss among {', '.join(LOSSES)} and 0 <= rho <= 1, got {self.loss!r}, {self.rho}")
 
     @property
     def steps(self) -> int:
@@ -72,32 +71,64 @@ class APGD:
         return runs * (self.iterations + 1)
 
     @property
-    def boundaries(self) -> tuple[int, ...]:
+    def samples(self) -> int:
+        return self.eot
+
+    @property
+    def selection_samples(self) -> int:
+        return self.confirm
+
+    @property
+    def phase_ends(self) -> tuple[int, ...]:
         """The ends of the runs, each after a choice among the run's points."""
         return tuple(range(self.iterations + 1, self.steps + 1, self.iterations + 1))
 
-    def newest(self, state: State) -> State:
+    def current(self, state: State) -> State:
         """The next point; after the choice that ends a run, what was chosen."""
         ended = (state.i > 0) & (state.i % (self.iterations + 1) == 0)
         return state._replace(x_adv=where(ended, state.x_adv, state.x))
 
+    @property
+    def least_classes(self) -> int:
+        return LEAST_CLASSES[self.loss]
+
+    @property
+    def objective(self) -> str:
+        """What it climbs, in words."""
+        return f"APGD on {self.loss}"
+
     def says(self, through: str) -> str:
-        what = f"APGD on {self.loss}, {self.steps} looks at the mean gradient of {self.eot} draws, through {through}"
-        return f"{what}; {self.confirm} fresh draws choose what comes back"
+        what = f"{self.objective}, {self.steps} queries for the mean gradient of {self.eot} samples, through {through}"
+        return f"{what}; {self.confirm} fresh samples choose what comes back"
 
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         targets = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
         if self.loss != "ce":
-            logits = model.logits(x, rng.draw(1), self.eot).mean(dim=0)  # (B,K)
+            logits = model.logits(x, rng.draw(Start.SURVEY), self.eot).mean(dim=0)  # (B,K)
             check_classes(self.loss, logits.shape[1], self.targets if self.loss == "targeted" else 1)
             if self.loss == "targeted":
                 wrong = logits.scatter(1, y.view(-1, 1), -torch.inf)
                 targets = wrong.argsort(dim=1, descending=True, stable=True)[:, : self.targets]
-        x0 = threat.noise(x, rng.draw(0))  # linf: uniform; l2: on the sphere
+        x0 = threat.noise(x, rng.draw(Start.POINT))  # linf: uniform; l2: on the sphere
         none, count = x.new_full((len(x),), -torch.inf), torch.zeros(len(x), dtype=torch.long, device=x.device)
-        size, flat = x.new_full((len(x),), 2 * threat.eps), torch.zeros_like(x)
-        loops = torch.zeros(len(x), dtype=torch.long)
-        return State(x0, x0, x0, x0, x0, flat, none, x0, none, none, none, size, count, count > 0, targets, loops)
+        return State(
+            x_adv=x0,
+            kept=x0,
+            x=x0,
+            before=x0,
+            top_x=x0,
+            top_grad=torch.zeros_like(x),
+            top=none,
+            hard_x=x0,
+            hard=none,
+            last=none,
+            top_then=none,
+            size=x.new_full((len(x),), 2 * threat.eps),
+            rises=count,
+            halved=count > 0,
+            targets=targets,
+            i=torch.zeros(len(x), dtype=torch.long),
+        )
 
     def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         target = None
@@ -105,7 +136,7 @@ class APGD:
             run = state.i // (self.iterations + 1) // self.restarts  # (B,) restarts of a target follow each other
             run = run.clamp(max=self.targets - 1)  # an image that is done may wait in the batch for others
             target = state.targets.gather(1, run.to(x.device).view(-1, 1))[:, 0]
-        values, grad = model.loss_gradient(state.x, y, rng.draw(0), self.eot, with_margin(self.loss, target))
+        values, grad = model.loss_gradient(state.x, y, rng.draw(Stream.QUERY), self.eot, with_margin(self.loss, target))
         return self.moved(model, state, values, grad, x, y, threat, rng)
 
     def moved(
@@ -134,8 +165,8 @@ class APGD:
         kept = state.kept
         if bool(last.any()):
             found = [state.top_x, state.hard_x, state.x, state.kept]
-            kept = where(last, strongest(model, found, y, rng.draw(1), self.confirm, by, last), kept)
-            onwards = where(last, threat.noise(x, rng.draw(2)), onwards)
+            kept = where(last, strongest(model, found, y, rng.draw(Stream.SELECTION), self.confirm, by, last), kept)
+            onwards = where(last, threat.noise(x, rng.draw(Stream.RESTART)), onwards)
         began = (state.i >= self.iterations + 1) | last  # a run has been confirmed
         x_adv = where(began, kept, state.hard_x)
         return state._replace(x_adv=x_adv, kept=kept, x=onwards, before=here, i=state.i + 1)

@@ -2,8 +2,9 @@
 
 import logging
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,12 @@ def autoattack(
     targets: int = 9,
     seed: int | None = None,
 ) -> Attack:
-    """`version`: `rand` for defences that draw noise, `standard` for those that do not.
+    """`version`: `rand` for defenses that draw noise, `standard` for those that do not.
 
-    `fixed`: APGD-CE and APGD-T over `targets` classes, in `standard` also Square of `queries`; decided on means over
-    `eot` draws, the strongest point kept by `confirm` fresh ones, never the clean image. FAB is left out: it minimises
-    a norm, and its bookkeeping asks whether single draws are right. `upstream`: see `Upstream`.
+    `fixed`: APGD-CE and APGD-T over `targets` classes, in `standard` also Square of `queries`. All decisions go by
+    means over `eot` samples; `confirm` fresh samples choose the strongest point, which is never the clean image. FAB is
+    left out: it minimizes a norm, and its bookkeeping asks whether single samples are right. `upstream`: see
+    `Upstream`.
     """
     if mode not in ("fixed", "upstream") or version not in ("standard", "rand"):
         raise ValueError(f"need mode fixed or upstream and version standard or rand, got {mode!r} and {version!r}")
@@ -41,14 +43,18 @@ def autoattack(
         raise ValueError(f"need iterations, eot and queries with mode=fixed, got {iterations}, {eot}, {queries}")
     if seed is not None:
         raise ValueError(f"need seed=null with mode=fixed, whose noise comes from protocol.seeds, got seed={seed}")
-    parts: dict[str, Attack] = {
+    attacks: dict[str, Attack] = {
         "apgd_ce": APGD(iterations, eot, "ce", confirm=confirm),
         "apgd_t": APGD(iterations, eot, "targeted", targets=targets, confirm=confirm),
     }
     if version == "standard":
         assert queries is not None
-        parts["square"] = Square(queries, eot)
-    return Union(parts, confirm)
+        attacks["square"] = Square(queries, eot)
+    return Union(attacks, confirm)
+
+
+ITERATIONS, QUERIES = 100, 5000  # the package's own
+APART = 2**40  # a sample number that the package, which counts up from 0, never reaches
 
 
 class State(NamedTuple):
@@ -56,54 +62,71 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Upstream:
-    """pyautoattack on the whole batch as one step, with its own decisions: on single draws, and with the clean image
-    where no single draw was wrong (evaluation.md section 2 lists what follows from that).
+class Upstream(Attack):
+    """The package pyautoattack on the whole batch as one step, with its own decisions: it judges by single samples, and
+    returns the clean image where no single sample was wrong.
 
-    `iterations`, `draws`, `queries`: None leaves the package's own (100; 1, or 20 in `rand`; 5000); `draws` are APGD's
-    EOT. `seed`: the package's; None takes one from the streams, so that every run seed has its own. Rows depend on
-    which images share a batch.
+    `iterations`, `eot`, `queries`: None leaves the package's own values (100; 1, or 20 in `rand`; 5000); `eot`: samples
+    of APGD. `seed`: the package's; None takes one from the streams, so that every run seed has its own. An image's
+    result depends on the other images in its batch.
     """
 
     version: str
     iterations: int | None = None
-    draws: int | None = None
+    eot: int | None = None
     queries: int | None = None
     seed: int | None = None
-    select: str = "best"
-    steps: int = 1
-    batch_bound: ClassVar[bool] = True
-    criterion: ClassVar[str] = "a mean gradient but single draws' verdicts, of"
 
     def __post_init__(self):
-        counts = [n for n in (self.iterations, self.draws, self.queries) if n is not None]
-        if self.version not in ("standard", "rand") or min(counts, default=1) < 1 or self.steps != 1:
-            found = f"{self.version!r}, {counts}, {self.steps}"
-            raise ValueError(f"need version standard or rand, counts >= 1 and one step, got {found}")
+        counts = [n for n in (self.iterations, self.eot, self.queries) if n is not None]
+        if self.version not in ("standard", "rand") or min(counts, default=1) < 1:
+            raise ValueError(f"need version standard or rand and counts >= 1, got {self.version!r}, {counts}")
 
     @property
-    def eot(self) -> int:
-        return self.draws or (20 if self.version == "rand" else 1)
+    def steps(self) -> int:
+        return 1
+
+    @property
+    def samples(self) -> int:
+        return self.eot or (20 if self.version == "rand" else 1)
+
+    @property
+    def batch_bound(self) -> bool:
+        return True
+
+    @property
+    def criterion(self) -> str:
+        return "a mean gradient but single samples' predictions, of"
 
     @property
     def candidates(self) -> int:
-        """Points that it looks at, for the null control: APGD's two runs, in `standard` nine for APGD-T, and Square."""
-        n = self.iterations or 100
-        return 2 * n if self.version == "rand" else 10 * n + (self.queries or 5000)
+        """APGD's two runs, in `standard` nine for APGD-T, and Square."""
+        n = self.iterations or ITERATIONS
+        return 2 * n if self.version == "rand" else 10 * n + (self.queries or QUERIES)
+
+    @property
+    def is_ensemble(self) -> bool:
+        return True
+
+    def members(self, classes: int) -> Mapping[str, Attack]:
+        """APGD on the package's losses, of which the difference of logits ratio needs 3 classes."""
+        losses = ("ce", "dlr") if self.version == "rand" and classes >= 3 else ("ce",)
+        return {loss: APGD(self.iterations or ITERATIONS, self.samples, loss) for loss in losses}
+
+    def budget(self) -> dict[str, int]:
+        return {"iterations": self.iterations or ITERATIONS, "eot": self.samples}
 
     def says(self, through: str) -> str:
-        n, queries = (
-            self.iterations or 100,
-            "" if self.version == "rand" else f", Square {self.queries or 5000} queries",
-        )
+        n = self.iterations or ITERATIONS
+        queries = "" if self.version == "rand" else f", Square {self.queries or QUERIES} queries"
         what = f"AutoAttack as the package runs it, version {self.version}: APGD {n} iterations{queries}"
-        return f"{what}, single draws decide, through {through}; images that it does not flag come back clean"
+        return f"{what}, single samples decide, through {through}; images that it does not flag come back clean"
 
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
-        return State(x)
+        return State(x_adv=x)
 
     def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
-        classes = model.logits(x[:1], rng.select([0]).draw(2**40), 1).shape[2]  # a draw far beyond the package's
+        classes = model.logits(x[:1], rng.select([0]).draw(APART), 1).shape[2]
         if self.version == "standard" and classes < 10:
             raise ValueError(f"need 10 classes for version=standard, got {classes}: use rand, or mode=fixed")
         tracer, devices = sys.gettrace(), [x.device] if x.device.type == "cuda" else []
@@ -115,7 +138,7 @@ class Upstream:
                 )
             finally:
                 sys.settrace(tracer)  # ... and takes off whatever traces: a debugger, a measurement of coverage
-        return State(threat.project(x_adv, x))
+        return State(x_adv=threat.project(x_adv, x))
 
     def _package(self, forward: nn.Module, x: Tensor, threat: ThreatModel, rng: Streams):
         from pyautoattack import AutoAttack  # here: nothing else needs it
@@ -128,8 +151,8 @@ class Upstream:
             if self.iterations is not None:
                 n = part.n_iter = part.n_iter_orig = self.iterations
                 part.n_iter_2, part.n_iter_min, part.size_decr = (max(int(p * n), 1) for p in (0.22, 0.06, 0.03))
-            if self.draws is not None:
-                part.eot_iter = self.draws
+            if self.eot is not None:
+                part.eot_iter = self.eot
         if self.iterations is not None:
             package.fab.n_iter = self.iterations
         if self.queries is not None:
@@ -138,8 +161,8 @@ class Upstream:
 
 
 class _Forward(nn.Module):
-    """Images to logits, a fresh draw for each row of each call: the package says neither which images it asks about nor
-    in which order, so the noise comes from one generator per batch, the first image's.
+    """Images to logits, a fresh sample for each row of each call. The package says neither which images it asks about
+    nor in which order, so the noise comes from one generator per batch, the first image's.
     """
 
     def __init__(self, model: Model, rng: Streams):

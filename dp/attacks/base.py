@@ -1,6 +1,12 @@
-"""The contract of an attack: a frozen dataclass with `start` and `step` over a per-image state."""
+# pyright: strict
+"""The contract of an attack: a frozen dataclass of hyperparameters, with `start` and `step` over a per-image state."""
 
-from typing import Any, NamedTuple, Protocol
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
@@ -8,66 +14,162 @@ from dp.defense.interface import Model
 from dp.rng import Streams
 from dp.threat_models.ball import BALLS, OPTIONS, ThreatModel
 
+FULL = "full"  # gradient mode: the defense's own gradient
+VALUES = "values"  # in place of a gradient mode: the attack asks for values of the loss alone
+BUDGET = ("iterations", "eot", "restarts")  # hyperparameters that only cost time: more of them is more work
 
-class Attack(Protocol):
+
+class Start(IntEnum):
+    """Sub-streams of the noise that `Attack.start` is given. The numbers are part of every result."""
+
+    POINT = 0  # the first point, or the first value of its loss
+    SURVEY = 1  # logits that the attack needs beforehand
+
+
+class Stream(IntEnum):
+    """Sub-streams of the noise that `Attack.step` is given. The numbers are part of every result."""
+
+    QUERY = 0  # the samples of the gradient, or of the values that are compared
+    SELECTION = 1  # the fresh samples that choose among points
+    RESTART = 2  # the point at which the next run begins
+    CLASSIFIER = 3  # the bare classifier on purified images
+
+
+class Part(NamedTuple):
+    """An attack that is not made of others, as it stands in the one that was asked for its parts."""
+
+    name: str  # its key in a union; "" where it stands alone
+    attack: "Attack"
+    modes: tuple[str, ...]  # gradient modes on the way to it, outermost first, without `full`; not its own `gradient`
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
     """`steps` calls of `step` after one of `start`, each with streams of its own. The state is a NamedTuple of tensors,
-    dim 0 = image (or of further such tuples), whose field `x_adv` is always feasible.
+    dim 0 = image (or of further such tuples), whose field `x_adv` (B,C,H,W) is always feasible.
 
-    `eot` and `select` tell the null control how the attack looks at a candidate and chooses. What only some have:
-    `batch_bound`, True where results hang on which images share a batch; `boundaries` and `newest`, see there; `grad`,
-    the view of the defence that it looks at, if not the one it is given, or `values` where it asks for no gradient;
-    `criterion`, what it goes by, if not the mean over draws; `confirm`, how many fresh draws of its own chose the point
-    that it returns in the end; `candidates`, how many points it looks at, if not one a step; `norms`, what it works on,
-    if not balls. Under a threat model that asks for a proof, its state has a field `proof` (see `ThreatModel.admit`).
+    A subclass is a frozen dataclass of hyperparameters. It says how many `steps` and `samples` it takes; every other
+    member has a default. A field that has the name of a member needs a default value. Under a threat model that asks
+    for a certificate the state has a field `proof` (see `ThreatModel.admit`).
     """
 
     @property
-    def steps(self) -> int: ...
+    @abstractmethod
+    def steps(self) -> int:
+        """Calls of `step`; 0 for no attack."""
+
     @property
-    def eot(self) -> int: ...
+    @abstractmethod
+    def samples(self) -> int:
+        """Samples of the defense per gradient, or per value that is compared."""
+
     @property
-    def select(self) -> str: ...
+    def select(self) -> str:
+        """`best`: the attack compares its points by their loss; `last`: it returns the last one."""
+        return "best"
+
+    @property
+    def selection_samples(self) -> int:
+        """Fresh samples of its own that choose the point it returns; 0 if none do."""
+        return 0
+
+    @property
+    def candidates(self) -> int:
+        """Points that it evaluates: the random-noise baseline gets as many."""
+        return self.steps
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Norms of the threat models under which it can run."""
+        return BALLS
+
+    @property
+    def gradient(self) -> str:
+        """The gradient mode that it asks for itself (see `Defense.gradient_mode`), or `values` if it asks for none."""
+        return FULL
+
+    @property
+    def phase_ends(self) -> tuple[int, ...]:
+        """Rising counts of steps at which an image should wait for others, because its next step asks the defense for
+        something else. The last is `steps`.
+        """
+        return (self.steps,)
+
+    @property
+    def batch_bound(self) -> bool:
+        """True if an image's result depends on the other images in its batch."""
+        return False
+
+    @property
+    def criterion(self) -> str:
+        """What it goes by, in words that its number of samples follows."""
+        return "the mean over"
+
+    @property
+    def least_classes(self) -> int:
+        """Classes that its loss needs."""
+        return 2
+
+    @property
+    def is_baseline(self) -> bool:
+        """True for projected gradient steps on the mean loss, the attack that ensembles are compared with."""
+        return False
+
+    @property
+    def is_ensemble(self) -> bool:
+        """True if it returns the strongest point of several attacks, its `members`."""
+        return False
+
+    def members(self, classes: int) -> Mapping[str, "Attack"]:
+        """The attacks of an ensemble by name, for a classifier of so many classes; empty for a single attack."""
+        return {}
+
+    def parts(self) -> tuple[Part, ...]:
+        """The attacks that it is made of; a single attack is its own only part."""
+        return (Part("", self, ()),)
+
+    def reach(self, threat: ThreatModel) -> float | None:
+        """The length that the steps of one run can cover together, in the threat model's norm and units; None if the
+        steps adapt to the threat model.
+        """
+        return None
+
+    def width(self, threat: ThreatModel) -> float:
+        """The length that `reach` must have, so that every place of the ball can be reached from the start."""
+        return threat.eps
+
+    def budget(self) -> dict[str, int]:
+        """Those of `BUDGET` that it has; of several attacks the largest values."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in BUDGET}
+
+    def with_budget(self, **changes: Callable[[int], int]) -> Self:
+        """The same attack, all its parts included, with every named entry of `budget` that it has put through the
+        function given for it: `attack.with_budget(iterations=lambda n: 4 * n)`.
+        """
+        budget = self.budget()
+        return dataclasses.replace(self, **{key: to(budget[key]) for key, to in changes.items() if key in budget})
+
+    def current(self, state: Any) -> Any:
+        """The state whose `x_adv` is the current iterate, rather than the point that would be returned: what is
+        evaluated while the attack runs.
+        """
+        return state
+
+    @abstractmethod
     def says(self, through: str) -> str:
-        """One line for people: what it asks of the defence, how often, and through what it differentiates."""
-        ...
+        """One line for people: what it asks of the defense, how often, and `through` what it differentiates."""
 
-    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> NamedTuple: ...
-    def step(self, model: Model, state: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> NamedTuple: ...
+    @abstractmethod
+    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
+        """The first state, for images x (B,C,H,W) in [0,1] and labels y (B,)."""
 
-
-def is_batch_bound(attack: Attack) -> bool:
-    """Whether rows depend on the batch, exempt from the invariance under order, shards and refills (design.md 2)."""
-    return bool(getattr(attack, "batch_bound", False))
-
-
-def is_confirmed(attack: Attack) -> bool:
-    """Whether fresh draws of its own chose the point that it returns in the end, so that no judge need choose again."""
-    return getattr(attack, "confirm", 0) > 0
-
-
-def boundaries(attack: Attack) -> tuple[int, ...]:
-    """Rising counts of steps at which an image had better wait for others, because its next steps ask the defence for
-    something else; the last is `attack.steps`.
-    """
-    return getattr(attack, "boundaries", (attack.steps,))
-
-
-def norms(attack: Attack) -> tuple[str, ...]:
-    """The norms of threat models under which it can run."""
-    return getattr(attack, "norms", BALLS)
+    @abstractmethod
+    def step(self, model: Model, state: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
+        """The state after one more iteration."""
 
 
 def check_norm(attack: Attack, named: str, norm: str) -> None:
-    """Raises ValueError where the attack, called `named`, cannot run under a threat model of `norm`."""
-    if norm not in norms(attack):
-        need = " or ".join(OPTIONS[n] for n in norms(attack))
+    """Raises ValueError if the attack, called `named`, cannot run under a threat model of `norm`."""
+    if norm not in attack.norms:
+        need = " or ".join(OPTIONS[n] for n in attack.norms)
         raise ValueError(f"need threat_model={need} for attack={named}, got threat_model={OPTIONS[norm]}")
-
-
-def newest(attack: Attack, state: Any) -> Any:
-    """The state with, as `x_adv`, the point that the attack stands at rather than the one that it would return: what is
-    judged while it runs. An attack that keeps its iterate elsewhere than in the state's `x` has a method of this name.
-    """
-    if hasattr(attack, "newest"):
-        return attack.newest(state)  # pyright: ignore[reportAttributeAccessIssue]
-    return state._replace(x_adv=state.x) if hasattr(state, "x") else state

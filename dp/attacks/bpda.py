@@ -3,12 +3,13 @@ identity in place of the purification's derivative.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dp.attacks.base import Attack, Stream
 from dp.defense.interface import Model
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
@@ -19,7 +20,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BPDA:
+class BPDA(Attack):
     """`iterations` steps of `step_size` (None: 2.5 eps / iterations) up the cross-entropy of the mean logits over `eot`
     draws, from the image on.
 
@@ -30,17 +31,30 @@ class BPDA:
     iterations: int
     eot: int
     step_size: float | None
-    select: str = "last"
-    grad: ClassVar[str] = "bpda"
 
     def __post_init__(self):
-        if min(self.iterations, self.eot) < 1 or (self.step_size or 1) <= 0 or self.select != "last":
-            found = f"{self.iterations}, {self.eot}, {self.step_size}, {self.select!r}"
-            raise ValueError(f"need iterations, eot >= 1, step_size > 0, select last, got {found}")
+        if min(self.iterations, self.eot) < 1 or (self.step_size or 1) <= 0:
+            given = f"{self.iterations}, {self.eot}, {self.step_size}"
+            raise ValueError(f"need iterations, eot >= 1 and step_size > 0 or null, got {given}")
 
     @property
     def steps(self) -> int:
         return self.iterations
+
+    @property
+    def samples(self) -> int:
+        return self.eot
+
+    @property
+    def select(self) -> str:
+        return "last"
+
+    @property
+    def gradient(self) -> str:
+        return "bpda"
+
+    def reach(self, threat: ThreatModel) -> float | None:
+        return None if self.step_size is None else self.iterations * self.step_size
 
     def says(self, through: str) -> str:
         what = f"BPDA, {self.steps} steps up the loss of the mean logits of {self.eot} draws, through {through}"
@@ -50,9 +64,9 @@ class BPDA:
         return State(x)
 
     def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
-        model = model.view("bpda")
+        model = model.view(self.gradient)
         with torch.no_grad():
-            mean = model.logits(state.x_adv, rng.draw(0), self.eot).mean(dim=0)  # (B,K)
+            mean = model.logits(state.x_adv, rng.draw(Stream.QUERY), self.eot).mean(dim=0)  # (B,K)
         with torch.enable_grad():
             leaf = mean.requires_grad_()
             (slope,) = torch.autograd.grad(F.cross_entropy(leaf, y, reduction="sum"), leaf)  # (B,K)
@@ -62,5 +76,5 @@ class BPDA:
             return (logits * slope.repeat(len(y) // len(slope), 1)).sum(dim=1)
 
         size = 2.5 * threat.eps / self.iterations if self.step_size is None else self.step_size
-        _, grad = model.loss_gradient(state.x_adv, y, rng.draw(0), self.eot, along_slope)
+        _, grad = model.loss_gradient(state.x_adv, y, rng.draw(Stream.QUERY), self.eot, along_slope)
         return State(threat.project(threat.ascend(state.x_adv, grad, size), x))

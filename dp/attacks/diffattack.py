@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dp.attacks.apgd import APGD, State
+from dp.attacks.base import Stream
 from dp.attacks.union import Union
 from dp.defense.interface import Model
 from dp.diffusion.sampling import to_pm1
@@ -37,12 +38,13 @@ class Deviating(APGD):
         if self.weight < 0 or self.loss == "targeted":
             raise ValueError(f"need weight >= 0 and a loss without targets, got {self.weight}, {self.loss!r}")
 
-    def says(self, through: str) -> str:
-        return super().says(through).replace("APGD on", f"DiffAttack, {self.weight:g} x deviation on the way plus", 1)
+    @property
+    def objective(self) -> str:
+        return f"DiffAttack, {self.weight:g} x deviation on the way plus {self.loss}"
 
     def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         along = functools.partial(deviation, weight=self.weight) if self.weight > 0 else None
-        values, grad = model.loss_gradient(state.x, y, rng.draw(0), self.eot, with_margin(self.loss), along)
+        values, grad = model.loss_gradient(state.x, y, rng.draw(Stream.QUERY), self.eot, with_margin(self.loss), along)
         return self.moved(model, state, values, grad, x, y, threat, rng)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dp.attacks.apgd import APGD
 from dp.attacks.apgd import State as Run
+from dp.attacks.base import Attack, Start, Stream
 from dp.defense.interface import Model
 from dp.objectives import check_classes, cross_entropy, dlr, margin
 from dp.rng import Streams
@@ -26,7 +27,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DiffHammer:
+class DiffHammer(Attack):
     """A run of APGD on each of `losses` (`cw` is the margin), led by selected draws; a call of `step` looks at a point
     through `eot` draws.
 
@@ -51,8 +52,6 @@ class DiffHammer:
     decay: float = 0.5
     confirm: int = 20
     rho: float = 0.75
-    select: str = "best"
-    criterion: ClassVar[str] = "selected draws, grafted on one, of"
 
     def __post_init__(self):
         if not self.losses or not set(self.losses) <= set(LOSSES):
@@ -67,46 +66,60 @@ class DiffHammer:
     def apgd(self) -> APGD:
         """The frame: a run per loss, whatever loss it names."""
         restarts = len(self.losses)
-        return APGD(
-            self.iterations, self.eot, restarts=restarts, confirm=self.confirm, rho=self.rho, select=self.select
-        )
+        return APGD(self.iterations, self.eot, restarts=restarts, confirm=self.confirm, rho=self.rho)
 
     @property
     def steps(self) -> int:
         return self.apgd.steps
 
-    def newest(self, state: State) -> State:
-        return state._replace(x_adv=self.apgd.newest(state.run).x_adv)
+    @property
+    def samples(self) -> int:
+        return self.eot
 
     @property
-    def boundaries(self) -> tuple[int, ...]:
-        return self.apgd.boundaries
+    def selection_samples(self) -> int:
+        return self.confirm
+
+    @property
+    def criterion(self) -> str:
+        return "selected samples, grafted on one, of"
+
+    def current(self, state: State) -> State:
+        return state._replace(x_adv=self.apgd.current(state.run).x_adv)
+
+    @property
+    def phase_ends(self) -> tuple[int, ...]:
+        return self.apgd.phase_ends
+
+    @property
+    def least_classes(self) -> int:
+        return 3 if "dlr" in self.losses else 2
 
     def says(self, through: str) -> str:
-        what = f"DiffHammer on {', '.join(self.losses)}, {self.steps} looks at {self.eot} draws"
+        what = f"DiffHammer on {', '.join(self.losses)}, {self.steps} queries of {self.eot} samples"
         how = f"the gradients of those that give way together grafted on one of them, through {through}"
-        return f"{what}, {how}; {self.confirm} fresh draws choose what comes back"
+        return f"{what}, {how}; {self.confirm} fresh samples choose what comes back"
 
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         if "dlr" in self.losses:
-            check_classes("dlr", model.logits(x, rng.draw(1), 1).shape[2])
+            check_classes("dlr", model.logits(x, rng.draw(Start.SURVEY), 1).shape[2])
         run = self.apgd.start(model, x, y, threat, rng)
-        return State(run.x_adv, run, torch.zeros_like(x), run.i)
+        return State(x_adv=run.x_adv, run=run, mixed=torch.zeros_like(x), i=run.i)
 
     def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         at = state.run.x
-        seen = model.purified(at, rng.draw(0), self.eot)  # (N,B,...)
+        seen = model.purified(at, rng.draw(Stream.QUERY), self.eot)  # (N,B,...)
         run = (state.i // (self.iterations + 1)).clamp(max=len(self.losses) - 1)  # done: waits in the batch for others
-        values, grads = self._behind(model, seen, y, run.to(x.device), rng.draw(3))
+        values, grads = self._behind(model, seen, y, run.to(x.device), rng.draw(Stream.CLASSIFIER))
         weights, which = shared_weakness(values[..., 0], grads, threat, self.sharpness, self.em_steps)
         wanted = (weights.view(*weights.shape, 1, 1, 1) * grads).sum(dim=0)  # (B,...)
-        grad = model.pull_back(at, rng.draw(0), which.tolist(), wanted)
+        grad = model.pull_back(at, rng.draw(Stream.QUERY), which.tolist(), wanted)
 
         k = state.i % (self.iterations + 1)  # (B,) updates made in this run
         share = ((k + 1.0) ** -self.decay).to(grad).view(-1, 1, 1, 1)
         mixed = share * grad + (1 - share) * state.mixed
         moved = self.apgd.moved(model, state.run, self._chance(values), mixed, x, y, threat, rng, self._success)
-        return State(moved.x_adv, moved, mixed, moved.i)
+        return State(x_adv=moved.x_adv, run=moved, mixed=mixed, i=moved.i)
 
     def _behind(self, model: Model, seen: Tensor, y: Tensor, run: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
         """Of every purified image (N,B,...) the run's loss and the margin, (N,B,2), and the loss's gradient in it."""

@@ -4,13 +4,14 @@ smoothing filters learned at every pixel, within a perceptual distance of the im
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dp.attacks.adam import Moments, adam, moments
+from dp.attacks.base import Attack, Stream
 from dp.attacks.selection import strongest
 from dp.attacks.state import where
 from dp.defense.interface import Model
@@ -34,7 +35,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LowFrequency:
+class LowFrequency(Attack):
     """`iterations` Adam steps on the mean margin over `eot` draws less `penalty` times the perceptual distance wherever
     that exceeds eps.
 
@@ -55,8 +56,6 @@ class LowFrequency:
     penalty: float = 1e8
     clip: float = 1.0
     confirm: int = 20
-    select: str = "best"
-    norms: ClassVar[tuple[str, ...]] = ("perceptual",)
 
     def __post_init__(self):
         if min(self.iterations, self.eot, self.confirm) < 1:
@@ -66,35 +65,52 @@ class LowFrequency:
         if min(self.sigma, self.rate_filters, self.rate_change, self.penalty, self.clip) <= 0:
             given = f"{self.sigma}, {self.rate_filters}, {self.rate_change}, {self.penalty}, {self.clip}"
             raise ValueError(f"need sigma, rate_filters, rate_change, penalty, clip > 0, got {given}")
-        if self.select != "best":
-            raise ValueError(f"need select best, got {self.select!r}")
 
     @property
     def steps(self) -> int:
         return self.iterations
 
     @property
-    def boundaries(self) -> tuple[int, ...]:
+    def samples(self) -> int:
+        return self.eot
+
+    @property
+    def selection_samples(self) -> int:
+        return self.confirm
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        return ("perceptual",)
+
+    @property
+    def phase_ends(self) -> tuple[int, ...]:
         """Before and after the last step, which ends with the choice."""
         return tuple(k for k in (self.steps - 1, self.steps) if k)
 
+    def current(self, state: State) -> State:
+        return state._replace(x_adv=state.x)
+
     def says(self, through: str) -> str:
-        what = f"LF, {self.steps} steps along the mean gradient of {self.eot} draws, through {through}"
-        return f"{what}; {self.confirm} fresh draws choose what comes back"
+        what = f"LF, {self.steps} steps along the mean gradient of {self.eot} samples, through {through}"
+        return f"{what}; {self.confirm} fresh samples choose what comes back"
 
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         logits = [first_logits(kernel, x) for kernel in self.kernels]
         parameters = (*logits, torch.zeros_like(x))
-        none = x.new_full((len(x),), -torch.inf)
-        loops = torch.zeros(len(x), dtype=torch.long)
-        first = self.image(x, parameters)
-        return State(threat.noise(x, rng), first, parameters, tuple(moments(p) for p in parameters), none, loops)
+        return State(
+            x_adv=threat.noise(x, rng),
+            x=self.image(x, parameters),
+            parameters=parameters,
+            moments=tuple(moments(p) for p in parameters),
+            best=x.new_full((len(x),), -torch.inf),
+            i=torch.zeros(len(x), dtype=torch.long),
+        )
 
     def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         assert isinstance(threat, PerceptualModel), "LF needs a perceptual distance"
         parameters = tuple(p.detach().requires_grad_() for p in state.parameters)
         at = self.image(x, parameters)
-        value, grad = model.loss_gradient(at.detach(), y, rng.draw(0), self.eot, margin)
+        value, grad = model.loss_gradient(at.detach(), y, rng.draw(Stream.QUERY), self.eot, margin)
         distance = threat.between(at, x)  # (B,)
         far = distance.detach() > threat.eps
         gain = (grad * at).sum() - self.penalty * torch.where(far, distance, 0.0).sum()
@@ -109,10 +125,10 @@ class LowFrequency:
         parameters, after = (tuple(part) for part in zip(*moved, strict=True))
         onwards, last = self.image(x, parameters), state.i + 1 == self.iterations
         if bool(last.any()):
-            found = [x_adv, threat.project(onwards, x)]
-            chosen = strongest(model, found, y, rng.draw(1), self.confirm, among=last)
+            points = [x_adv, threat.project(onwards, x)]
+            chosen = strongest(model, points, y, rng.draw(Stream.SELECTION), self.confirm, among=last)
             x_adv = where(last.to(x.device) & _moves(parameters), chosen, x_adv)
-        return State(x_adv, onwards, parameters, after, best, state.i + 1)
+        return State(x_adv=x_adv, x=onwards, parameters=parameters, moments=after, best=best, i=state.i + 1)
 
     def image(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """What the parameters make of the clean images x, (B,C,H,W) in [0,1]."""

@@ -1,32 +1,50 @@
 """No attack: the image comes back as it is."""
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from dp.threat_models.ball import OPTIONS
+from dp.attacks.base import VALUES, Attack
+from dp.defense.interface import Model
+from dp.rng import Streams
+from dp.threat_models.ball import OPTIONS, ThreatModel
 
 
 class State(NamedTuple):
-    x_adv: Tensor
+    x_adv: Tensor  # (B,C,H,W) the clean images
+    proof: Tensor  # (B,...) see ThreatModel.unchanged
 
 
 @dataclass(frozen=True)
-class NoAttack:
+class NoAttack(Attack):
     """Zero steps."""
 
-    steps: int = 0
-    eot: int = 1
-    select: str = "last"
-    grad: ClassVar[str] = "values"
-    norms: ClassVar[tuple[str, ...]] = tuple(OPTIONS)
+    @property
+    def steps(self) -> int:
+        return 0
+
+    @property
+    def samples(self) -> int:
+        return 1
+
+    @property
+    def select(self) -> str:
+        return "last"
+
+    @property
+    def gradient(self) -> str:
+        return VALUES
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        return tuple(OPTIONS)
 
     def says(self, through: str) -> str:
         return "no attack"
 
-    def start(self, model, x: Tensor, y: Tensor, threat, rng) -> State:
-        return State(x)
+    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+        return State(x_adv=x, proof=threat.unchanged(x))
 
-    def step(self, model, state: State, x: Tensor, y: Tensor, threat, rng) -> State:
+    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         return state

@@ -1,4 +1,4 @@
-"""PGD with expectation over transformation (Madry et al. 2018, Athalye et al. 2018; evaluation.md section 2)."""
+"""PGD with expectation over transformation (Madry et al. 2018, Athalye et al. 2018)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dp.attacks.base import Attack, Stream
 from dp.defense.interface import Model
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
@@ -14,19 +15,20 @@ from dp.threat_models.ball import ThreatModel
 class State(NamedTuple):
     x_adv: Tensor  # (B,C,H,W) what would be returned now
     x: Tensor  # (B,C,H,W) the iterate
-    best: Tensor  # (B,) mean loss of x_adv over its draws
+    best: Tensor  # (B,) mean loss of x_adv over its samples
     i: Tensor  # (B,) int64 on the CPU: steps done
 
 
 @dataclass(frozen=True)
-class PGD:
-    """Steps x <- project(x + step_size * direction(mean gradient over `eot` draws)); every step has draws of its own.
+class PGD(Attack):
+    """Steps x <- project(x + step_size * direction(mean gradient over `eot` samples)), each step with samples
+    of its own.
 
-    `step_size`: in [0,1] units; None means 2.5 eps / iterations. `select`: `last` iterate, or `best` by mean loss over
-    the draws of a step, which are never those that score it (the start itself is no candidate; the last iterate costs
-    one more forward pass).
-    `restarts` > 1 keep the best of their results by that loss. `l2_step`: `gradient` (normalised), or `sign`, which
-    Lee and Kim's and the official code use inside the l2 ball (methods.md item 34).
+    `step_size`: in [0,1] units; None means 2.5 eps / iterations. `select`: the `last` iterate, or the `best` by mean
+    loss over the samples of a step, which never are the ones that score it. The start itself is no candidate; the last
+    iterate costs one more forward pass. `restarts` > 1 keep the best of their results by that loss. `l2_step`:
+    `gradient` (normalized), or `sign`, which the code of Lee and Kim and of the official release uses inside the l2
+    ball (deviation 34).
     """
 
     iterations: int
@@ -34,7 +36,7 @@ class PGD:
     step_size: float | None = None
     restarts: int = 1
     random_start: bool = True
-    select: str = "best"
+    select: str = "best"  # pyright: ignore[reportIncompatibleMethodOverride]
     l2_step: str = "gradient"
 
     def __post_init__(self):
@@ -49,23 +51,43 @@ class PGD:
 
     @property
     def steps(self) -> int:
-        """Calls of `step`, each of which makes one candidate."""
+        """Each call of `step` makes one candidate."""
         return self.iterations * self.restarts
 
+    @property
+    def samples(self) -> int:
+        return self.eot
+
+    @property
+    def is_baseline(self) -> bool:
+        return True
+
+    def reach(self, threat: ThreatModel) -> float | None:
+        if self.step_size is None or (threat.norm != "linf" and self.l2_step == "sign"):  # such a step is longer
+            return None
+        return self.iterations * self.step_size
+
+    def width(self, threat: ThreatModel) -> float:
+        return 2 * threat.eps if self.random_start else threat.eps
+
+    def current(self, state: State) -> State:
+        return state._replace(x_adv=state.x)
+
     def says(self, through: str) -> str:
-        return f"PGD, {self.steps} steps along the mean gradient of {self.eot} draws, through {through}"
+        return f"PGD, {self.steps} steps along the mean gradient of {self.eot} samples, through {through}"
 
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         x0 = threat.random_start(x, rng) if self.random_start else x
-        return State(x0, x0, x.new_full((len(x),), -torch.inf), torch.zeros(len(x), dtype=torch.long))
+        best, i = x.new_full((len(x),), -torch.inf), torch.zeros(len(x), dtype=torch.long)
+        return State(x_adv=x0, x=x0, best=best, i=i)
 
     def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         at, x_adv, best = state.x, state.x_adv, state.best
         first, last = state.i % self.iterations == 0, (state.i + 1) % self.iterations == 0
         if bool((first & (state.i > 0)).any()) and self.random_start:
             again = (first & (state.i > 0)).to(x.device).view(-1, 1, 1, 1)
-            at = torch.where(again, threat.random_start(x, rng.draw(2)), at)
-        loss, grad = model.loss_gradient(at, y, rng.draw(0), self.eot)
+            at = torch.where(again, threat.random_start(x, rng.draw(Stream.RESTART)), at)
+        loss, grad = model.loss_gradient(at, y, rng.draw(Stream.QUERY), self.eot)
         if self.select == "best":
             x_adv, best = _better(x_adv, best, at, loss, ~first)
         size = 2.5 * threat.eps / self.iterations if self.step_size is None else self.step_size
@@ -74,8 +96,8 @@ class PGD:
         if self.select == "last" and self.restarts == 1:
             x_adv = at
         elif bool(last.any()):
-            x_adv, best = _better(x_adv, best, at, model.loss(at, y, rng.draw(1), self.eot), last)
-        return State(x_adv, at, best, state.i + 1)
+            x_adv, best = _better(x_adv, best, at, model.loss(at, y, rng.draw(Stream.SELECTION), self.eot), last)
+        return State(x_adv=x_adv, x=at, best=best, i=state.i + 1)
 
 
 def _better(x_adv: Tensor, best: Tensor, at: Tensor, loss: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:

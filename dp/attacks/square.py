@@ -1,15 +1,16 @@
 """Square attack (Andriushchenko et al. 2020, arXiv 1912.00049): random search over squares, no gradient, decided on the
-mean margin over draws.
+mean margin over samples.
 """
 
 import functools
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dp.attacks.base import VALUES, Attack, Start, Stream
 from dp.attacks.state import where
 from dp.defense.interface import Model
 from dp.objectives import margin
@@ -22,16 +23,16 @@ HALVINGS = torch.tensor([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000])
 
 class State(NamedTuple):
     x_adv: Tensor  # (B,C,H,W) the best so far
-    margin: Tensor  # (B,) its mean margin over the draws that saw it last
-    noisy: Tensor  # (B,) bool: other draws give another margin
+    margin: Tensor  # (B,) its mean margin over the samples that evaluated it last
+    noisy: Tensor  # (B,) bool: other samples give another margin
     i: Tensor  # (B,) int64 on the CPU: squares tried
 
 
 @dataclass(frozen=True)
-class Square:
-    """`iterations` squares, each looked at with `eot` draws and kept if the mean margin rises. Where the defence draws
-    noise, square and incumbent are compared on the same fresh draws, twice the forward passes: an incumbent that keeps
-    the lucky draws that let it in would shut out all that follow.
+class Square(Attack):
+    """`iterations` squares, each evaluated on `eot` samples and kept if the mean margin rises. Where the defense draws
+    noise, the square and the incumbent are compared on the same fresh samples, which takes twice the forward passes: an
+    incumbent judged by the lucky samples that let it in would shut out all that follow.
 
     `p_init`: share of the image that the first squares cover. `rescale`: stretch the schedule of sizes, made for 10000
     queries, to `iterations` (the paper's advice; AutoAttack does not). `reach_edges`: windows lie anywhere they fit.
@@ -44,20 +45,26 @@ class Square:
     p_init: float = 0.8
     rescale: bool = False
     reach_edges: bool = True
-    select: str = "best"
-    grad: ClassVar[str] = "values"  # it asks for no gradient
 
     def __post_init__(self):
-        if min(self.iterations, self.eot) < 1 or not 0 < self.p_init <= 1 or self.select != "best":
-            found = f"{self.iterations}, {self.eot}, {self.p_init}, {self.select!r}"
-            raise ValueError(f"need iterations, eot >= 1, 0 < p_init <= 1, select best, got {found}")
+        if min(self.iterations, self.eot) < 1 or not 0 < self.p_init <= 1:
+            given = f"{self.iterations}, {self.eot}, {self.p_init}"
+            raise ValueError(f"need iterations, eot >= 1 and 0 < p_init <= 1, got {given}")
 
     @property
     def steps(self) -> int:
         return self.iterations
 
+    @property
+    def samples(self) -> int:
+        return self.eot
+
+    @property
+    def gradient(self) -> str:
+        return VALUES
+
     def says(self, through: str) -> str:
-        return f"Square, {self.steps} squares, each compared on {self.eot} draws, values alone, of {through}"
+        return f"Square, {self.steps} squares, each compared on {self.eot} samples, values alone, of {through}"
 
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         if threat.norm == "linf":
@@ -65,17 +72,17 @@ class Square:
         else:
             delta = _tiles(x, rng)
             x0 = threat.project(x + threat.eps * delta / _norm(delta, (1, 2, 3)), x)
-        value, other = (model.loss(x0, y, rng.draw(k), self.eot, margin) for k in (0, 1))
-        return State(x0, value, value != other, torch.zeros(len(x), dtype=torch.long))
+        value, other = (model.loss(x0, y, rng.draw(k), self.eot, margin) for k in (Start.POINT, Start.SURVEY))
+        return State(x_adv=x0, margin=value, noisy=value != other, i=torch.zeros(len(x), dtype=torch.long))
 
     def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         sides = self._sides(state.i, x, threat.norm)
         propose = _square_linf if threat.norm == "linf" else _squares_l2
         candidate = threat.project(propose(state.x_adv, x, sides, threat.eps, self.reach_edges, rng), x)
-        value, incumbent = model.loss(candidate, y, rng.draw(0), self.eot, margin), state.margin
+        value, incumbent = model.loss(candidate, y, rng.draw(Stream.QUERY), self.eot, margin), state.margin
         if bool(state.noisy.any()):
-            again = model.loss(state.x_adv, y, rng.draw(0), self.eot, margin)
-            incumbent = where(state.noisy, again, incumbent)  # by lane: no row depends on its mates
+            again = model.loss(state.x_adv, y, rng.draw(Stream.QUERY), self.eot, margin)
+            incumbent = where(state.noisy, again, incumbent)  # slot by slot: no row depends on the rest of its batch
         x_adv = where(value > incumbent, candidate, state.x_adv)
         return state._replace(x_adv=x_adv, margin=torch.maximum(value, incumbent), i=state.i + 1)
 

@@ -3,12 +3,13 @@ moves the pixels and their values stay.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dp.attacks.adam import Moments, adam, moments
+from dp.attacks.base import Attack, Stream
 from dp.attacks.selection import strongest
 from dp.attacks.state import where
 from dp.defense.interface import Model
@@ -28,7 +29,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StAdv:
+class StAdv(Attack):
     """`iterations` Adam steps of `step_size` on the mean loss over `eot` draws less `smooth` / eps times the flow's
     roughness; after each the flow is clipped to the bound. The first flow is zero.
 
@@ -44,43 +45,53 @@ class StAdv:
     smooth: float = 0.0025
     loss: str = "margin"
     confirm: int = 20
-    select: str = "best"
-    norms: ClassVar[tuple[str, ...]] = ("flow",)
 
     def __post_init__(self):
         if min(self.iterations, self.eot, self.confirm) < 1:
             raise ValueError(f"need iterations, eot, confirm >= 1, got {self.iterations}, {self.eot}, {self.confirm}")
         if self.step_size <= 0 or self.smooth < 0:
             raise ValueError(f"need step_size > 0 and smooth >= 0, got {self.step_size} and {self.smooth}")
-        if self.loss not in ("margin", "ce") or self.select != "best":
-            raise ValueError(f"need loss margin or ce and select best, got {self.loss!r} and {self.select!r}")
+        if self.loss not in ("margin", "ce"):
+            raise ValueError(f"need loss margin or ce, got {self.loss!r}")
 
     @property
     def steps(self) -> int:
         return self.iterations
 
     @property
-    def boundaries(self) -> tuple[int, ...]:
+    def samples(self) -> int:
+        return self.eot
+
+    @property
+    def selection_samples(self) -> int:
+        return self.confirm
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        return ("flow",)
+
+    @property
+    def phase_ends(self) -> tuple[int, ...]:
         """Before and after the last step, which ends with the choice."""
         return tuple(k for k in (self.steps - 1, self.steps) if k)
 
     def says(self, through: str) -> str:
         what = (
-            f"StAdv on {self.loss}, {self.steps} steps along the mean gradient of {self.eot} draws, through {through}"
+            f"StAdv on {self.loss}, {self.steps} steps along the mean gradient of {self.eot} samples, through {through}"
         )
-        return f"{what}; {self.confirm} fresh draws choose what comes back"
+        return f"{what}; {self.confirm} fresh samples choose what comes back"
 
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         x_adv, proof = threat.proven_noise(x, rng)
-        still = torch.zeros_like(proof)
-        none = x.new_full((len(x),), -torch.inf)
-        return State(x_adv, proof, still, moments(still), none, torch.zeros(len(x), dtype=torch.long))
+        still, none = torch.zeros_like(proof), x.new_full((len(x),), -torch.inf)
+        i = torch.zeros(len(x), dtype=torch.long)
+        return State(x_adv=x_adv, proof=proof, flow=still, moments=moments(still), best=none, i=i)
 
     def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         assert isinstance(threat, FlowModel), "StAdv needs a bound on flows"
         flow = state.flow.detach().requires_grad_()
         moved = warp(x, flow)
-        values, grad = model.loss_gradient(moved.detach(), y, rng.draw(0), self.eot, with_margin(self.loss))
+        values, grad = model.loss_gradient(moved.detach(), y, rng.draw(Stream.QUERY), self.eot, with_margin(self.loss))
         gain = (grad * moved).sum() - self.smooth / threat.eps * roughness(flow).sum()
         (slope,) = torch.autograd.grad(gain, flow)
         wins = (values[:, 1] > state.best) & _moves(state.flow)
@@ -89,10 +100,10 @@ class StAdv:
         add, after = adam(state.moments, slope, state.i, self.step_size)
         onwards, last = threat.clip(state.flow + add), state.i + 1 == self.iterations
         if bool(last.any()):
-            found = [(x_adv, proof), (warp(x, onwards), onwards)]
-            chosen = strongest(model, found, y, rng.draw(1), self.confirm, among=last)
-            x_adv, proof = where(last.to(x.device) & _moves(onwards), chosen, found[0])
-        return State(x_adv, proof, onwards, after, best, state.i + 1)
+            points = [(x_adv, proof), (warp(x, onwards), onwards)]
+            chosen = strongest(model, points, y, rng.draw(Stream.SELECTION), self.confirm, among=last)
+            x_adv, proof = where(last.to(x.device) & _moves(onwards), chosen, points[0])
+        return State(x_adv=x_adv, proof=proof, flow=onwards, moments=after, best=best, i=state.i + 1)
 
 
 def _moves(flow: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
-"""Any attack, led by another gradient of the same defence: BPDA with the identity (Athalye et al. 2018), transfer from
+"""Any attack in another gradient mode of the same defense: BPDA with the identity (Athalye et al. 2018), transfer from
 the bare classifier, or a mask that the input moves.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
-from dp.attacks.base import Attack, boundaries, is_batch_bound, newest, norms
+from dp.attacks.base import FULL, Part
+from dp.attacks.wrapper import Wrapped
 from dp.defense.interface import Model
 from dp.rng import Streams
 from dp.threat_models.ball import GRADIENTS, ThreatModel
@@ -24,56 +25,27 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class Through:
-    """`attack` on the view `grad` of the defence it is given (see `Model.view`): its candidates are found and chosen
-    there, and judged on the defence itself like any other's.
+class Through(Wrapped):
+    """`attack` in the gradient mode `grad` of the defense that it is given (see `Defense.gradient_mode`). It finds and
+    chooses its points there; they are evaluated on the defense itself, as those of any other attack.
     """
 
-    attack: Attack
     grad: str
 
     def __post_init__(self):
-        if not hasattr(self.attack, "step"):
-            raise ValueError(f"need attack.attack as an attack, got {self.attack!r}")
+        super().__post_init__()
         if self.grad not in GRADIENTS:
             raise ValueError(f"need grad among {', '.join(GRADIENTS)}, got grad={self.grad!r}")
 
-    @property
-    def steps(self) -> int:
-        return self.attack.steps
-
-    @property
-    def eot(self) -> int:
-        return self.attack.eot
-
-    @property
-    def select(self) -> str:
-        return self.attack.select
-
-    @property
-    def confirm(self) -> int:
-        return getattr(self.attack, "confirm", 0)
-
-    @property
-    def batch_bound(self) -> bool:
-        return is_batch_bound(self.attack)
-
-    @property
-    def norms(self) -> tuple[str, ...]:
-        return norms(self.attack)
-
-    @property
-    def boundaries(self) -> tuple[int, ...]:
-        return boundaries(self.attack)
-
-    def newest(self, state: Any) -> Any:
-        return newest(self.attack, state)
+    def parts(self) -> tuple[Part, ...]:
+        modes = () if self.grad == FULL else (self.grad,)
+        return tuple(part._replace(modes=(*modes, *part.modes)) for part in self.attack.parts())
 
     def says(self, through: str) -> str:
         return self.attack.says(f"{through}, by {WORDS[self.grad]}")
 
-    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> NamedTuple:
+    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
         return self.attack.start(model.view(self.grad), x, y, threat, rng)
 
-    def step(self, model: Model, state: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> NamedTuple:
+    def step(self, model: Model, state: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
         return self.attack.step(model.view(self.grad), state, x, y, threat, rng)

@@ -1,18 +1,27 @@
-"""Several attacks one after another on every image; the strongest point stays."""
+"""The worst case over several attacks, per image: they run one after another, and the strongest point is returned."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from enum import IntEnum
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from dp.attacks.base import Attack, boundaries, is_batch_bound, newest
+from dp.attacks.base import Attack, Part
 from dp.attacks.selection import strongest
 from dp.attacks.state import where
 from dp.defense.interface import Model
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
+
+
+class Sub(IntEnum):
+    """Sub-streams of a step's noise."""
+
+    ATTACK = 0  # the attack at work
+    SELECTION = 1
 
 
 class State(NamedTuple):
@@ -22,21 +31,19 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Union:
+class Union(Attack):
     """The steps of all `attacks` in turn. When all are done with an image, their points are compared by mean margin
-    over `confirm` draws that no attack has seen; a tie keeps the earlier. Until then the point of the last stands.
+    over `confirm` samples that no attack has used; a tie keeps the earlier point. Until then the point of the attack at
+    work would be returned.
     """
 
     attacks: Mapping[str, Attack]
     confirm: int = 20
-    select: str = "best"
 
     def __post_init__(self):
-        if not self.attacks or self.confirm < 1 or self.select != "best":
-            raise ValueError(
-                f"need attacks, confirm >= 1, select best, got {self.attacks}, {self.confirm}, {self.select!r}"
-            )
-        none = [name for name, attack in self.attacks.items() if not hasattr(attack, "step")]
+        if not self.attacks or self.confirm < 1:
+            raise ValueError(f"need attacks and confirm >= 1, got {self.attacks} and {self.confirm}")
+        none = [name for name, attack in self.attacks.items() if not isinstance(attack, Attack)]
         if none:
             raise ValueError(
                 f"need every part of the union as an attack, got attack.attacks.{none[0]}={self.attacks[none[0]]!r}"
@@ -50,47 +57,82 @@ class Union:
         return sum(attack.steps for attack in self.attacks.values())
 
     @property
-    def eot(self) -> int:
-        return max(attack.eot for attack in self.attacks.values())
+    def samples(self) -> int:
+        return max(attack.samples for attack in self.attacks.values())
+
+    @property
+    def selection_samples(self) -> int:
+        return self.confirm
+
+    @property
+    def candidates(self) -> int:
+        return sum(attack.candidates for attack in self.attacks.values())
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        first, *others = self.attacks.values()
+        return tuple(norm for norm in first.norms if all(norm in attack.norms for attack in others))
+
+    @property
+    def is_ensemble(self) -> bool:
+        return True
+
+    def members(self, classes: int) -> Mapping[str, Attack]:
+        return dict(self.attacks)
+
+    def parts(self) -> tuple[Part, ...]:
+        return tuple(
+            part._replace(name=part.name or name) for name, attack in self.attacks.items() for part in attack.parts()
+        )
+
+    def budget(self) -> dict[str, int]:
+        largest: dict[str, int] = {}
+        for attack in self.attacks.values():
+            largest |= {key: max(value, largest.get(key, 0)) for key, value in attack.budget().items()}
+        return largest
+
+    def with_budget(self, **changes: Callable[[int], int]) -> Self:
+        attacks = {name: attack.with_budget(**changes) for name, attack in self.attacks.items()}
+        return dataclasses.replace(self, attacks=attacks)
 
     @property
     def batch_bound(self) -> bool:
-        return any(is_batch_bound(attack) for attack in self.attacks.values())
+        return any(attack.batch_bound for attack in self.attacks.values())
 
     @property
-    def boundaries(self) -> tuple[int, ...]:
+    def phase_ends(self) -> tuple[int, ...]:
         ends, begin = [], 0
         for attack in self.attacks.values():
-            ends += [begin + end for end in boundaries(attack)]
+            ends += [begin + end for end in attack.phase_ends]
             begin += attack.steps
         return tuple(ends)
 
-    def newest(self, state: State) -> State:
+    def current(self, state: State) -> State:
         """Where the attack at work stands; between two of them, what the first has found."""
         x_adv, begin = state.x_adv, 0
         for attack, part in zip(self.attacks.values(), state.parts, strict=True):
-            mine = (state.i > begin) & (state.i < begin + attack.steps)
-            x_adv, begin = where(mine, newest(attack, part).x_adv, x_adv), begin + attack.steps
+            at_work = (state.i > begin) & (state.i < begin + attack.steps)
+            x_adv, begin = where(at_work, attack.current(part).x_adv, x_adv), begin + attack.steps
         return state._replace(x_adv=x_adv)
 
     def says(self, through: str) -> str:
         parts = "".join(f"\n  {name}: {attack.says(through)}" for name, attack in self.attacks.items())
-        return f"the strongest of {len(self.attacks)} by {self.confirm} fresh draws{parts}"
+        return f"the strongest of {len(self.attacks)} by {self.confirm} fresh samples{parts}"
 
     def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         parts = tuple(attack.start(model, x, y, threat, rng.draw(k)) for k, attack in enumerate(self.attacks.values()))
-        return State(parts[0].x_adv, parts, torch.zeros(len(x), dtype=torch.long))  # pyright: ignore[reportAttributeAccessIssue]
+        return State(x_adv=parts[0].x_adv, parts=parts, i=torch.zeros(len(x), dtype=torch.long))
 
     def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         x_adv, parts, begin = state.x_adv, list(state.parts), 0
         for k, attack in enumerate(self.attacks.values()):
-            mine = (state.i >= begin) & (state.i < begin + attack.steps)  # (B,): images that this attack is at
-            if bool(mine.any()):
-                parts[k] = where(mine, attack.step(model, parts[k], x, y, threat, rng.draw(0)), parts[k])
-                x_adv = where(mine, parts[k].x_adv, x_adv)
+            at_work = (state.i >= begin) & (state.i < begin + attack.steps)  # (B,): images that this attack is at
+            if bool(at_work.any()):
+                parts[k] = where(at_work, attack.step(model, parts[k], x, y, threat, rng.draw(Sub.ATTACK)), parts[k])
+                x_adv = where(at_work, parts[k].x_adv, x_adv)
             begin += attack.steps
         done = state.i + 1 == self.steps
         if len(parts) > 1 and bool(done.any()):
-            found = [part.x_adv for part in parts]
-            x_adv = where(done, strongest(model, found, y, rng.draw(1), self.confirm, among=done), x_adv)
-        return State(x_adv, tuple(parts), state.i + 1)
+            points = [part.x_adv for part in parts]
+            x_adv = where(done, strongest(model, points, y, rng.draw(Sub.SELECTION), self.confirm, among=done), x_adv)
+        return State(x_adv=x_adv, parts=tuple(parts), i=state.i + 1)

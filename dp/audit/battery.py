@@ -57,8 +57,8 @@ def network_evaluations(evaluation: Evaluation, nfe: int) -> int:
     the classifier: its draws at every point; passes backward and what chooses the points are not counted.
     """
     attack = evaluation.arms["defended"].attack
-    points = getattr(attack, "candidates", attack.steps) if attack.steps else 0
-    return len(evaluation.subset.ids) * len(evaluation.seeds) * points * attack.eot * (nfe + 1)
+    points = attack.candidates if attack.steps else 0
+    return len(evaluation.subset.ids) * len(evaluation.seeds) * points * attack.samples * (nfe + 1)
 
 
 def due(wanted: bool | str, evaluation: Evaluation, nfe: int) -> bool:

@@ -6,9 +6,8 @@ import dataclasses
 import itertools
 from typing import Any
 
-from dp.attacks.base import is_batch_bound
 from dp.audit.check import Finding, Subject, audited, claimed, not_applicable
-from dp.audit.reruns import above, changed, noise, other, own, percent, right, small, worst
+from dp.audit.reruns import above, noise, other, own, percent, right, small, worst
 from dp.evaluation.differences import short_steps
 from dp.evaluation.evaluate import null_control
 from dp.evaluation.rows import Group
@@ -26,7 +25,7 @@ def null(subject: Subject) -> Finding:
     if "null" not in e.arms:
         return Finding(name, "none", "a null control beside the attack", "WARN", "", 0.0)
     control, due = e.arms["null"].attack, null_control(subject.arm.attack, e.judge)
-    counts = {"candidates": (control.steps, due.steps), "draws": (control.eot, due.eot)}
+    counts = {"candidates": (control.steps, due.steps), "draws": (control.samples, due.samples)}
     short = [f"{what} {have} instead of {need}" for what, (have, need) in counts.items() if have < need]
     if control.select != due.select:
         short.append(f"selects the {control.select} instead of the {due.select}")
@@ -80,7 +79,7 @@ def _at(subject: Subject, eps: float, times: int = 1, **changes: Any) -> Group:
     e = subject.evaluation
     if eps == e.threat.eps and times == 1 and not changes:
         return own(subject)[0]
-    attack, name = changed(subject.arm.attack, "iterations", lambda n: times * n), f"eps {eps:.6g} x{times} {changes}"
+    attack, name = subject.arm.attack.with_budget(iterations=lambda n: times * n), f"eps {eps:.6g} x{times} {changes}"
     return other(subject, name, attack, threat=dataclasses.replace(e.threat, eps=eps), **changes)
 
 
@@ -91,7 +90,7 @@ def _unbounded(subject: Subject, eps: float, **changes: Any) -> tuple[str, list[
         return "PASS", []
     attack = subject.arm.attack
     short = short_steps(attack, dataclasses.replace(subject.evaluation.threat, eps=eps))
-    steps = f"{attack.steps} steps of {attack.eot} draws"
+    steps = f"{attack.steps} steps of {attack.samples} draws"
     if short:
         return "WARN", [f"above chance unbounded: {short[0]}"]
     more = _at(subject, eps, MORE, **changes)
@@ -114,7 +113,7 @@ def more_work(subject: Subject) -> Finding:
     axes: dict[str, list[tuple[float, Group]]] = {}
     for key, factors in times.items():
         for factor in factors:
-            scaled = changed(attack, key, lambda n, factor=factor: max(1, round(factor * n)))
+            scaled = attack.with_budget(**{key: lambda n, factor=factor: max(1, round(factor * n))})
             if factor == 1:
                 axes.setdefault(key, []).append((1, own(subject)[0]))
             elif scaled != attack:
@@ -137,7 +136,7 @@ def known_draw(subject: Subject) -> Finding:
     chance where every image is allowed: nothing is random then, as in the last step of the eps sweep.
     """
     name, e = "known draw", subject.evaluation
-    if is_batch_bound(subject.arm.attack):
+    if subject.arm.attack.batch_bound:
         return not_applicable(name, "a package does not say which image it asks about")
     if not own(subject)[1].scored:
         return not_applicable(name, "the defence draws no noise")
@@ -156,7 +155,7 @@ def known_draw(subject: Subject) -> Finding:
 
 def _count(subject: Subject) -> str:
     e, attack = subject.evaluation, small(subject)
-    return f"{len(subject.images.ids)} images, {e.votes} draws, {attack.steps} steps of {attack.eot}"
+    return f"{len(subject.images.ids)} images, {e.votes} draws, {attack.steps} steps of {attack.samples}"
 
 
 CHECKS = (null, eps_sweep, more_work, known_draw)

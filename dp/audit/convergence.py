@@ -8,7 +8,6 @@ from types import CodeType
 import torch
 from torch import Tensor
 
-from dp.attacks.base import is_batch_bound
 from dp.audit.check import Finding, Subject, audited, claimed, led, not_applicable, some, streams, unreachable
 from dp.audit.probes import cosine, main, one_step, parts, seen
 from dp.audit.trajectory import RISING, Track, again, beyond, climb, track, unfinished
@@ -28,7 +27,7 @@ def loss(subject: Subject) -> Finding:
     stands. Still rising at the end: not converged. Flat from the start, but for noise or a share of `FLAT`: masked,
     if not all images are lost there.
     """
-    if is_batch_bound(subject.arm.attack):
+    if subject.arm.attack.batch_bound:
         return not_applicable("loss", "a package runs as one step")
     found = track(subject)
     stands, best = climb(found)
@@ -72,11 +71,10 @@ def flags(subject: Subject) -> Finding:
     if bool((logits >= 0).all()) and bool(((logits.sum(dim=2) - 1).abs() < 1e-3).all()):
         broken.append("probabilities instead of logits")
     random = float((logits - logits[:1]).abs().max()) > RANDOM and not subject.evaluation.known_draws
-    if random and attack.steps and attack.eot == 1:
+    if random and attack.steps and attack.samples == 1:
         doubtful.append("random output, EOT 1")
-    needed = {"dlr": 3, "targeted": 4}
-    losses = {getattr(part.attack, "loss", "ce") for part in parts(subject)}
-    broken += [f"{classes} classes for loss={name}" for name in sorted(losses) if classes < needed.get(name, 2)]
+    needed = max([part.attack.least_classes for part in parts(subject)], default=2)
+    broken += [f"{classes} classes for a loss that needs {needed}"] if classes < needed else []
     if _differentiates(subject, images):
         doubtful.append("gradients taken inside forward")
     if unreachable(subject):
@@ -111,7 +109,7 @@ def indicators(subject: Subject) -> Finding:
     defence than what was returned; optimisation broken off; success on the attacked defence that the scored one does
     not share. All but the second are read off the attack's course, with draws that it has not seen.
     """
-    if is_batch_bound(subject.arm.attack):
+    if subject.arm.attack.batch_bound:
         return not_applicable("indicators", "a package runs as one step")
     found = track(subject)
     silent = (found.best > 0).double().mean(dim=1) - (found.returned > 0).double().mean(dim=1)  # (R,)

@@ -166,7 +166,7 @@ def expectation(subject: Subject) -> Finding:
     sizes = [2**k for k in range(most.bit_length())]
     curve = [float(_split_half(gradients, n).mean()) for n in sizes]
     enough = next((n for n, c in zip(sizes, curve, strict=True) if c > GOOD), None)
-    n = part.attack.eot
+    n = part.attack.samples
     found = _split_half(gradients, min(n, most))
     doubt = 2 * float(found.std()) / len(found) ** 0.5 if len(found) > 1 else 1.0
     at, top = (_predicted(float(found.mean()) + more, max(1.0, n / most)) for more in (0.0, doubt))

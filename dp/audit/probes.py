@@ -1,14 +1,12 @@
 """What an attack asks of a defence: its parts that take gradients, and the questions of one of their steps."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
-from dp.attacks.base import Attack, is_batch_bound, newest
-from dp.attacks.through import Through
-from dp.attacks.union import Union
+from dp.attacks.base import VALUES, Attack
 from dp.audit.check import Subject
 from dp.defense.defended import Defended
 from dp.defense.interface import Along, Model
@@ -77,18 +75,11 @@ class Watched:
 
 def parts(subject: Subject) -> list[Part]:
     """The parts of the attack that take gradients; a package, which asks in its own ways, is none."""
-    return list(_parts(subject.arm.attack, "", (), subject.arm.attacked))
-
-
-def _parts(attack: Attack, name: str, views: tuple[str, ...], model: Defended) -> Iterator[Part]:
-    if isinstance(attack, Union):
-        for key, part in attack.attacks.items():
-            yield from _parts(part, key, views, model)
-    elif isinstance(attack, Through):
-        more = () if attack.grad == "full" else (attack.grad,)
-        yield from _parts(attack.attack, name, (*views, *more), model.view(attack.grad))
-    elif attack.steps > 0 and getattr(attack, "grad", "full") != "values" and not is_batch_bound(attack):
-        yield Part(name or type(attack).__name__, attack, views, model)
+    return [
+        Part(name or type(leaf).__name__, leaf, modes, functools.reduce(Defended.view, modes, subject.arm.attacked))
+        for name, leaf, modes in subject.arm.attack.parts()
+        if leaf.steps > 0 and leaf.gradient != VALUES and not leaf.batch_bound
+    ]
 
 
 def one_step(part: Part, images: Subset, threat: ThreatModel, rng: Streams) -> tuple[Asked | None, Tensor]:
@@ -97,12 +88,12 @@ def one_step(part: Part, images: Subset, threat: ThreatModel, rng: Streams) -> t
     state = part.attack.start(model, images.x, images.y, threat, rng.draw(0))
     model.log.clear()
     state = part.attack.step(model, state, images.x, images.y, threat, rng.draw(1))
-    return model.log[-1] if model.log else None, newest(part.attack, state).x_adv
+    return model.log[-1] if model.log else None, part.attack.current(state).x_adv
 
 
 def main(asking: Sequence[Part]) -> Part:
     """The part with most draws among those on the attacked defence itself, or, if none is, among all."""
-    return max([part for part in asking if not part.views] or asking, key=lambda part: part.attack.eot)
+    return max([part for part in asking if not part.views] or asking, key=lambda part: part.attack.samples)
 
 
 def seen(part: Part, asked: Asked) -> Defended:

@@ -5,9 +5,8 @@
 import torch
 from torch import Tensor, nn
 
-from dp.attacks.base import is_batch_bound
 from dp.audit.check import Finding, Subject, audited
-from dp.audit.reruns import changed, other, own, percent, watched, worst
+from dp.audit.reruns import other, own, percent, watched, worst
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
 from dp.evaluation.differences import gradients, hyperparameters
@@ -94,10 +93,10 @@ def _shared(subject: Subject) -> list[str]:
 def _order(subject: Subject) -> list[str]:
     """Whether a short attack gives other images in another order."""
     attack, images = subject.arm.attack, subject.images
-    if not attack.steps or is_batch_bound(attack):
+    if not attack.steps or attack.batch_bound:
         return ["rows depend on the batch: a package's attack"] if attack.steps else []
     half = images.select(slice(None, 4))
-    short = changed(attack, "iterations", lambda n: 1)
+    short = attack.with_budget(iterations=lambda n: 1)
     turned = half.select(torch.arange(len(half.ids) - 1, -1, -1))
     there, back = (
         other(subject, name, short, subset=part, lanes=len(half.ids)).x_adv

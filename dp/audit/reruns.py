@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dp.attacks.autoattack import Upstream
 from dp.attacks.base import Attack
+from dp.attacks.wrapper import Wrapped
 from dp.audit.check import VERDICTS, Subject
 from dp.defense.defended import Defended
 from dp.evaluation.evaluate import Arm, null_control
@@ -39,14 +39,11 @@ class Diary:
     calls: list[set[bytes]] = field(default_factory=list)  # keys by call of the scored defence, in order
 
 
-class Followed:
+@dataclass(frozen=True)
+class Followed(Wrapped):
     """`attack`, whose states are seen by `see(state, x, threat)`."""
 
-    def __init__(self, attack: Attack, see: Callable[[Any, Tensor, ThreatModel], None]):
-        self.attack, self.see = attack, see
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.attack, name)
+    see: Callable[[Any, Tensor, ThreatModel], None]
 
     def start(self, model: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
         state = self.attack.start(model, x, y, threat, rng)
@@ -80,9 +77,9 @@ def watched(model: Defended, see: See) -> Defended:
 def small(subject: Subject) -> Attack:
     """The run's attack; in the small audit with no more than `QUICK` iterations and draws."""
     attack = subject.arm.attack
-    for key, most in QUICK.items() if subject.quick else ():
-        attack = changed(attack, key, lambda n, most=most: min(n, most))
-    return attack
+    if not subject.quick:
+        return attack
+    return attack.with_budget(**{key: lambda n, most=most: min(n, most) for key, most in QUICK.items()})
 
 
 def own(subject: Subject) -> tuple[Group, Diary]:
@@ -105,7 +102,7 @@ def own(subject: Subject) -> tuple[Group, Diary]:
 
         attacked = watched(arm.attacked, lambda x, rng, x_hat: diary.asked.update(rng.keys if rng.used else ()))
         scored = watched(arm.scored, lambda x, rng, x_hat: diary.calls.append({*rng.keys} if rng.used else set()))
-        twins: Any = Arm(attacked, scored, Followed(small(subject), state))  # pyright: ignore[reportArgumentType]
+        twins: Any = Arm(attacked, scored, Followed(small(subject), state))
         group = _run(subject, twins)
         scoring = -(-subject.evaluation.votes // scored.draws_per_call)  # calls of one scoring; the judge's come first
         diary.scored = set().union(*diary.calls[-scoring:])
@@ -137,24 +134,6 @@ def _run(subject: Subject, arm: Arm, name: str = "defended", **changes: Any) -> 
     parts: dict[str, Any] = {"subset": images, "arms": {name: arm}, "lanes": len(images.ids), "window": 1}
     evaluation = dataclasses.replace(subject.evaluation, **{**parts, **changes})
     return evaluation.run(Unit(name, subject.seed, tuple(evaluation.subset.ids.tolist())))
-
-
-def changed(attack: Any, key: str, to: Callable[[int], int]) -> Any:
-    """The attack with another number of `iterations`, `eot`, `restarts` ..., in all of its parts."""
-    if isinstance(attack, Mapping):
-        return {name: changed(part, key, to) for name, part in attack.items()}
-    if not dataclasses.is_dataclass(attack) or isinstance(attack, type):
-        return attack
-    new = {}
-    for name in (f.name for f in dataclasses.fields(attack) if f.init):
-        value = getattr(attack, name)
-        if value is None and isinstance(attack, Upstream):  # the package's own
-            value = {"iterations": 100, "draws": attack.eot}.get(name)
-        if (name == key or (key == "eot" and name == "draws")) and isinstance(value, int):
-            new[name] = to(value)
-        elif name in ("attack", "attacks"):
-            new[name] = changed(value, key, to)
-    return dataclasses.replace(attack, **new) if new else attack
 
 
 def right(group: Group, side: str = "adv") -> np.ndarray:

@@ -79,7 +79,7 @@ def _zero(subject: Subject) -> float:
 
 
 def _draws(attack: Attack) -> int:
-    return min(attack.eot, 4)
+    return min(attack.samples, 4)
 
 
 @audited("saved file", needs="nothing")

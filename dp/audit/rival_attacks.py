@@ -7,15 +7,15 @@ import dataclasses
 import numpy as np
 
 from dp.attacks.apgd import APGD
-from dp.attacks.autoattack import Upstream, autoattack
-from dp.attacks.base import Attack, norms
+from dp.attacks.autoattack import autoattack
+from dp.attacks.base import Attack
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.spsa import SPSA
 from dp.attacks.square import Square
 from dp.attacks.through import Through
 from dp.attacks.union import Union
 from dp.audit.check import Finding, Subject, audited, not_applicable
-from dp.audit.reruns import above, changed, other, own, percent, right, verdicts, worst
+from dp.audit.reruns import above, other, own, percent, right, verdicts, worst
 from dp.evaluation.differences import gradients
 from dp.evaluation.rows import Group
 from dp.threat_models.ball import BALLS
@@ -45,11 +45,12 @@ def autoattack_parts(subject: Subject) -> Finding:
     if why:
         return not_applicable(name, why)
     iterations, eot = _budget(attack)
-    package = isinstance(attack, Union | Upstream)
-    whole = own(subject)[0] if package else other(subject, "autoattack", _autoattack(subject, iterations, eot))
-    rivals = {f"part {key}": part for key, part in _parts(subject, iterations, eot).items()}
+    ours = _autoattack(subject, iterations, eot)
+    whole = own(subject)[0] if attack.is_ensemble else other(subject, "autoattack", ours)
+    members = (attack if attack.is_ensemble else ours).members(_classes(subject))
+    rivals: dict[str, Attack] = {f"part {key}": member for key, member in members.items()}
     rivals["pgd_eot"] = PGD(iterations, eot, select="last")
-    if isinstance(attack, PGD):
+    if attack.is_baseline:
         subject.memo.setdefault("pgd_eot", own(subject)[0])
     found = {key: other(subject, key, part) for key, part in rivals.items()}
     return _table(subject, name, found, "the ensemble leaves no more than its parts and PGD+EOT", whole)
@@ -90,22 +91,15 @@ def _table(subject: Subject, name: str, found: dict[str, Group], goal: str, firs
 
 def _no_ball(subject: Subject) -> str:
     attack, norm = subject.arm.attack, subject.evaluation.threat.norm
-    if norm not in BALLS or norm not in norms(attack):
+    if norm not in BALLS or norm not in attack.norms:
         return f"no other attack moves images as this one under norm {norm}"
     return ""
 
 
-def _budget(attack: object) -> tuple[int, int]:
-    """Iterations and draws of the run's attack or of the greatest of its parts."""
-    seen: dict[str, int] = {"iterations": 0, "eot": 0}
-
-    def note(key: str, value: int) -> int:
-        seen[key] = max(seen[key], value)
-        return value
-
-    for key in seen:
-        changed(attack, key, lambda value, key=key: note(key, value))
-    return seen["iterations"] or ITERATIONS, seen["eot"] or EOT
+def _budget(attack: Attack) -> tuple[int, int]:
+    """Iterations and samples of the run's attack or of the greatest of its parts."""
+    budget = attack.budget()
+    return budget.get("iterations", ITERATIONS), budget.get("eot", EOT)
 
 
 def _black_boxes(subject: Subject) -> dict[str, Attack]:
@@ -121,25 +115,15 @@ def _black_boxes(subject: Subject) -> dict[str, Attack]:
     }
 
 
-def _targets(subject: Subject) -> int:
-    return min(9, own(subject)[0].adv.shape[2] - 1)
+def _classes(subject: Subject) -> int:
+    return own(subject)[0].adv.shape[2]
 
 
 def _autoattack(subject: Subject, iterations: int, eot: int) -> Attack:
-    if _targets(subject) < 3:  # its targeted loss needs four classes
+    targets = min(9, _classes(subject) - 1)
+    if targets < 3:  # its targeted loss needs four classes
         return Union({"apgd_ce": APGD(iterations, eot)})
-    return autoattack("fixed", "rand", iterations, eot, targets=_targets(subject))
-
-
-def _parts(subject: Subject, iterations: int, eot: int) -> dict[str, Attack]:
-    """The parts of the run's ensemble, of the package's as we have them, or of ours."""
-    attack = subject.arm.attack
-    if isinstance(attack, Upstream):
-        losses = ("ce", "dlr") if attack.version == "rand" and _targets(subject) > 1 else ("ce",)
-        return {loss: APGD(iterations, eot, loss) for loss in losses}
-    whole = attack if isinstance(attack, Union) else _autoattack(subject, iterations, eot)
-    assert isinstance(whole, Union), "AutoAttack in its mode `fixed` is a union"
-    return dict(whole.attacks)
+    return autoattack("fixed", "rand", iterations, eot, targets=targets)
 
 
 CHECKS = (black_box, autoattack_parts, union)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks.base import newest
 from dp.audit.check import Subject, streams
 from dp.audit.probes import Watched
 from dp.defense.known_noise import KnownDraws
@@ -60,7 +59,7 @@ def _run(subject: Subject, images: Subset) -> Track:
     points, zeros = {}, []
     for done in range(attack.steps + 1):
         if done in looks:
-            points[done] = evaluation.threat.admit(newest(attack, state), x)[0]
+            points[done] = evaluation.threat.admit(attack.current(state), x)[0]
         if done < attack.steps:
             model.log.clear()
             state = attack.step(model, state, *given, rng.draw(1 + done))

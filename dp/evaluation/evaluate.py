@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks.base import Attack, boundaries, is_batch_bound
+from dp.attacks.base import Attack
 from dp.attacks.null import Null
 from dp.defense.defended import Defended
 from dp.defense.interface import Model
@@ -66,7 +66,7 @@ class Evaluation:
             )
         if self.window < 1:
             raise ValueError(f"need window >= 1, got window={self.window}")
-        if self.known_draws and any(is_batch_bound(arm.attack) for arm in self.arms.values()):
+        if self.known_draws and any(arm.attack.batch_bound for arm in self.arms.values()):
             raise ValueError(
                 "need an attack that says which image it asks about where draws are known, got a package's"
             )
@@ -115,7 +115,7 @@ class Evaluation:
         return Group(unit, rows, x_adv.cpu(), clean, adv, time.perf_counter() - began)
 
     def _refills(self, arm: str) -> bool:
-        return self.judge is not None and self.judge.retire and not is_batch_bound(self.arms[arm].attack)
+        return self.judge is not None and self.judge.retire and not self.arms[arm].attack.batch_bound
 
     def _attack(self, arm: Arm, unit: Unit, images: Subset, on_step: Callable[[int, int], None]) -> list[Fate]:
         """What became of the images; every iteration gets streams of its own."""
@@ -163,11 +163,11 @@ def null_control(attack: Attack, judge: Judge | None = None) -> Null:
     """Noise with as many candidates as the attack looks at, selected on as many draws; under a judge, who looks at it
     as often as at the attack and keeps the worst, every candidate is handed on.
     """
-    ends = boundaries(attack) if attack.steps else (1,)
+    ends = attack.phase_ends if attack.steps else (1,)
     if judge is not None:
-        return Null(max(1, attack.steps), attack.eot, "last", ends)
-    steps = max(1, getattr(attack, "candidates", attack.steps))
-    return Null(steps, attack.eot, attack.select, ends if steps == attack.steps else (steps,))
+        return Null(max(1, attack.steps), attack.samples, "last", ends)
+    steps = max(1, attack.candidates)
+    return Null(steps, attack.samples, attack.select, ends if steps == attack.steps else (steps,))
 
 
 def evaluate(evaluation: Evaluation, done: Iterable[tuple[str, int, int]] = ()) -> Iterator[Group]:

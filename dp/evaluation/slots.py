@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dp.attacks.base import Attack, boundaries, is_confirmed, newest
+from dp.attacks.base import Attack
 from dp.attacks.state import cat, each, lane, where
 from dp.defense.defended import Defended
 from dp.defense.interface import Model
@@ -56,7 +56,7 @@ class Lanes:
         """The fates of all images, in their order; `on_step(mean iterations done, steps)` after every step."""
         self.fates = [Fate() for _ in self.images.ids]
         alive, begin = list(range(len(self.fates))), 0
-        for end in boundaries(self.attack):
+        for end in self.attack.phase_ends:
             alive, begin = self._phase(alive, begin, end, on_step), end
         if self.judge is None:  # the attack's last word
             for first in range(0, len(alive), self.lanes):
@@ -111,7 +111,7 @@ class Lanes:
         it with earlier ones, leaves it at that, unless its looks are the verdict.
         """
         assert self.judge is not None
-        return done == self.attack.steps and is_confirmed(self.attack) and not self.judge.in_loop
+        return done == self.attack.steps and self.attack.selection_samples > 0 and not self.judge.in_loop
 
     def _batch(self, images: list[int]) -> tuple[list[int], Tensor, Tensor, list[int]]:
         """Positions, x, y and ids of a full batch, the first image repeated where lanes are empty."""
@@ -143,7 +143,7 @@ class Lanes:
         state = cat([self.fates[k].state for k in lanes])
         if self.judge is not None:
             running = torch.tensor([self.fates[k].done < self.attack.steps for k in lanes])
-            state = where(running, newest(self.attack, state), state)
+            state = where(running, self.attack.current(state), state)
         points, distances = self.threat.admit(state, x)
         return points, distances.tolist()
 

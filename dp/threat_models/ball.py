@@ -95,6 +95,10 @@ class ThreatModel:
         """`noise`, and the proof that it is allowed, (B,...), where the image alone does not show it; else (B,0)."""
         return self.noise(x, rng), x.new_zeros(len(x), 0)
 
+    def unchanged(self, x: Tensor) -> Tensor:
+        """The proof, (B,...), that the clean images are allowed."""
+        return x.new_zeros(len(x), 0)
+
     def admit(self, state: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the harness takes of an attack's state: feasible images (B,C,H,W), and their distance (B,), float64.
 

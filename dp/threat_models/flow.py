@@ -84,10 +84,12 @@ class FlowModel(ThreatModel):
         flow = self.random_flow(x, rng)
         return warp(x, flow), flow
 
+    def unchanged(self, x: Tensor) -> Tensor:
+        return x.new_zeros(len(x), 2, *x.shape[2:])
+
     def admit(self, state: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The warp of x by the state's flow, anew, and the flow's largest component; without a flow, x itself and 0."""
-        flow = getattr(state, "proof", None)
-        flow = x.new_zeros(len(x), 2, *x.shape[2:]) if flow is None else flow
+        """The warp of x by the state's flow, computed anew, and the flow's largest component."""
+        flow = state.proof
         if flow.shape != (len(x), 2, *x.shape[2:]):
             raise ValueError(f"need a flow {(len(x), 2, *x.shape[2:])} as the state's proof, got {tuple(flow.shape)}")
         size = flow.detach().double().abs().flatten(1).amax(dim=1)

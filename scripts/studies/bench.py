@@ -29,7 +29,6 @@ from rich.table import Table
 from told import told
 
 import run
-from dp.attacks.base import boundaries
 from dp.defense.defended import Defended
 from dp.defense.memory import activation_bytes
 from dp.evaluation.evaluate import Evaluation
@@ -214,7 +213,7 @@ def refill(turns: int, overrides: list[str]) -> None:
 
     many, one = in_turn(turns, judged(8), judged(1), warm=False)
     attack = run.build(run.composed(*base)).arms["defended"].attack
-    first = boundaries(attack)[0]
+    first = attack.phase_ends[0]
     early = sum(row["iterations"] <= first for row in found[1])
     ratios = Ratios(
         f"protocol=strict, {len(found[1])} images in 8 lanes, {early} lost to its first attack "

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from hydra.utils import instantiate
-from tests.attacks.test_attacks import Linear, assert_rows_stand_alone, linear, run_attack
 
 import run
 from dp.attacks.apgd import APGD, gaps
@@ -14,6 +13,7 @@ from dp.objectives import cross_entropy, dlr, margin, targeted_dlr, with_margin
 from dp.purifiers import none
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
+from tests.attacks.test_attacks import Linear, assert_rows_stand_alone, linear, run_attack
 from tests.helpers.compose import composed
 
 LOSSES = ("ce", "dlr", "targeted")

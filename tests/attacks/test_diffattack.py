@@ -5,9 +5,6 @@ import functools
 import pytest
 import torch
 from hydra.utils import instantiate
-from tests.attacks.test_apgd import Net, seeded
-from tests.attacks.test_attacks import assert_rows_stand_alone, run_attack
-from tests.defense.test_gradients import wide
 
 import run
 from dp.attacks.apgd import APGD
@@ -20,6 +17,9 @@ from dp.objectives import with_margin
 from dp.purifiers import none
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
+from tests.attacks.test_apgd import Net, seeded
+from tests.attacks.test_attacks import assert_rows_stand_alone, run_attack
+from tests.defense.test_gradients import wide
 from tests.helpers.compose import composed
 
 
@@ -85,7 +85,7 @@ def test_without_the_term_it_is_apgd_bit_for_bit(purifier, images):
     expected = run_attack(plain, model, images.x, images.y, threat)
     attack = diffattack(3, 2, weight, confirm=3)
     assert torch.equal(run_attack(attack, model, images.x, images.y, threat), expected)
-    assert attack.boundaries == plain.boundaries
+    assert attack.phase_ends == plain.phase_ends
 
 
 def test_the_term_rises_under_the_attack(images):

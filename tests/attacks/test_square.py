@@ -3,8 +3,6 @@
 import pytest
 import torch
 from hydra.utils import instantiate
-from tests.attacks.test_apgd import Net, jitter, seeded
-from tests.attacks.test_attacks import assert_feasible, linear, run_attack
 
 from dp.attacks.square import Square, _bump, _corners, _tiles
 from dp.classifiers import Classifier
@@ -13,6 +11,8 @@ from dp.objectives import margin
 from dp.purifiers import none
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
+from tests.attacks.test_apgd import Net, jitter, seeded
+from tests.attacks.test_attacks import assert_feasible, linear, run_attack
 from tests.helpers.compose import composed
 
 
@@ -144,7 +144,7 @@ def test_noise_does_not_shut_the_search():
     assert found > began + 1.5
 
 
-@pytest.mark.parametrize("bad", [{"iterations": 0}, {"eot": 0}, {"p_init": 0.0}, {"p_init": 1.5}, {"select": "last"}])
+@pytest.mark.parametrize("bad", [{"iterations": 0}, {"eot": 0}, {"p_init": 0.0}, {"p_init": 1.5}])
 def test_rejects(bad):
     with pytest.raises(ValueError, match=r"^need "):
         Square(**{"iterations": 1, "eot": 1, **bad})

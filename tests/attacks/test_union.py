@@ -6,13 +6,10 @@ import sys
 import pytest
 import torch
 from hydra.utils import instantiate
-from tests.attacks.test_apgd import Net, jitter, seeded
-from tests.attacks.test_attacks import assert_rows_stand_alone, run_attack
 
 import run
 from dp.attacks.apgd import APGD
 from dp.attacks.autoattack import Upstream, _Forward, autoattack
-from dp.attacks.base import is_batch_bound
 from dp.attacks.none import NoAttack
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.square import Square
@@ -23,6 +20,8 @@ from dp.objectives import margin
 from dp.purifiers import none
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
+from tests.attacks.test_apgd import Net, jitter, seeded
+from tests.attacks.test_attacks import assert_rows_stand_alone, run_attack
 from tests.helpers.compose import composed
 
 LINF = ThreatModel("linf", 0.1)
@@ -50,7 +49,7 @@ def test_union_keeps_the_strongest_part_per_image():
     margins = torch.stack([margin(model.classifier(alone(attacks, k, model, x, y)), y) for k in range(3)])
     assert len(set(margins.argmax(0).tolist())) > 1  # no part wins everywhere
     assert union.steps == 2 + 30 + 4
-    assert union.eot == 1
+    assert union.samples == 1
     torch.testing.assert_close(margin(model.classifier(run_attack(union, model, x, y, LINF)), y), margins.amax(0))
 
 
@@ -76,7 +75,7 @@ def test_confirmation_uses_fresh_draws_and_keeps_the_better():
 
 
 def test_rejects():
-    for bad in ({"attacks": {}}, {"attacks": {"none": NoAttack()}}, {"confirm": 0}, {"select": "last"}):
+    for bad in ({"attacks": {}}, {"attacks": {"none": NoAttack()}}, {"attacks": {"x": 3}}, {"confirm": 0}):
         with pytest.raises(ValueError, match=r"^need "):
             Union(**{"attacks": {"pgd": PGD(1, 1)}, **bad})
 
@@ -86,7 +85,7 @@ def test_autoattack_fixed_is_the_union():
     assert found == Union({"apgd_ce": APGD(100, 20, "ce"), "apgd_t": APGD(100, 20, "targeted", targets=9)}, 20)
     standard = instantiate(composed("dataset=cifar10", "attack=autoattack_standard")["attack"])
     assert standard.attacks["square"] == Square(5000, 1)
-    assert not is_batch_bound(found)
+    assert not found.batch_bound
 
 
 @pytest.mark.parametrize(
@@ -150,12 +149,12 @@ def test_upstream_draws_anew_at_every_call_and_row():
 
 def test_upstream_is_marked():
     attack = instantiate(composed("attack=autoattack_upstream")["attack"])
-    assert is_batch_bound(attack)
-    assert is_batch_bound(Union({"a": attack}))
-    assert not is_batch_bound(APGD(1, 1))
+    assert attack.batch_bound
+    assert Union({"a": attack}).batch_bound
+    assert not APGD(1, 1).batch_bound
     full = instantiate(composed("dataset=cifar10", "attack=autoattack_upstream")["attack"])
     assert full == Upstream("rand")
-    assert (full.eot, full.steps) == (20, 1)
+    assert (full.samples, full.steps) == (20, 1)
     assert run.null_control(full).steps == 200  # as many candidates as the two runs of APGD look at
 
 
@@ -163,6 +162,6 @@ def test_upstream_rejects():
     model, x, y = problem()
     with pytest.raises(ValueError, match="need 10 classes for version=standard, got 6"):
         run_attack(Upstream("standard"), model, x, y, LINF)
-    for bad in ({"version": "plus"}, {"draws": 0}, {"queries": 0}, {"steps": 2}):
+    for bad in ({"version": "plus"}, {"eot": 0}, {"queries": 0}):
         with pytest.raises(ValueError, match=r"^need "):
             Upstream(**{"version": "rand", **bad})

@@ -10,6 +10,7 @@ import pytest
 
 from dp.attacks.null import Null
 from dp.attacks.pgd_eot import PGD
+from dp.attacks.wrapper import Wrapped
 from dp.audit import battery as audit
 from dp.audit import randomness as hygiene
 from dp.audit import rival_attacks as comparisons
@@ -52,21 +53,11 @@ class OneGenerator(Defended):
 
 
 @dataclasses.dataclass(frozen=True)
-class Peeks:
+class Peeks(Wrapped):
     """Asks the defence with the very draws that will score."""
 
-    attack: PGD
     ids: list[int]
     seed: int
-    steps: int = 2
-    eot: int = 2
-    select: str = "last"
-
-    def says(self, through):
-        return "peeks"
-
-    def start(self, model, x, y, threat, rng):
-        return self.attack.start(model, x, y, threat, rng)
 
     def step(self, model, state, x, y, threat, rng):
         known = KnownDraws(model, Streams(self.ids, self.seed, "adv"), 3)

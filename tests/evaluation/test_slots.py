@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from tests.attacks.test_apgd import jitter
 
 import run
 from dp.attacks.apgd import APGD
-from dp.attacks.base import boundaries
+from dp.attacks.base import Attack
 from dp.attacks.diffhammer import DiffHammer
 from dp.attacks.pgd_eot import PGD
 from dp.classifiers import Classifier
@@ -21,6 +20,7 @@ from dp.evaluation.slots import Lanes
 from dp.rng import Streams
 from dp.subset import Subset
 from dp.threat_models.ball import ThreatModel
+from tests.attacks.test_apgd import jitter
 from tests.helpers.compose import composed, small_budget
 
 
@@ -29,16 +29,18 @@ class State(NamedTuple):
     i: torch.Tensor
 
 
-@dataclass
-class Climb:
+@dataclass(frozen=True)
+class Climb(Attack):
     """Raises every pixel by .01 a step, plus a millionth of noise; the diary: iterations that share a batch."""
 
-    steps: int
-    boundaries: tuple[int, ...]
-    eot: int = 1
-    select: str = "last"
-    confirm: int = 0
+    steps: int = 8  # pyright: ignore[reportIncompatibleMethodOverride]
+    phase_ends: tuple[int, ...] = (8,)  # pyright: ignore[reportIncompatibleMethodOverride]
+    selection_samples: int = 0  # pyright: ignore[reportIncompatibleMethodOverride]
     diary: list = field(default_factory=list)
+
+    @property
+    def samples(self):
+        return 1
 
     def says(self, through):
         return "climbs"
@@ -96,7 +98,7 @@ def test_what_an_attack_chose_itself_stands(retire):
     subset = images(12)
     rises = {}
     for name, confirm, in_loop in (("judge", 0, False), ("attack", 3, False), ("verdict", 3, True)):
-        found = fates(subset, 4, retire=retire, attack=Climb(8, (4, 8), confirm=confirm), in_loop=in_loop)
+        found = fates(subset, 4, retire=retire, attack=Climb(8, (4, 8), selection_samples=confirm), in_loop=in_loop)
         rises[name] = [round(100 * float((f.x_adv - x).mean())) for f, x in zip(found, subset.x, strict=True)]
     assert rises["judge"] == rises["verdict"] == [1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0]
     assert rises["attack"] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8]
@@ -232,5 +234,5 @@ def test_the_judge_sees_where_the_attack_stands(protocol, monkeypatch):
         looks, distinct = len(seen), len({point.numpy().tobytes() for point in seen})
         if arm != "undefended":
             assert looks == evaluation.arms[arm].attack.steps + 1
-            ends = boundaries(evaluation.arms[arm].attack)
+            ends = evaluation.arms[arm].attack.phase_ends
             assert distinct >= max(0.7 * looks, looks - len(ends))  # what ends a run may be a point seen before

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 import run
+from dp.attacks.base import Attack
 from dp.attacks.pgd_eot import PGD
 from dp.audit.check import Finding, Subject
 from dp.classifiers import Classifier
@@ -84,13 +85,22 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Fixed:
+class Fixed(Attack):
     """Returns the clean image moved by `by`, whatever the threat model says."""
 
     by: float
-    steps: int = 1
-    eot: int = 1
-    select: str = "last"
+
+    @property
+    def steps(self):
+        return 1
+
+    @property
+    def samples(self):
+        return 1
+
+    @property
+    def select(self):
+        return "last"
 
     def says(self, through):
         return "moves"

@@ -17,7 +17,7 @@ TINY = [  # seconds instead of minutes
 
 
 composed = run.composed
-SMALL = {"iterations": 2, "steps": 2, "eot": 2, "queries": 5, "samples": 4, "targets": 2, "confirm": 3}
+SMALL = {"iterations": 2, "steps": 2, "eot": 2, "queries": 5, "directions": 4, "targets": 2, "confirm": 3}
 
 
 def small_budget(attack: str) -> list[str]:

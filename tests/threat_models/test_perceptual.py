@@ -137,7 +137,7 @@ def test_the_flow_model_admits_what_it_can_check():
     x_adv, distance = threat.admit(Proven(warp(x, flow), flow), x)
     assert torch.equal(x_adv, warp(x, flow))
     assert distance.tolist() == flow.double().abs().amax(dim=(1, 2, 3)).tolist()
-    same, none_at_all = threat.admit(Bare(x), x)
+    same, none_at_all = threat.admit(Proven(x, threat.unchanged(x)), x)
     assert torch.equal(same, x)
     assert none_at_all.tolist() == [0, 0, 0]
 
@@ -153,7 +153,7 @@ def test_the_flow_model_rejects_a_lying_state():
         "need a flow within": [Proven(warp(x, wide), wide), Proven(warp(x, flow), nan)],
         "need attacked images that are their flow's warp": [
             Proven(off, flow),
-            Bare(warp(x, flow)),
+            Proven(warp(x, flow), threat.unchanged(x)),
             Proven(x * torch.nan, flow),
         ],
         "need a flow \\(3, 2, 8, 6\\)": [Proven(x, x.new_zeros(3, 0)), Proven(warp(x, flow), flow[:, :, :4])],
@@ -410,7 +410,7 @@ def test_no_attack_runs_under_every_threat_model_and_a_view_under_its_attacks():
     for threat_model in ("stadv", "low_frequency"):
         evaluation = run.build(composed("attack=none", f"threat_model={threat_model}"))
         x = evaluation.subset.x[:2]
-        assert torch.equal(evaluation.threat.admit(NoAttack().start(None, x, None, None, None), x)[0], x)  # pyright: ignore[reportArgumentType]
+        assert torch.equal(evaluation.threat.admit(NoAttack().start(None, x, None, evaluation.threat, None), x)[0], x)  # pyright: ignore[reportArgumentType]
     assert Through(StAdv(1, 1), "bpda").norms == ("flow",)
 
 
@@ -418,12 +418,10 @@ BAD = [
     (StAdv, {"iterations": 0}),
     (StAdv, {"step_size": 0.0}),
     (StAdv, {"loss": "dlr"}),
-    (StAdv, {"select": "last"}),
     (low_frequency.LowFrequency, {"kernels": [[4, 3]]}),
     (low_frequency.LowFrequency, {"kernels": [[3]]}),
     (low_frequency.LowFrequency, {"sigma": 0.0}),
     (low_frequency.LowFrequency, {"eot": 0}),
-    (low_frequency.LowFrequency, {"select": "last"}),
 ]
 
 
