@@ -1,11 +1,21 @@
-"""Fixtures that all tests share."""
+"""Fixtures that all tests share, and the option that shows them plug-ins: pytest --config-dir mine -k smooth."""
 
 import pytest
 import torch
 
-import run
+from dp.runs.build import build
 from dp.subset import Subset
+from tests.helpers import compose
 from tests.helpers.compose import TINY, composed
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--config-dir", help="folder of plug-ins, as for run.py: the contract tests find what is in it")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    folder = config.getoption("--config-dir")
+    compose.CONFIG_DIRS[:] = [str(folder)] if folder else []
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +26,7 @@ def config() -> dict:
 @pytest.fixture(scope="session")
 def images() -> Subset:
     """Six test images, in the memory format that runs use."""
-    return run.build(composed("protocol.images=6")).subset
+    return build(composed("protocol.images=6")).subset
 
 
 @pytest.fixture(autouse=True)

@@ -64,7 +64,14 @@ def per_dataset(key: str, *, _parent_: Any, _root_: Any) -> Any:
     )
 
 
+def available_gradient(name: str, *, _root_: Any) -> str:
+    """${available_gradient:surrogate}: the gradient variant, or `full` where the purifier has none of this name."""
+    variants = _root_.purifier.get("gradients") or {}
+    return name if variants.get(name) is not None else "full"
+
+
 OmegaConf.register_new_resolver("per_dataset", per_dataset, replace=True)
+OmegaConf.register_new_resolver("available_gradient", available_gradient, replace=True)
 
 
 def resolved(cfg: DictConfig, choices: Mapping[str, str]) -> dict:

@@ -1,10 +1,12 @@
-"""Configurations composed as run.py composes them, with budgets of seconds."""
+"""Configurations composed as a run composes them, with budgets of seconds, and the options that there are."""
 
 from pathlib import Path
 
-import run
+from dp.runs import compose
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = compose.CONF
+ROOT = compose.ROOT
+CONFIG_DIRS: list[str] = []  # of plug-ins: pytest --config-dir mine
 TINY = [  # seconds instead of minutes
     "protocol.images=4",
     "protocol.seeds=[5,6]",
@@ -14,19 +16,29 @@ TINY = [  # seconds instead of minutes
     "dataset.lanes=4",
     "dataset.draws_per_call=2",
 ]
-
-
-composed = run.composed
 SMALL = {"iterations": 2, "steps": 2, "eot": 2, "queries": 5, "directions": 4, "targets": 2, "confirm": 3}
+
+
+def composed(*overrides: str) -> dict:
+    """The plain configuration that `python run.py overrides...` would run."""
+    return compose.composed(*overrides, config_dirs=CONFIG_DIRS)
+
+
+def options(group: str) -> list[str]:
+    """The options of a group, those of plug-ins too."""
+    folders = [Path(folder) / group for folder in (CONF, *CONFIG_DIRS)]
+    return sorted({p.relative_to(f).with_suffix("").as_posix() for f in folders for p in f.rglob("*.yaml")})
 
 
 def small_budget(attack: str) -> list[str]:
     """Overrides that make every part of an attack small."""
 
     def of(node: dict, path: str) -> list[str]:
-        found = [f"{path}.{k}={v}" for k, v in SMALL.items() if k in node and isinstance(node[k], int | None)]
+        small = [f"{path}.{k}={v}" for k, v in SMALL.items() if k in node and isinstance(node[k], int | None)]
         for key, value in node.items():
-            found += of(value, f"{path}.{key}") if isinstance(value, dict) else []
-        return found
+            small += of(value, f"{path}.{key}") if isinstance(value, dict) and key != "per_dataset" else []
+        return small
 
     return of(composed(f"attack={attack}")["attack"], "attack")
+
+
