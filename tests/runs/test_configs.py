@@ -1,34 +1,88 @@
 """Every option and every preset composes for every dataset, binds to the code, and holds the papers' values."""
 
 import functools
+import re
 import sys
+from collections.abc import Iterator
+from typing import Any
 
+import hydra
 import pytest
 import requests
 import torch
+import yaml
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import run
 from dp.defense.defended import Defended
 from dp.diffusion.denoisers import Gaussian
 from dp.rng import Streams
-from dp.runs.validate import NOT_PASSED, check_call
-from tests.helpers.compose import CONF, composed
+from dp.runs.compose import CONF, GROUPS, VERSION_BASE, arguments, composed, resolved, run_key
+from dp.runs.validate import check_targets
 
 DATASETS = ("digits", "cifar10", "svhn", "imagenet", "imagenette", "celebahq")
+HUNG = GROUPS[3:]  # groups whose values may depend on the dataset; the others are chosen by it
+YAMLS = sorted(p.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml"))
+SENTENCE = 110  # characters of a yaml's first line
 
 
 def options(group: str) -> list[str]:
     return sorted(p.relative_to(CONF / group).with_suffix("").as_posix() for p in (CONF / group).rglob("*.yaml"))
 
 
+@functools.cache
+def unresolved(*overrides: str) -> tuple[DictConfig, dict]:
+    """A configuration whose values still depend on its dataset, and the chosen options."""
+    with hydra.initialize_config_dir(str(CONF), version_base=VERSION_BASE):
+        cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]), cfg.hydra.runtime.choices
+
+
+def on(dataset: str, *overrides: str) -> dict:
+    """The plain configuration of the overrides on a dataset, with the classifier and the denoiser of digits.
+
+    Values depend on the dataset through its own node alone. So the overrides are composed once, and the node is
+    exchanged.
+    """
+    cfg, choices = unresolved(*overrides)
+    cfg.dataset = unresolved(f"dataset={dataset}")[0].dataset
+    return resolved(cfg, choices)
+
+
 @pytest.mark.parametrize("dataset", DATASETS)
-@pytest.mark.parametrize(("group", "option"), [(g, o) for g in run.GROUPS[3:] for o in options(g)])
-def test_every_option_composes_and_binds_for_every_dataset(group, option, dataset):
-    config = composed(f"dataset={dataset}", f"{group}={option}")
-    check_call({name: config[name] for name in run.GROUPS})
-    assert (config["dataset"]["name"], {**config["choices"], "tracking": option}[group]) == (dataset, option)
+def test_an_exchanged_dataset_gives_what_composition_gives(dataset):
+    whole = composed(f"dataset={dataset}", "protocol=strict", "attack=strict_mask")
+    exchanged = on(dataset, "protocol=strict", "attack=strict_mask")
+    for group in ("dataset", *HUNG):
+        assert whole[group] == exchanged[group]
+    assert [whole["choices"][group] for group in ("dataset", "classifier", "denoiser")] == [dataset] * 3
+
+
+@pytest.mark.parametrize(("group", "option"), [(g, o) for g in HUNG for o in options(g)])
+def test_every_option_composes_and_binds_for_every_dataset(group, option):
+    for dataset in DATASETS:
+        config = on(dataset, f"{group}={option}")
+        check_targets(config)
+        assert (config["dataset"]["name"], {**config["choices"], "tracking": option}[group]) == (dataset, option)
+        assert not list(unused(config[group], dataset, group))
+
+
+def unused(node: Any, dataset: str, path: str) -> Iterator[str]:
+    """Entries of `per_dataset` tables that are not the value of the key of their name, in a node and below it."""
+    if not isinstance(node, dict):
+        return
+    table = node.get("per_dataset", {})
+    for key, value in {**table.get("default", {}), **table.get(dataset, {})}.items():
+        if key not in node or node[key] != value:
+            yield f"{path}.{key}"
+    for key, child in node.items():
+        yield from unused(child, dataset, f"{path}.{key}") if key != "per_dataset" else ()
+
+
+def test_an_unused_entry_of_a_table_is_found():
+    node = {"per_dataset": {"mars": {"a": 1, "b": 2}, "default": {"a": 5, "c": 3}}, "a": 1, "b": 5}
+    assert list(unused({"inner": node}, "mars", "attack")) == ["attack.inner.c", "attack.inner.b"]
 
 
 @pytest.mark.parametrize(
@@ -36,18 +90,80 @@ def test_every_option_composes_and_binds_for_every_dataset(group, option, datase
 )
 def test_every_dataset_classifier_and_denoiser_binds(group, option):
     config = composed("dataset=cifar10", f"{group}={option}")
-    check_call({name: config[name] for name in run.GROUPS})
+    check_targets(config)
     assert config["choices"][group] == option
 
 
 @pytest.mark.parametrize("preset", options("experiment"))
 def test_every_preset_composes_narrows_and_says_its_command(preset):
     config = composed(f"+experiment={preset}", "protocol.images=8")
-    check_call({name: config[name] for name in run.GROUPS})
+    check_targets(config)
     assert config["protocol"]["images"] == 8
     text = (CONF / "experiment" / f"{preset}.yaml").read_text()
     assert f"# python run.py +experiment={preset}" in text
     assert text.startswith("# @package _global_\n")
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_every_yaml_begins_with_a_short_sentence_unless_it_is_an_alias(name):
+    lines = (CONF / name).read_text().splitlines()
+    if set(yaml.safe_load("\n".join(lines))) == {"defaults"} and len(lines) == 1:
+        return
+    first = next(line for line in lines if not re.match(r"# (@package|python run\.py)", line))
+    assert re.fullmatch(r"# [A-Z].*[.;:)]", first)
+    assert len(first.removeprefix("# ")) <= SENTENCE
+
+
+def test_comments_cite_nothing_outside_the_repository():
+    notes = re.compile(r"\b(items? \d|methods\b|evaluation\.md|design\.md)")
+    cited = [
+        f"{name}: {line}" for name in YAMLS for line in (CONF / name).read_text().splitlines() if notes.search(line)
+    ]
+    assert not cited
+    assert notes.search("# no random start (methods.md item 34)")
+
+
+def test_gradient_variants_and_tables_are_no_arguments():
+    node = composed("dataset=cifar10", "purifier=hetero")["purifier"]
+    assert node["gradients"]["surrogate"] == {
+        "per_dataset": {"digits": {"steps": 3}, "default": {"steps": 10}},
+        "steps": 10,
+    }
+    assert not {"per_dataset", "gradients", "published"} & set(arguments(node))
+    assert arguments(node)["t_s"] == 0.05
+    control = composed("dataset=cifar10", "purifier=hetero_random")["purifier"]["gradients"]
+    assert [control["mask_soft"], control["mask_straight_through"]] == [None, None]
+
+
+def test_a_nested_attack_has_its_own_table():
+    """Iterations of the attacks inside strict_mask and bpda_eot, each where its parent's table says otherwise."""
+    parts = {d: on(d, "attack=strict_mask")["attack"]["attacks"] for d in ("digits", "cifar10", "imagenet")}
+    found = {d: [parts[d][k]["iterations"] for k in ("apgd_ce", "apgd_t", "pgd_eot")] for d in parts}
+    assert found == {"digits": [10, 5, 5], "cifar10": [100, 100, 200], "imagenet": [100, 100, 20]}
+    assert {d: parts[d]["mask_soft"]["attack"]["iterations"] for d in parts} == {
+        "digits": 3,
+        "cifar10": 200,
+        "imagenet": 20,
+    }
+    inner = {d: on(d, "attack=bpda_eot")["attack"]["attack"] for d in parts}
+    assert {d: (node["iterations"], node["eot"]) for d, node in inner.items()} == {
+        "digits": (10, 4),
+        "cifar10": (100, 20),
+        "imagenet": (100, 20),
+    }
+
+
+def test_digits_stands_in_for_cifar10_at_its_own_radii():
+    scaled_from = on("digits")["dataset"]["scaled_from"]
+    assert scaled_from["eps"] == on(scaled_from["dataset"])["dataset"]["eps"]
+    assert scaled_from["dataset"] == "cifar10"
+
+
+def test_attacks_that_add_to_a_protocols_own():
+    variants = {name: on("digits", f"protocol={name}")["protocol"]["attack_variants"] for name in options("protocol")}
+    assert {name for name, attacks in variants.items() if attacks} == {"strict"}
+    assert variants["strict"] == ["strict_mask"]
+    assert set(variants["strict"]) <= set(options("attack"))
 
 
 def test_a_preset_follows_the_dataset_on_the_command_line():
@@ -69,7 +185,7 @@ def test_a_preset_follows_the_dataset_on_the_command_line():
 )
 def test_a_preset_and_the_same_command_share_a_folder(preset, overrides):
     spelled = composed(*overrides, "purifier=hetero", "attack=pgd_eot")
-    assert run.run_key(composed(f"+experiment={preset}")) == run.run_key(spelled)
+    assert run_key(composed(f"+experiment={preset}")) == run_key(spelled)
 
 
 def test_the_papers_command_is_the_papers_budget():
@@ -99,7 +215,7 @@ class Eyes(torch.nn.Module):
         ("hetero_official", "imagenet", 200, 4),
         ("hetero_official", "digits", 20, 2),
         ("hetero_fixed", "cifar10", 100, 4),
-        ("hetero_official_rev_b", "cifar10", 50, 2),  # item 33: 50-step DDIM at t = .1
+        ("hetero_official_rev_b", "cifar10", 50, 2),  # deviation 33: 50-step DDIM at t = .1
         ("hetero_official_rev_b", "imagenet", 100, 4),
         ("hetero", "digits", 8, 5),
         ("diffpure", "cifar10", 100, 20),
@@ -110,10 +226,13 @@ class Eyes(torch.nn.Module):
     ],
 )
 def test_nfe_of_the_configured_grids(purifier, dataset, scored, attacked):
-    node = composed(f"dataset={dataset}", f"purifier={purifier}")["purifier"]
-    purify = instantiate({k: v for k, v in node.items() if k not in NOT_PASSED})
+    node = on(dataset, f"purifier={purifier}")["purifier"]
+    purify = instantiate(arguments(node))
     x = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    for bound, nfe in ((purify, scored), (functools.partial(purify, **node["surrogate"]), attacked)):
+    for bound, nfe in (
+        (purify, scored),
+        (functools.partial(purify, **arguments(node["gradients"]["surrogate"])), attacked),
+    ):
         model = Defended(bound, Gaussian(), Eyes())  # pyright: ignore[reportArgumentType]
         model.purify(x, Streams([0], 0, "a"))
         assert model.nfe == nfe
@@ -144,12 +263,16 @@ def test_missing_files_are_one_line_that_says_all(dataset, file, address, tmp_pa
         assert part in err
 
 
-@pytest.mark.parametrize(
-    ("group", "key"), [(g, k) for g in ("purifier", "attack", "protocol") for k in ("by_dataset",)]
-)
-def test_values_by_dataset_need_no_value_for_others(group, key):
-    """A dataset that a yaml does not know is an error that names it, not a silent default."""
-    with pytest.raises(Exception, match="no value for dataset mars"):
-        OmegaConf.to_container(
-            OmegaConf.create({"dataset": {"name": "mars"}, group: f"${{{key}:{{digits: 1}}}}"}), resolve=True
-        )
+@pytest.mark.parametrize("group", ["purifier", "attack", "protocol"])
+def test_values_by_dataset_need_no_value_for_others(group):
+    """A dataset that a table does not know is an error that names it, not a silent default."""
+    node = {"per_dataset": {"digits": {"t": 1}, "venus": {"other": 2}}, "t": "${per_dataset:t}"}
+    with pytest.raises(Exception, match="no value of t for dataset mars, only for digits"):
+        OmegaConf.to_container(OmegaConf.create({"dataset": {"name": "mars"}, group: node}), resolve=True)
+
+
+def test_the_nearest_table_with_the_key_has_the_value():
+    inner = {"per_dataset": {"default": {"a": 1}}, "a": "${per_dataset:a}", "b": "${per_dataset:b}"}
+    outer = {"per_dataset": {"mars": {"a": 2, "b": 3}}, "a": "${per_dataset:a}", "inner": [inner]}
+    plain: Any = OmegaConf.to_container(OmegaConf.create({"dataset": {"name": "mars"}, "x": outer}), resolve=True)
+    assert (plain["x"]["a"], plain["x"]["inner"][0]["a"], plain["x"]["inner"][0]["b"]) == (2, 1, 3)
