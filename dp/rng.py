@@ -1,7 +1,7 @@
 """Streams: one random stream per image, so that no result depends on batch, order, shard or device."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class Streams:
         """Uniform numbers in [0,1) of x's shape (B,...), dtype and device."""
         return self._fill(x, lambda generator, out: generator.random(out=out, dtype=np.float32))
 
-    def _fill(self, like: Tensor, sample) -> Tensor:
+    def _fill(self, like: Tensor, sample: Callable[[np.random.Generator, np.ndarray], object]) -> Tensor:
         if len(like) != len(self):
             raise ValueError(f"need one stream per image, got {len(self)} streams for a batch of {len(like)}")
         self.touched[0] = True

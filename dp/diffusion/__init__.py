@@ -1,1 +1,1 @@
-"""Denoisers, sampling steps and the reverse process."""
+"""Denoisers, sampling steps and the reverse process of diffusion models."""

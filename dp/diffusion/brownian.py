@@ -1,4 +1,4 @@
-"""A Brownian path per image, the same however often and in whatever direction it is asked: torchsde's `bm`."""
+"""A Brownian path per image that gives the same increments in whatever order they are read: torchsde's `bm`."""
 
 import bisect
 import math
@@ -8,22 +8,24 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-CLOSE = 1e-9  # times that differ by less are one
+from dp.rng import Streams
+
+CLOSE = 1e-9  # times that differ by less count as equal
 
 
 class Brownian:
-    """W(tb) - W(ta), (B,d), for any two of the times that it was made with.
+    """Increments W(tb) - W(ta), (B,d), between any two of the times that it was made with.
 
-    An increment over a step of `grid` is sqrt(step) times the next `randn_like` of `rng`: a solver that draws its own
-    noise step by step from equal streams walks the same path. `between`: further times, such as the backward solve's
-    grid, joined to that path by Brownian bridges, whose noise is drawn last. The path is kept: (len(grid) +
-    len(between)) x (B,d).
+    An increment over a step of `grid` is sqrt(step) times the next `randn_like` of `rng`. A solver that draws its own
+    noise step by step from equal streams therefore follows the same path. `between` are further times, such as the grid
+    of the backward solve. They are joined to that path by Brownian bridges, whose noise is drawn last. All increments
+    are stored: (len(grid) + len(between)) x (B,d).
     """
 
     levy_area_approximation = "none"
 
-    def __init__(self, rng, like: Tensor, grid: Sequence[float], between: Sequence[float] = ()):
-        """`like`: (B,d), whose shape, dtype and device the increments have; `grid`: rising times."""
+    def __init__(self, rng: Streams, like: Tensor, grid: Sequence[float], between: Sequence[float] = ()):
+        """`like`: (B,d), gives shape, dtype and device of the increments. `grid`: rising times, else ValueError."""
         if not all(a + CLOSE < b for a, b in pairwise(grid)):
             raise ValueError("need a grid of rising times")
         self.shape, self.dtype, self.device = like.shape, like.dtype, like.device
@@ -45,7 +47,10 @@ class Brownian:
         self.increments.append(increment)
 
     def __call__(self, ta, tb, return_U=False, return_A=False) -> Tensor:
-        """`ta` <= `tb`: floats or 0-dim tensors. torchsde's further arguments ask for what Euler does not need."""
+        """W(tb) - W(ta), (B,d). `ta` <= `tb`: floats or 0-dim tensors, else ValueError.
+
+        The other arguments are torchsde's; Euler's method does not need what they ask for.
+        """
         assert not return_U, "space-time Levy area is not offered"
         assert not return_A, "Levy area is not offered"
         first, last = self._index(float(ta)), self._index(float(tb))

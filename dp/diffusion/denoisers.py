@@ -1,5 +1,6 @@
-"""Denoisers: one adapter per checkpoint convention, each the posterior mean E[x0 | z = x0 + sigma n] with the
-checkpoint's own clock.
+"""Denoisers: one adapter per checkpoint convention.
+
+Each computes the posterior mean E[x0 | z = x0 + sigma n] and has the checkpoint's own clock, time to sigma.
 """
 
 import functools
@@ -13,13 +14,15 @@ from dp.diffusion.sampling import vp_sigma, vp_sigmas
 
 
 class Denoiser(nn.Module):
-    """E[x0 | z]: z (B,C,H,W) with x0 in [-1,1], sigma a float or (B,1,1,1).
+    """The posterior mean E[x0 | z] of z (B,C,H,W), x0 in [-1,1]; sigma is a float or (B,1,1,1).
 
-    `nfe` counts network evaluations per image (a call counts once, whatever its batch; recomputation is not counted).
-    `memory`: `store` keeps activations for the backward pass, `recompute` those of the newest calls (`recompute.keep`,
-    2) and of the others only the net's input; the numbers are the same.
-    `dtype`: the precision of the net alone (autocast); states stay float32 or wider.
-    `size`: the side of the images it was trained on, to which a defence resizes others; None takes them as they come.
+    `nfe` counts network evaluations per image: a call counts once, whatever its batch, and recomputation not at all.
+    `memory`: `store` keeps all activations for the backward pass. `recompute` is activation checkpointing: the newest
+    `recompute.keep` calls (2) keep their activations, of the others only the network's input is kept. Values, first and
+    second derivatives are the same, bit for bit.
+    `dtype`: the precision of the network alone (autocast); states stay float32 or wider.
+    `size`: the side of the images that it was trained on, to which a defense resizes others; None resizes nothing.
+    Raises ValueError for another `memory`.
     """
 
     def __init__(
@@ -44,15 +47,15 @@ class Denoiser(nn.Module):
         return self.denoise(z, sigma)
 
     def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
-        """The adapter's formula: what the network must be fed and what its output means."""
+        """The adapter's formula: how z is scaled for the network, and what the network's output means."""
         raise NotImplementedError  # abstract
 
     def sigma(self, t: float) -> float:
-        """Noise level at time t in [0,1]: the linear 1000-level VP clock, .724 at t = .2 (methods.md section 0)."""
+        """Noise level at time t in [0,1] by the linear 1000-level VP clock: 0.724 at t = 0.2."""
         return vp_sigma(t)
 
     def bare(self, x: Tensor, label: Tensor) -> Tensor:
-        """The network alone, in its own precision, recomputed in the backward pass where memory needs it."""
+        """The network alone, in its own precision: x (B,C,H,W), label (B,) or (1,), with checkpointing if chosen."""
         if self.memory == "store":
             return self._net(x, label)
         return self.recompute(functools.partial(self._net, label=label), x)
@@ -87,8 +90,8 @@ class EDM(Denoiser):
 class EpsNet(Denoiser):
     """A discrete noise predictor eps(x_k, k) on the linear schedule (Ho et al. 2020): x0 = z - sigma * eps.
 
-    `sigma(t)` is that of the nearest index, so the grid and the net agree. Channels beyond the image's (a learned
-    variance) are dropped.
+    `sigma(t)` is the noise level of the nearest index, so that time grid and network agree. Output channels beyond the
+    image's, which predict a variance, are dropped.
     """
 
     def sigma(self, t: float) -> float:
@@ -106,9 +109,9 @@ class EpsNet(Denoiser):
 
 
 class VP(Denoiser):
-    """A noise predictor of continuous time (score-SDE's VP, EDM's VPPrecond): x0 = z - sigma F(c_in z, 999 t(sigma)).
+    """A noise predictor in continuous time (score-SDE's VP, EDM's VPPrecond): x0 = z - sigma F(c_in z, 999 t(sigma)).
 
-    abar(t) = exp(-beta_d t^2 / 2 - beta_min t) (Song et al. 2021, Eq. 32); labels (`levels` - 1) t are not rounded.
+    abar(t) = exp(-beta_d t^2 / 2 - beta_min t) (Song et al. 2021, Eq. 32). Labels (`levels` - 1) t are not rounded.
     """
 
     def __init__(
@@ -125,7 +128,7 @@ class VP(Denoiser):
         self.beta_d, self.beta_min, self.levels = beta_d, beta_min, levels
 
     def sigma(self, t: float) -> float:
-        """sqrt(1 / abar(t) - 1), .720 at t = .2."""
+        """Noise level sqrt(1 / abar(t) - 1) at time t in [0,1]: 0.720 at t = 0.2."""
         if not 0 <= t <= 1:
             raise ValueError(f"need a time t in [0, 1], got t={t}")
         return math.sqrt(math.expm1(self.beta_d * t**2 / 2 + self.beta_min * t))
@@ -138,7 +141,7 @@ class VP(Denoiser):
 
 
 class VE(Denoiser):
-    """EDM's VEPrecond, the NCSN++ baselines: x0 = z + sigma F(z, ln(sigma / 2)), timed by the VP clock."""
+    """EDM's VEPrecond (its NCSN++ baselines): x0 = z + sigma F(z, ln(sigma / 2)). Its clock is the VP clock."""
 
     def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
         s = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)
@@ -146,8 +149,10 @@ class VE(Denoiser):
 
 
 class IDDPM(Denoiser):
-    """EDM's iDDPMPrecond (Karras et al. 2022, Table 1): a noise predictor on the cosine schedule of Nichol and Dhariwal
-    (2021), told the index of the nearest of its `levels` + 1 sigmas; channels beyond the image's are dropped.
+    """EDM's iDDPMPrecond (Karras et al. 2022, Table 1): a noise predictor on the cosine schedule.
+
+    The schedule is that of Nichol and Dhariwal (2021). The network's label is the index of the nearest of `levels` + 1
+    sigmas. Output channels beyond the image's are dropped.
     """
 
     def __init__(
@@ -169,16 +174,14 @@ class IDDPM(Denoiser):
 
     def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
         s = torch.as_tensor(sigma, dtype=torch.float64).cpu().flatten()  # (1,) or (B,)
-        k = (
-            (self.sigmas[None] - s[:, None]).abs().argmin(dim=1)
-        )  # nearest; their network counts it from 0, theirs from M
+        k = (self.sigmas[None] - s[:, None]).abs().argmin(dim=1)  # nearest; the network's labels begin at 0
         s = s.to(device=z.device, dtype=z.dtype).reshape(-1, 1, 1, 1)
         eps = self.bare(z * (1 + s**2).rsqrt(), (k - 1).to(z.device, z.dtype))
         return z - s * eps[:, : z.shape[1]]
 
 
 class ScoreVE(Denoiser):
-    """A score network that is fed sigma itself (score-SDE's VE): x0 = z + sigma^2 score(z, sigma)."""
+    """A score network whose label is sigma itself (score-SDE's VE): x0 = z + sigma^2 score(z, sigma)."""
 
     def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
         s = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)
@@ -188,8 +191,8 @@ class ScoreVE(Denoiser):
 class Consistency(Denoiser):
     """Consistency models (Song et al. 2023, App. C): D = c_skip z + c_out F(c_in z, 250 ln(sigma)), D = z at sigma_min.
 
-    `boundary`: False for their `edm_*` files, which are plain EDM denoisers. A consistency model's D is the end of the
-    probability flow, not the posterior mean.
+    `boundary`: False for the `edm_*` files of that work, which are plain EDM denoisers. The D of a consistency model is
+    the end of the probability flow, not the posterior mean.
     """
 
     def __init__(
@@ -215,8 +218,9 @@ class Consistency(Denoiser):
 
 
 class Gaussian(Denoiser):
-    """Exact for x0 ~ N(mean, std^2) per pixel: E[x0|z] = mean + std^2 / (std^2 + sigma^2) (z - mean). The tests' ground
-    truth.
+    """The exact posterior mean for x0 ~ N(mean, std^2) per pixel: the ground truth of tests.
+
+    E[x0 | z] = mean + std^2 / (std^2 + sigma^2) (z - mean).
     """
 
     def __init__(self, mean: float = 0.0, std: float = 0.5):

@@ -1,7 +1,7 @@
-"""Steps of diffusion sampling in sigma coordinates, z = x0 + sigma * n: pure functions of tensors and floats.
+"""Steps of diffusion sampling in sigma coordinates, z = x0 + sigma * n, as pure functions of tensors and floats.
 
-The variance-preserving state of the papers is the same one scaled, x_t = z / sqrt(1 + sigma^2), with abar = 1 / (1 +
-sigma^2).
+The variance-preserving state of the papers is this state scaled: x_t = z / sqrt(1 + sigma^2) and
+abar = 1 / (1 + sigma^2).
 """
 
 import math
@@ -13,11 +13,14 @@ from torch import Tensor
 
 LEVELS = 1000
 CLAMPS = ("plain", "straight_through", "none")
+Denoise = Callable[[Tensor, float], Tensor]  # (z (B,C,H,W), sigma) -> E[x0 | z] (B,C,H,W)
+OnStep = Callable[[int, float, Tensor, Tensor], object]  # called with step i, sigma, z and x0 (B,C,H,W)
 
 
 def vp_sigmas() -> Tensor:
-    """(1000,) float64: sigma_k = sqrt((1 - abar_k) / abar_k) of the linear schedule, betas 1e-4 ... 2e-2 (methods.md
-    section 0).
+    """Noise levels sigma_k = sqrt((1 - abar_k) / abar_k) of the linear schedule of Ho et al. 2020, (1000,) float64.
+
+    Its betas rise linearly from 1e-4 to 2e-2.
     """
     betas = torch.linspace(1e-4, 2e-2, LEVELS, dtype=torch.float64)
     abar = torch.cumprod(1 - betas, dim=0)
@@ -25,8 +28,9 @@ def vp_sigmas() -> Tensor:
 
 
 def vp_sigma(t: float) -> float:
-    """Noise level at time t in [0,1], index k = 1000 t of `vp_sigmas`; between indices linear in log sigma, above 999
-    constant.
+    """Noise level at time t in [0,1], which is the index k = 1000 t of `vp_sigmas`.
+
+    Between indices log sigma is linear; above index 999 it is constant. Raises ValueError for a t outside [0,1].
     """
     if not 0 <= t <= 1:
         raise ValueError(f"need a time t in [0, 1], got t={t}")
@@ -37,9 +41,10 @@ def vp_sigma(t: float) -> float:
 
 
 def time_grid(t: float, steps: int | Sequence[float]) -> list[float]:
-    """Times from t down to 0; the last one stands for the clean image (sigma 0, not sigma(0)).
+    """Times from t down to 0, where the last one stands for the clean image (sigma = 0, not sigma(0)).
 
-    `steps`: how many equal steps, or the times themselves: falling, the first one t, the final 0 left out.
+    `t`: in (0,1]. `steps`: the number of equal steps, or the times themselves, falling from t, without the final 0.
+    Raises ValueError for anything else.
     """
     if not 0 < t <= 1:
         raise ValueError(f"need 0 < t <= 1, got t={t}")
@@ -54,18 +59,19 @@ def time_grid(t: float, steps: int | Sequence[float]) -> list[float]:
 
 
 def renoise(z: Tensor, sigma: float, sigma_next: float, n: Tensor) -> Tensor:
-    """Diffuse on from sigma to a higher sigma_next; from sigma = 0 this is the forward jump N_k(x). `n`: unit Gaussian
-    like z.
+    """Add noise to z (B,C,H,W) until its level sigma has become sigma_next >= sigma.
+
+    From sigma = 0 this is the forward process q(x_t | x_0). `n`: unit Gaussian noise of z's shape.
     """
     assert sigma_next >= sigma, f"renoise goes up, got sigma={sigma}, sigma_next={sigma_next}"
     return z + math.sqrt(sigma_next**2 - sigma**2) * n
 
 
 def ancestral_step(z: Tensor, x0: Tensor, sigma: float, sigma_next: float, n: Tensor | None, eta: float) -> Tensor:
-    """From sigma down to sigma_next given the posterior mean x0: the DDPM posterior at eta = 1, DDIM at eta = 0 (`n`
-    unused, may be None).
+    """One step from sigma down to sigma_next, given the posterior mean x0 = E[x0 | z], all (B,C,H,W).
 
-    D_eta of methods.md section 0; sigma_next = 0 returns x0.
+    `eta`: 1 for the DDPM posterior (Ho et al. 2020, Eq. 7), 0 for DDIM (Song et al. 2021, Eq. 12). `n`: unit Gaussian
+    noise of z's shape, which may be None where eta = 0. With sigma_next = 0 the result is x0.
     """
     assert 0 <= sigma_next <= sigma, f"a step goes down, got sigma={sigma}, sigma_next={sigma_next}"
     up = eta * sigma_next * math.sqrt(max(0.0, 1 - (sigma_next / sigma) ** 2))
@@ -77,11 +83,11 @@ def ancestral_step(z: Tensor, x0: Tensor, sigma: float, sigma_next: float, n: Te
     return z_next + up * n
 
 
-def heun_step(z: Tensor, x0: Tensor, denoiser: Callable, sigma: float, sigma_next: float) -> Tensor:
+def heun_step(z: Tensor, x0: Tensor, denoiser: Denoise, sigma: float, sigma_next: float) -> Tensor:
     """One step of Heun's method on the probability flow dz / dsigma = (z - x0) / sigma (Karras et al. 2022, Alg. 1).
 
-    `x0`: denoiser(z, sigma), which the caller has; asks `denoiser(z, sigma)` once more, at sigma_next, unless that is
-    0, where it is the DDIM step.
+    `z`, `x0`: (B,C,H,W), with x0 = denoiser(z, sigma). The denoiser is called once more, at sigma_next, unless
+    sigma_next is 0; the step is then DDIM's.
     """
     assert 0 <= sigma_next <= sigma, f"a step goes down, got sigma={sigma}, sigma_next={sigma_next}"
     slope = (z - x0) / sigma
@@ -93,18 +99,18 @@ def heun_step(z: Tensor, x0: Tensor, denoiser: Callable, sigma: float, sigma_nex
 
 
 def to_pm1(x: Tensor) -> Tensor:
-    """[0,1] -> [-1,1]."""
+    """Images in [0,1] as images in [-1,1], of the same shape."""
     return 2 * x - 1
 
 
 def to_01(z: Tensor, clamp: str = "plain") -> Tensor:
-    """[-1,1] -> [0,1]. `clamp` says what happens to values beyond the bounds.
+    """Images in [-1,1] as images in [0,1], of the same shape. `clamp` says what happens to values beyond the bounds.
 
     `plain`: they are clamped, and their gradient is 0. `straight_through`: they are clamped, and their gradient is 1,
     which is an approximation. `none`: they stay, so the image may leave [0,1]; right for methods whose released code
     hands the image to the classifier unclamped.
     At the bounds themselves the gradient is always 1. torch.clamp is not used for it, because its gradient there has
-    changed between versions (deviation 27: the clamp's gradient at the bounds).
+    changed between versions (deviation 27: clamping and its gradient at the bounds).
     Raises ValueError for another `clamp`.
     """
     if clamp not in CLAMPS:

@@ -1,4 +1,4 @@
-"""The continuous variance-preserving diffusion (Song et al. 2021, Eqs. 11 and 32) in its own time, and its reversal."""
+"""The variance-preserving SDE (Song et al. 2021, Eqs. 11 and 32) in continuous time, and its reversal."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,51 +7,53 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from dp.diffusion.sampling import LEVELS, renoise, to_pm1, vp_sigma
+from dp.diffusion.sampling import LEVELS, Denoise, OnStep, renoise, to_pm1, vp_sigma
 
 
 @dataclass(frozen=True)
 class VPSDE:
     """dx = -beta x / 2 dt + sqrt(beta) dw with beta(t) = beta_min + t (beta_max - beta_min), t in [0,1].
 
-    States x are the papers' own, x = sqrt(abar) x0 + sqrt(1 - abar) n = z / sqrt(1 + sigma^2).
+    Its states are the papers' own: x = sqrt(abar) x0 + sqrt(1 - abar) n = z / sqrt(1 + sigma^2).
     """
 
     beta_min: float
     beta_max: float
 
     def beta(self, t: float) -> float:
+        """Noise rate at time t."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
     def log_abar(self, t: float) -> float:
-        """ln abar(t) <= 0: minus the integral of beta from 0 to t."""
+        """ln abar(t), which is minus the integral of beta from 0 to t."""
         return -(self.beta_max - self.beta_min) * t**2 / 2 - self.beta_min * t
 
     def sigma(self, t: float) -> float:
-        """sqrt(1 / abar - 1)."""
+        """Noise level sqrt(1 / abar(t) - 1) over x0."""
         return math.sqrt(math.expm1(-self.log_abar(t)))
 
     def start(self, x: Tensor, t: float, n: Tensor) -> Tensor:
-        """(B,C,H,W) in [0,1] -> state at t, with the abar of the 1000-level schedule's index 1000 t - 1, as DiffPure
-        starts (methods.md section 1.2): half a step of 1e-3 from abar(t). `n`: unit Gaussian like x.
+        """The state at time t of images x (B,C,H,W) in [0,1]. `n`: unit Gaussian noise of x's shape.
+
+        As in DiffPure's code, abar is that of index 1000 t - 1 of the 1000-level schedule, which is half a step of 1e-3
+        from abar(t).
         """
         sigma = vp_sigma(t - 1 / LEVELS)
         return renoise(to_pm1(x), 0.0, sigma, n) / math.sqrt(1 + sigma**2)
 
     def to_z(self, x: Tensor, t: float) -> Tensor:
-        """The state in sigma coordinates."""
+        """The state x at time t in sigma coordinates, z = x / sqrt(abar)."""
         return x * math.exp(-self.log_abar(t) / 2)
 
     def from_z(self, z: Tensor, t: float) -> Tensor:
-        """The other way."""
+        """The inverse of `to_z`."""
         return z * math.exp(self.log_abar(t) / 2)
 
     def rate(self, x: Tensor, x0: Tensor, t: float, share: float) -> Tensor:
-        """Change of x per unit of *falling* time, beta (x / 2 + share * score), with x0 = E[x0 | x] and
-        score = (sqrt(abar) x0 - x) / (1 - abar).
+        """Change of x per unit of falling time: beta (x / 2 + share * score), all (B,C,H,W).
 
-        `share`: 1 for the reverse SDE, which adds noise of variance beta dt; 1/2 for the probability flow, which adds
-        none.
+        The score is (sqrt(abar) x0 - x) / (1 - abar), with x0 = E[x0 | x]. `share`: 1 for the reverse SDE, which also
+        adds noise of variance beta dt, 1/2 for the probability flow, which adds none.
         """
         score = (math.exp(self.log_abar(t) / 2) * x0 - x) / -math.expm1(self.log_abar(t))
         return self.beta(t) * (0.5 * x + share * score)
@@ -60,13 +62,15 @@ class VPSDE:
 def walk(
     sde: VPSDE,
     state: Tensor,
-    denoiser: Callable,
+    denoiser: Denoise,
     times: Sequence[float],
     step: Callable[[Tensor, Tensor, Tensor, float, float], Tensor],
-    on_step: Callable | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
-    """The state (B,C,H,W) at the last of the falling `times`, from the one at the first, with one call of the denoiser
-    at each: `step(state, z, x0, time, time_next)` is the next state, `on_step(i, sigma, z, x0)` looks on.
+    """Take the state (B,C,H,W) from the first to the last of the falling `times` and return it.
+
+    The denoiser is called once per step. `step(state, z, x0, time, time_next)` returns the next state.
+    `on_step(i, sigma, z, x0)` is called after every call of the denoiser.
     """
     for i, (time, time_next) in enumerate(pairwise(times)):
         z, sigma = sde.to_z(state, time), sde.sigma(time)
@@ -78,7 +82,10 @@ def walk(
 
 
 def fixed_times(t: float, end: float, dt: float) -> list[float]:
-    """Times from t to `end`, falling or rising, in steps of dt; the last step is what is left."""
+    """Times from t to `end`, falling or rising, in steps of dt; the last step takes the rest.
+
+    Raises ValueError unless dt > 0 and t differs from `end`.
+    """
     if not dt > 0 or t == end:
         raise ValueError(f"need dt > 0 and different times, got dt={dt}, t={t}, end={end}")
     sign, steps = (1 if end > t else -1), math.ceil(abs(end - t) / dt - 1e-9)
@@ -86,6 +93,6 @@ def fixed_times(t: float, end: float, dt: float) -> list[float]:
 
 
 def check_times(t: float, end: float, dt: float) -> None:
-    """What both purifiers ask of theirs."""
+    """Raise ValueError unless 0 < end < t, 0.001 < t <= 1 and dt > 0."""
     if not (1 / LEVELS < t <= 1 and 0 < end < t and dt > 0):
         raise ValueError(f"need 0 < end < t, 0.001 < t <= 1 and dt > 0, got end={end}, t={t}, dt={dt}")

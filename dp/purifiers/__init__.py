@@ -1,3 +1,5 @@
-"""Purifiers: one file per method, one public function `purify(x, denoiser, classifier, rng, *, on_step=None, ...) ->
-x_hat`.
+"""Purification methods, one file each.
+
+The interface is `purify(x, denoiser, classifier, rng, *, on_step=None, ...) -> x_hat`, with the method's
+hyperparameters as keyword arguments.
 """

@@ -1,4 +1,7 @@
-"""The attention mask: where the classifier looks, from its own activations (methods.md section 1.1 and items 1-12)."""
+"""The attention mask of arXiv 2503.01407: where the classifier looks, read from its own activations.
+
+Deviations 1 to 14 list where the paper and its released code differ about it.
+"""
 
 from collections.abc import Sequence
 
@@ -15,13 +18,14 @@ MASK_GRADS = ("constant", "soft", "straight_through")
 def attention_maps(
     features: Sequence[Tensor], size: tuple[int, int], phi: str = "softmax_max", root: bool = True
 ) -> Tensor:
-    """One map per tap, (B,M,H,W), from features (B,C_m,h_m,w_m): phi(Bilinear(G)) with G = (sum_c |A_c|^2)^(1/2) (Eqs.
-    2-3).
+    """One map per tap: phi(Bilinear(G)) with G = (sum_c |A_c|^2)^(1/2) (Eqs. 2 and 3).
 
-    `phi`: `softmax` is Eq. 3, which sums to 1 over H x W, so that at most one pixel can exceed .5; `softmax_max`
-    divides it by its own maximum; `minmax` is the official code's. Differs (item 2): the paper prints tau = .8 beside
-    Eq. 3.
-    `root`: False leaves the square root out, as the official code does (item 3).
+    `features`: one (B,C_m,h_m,w_m) per tap. Returns (B,M,H,W), with (H,W) = `size`.
+    `phi`: `softmax` is Eq. 3. It sums to 1 over H x W, so that at most one pixel can exceed 0.5. `softmax_max` divides
+    it by its own maximum. `minmax` is what the released code does. Differs (deviation 2: normalization of the map): the
+    paper prints tau = 0.8 beside Eq. 3.
+    `root`: False leaves the square root out, as the released code does (deviation 3: root of the map).
+    Raises ValueError for another `phi`.
     """
     if phi not in MAPS:
         raise ValueError(f"need phi among {', '.join(MAPS)}, got phi={phi!r}")
@@ -29,18 +33,18 @@ def attention_maps(
     for a in features:
         g = a.square().sum(dim=1, keepdim=True)  # (B,1,h,w)
         if root:
-            g = torch.where(g > 0, g, 1.0).sqrt() * (g > 0)  # the root's slope at 0 is infinite
+            g = torch.where(g > 0, g, 1.0).sqrt() * (g > 0)  # the root has an infinite slope at 0
         maps.append(F.interpolate(g, size=size, mode="bilinear", align_corners=False))
     flat = torch.cat(maps, dim=1).flatten(2)  # (B,M,HW)
     top = flat.amax(dim=2, keepdim=True)
     if phi == "softmax":
         flat = flat.softmax(dim=2)
     elif phi == "softmax_max":
-        flat = (flat - top).exp()  # softmax over its maximum; never over- or underflows at the top
+        flat = (flat - top).exp()  # softmax over its maximum, safe in floating point
     else:
         low = flat.amin(dim=2, keepdim=True)
         span = top - low
-        constant = span <= 1e-5 * top  # but for the rounding of the resize: all zero, not NaN (item 12)
+        constant = span <= 1e-5 * top  # up to rounding; zero, not NaN (deviation 12: constant maps)
         flat = torch.where(constant, 0.0, (flat - low) / span.masked_fill(constant, 1.0))
     return flat.unflatten(2, size)
 
@@ -48,9 +52,10 @@ def attention_maps(
 def threshold_mask(
     maps: Tensor, tau: float, inclusive: bool = False, grad: str = "constant", temperature: float = 0.05
 ) -> Tensor:
-    """Union over taps of [map > tau] (Eq. 4), or >= with `inclusive` (item 4): (B,1,H,W), 1 = strong noise.
+    """The union over taps of [map > tau] (Eq. 4), (B,1,H,W), where 1 means strong noise.
 
-    `grad`, `temperature`: see `masked`.
+    `maps`: (B,M,H,W). `tau`: in [0,1], else ValueError. `inclusive`: >= in place of >, as the released code does
+    (deviation 4: strict or inclusive threshold). `grad`, `temperature`: see `masked`.
     """
     if not 0 <= tau <= 1:
         raise ValueError(f"need 0 <= tau <= 1, got tau={tau}")
@@ -59,8 +64,10 @@ def threshold_mask(
 
 
 def top_mask(maps: Tensor, share: float, grad: str = "constant", temperature: float = 0.05) -> Tensor:
-    """The int(share * H * W) pixels with the highest maximum over taps (the official code on ImageNet, item 6):
-    (B,1,H,W). `grad`, `temperature`: see `masked`; the threshold is the lowest chosen pixel's.
+    """The int(share * H * W) pixels with the highest maximum over taps, (B,1,H,W), where 1 means strong noise.
+
+    The released code does so on ImageNet (deviation 6: the mask on ImageNet). `maps`: (B,M,H,W). `share`: in [0,1],
+    else ValueError. `grad`, `temperature`: see `masked`; the threshold is the map's value at the lowest chosen pixel.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"need a share of pixels in [0, 1], got share={share}")
@@ -74,10 +81,12 @@ def top_mask(maps: Tensor, share: float, grad: str = "constant", temperature: fl
 
 
 def masked(hard: Tensor, above: Tensor, grad: str, temperature: float) -> Tensor:
-    """The mask that a purifier uses, (B,1,H,W), from the hard one and the map's height above its threshold.
+    """The mask that a purifier uses, (B,1,H,W).
 
-    `grad` (item 10): `constant`, the method's own, whose derivative is zero wherever it exists; `soft`, the sigmoid of
-    above / temperature in its place; `straight_through`, the hard mask with the sigmoid's derivative.
+    `hard`: the thresholded mask (B,1,H,W). `above`: the map minus its threshold, same shape.
+    `grad` (deviation 10: derivative of the mask): `constant` is the method's own mask, whose derivative is 0 wherever
+    it exists. `soft` puts the sigmoid of above / temperature in its place. `straight_through` is the hard mask with the
+    derivative of that sigmoid. Raises ValueError for another `grad` and for `temperature` <= 0.
     """
     if grad not in MASK_GRADS or temperature <= 0:
         raise ValueError(f"need mask_grad among {', '.join(MASK_GRADS)}, temperature > 0, got {grad!r}, {temperature}")
@@ -89,6 +98,9 @@ def masked(hard: Tensor, above: Tensor, grad: str, temperature: float) -> Tensor
 
 
 def scattered(mask: Tensor, rng: Streams) -> Tensor:
-    """As many pixels as `mask` (B,1,H,W) has, anywhere: a control for where the classifier looks. Constant."""
+    """As many pixels as `mask` (B,1,H,W) has, at random places: a control for where the classifier looks.
+
+    It has no gradient.
+    """
     order = rng.uniform_like(mask).flatten(1).argsort(dim=1).argsort(dim=1)
     return (order < mask.flatten(1).sum(dim=1, keepdim=True)).to(mask.dtype).view_as(mask).detach()

@@ -1,33 +1,36 @@
-"""DiffPure (Nie et al. 2022), discrete form: noise the image uniformly to time t, then denoise (methods.md section
-1.2).
-"""
+"""DiffPure (Nie et al. 2022) in discrete time: add noise up to time t, then denoise step by step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor
 
-from dp.diffusion.sampling import ancestral_step, renoise, time_grid, to_01, to_pm1
+from dp.classifiers import Classifier
+from dp.diffusion.denoisers import Denoiser
+from dp.diffusion.sampling import OnStep, ancestral_step, renoise, time_grid, to_01, to_pm1
+from dp.rng import Streams
 
 
 def purify(
     x: Tensor,
-    denoiser,
-    classifier,
-    rng,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    rng: Streams,
     *,
-    on_step: Callable | None = None,
+    on_step: OnStep | None = None,
     t: float,
     steps: int | Sequence[float],
     eta: float,
     clamp: str = "plain",
 ) -> Tensor:
-    """x (B,C,H,W) in [0,1] -> x_hat in [0,1]. NFE = number of steps.
+    """Purify x (B,C,H,W) in [0,1] by DiffPure and return x_hat in [0,1]. NFE = number of steps.
 
-    `t`: noise time in (0,1]; `steps`: a count of equal steps or the falling times themselves; `eta`: 1 DDPM ancestral,
-    0 DDIM;
-    `clamp`: gradient of the final clamp, `plain` (exact) or `straight_through`; `on_step(i, sigma, z, x0)` sees every
-    step.
+    `t`: noise time in (0,1].
+    `steps`: the number of equal steps, or the falling times themselves.
+    `eta`: 1 for DDPM's ancestral steps, 0 for DDIM's.
+    `clamp`: the last step's clamp to [0,1], see `to_01`.
+    `on_step(i, sigma, z, x0)` is called after every call of the denoiser.
+    Raises ValueError for values outside these ranges.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"need 0 <= eta <= 1, got eta={eta}")

@@ -1,6 +1,4 @@
-"""DiffPure with the probability-flow ODE (Nie et al. 2022, their ablation; methods.md section 1.2): noise to t, then a
-deterministic way back.
-"""
+"""DiffPure with the probability-flow ODE (an ablation of Nie et al. 2022): add noise up to time t, then solve back."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -9,19 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dp.diffusion.sampling import heun_step, to_01
+from dp.classifiers import Classifier
+from dp.diffusion.denoisers import Denoiser
+from dp.diffusion.sampling import OnStep, heun_step, to_01
 from dp.diffusion.vp_sde import VPSDE, check_times, fixed_times, walk
+from dp.rng import Streams
 
 SOLVERS = ("euler", "heun", "adjoint")
 
 
 def purify(
     x: Tensor,
-    denoiser,
-    classifier,
-    rng,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    rng: Streams,
     *,
-    on_step: Callable | None = None,
+    on_step: OnStep | None = None,
     t: float,
     dt: float,
     end: float,
@@ -30,12 +31,17 @@ def purify(
     solver: str = "euler",
     clamp: str = "plain",
 ) -> Tensor:
-    """x (B,C,H,W) in [0,1] -> x_hat in [0,1]. NFE = ceil((t - end) / dt), twice that with heun.
+    """Purify x (B,C,H,W) in [0,1] by the probability flow and return x_hat in [0,1].
 
-    `t`: noise time t*; `dt`, `end`: step and last time of the way back; `beta_min`, `beta_max`: rates at times 0 and 1.
-    `solver`: `euler` steps the state in time, as the original; `heun` takes the same times in sigma coordinates, where
-    the flow has no singular end; `adjoint` has the output of euler and the gradient of the continuous adjoint, which is
-    not its derivative. `on_step` is called by `euler` and `heun` alone.
+    NFE = ceil((t - end) / dt), twice that for `heun`.
+    `t`: noise time t* in (0.001,1]. `end`: the last time of the way back, in (0,t). `dt`: the step in time, positive.
+    `beta_min`, `beta_max`: noise rates of the VP-SDE at times 0 and 1.
+    `solver`: `euler` takes steps in time, as the released code does. `heun` uses the same times in sigma coordinates,
+    where the flow has no singular end. `adjoint` has the output of `euler` and the gradient of the continuous adjoint
+    method, which is not the derivative of that output.
+    `clamp`: the last step's clamp to [0,1], see `to_01`.
+    `on_step(i, sigma, z, x0)` is called after every call of the denoiser, by `euler` and `heun` only.
+    Raises ValueError for values outside these ranges.
     """
     check_times(t, end, dt)
     if solver not in SOLVERS:
@@ -57,13 +63,15 @@ def purify(
         return sde.from_z(heun_step(z, x0, denoiser, sde.sigma(time), sde.sigma(time_next)), time_next)
 
     state = walk(sde, state, denoiser, times, {"euler": euler, "heun": heun}[solver], on_step)
-    return to_01(state, clamp)  # the state at `end`, not x0, as in the original; Differs: item 27, clamped
+    # The result is the state at `end`, not x0, as in the released code.
+    return to_01(state, clamp)  # Differs (deviation 27: clamping and its gradient at the bounds)
 
 
 class _ContinuousAdjoint(torch.autograd.Function):
-    """Euler down the flow; backward, state and adjoint are integrated together from the end up by Euler (Chen et al.
-    2018, Alg. 1), as torchdiffeq's odeint_adjoint does for the original: on a grid of its own, from a state that drifts
-    from the forward one.
+    """Euler steps down the flow, with the gradient of the continuous adjoint method (Chen et al. 2018, Alg. 1).
+
+    The backward pass integrates state and adjoint together by Euler steps from the end up, as torchdiffeq's
+    odeint_adjoint does for the released code. It has its own time grid, and its state drifts from the forward one.
     """
 
     @staticmethod
@@ -81,7 +89,7 @@ class _ContinuousAdjoint(torch.autograd.Function):
             with torch.enable_grad():
                 leaf = state.detach().requires_grad_()
                 change = ctx.rate(leaf, time)
-                (pulled,) = torch.autograd.grad(change, leaf, adjoint)
+                (vjp,) = torch.autograd.grad(change, leaf, adjoint)
             state = state - (time_next - time) * change.detach()
-            adjoint = adjoint + (time_next - time) * pulled
+            adjoint = adjoint + (time_next - time) * vjp
         return adjoint, None, None, None

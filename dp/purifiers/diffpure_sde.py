@@ -1,29 +1,29 @@
-"""DiffPure (Nie et al. 2022) in continuous time: noise to t, then Euler-Maruyama on the reverse VP-SDE (Eq. 6;
-methods.md section 1.2).
-"""
+"""DiffPure (Nie et al. 2022) in continuous time: add noise to time t, then solve the reverse VP-SDE (their Eq. 6)."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torchsde
 from torch import Tensor
 
+from dp.classifiers import Classifier
 from dp.diffusion.brownian import Brownian
-from dp.diffusion.sampling import to_01
+from dp.diffusion.denoisers import Denoiser
+from dp.diffusion.sampling import OnStep, to_01
 from dp.diffusion.vp_sde import VPSDE, check_times, fixed_times, walk
+from dp.rng import Streams
 
 SOLVERS = ("own", "torchsde", "adjoint")
 
 
 def purify(
     x: Tensor,
-    denoiser,
-    classifier,
-    rng,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    rng: Streams,
     *,
-    on_step: Callable | None = None,
+    on_step: OnStep | None = None,
     t: float,
     dt: float,
     end: float,
@@ -32,12 +32,17 @@ def purify(
     solver: str = "own",
     clamp: str = "plain",
 ) -> Tensor:
-    """x (B,C,H,W) in [0,1] -> x_hat in [0,1]. NFE = ceil((t - end) / dt); torchsde asks once more, for a shape.
+    """Purify x (B,C,H,W) in [0,1] by Euler-Maruyama on the reverse SDE and return x_hat in [0,1].
 
-    `t`: noise time t*; `dt`, `end`: step and last time of the reversal; `beta_min`, `beta_max`: rates at times 0 and 1.
-    `solver`: `own` and `torchsde` (its `sdeint`) make the same steps with the same noise and have exact gradients;
-    `adjoint` (its `sdeint_adjoint`, as the original) has the same output and another gradient, which is not its
-    derivative. `on_step` is called by `own` alone.
+    NFE = ceil((t - end) / dt); torchsde calls the denoiser once more, to learn a shape.
+    `t`: noise time t* in (0.001,1]. `end`: the last time of the reversal, in (0,t). `dt`: the step in time, positive.
+    `beta_min`, `beta_max`: noise rates of the VP-SDE at times 0 and 1.
+    `solver`: `own` and `torchsde` (its `sdeint`) take the same steps with the same noise and have exact gradients.
+    `adjoint` (its `sdeint_adjoint`, which the released code uses) has the same output, but its gradient is not the
+    derivative of that output.
+    `clamp`: the last step's clamp to [0,1], see `to_01`.
+    `on_step(i, sigma, z, x0)` is called after every call of the denoiser, by `own` only.
+    Raises ValueError for values outside these ranges.
     """
     check_times(t, end, dt)
     if solver not in SOLVERS:
@@ -53,15 +58,16 @@ def purify(
         return state + size * drift + math.sqrt(sde.beta(time) * size) * rng.randn_like(state)
 
     state = walk(sde, state, denoiser, times, euler, on_step)
-    return to_01(state, clamp)  # the state at `end`, not x0, as in the original; Differs: item 27, clamped
+    # The result is the state at `end`, not x0, as in the released code.
+    return to_01(state, clamp)  # Differs (deviation 27: clamping and its gradient at the bounds)
 
 
 class _Reversed:
-    """The reverse SDE as torchsde reads one: states (B,d), time s = 1 - t rising."""
+    """The reverse SDE in torchsde's interface: states (B,d), rising time s = 1 - t."""
 
-    noise_type, sde_type = "diagonal", "ito"  # as the original: so torchsde's adjoint steps by Milstein
+    noise_type, sde_type = "diagonal", "ito"  # as in the released code; torchsde's adjoint then takes Milstein steps
 
-    def __init__(self, sde: VPSDE, denoiser, shape: torch.Size):
+    def __init__(self, sde: VPSDE, denoiser: Denoiser, shape: torch.Size):
         self.sde, self.denoiser, self.shape = sde, denoiser, shape
 
     def f(self, s: Tensor, y: Tensor) -> Tensor:
@@ -74,10 +80,13 @@ class _Reversed:
         return y.new_full((1, 1), math.sqrt(self.sde.beta(1 - s.item()))).expand(y.shape)
 
 
-def _by_torchsde(state: Tensor, denoiser, rng, sde: VPSDE, times: list[float], dt: float, solver: str) -> Tensor:
+def _by_torchsde(
+    state: Tensor, denoiser: Denoiser, rng: Streams, sde: VPSDE, times: list[float], dt: float, solver: str
+) -> Tensor:
     """The state (B,C,H,W) at the last of `times`.
 
-    Times are float64 on the CPU whatever the state is. Differs: the original's are float32, so its 1e-5 is 1.0014e-5.
+    Times are float64 on the CPU, whatever the state is. The released code has float32 times, so that its end of 1e-5
+    is 1.0014e-5.
     """
     y = state.reshape(len(state), -1)
     backward = fixed_times(times[-1], times[0], dt) if solver == "adjoint" else ()
