@@ -1,13 +1,13 @@
 """The figures that docs/findings.md quotes, and where each comes from: comments of the page, read and recomputed.
 
-A comment `<!-- runs ... -->` names measured runs by what their configurations hold. A comment `<!-- figures ... -->` under a
-paragraph, list or table has a line `QUOTED = SOURCE` for each figure of it:
+A comment `<!-- runs ... -->` names measured runs by what their configurations hold. A comment `<!-- figures ... -->`
+under a paragraph, list or table has a line `QUOTED = SOURCE` for each figure of it:
 
     RUN side.rule [low|high]          a figure of one run; sides: standard, robust, null, undefended, seen, ...
     RUN - RUN side.rule [low|high]    a paired difference in points, and the ends of its 95 % interval
     RUN lost-to-noise                 standard accuracy less the null control, by the protocol's own rule
     least of A; B ... | most of A; B  the smallest or largest of several sources
-    table FILE | KEY | KEY : C [N]    the N-th number of column C in the row of results/tables/FILE with these first cells
+    table FILE | KEY | KEY : C [N]    the N-th number of column C in the row of results/tables/FILE that begins so
     adjoint METHOD END DT COLUMN      a cell of results/measured/adjoint.csv, float64
     grid T_L T_S STEPS                the first time of the grid below t_s;   power T U: noise power at T over that at U
     given WHY | unfiled WHY           a parameter, or a figure that no file holds
@@ -59,6 +59,7 @@ def quoted(text: str) -> set[str]:
     return set(FIGURE.findall(text))
 
 
+@cache
 def runs(page: str) -> dict[str, Path]:
     """{name: folder} of the page's runs. Raises AssertionError where a name fits no run or several."""
     named = {}

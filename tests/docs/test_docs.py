@@ -17,7 +17,9 @@ CITING = ("dp", "conf", "docs", "scripts")
 def anchors(page: str) -> set[str]:
     """The anchors that GitHub makes of a page's headings, and those that it writes itself."""
     found: dict[str, int] = {}
-    for heading in re.findall(r"^#{1,6} (.+)$", re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL), re.MULTILINE):
+    for heading in re.findall(
+        r"^#{1,6} (.+)$", re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    ):
         slug = re.sub(r"[^\w\- ]", "", re.sub(r"`|\[|\]\([^)]*\)", "", heading).strip().lower()).replace(" ", "-")
         found[slug] = found.get(slug, -1) + 1
         if found[slug]:
@@ -78,7 +80,9 @@ def test_every_cited_deviation_has_an_anchor():
 
 def test_every_deviation_has_its_four_lines():
     page = (DOCS / "deviations.md").read_text()
-    entries = re.split(r"^### Deviation (\d+)$", page.partition("## Readings of other methods")[0], flags=re.MULTILINE)[1:]
+    entries = re.split(r"^### Deviation (\d+)$", page.partition("## Readings of other methods")[0], flags=re.MULTILINE)[
+        1:
+    ]
     assert [int(n) for n in entries[::2]] == list(range(1, 60))
     for number, text in zip(entries[::2], entries[1::2], strict=True):
         assert re.findall(r"^- (\w+):", text, re.MULTILINE) == ["Paper", "Code", "Here", "Effect"], number
@@ -87,7 +91,9 @@ def test_every_deviation_has_its_four_lines():
 def test_nothing_cites_a_note_that_is_not_in_the_repository():
     """Another repository's issue, `item` of a list in prose and docs/evaluation.md are something else."""
     note = re.compile(r"methods\.md|(?<!docs/)\bevaluation\.md|design\.md|\bitems? \d|checkpoints\.md|defenses\.md")
-    files = [p for folder in ("dp", "conf", "scripts") for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".yaml")]
+    files = [
+        p for folder in ("dp", "conf", "scripts") for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".yaml")
+    ]
     left = [
         f"{path.relative_to(ROOT)}:{k}"
         for path in [*files, ROOT / "run.py"]
