@@ -2,24 +2,35 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS := $(VENV)/.docs
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+# pip's answer as a dot for each package that it fetches; what goes wrong it says on the other channel.
+DOTS := awk '/^Collecting/ { printf "."; fflush() } /^Installing collected/ { printf " fetched, now unpacking"; fflush() } END { print "" }'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test coverage test-fast fmt lint type tables figures bench clean
+.PHONY: help setup run test test-all test-fast coverage fmt lint type docs tables figures bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(f"need Python 3.11 or newer, got {sys.version.split()[0]}: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools wheel
-	@echo "installing the packages of constraints.txt (about 6 GB with CUDA, some minutes) ..."
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+$(STAMP): pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(f"need Python 3.11 or newer, got {sys.version.split()[0]}: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools wheel
+	@echo "fetching the packages of constraints.txt (about 6 GB with CUDA, some minutes), a dot for each"
+	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]' | $(DOTS)
+	@touch $@
+
+$(DOCS): $(STAMP)
+	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[docs]' | $(DOTS)
 	@touch $@
 
 setup: $(STAMP)  ## virtual environment with pinned packages
 
-run: setup  ## the main job: attack and judge the embedded benchmark (quick budget)
+run: setup  ## the main job: attack and score the embedded benchmark (quick budget)
 	$(BIN)/python run.py
 
 test: setup  ## all checks: lint, types, tests
@@ -27,11 +38,13 @@ test: setup  ## all checks: lint, types, tests
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -n 2 --durations=15
 
-coverage: setup  ## all tests again, a quarter slower: which lines of dp/ they reach
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90
+test-all: test docs  ## the same, and the docs
 
 test-fast: setup  ## the tests that take seconds
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+coverage: setup  ## all tests again, a quarter slower: which lines of dp/ they reach
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 fmt: setup  ## format the code
 	$(BIN)/ruff format .
@@ -43,6 +56,9 @@ lint: setup  ## ruff
 type: setup  ## pyright
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(DOCS)  ## the documentation as a site, in site/; fails at any warning
+	$(BIN)/mkdocs build --quiet --strict --site-dir site
+
 tables: setup  ## results/tables from results/measured and results/published
 	$(BIN)/python scripts/tables.py
 
@@ -50,8 +66,8 @@ figures: setup  ## results/figures from results/measured
 	$(BIN)/python scripts/figures.py
 
 bench: setup  ## speed and memory as ratios, measured side by side
-	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/studies/bench.py
 
-clean:  ## remove the environment and caches; results stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage* *.egg-info
+clean:  ## remove the environment, caches and the site; results stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage* *.egg-info build site
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -12,11 +12,12 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 ROOT = Path(__file__).parents[2]
-CONF = ROOT / "conf" if (ROOT / "conf").is_dir() else ROOT / "dp" / "conf"  # in a checkout, in an installed wheel
+CONF = ROOT / "dp" / "conf" if (ROOT / "dp" / "conf").is_dir() else ROOT / "conf"  # in an installed wheel, in a checkout
 VERSION_BASE = "1.3"  # of Hydra's behavior
 GROUPS = ("dataset", "classifier", "denoiser", "purifier", "attack", "threat_model", "protocol", "tracking")
 PACKAGES = ("dp", "torch", "torchvision", "timm")  # that a `_target_` may name; plug-ins add theirs
@@ -106,9 +107,13 @@ def setup_of(cfg: DictConfig) -> Setup:
     """The same for the configuration that Hydra's own entry has composed."""
     hydra = HydraConfig.get()
     check_overrides(hydra.overrides.task)
-    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    config = with_plugins(resolved(cfg, hydra.runtime.choices), folders)
+    config = with_plugins(resolved(cfg, hydra.runtime.choices), plugin_folders(hydra))
     return Setup(config, defaults_of(config), tuple(hydra.overrides.task))
+
+
+def plugin_folders(hydra: Any) -> list[str]:
+    """The folders of plug-ins in Hydra's own node of a composed configuration: --config-dir."""
+    return [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
 
 
 def defaults_of(config: dict) -> dict:
@@ -180,6 +185,11 @@ def check_overrides(given: Sequence[str]) -> None:
     if idle:
         key = idle[0].partition("=")[0]
         raise ValueError(f"need something to set, got {idle[0]}, which changes nothing: ~{key}.NAME takes one out")
+
+
+def value_of(override: str) -> Any:
+    """The value of `key=value`, by the grammar of the command line. Raises Hydra's error for what is no override."""
+    return OverridesParser.create().parse_override(override).value()
 
 
 def keys_below(parent: str, overrides: Sequence[str]) -> list[str]:

@@ -1,0 +1,33 @@
+"""The console command `dp`: it forwards to one command of dp/commands/ and does nothing else."""
+
+import importlib
+import sys
+
+from dp.spelling import near_matches
+
+COMMANDS = {
+    "run": "attack and score a defense, and print the table row",
+    "audit": "check on a few images whether a configuration's number can be trusted",
+    "rescore": "score the attacked images of a finished run again, also by other defenses",
+    "fetch": "bring the weights and data that a configuration needs into the cache",
+    "train": "train a denoiser or a classifier",
+    "archive": "copy finished runs to results/measured/",
+    "tables": "write results/tables/ from results/measured/",
+    "figures": "draw results/figures/ from results/measured/",
+}
+USAGE = "usage: dp COMMAND ...      dp COMMAND --help says more\n\n" + "\n".join(
+    f"  {name:8}  {words}" for name, words in COMMANDS.items()
+)
+
+
+def main() -> int:
+    """Run the command that the command line names. Returns its exit code."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if name not in COMMANDS:
+        print(f"error: unknown command {name}{near_matches(name, COMMANDS)}: dp --help lists them", file=sys.stderr)
+        return 2
+    sys.argv = [f"dp {name}", *rest]
+    return importlib.import_module(f"dp.commands.{name}").main()
