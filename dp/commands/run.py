@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from dp.output.console import console
 from dp.runs import compose, help
 from dp.runs.errors import DONE, INTERRUPTED, MISTAKE, USER_ERRORS, sentence
+from dp.runs.keys import run_key
 from dp.runs.sweep import begin_sweep, finish_sweep, note_cell
 
 failures: list[str] = []  # of this process's runs
@@ -41,7 +42,7 @@ def one(cfg: DictConfig) -> None:
     folder, summary, error = None, None, None
     try:
         setup = compose.setup_of(cfg)
-        folder = Path(setup.config["results"]) / compose.run_key(setup.config)
+        folder = Path(setup.config["results"]) / run_key(setup.config)
         summary = judged(setup, folder)
         if summary is None:
             error = "waits for the other shards"

@@ -70,7 +70,7 @@ def scaled(config: dict) -> Iterator[Change]:
     if origin is None or config["choices"]["protocol"] == "default":
         return
     names = (config["dataset"]["name"], origin["dataset"])
-    for group in ("protocol", "attack", "purifier"):
+    for group in ("protocol", "attack", "purifier", "threat_model"):
         yield from _scaled_below(config[group], group, names)
     threat = config["threat_model"]
     if threat["norm"] in origin["eps"]:

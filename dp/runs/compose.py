@@ -1,7 +1,7 @@
-"""From a command line to plain data: Hydra's composition, the values that hang on the dataset, and a run's key."""
+"""From a command line to plain data: Hydra's composition, the values that hang on the dataset, and the objects that
+nodes describe.
+"""
 
-import hashlib
-import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,20 +14,19 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 ROOT = Path(__file__).parents[2]
-CONF = ROOT / "dp" / "conf" if (ROOT / "dp" / "conf").is_dir() else ROOT / "conf"  # in an installed wheel, in a checkout
+CONF = (
+    ROOT / "dp" / "conf" if (ROOT / "dp" / "conf").is_dir() else ROOT / "conf"
+)  # in an installed wheel, in a checkout
 VERSION_BASE = "1.3"  # of Hydra's behavior
 GROUPS = ("dataset", "classifier", "denoiser", "purifier", "attack", "threat_model", "protocol", "tracking")
 PACKAGES = ("dp", "torch", "torchvision", "timm")  # that a `_target_` may name; plug-ins add theirs
 
 # Keys of a node that are no arguments of its `_target_`. They never reach a function.
 RESERVED = ("per_dataset", "gradients", "published", "version")
-# Keys that cannot change a row: tables whose values stand elsewhere, labels, and where a file comes from.
-NOT_HASHED = ("per_dataset", "published", "url", "megabytes", "files", "full_size", "scaled_from")
-# An option that was added later, by its path, with the value that changes nothing: hashed only where it differs.
-NEUTRAL: dict[str, Any] = {"protocol.attack_variants": []}
 
 
 class Setup(NamedTuple):
@@ -84,17 +83,24 @@ def resolved(cfg: DictConfig, choices: Mapping[str, str]) -> dict:
 
 def composed(*overrides: str, config_dirs: Sequence[str | Path] = ()) -> dict:
     """The plain configuration that `python run.py overrides...` would run. `config_dirs`: folders of plug-ins."""
-    running = GlobalHydra.instance().hydra  # in the middle of a run there is one
-    GlobalHydra.instance().hydra = None
     folders = [str(Path(folder).absolute()) for folder in config_dirs]
+    cfg = _composed(overrides, folders)
+    return with_plugins(resolved(_without_hydra(cfg), cfg.hydra.runtime.choices), folders)
+
+
+def _composed(overrides: Sequence[str], folders: Sequence[str]) -> DictConfig:
+    """Hydra's own composition, its node `hydra` included; also in the middle of a run, which has one already."""
+    running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     search = [f"hydra.searchpath=[{','.join('file://' + folder for folder in folders)}]"] if folders else []
     try:
         with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
-            cfg = compose("config", overrides=[*overrides, *search], return_hydra_config=True)
+            return compose("config", overrides=[*overrides, *search], return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = running
-    config = resolved(OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"]), cfg.hydra.runtime.choices)
-    return with_plugins(config, folders)
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
 def setup(*overrides: str, config_dirs: Sequence[str | Path] = ()) -> Setup:
@@ -117,9 +123,25 @@ def plugin_folders(hydra: Any) -> list[str]:
 
 
 def defaults_of(config: dict) -> dict:
-    """The configuration of the same options and search path, without any key that a command or a preset changes."""
-    chosen = [f"{group}={option}" for group, option in config["choices"].items()]
-    return composed(*chosen, config_dirs=config["plugins"]["folders"])
+    """The configuration of the same options and search path, without any key that a command or a preset changes. A key
+    that has no value of its own, because no table names the dataset, is left out.
+    """
+    cfg = _composed([f"{group}={option}" for group, option in config["choices"].items()], config["plugins"]["folders"])
+    return _valued(_without_hydra(cfg))
+
+
+def _valued(node: DictConfig) -> dict:
+    """A node as plain data, without the keys whose value cannot be resolved."""
+    plain = {}
+    for key in node:
+        try:
+            value = node[key]
+        except OmegaConfBaseException:
+            continue
+        if isinstance(value, DictConfig):
+            value = _valued(value)
+        plain[key] = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
+    return plain
 
 
 def with_plugins(config: dict, folders: Sequence[str]) -> dict:
@@ -198,43 +220,3 @@ def keys_below(parent: str, overrides: Sequence[str]) -> list[str]:
     for name in parent.split(".") if parent else ():
         node = node.get(name, {}) if isinstance(node, dict) else {}
     return [str(key) for key in node] if isinstance(node, dict) else []
-
-
-def run_key(config: dict) -> str:
-    """Same configuration, same key: readable names and a hash of all that can change a row.
-
-    Of a `_target_` the last two parts count. Left out are `config["key_ignores"]`, `NOT_HASHED`, gradient variants
-    that the run does not use, a version of 1, and options at their `NEUTRAL` value.
-    """
-    kept = {k: v for k, v in config.items() if k not in (*config["key_ignores"], "choices", "plugins")}
-    used = gradients_used(config)
-    digest = hashlib.sha256(json.dumps(_identity(kept, used), sort_keys=True).encode()).hexdigest()[:10]
-    c = config["choices"]
-    return f"{c['dataset']}-{c['purifier']}-{c['attack']}-{c['threat_model']}-{digest}".replace("/", "_")
-
-
-def gradients_used(config: dict) -> set[str]:
-    """The names of all gradient modes that the threat model and the attack ask for."""
-    asked = {node["grad"] for node in nodes(config.get("attack")) if isinstance(node.get("grad"), str)}
-    return asked | {config["threat_model"]["grad"]}
-
-
-def _identity(value: Any, used: set[str], path: str = "") -> Any:
-    if isinstance(value, list):
-        return [_identity(child, used, path) for child in value]
-    if not isinstance(value, dict):
-        return value
-    found = {}
-    for key, child in value.items():
-        where = f"{path}.{key}".lstrip(".")
-        neutral = (where in NEUTRAL and child == NEUTRAL[where]) or (key == "version" and child == 1)
-        if key in NOT_HASHED or neutral:
-            continue
-        if key == "_target_":
-            found[key] = ".".join(child.split(".")[-2:])
-        elif key == "gradients" and isinstance(child, dict):
-            variants = {name: _identity(variant, used) for name, variant in child.items() if name in used}
-            found |= {key: variants} if variants else {}
-        else:
-            found[key] = _identity(child, used, where)
-    return found

@@ -76,7 +76,12 @@ def description(text: str) -> str:
 def is_alias(text: str) -> bool:
     """True for a yaml of one defaults list with one option, and no comment."""
     content = yaml.safe_load(text)
-    return "#" not in text and isinstance(content, dict) and list(content) == ["defaults"] and len(content["defaults"]) == 1
+    return (
+        "#" not in text
+        and isinstance(content, dict)
+        and list(content) == ["defaults"]
+        and len(content["defaults"]) == 1
+    )
 
 
 def _defaults() -> dict[str, str]:

@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from dp.evaluation.differences import hyperparameters
 
 from dp.audit import randomness as hygiene
 from dp.audit import returned_images as results
@@ -13,7 +14,6 @@ from dp.audit import same_defense as sameness
 from dp.audit.check import Subject
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
-from dp.evaluation.differences import hyperparameters
 from dp.rng import Streams
 from tests.helpers.audited import Fixed, composed_subject, copied, planted
 from tests.helpers.compose import small_budget

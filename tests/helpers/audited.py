@@ -13,6 +13,8 @@ from dp.classifiers import Classifier
 from dp.defense.defended import Defended
 from dp.evaluation.evaluate import Arm, Evaluation
 from dp.purifiers import none
+from dp.runs.build import build
+from dp.runs.compose import composed
 from dp.subset import Subset
 from dp.threat_models.ball import ThreatModel
 
@@ -21,8 +23,8 @@ SMALL = ("purifier=diffpure", "purifier.steps=2", "protocol.images=4", "attack.i
 
 def composed_subject(*overrides: str, quick: bool = True) -> Subject:
     """What `python run.py overrides...` would audit."""
-    config = run.composed(*overrides)
-    evaluation = run.build(config)
+    config = composed(*overrides)
+    evaluation = build(config)
     claims, declared = run.gradient_of(config, evaluation), run.differences_of(config, evaluation)
     return Subject(evaluation, evaluation.subset, claims, declared, quick)
 

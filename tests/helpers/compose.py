@@ -42,3 +42,8 @@ def small_budget(attack: str) -> list[str]:
     return of(composed(f"attack={attack}")["attack"], "attack")
 
 
+def finished(config: dict, folder: Path) -> dict | None:
+    """The summary of the run of a configuration in this folder, done now."""
+    from dp.runs.pipeline import judged
+
+    return judged(compose.Setup(config, compose.defaults_of(config), ()), folder)

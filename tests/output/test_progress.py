@@ -4,9 +4,9 @@ import io
 
 from rich.console import Console
 
-import run
 from dp.evaluation.rows import Event
 from dp.output.progress import Display
+from dp.runs.build import build
 
 
 class Log:
@@ -24,7 +24,7 @@ class Log:
 
 def shown(config, monkeypatch, terminal: bool, done=()):
     """What is printed while one defended unit comes in, three quarters of its images right."""
-    evaluation = run.build(config)
+    evaluation = build(config)
     units = evaluation.plan()
     out, log = io.StringIO(), Log()
     clock = iter(range(0, 10_000, 60))

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
-import run
 from dp.output import rescore
-from tests.helpers.compose import TINY, composed
+from dp.runs.build import build
+from tests.helpers.compose import TINY, composed, finished
 
 NOISY = [*TINY, "purifier=diffpure", "purifier.t=0.6", "purifier.steps=2", "protocol.images=6", "workers=1"]
 
@@ -25,13 +25,13 @@ def folder(tmp_path_factory) -> Path:
     """A finished run of a defence whose draws disagree: six images in lanes of four, two seeds, three draws."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs") / "digits-diffpure"
-    assert run.judge(composed(*NOISY), "key", folder)
+    assert finished(composed(*NOISY), folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def evaluation():
-    return run.build(composed(*NOISY))
+    return build(composed(*NOISY))
 
 
 def cli(monkeypatch, capsys, *given) -> tuple[int, str, str]:

@@ -5,11 +5,11 @@ import functools
 import pytest
 import torch
 
-import run
 from dp.defense.defended import Defended
 from dp.diffusion.denoisers import Gaussian
 from dp.purifiers import diffpure, hetero, hetero_official
 from dp.rng import Streams
+from dp.runs.build import build
 from tests.helpers.compose import CONF, composed
 
 PURIFIERS = sorted(p.stem for p in (CONF / "purifier").glob("*.yaml"))
@@ -17,7 +17,7 @@ PURIFIERS = sorted(p.stem for p in (CONF / "purifier").glob("*.yaml"))
 
 @pytest.fixture(scope="module", params=PURIFIERS)
 def scored(request) -> Defended:
-    return run.build(composed(f"purifier={request.param}", "protocol.images=2")).arms["defended"].scored
+    return build(composed(f"purifier={request.param}", "protocol.images=2")).arms["defended"].scored
 
 
 def test_contract(scored, images):
@@ -243,8 +243,8 @@ def test_official_attack_gradient_never_sees_the_mask(n, blind, images, monkeypa
     """Item 31 in what the attack climbs: with the noise tied, loss and gradient of the surrogate are the same bits for
     any mask, though the scored defence changes with it; from n = 20 on the gradient sees it too.
     """
-    given = ["purifier=hetero_official", "threat_model.grad=surrogate", f"purifier.surrogate.n={n}"]
-    attacked, scored, _ = run.build(composed(*given)).arms["defended"]
+    given = ["purifier=hetero_official", "threat_model.grad=surrogate", f"purifier.gradients.surrogate.n={n}"]
+    attacked, scored, _ = build(composed(*given)).arms["defended"]
     fresh = Streams.randn_like
 
     def tied(self, z):

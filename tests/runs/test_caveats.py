@@ -135,7 +135,7 @@ def test_a_purifier_without_a_surrogate_is_attacked_exactly_under_the_default_pr
     """Elsewhere than on digits the default protocol asks for a surrogate."""
     with_one, without = composed("dataset=cifar10"), composed("dataset=cifar10", "purifier=none")
     assert (with_one["threat_model"]["grad"], without["threat_model"]["grad"]) == ("surrogate", "full")
-    caveat = found("~purifier.gradients.surrogate", "+protocol.per_dataset.digits.grad=surrogate")
+    caveat = found("~purifier.gradients.surrogate", "protocol.per_dataset.digits.grad=surrogate")
     assert (caveat.no_surrogate, caveat.gradients) == (True, (("full",),))
     assert not found().no_surrogate
 

@@ -14,11 +14,12 @@ import yaml
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-import run
+from dp.commands.run import main
 from dp.defense.defended import Defended
 from dp.diffusion.denoisers import Gaussian
 from dp.rng import Streams
-from dp.runs.compose import CONF, GROUPS, VERSION_BASE, arguments, composed, resolved, run_key
+from dp.runs.compose import CONF, GROUPS, VERSION_BASE, arguments, composed, resolved
+from dp.runs.keys import run_key
 from dp.runs.validate import check_targets
 
 DATASETS = ("digits", "cifar10", "svhn", "imagenet", "imagenette", "celebahq")
@@ -256,7 +257,7 @@ def test_missing_files_are_one_line_that_says_all(dataset, file, address, tmp_pa
     monkeypatch.setattr("dp.files.download.requests.get", no_network)
     monkeypatch.setattr("dp.files.download.WAIT", 0)
     monkeypatch.setattr(sys, "argv", ["run.py", f"dataset={dataset}", "purifier=hetero", "attack=pgd_eot"])
-    assert run.cli() == 2
+    assert main() == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     for part in (file, address, str(tmp_path / "cache")):

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from dp.output import record
-from dp.runs import compose
-from dp.runs.compose import run_key
+from dp.runs import compose, keys
+from dp.runs.keys import run_key
 from tests.helpers.compose import composed
 
 
@@ -49,7 +49,7 @@ def test_a_moved_module_changes_no_key(base):
 
 
 def test_an_option_added_later_changes_the_key_only_where_it_differs(base, monkeypatch):
-    monkeypatch.setitem(compose.NEUTRAL, "purifier.resampling", "single")
+    monkeypatch.setitem(keys.NEUTRAL, "purifier.resampling", "single")
     assert run_key(changed(base, "purifier.resampling", "single")) == run_key(base)
     assert run_key(changed(base, "purifier.resampling", "multi")) != run_key(base)
     assert run_key(changed(base, "attack.resampling", "single")) != run_key(base)  # the path counts, not the name

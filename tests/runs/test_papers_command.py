@@ -9,6 +9,7 @@ import requests
 import torch
 
 import run
+from dp.commands.run import main
 from dp.datasets import fixed_ids
 from dp.nets.edm_unet import SongUNet
 from dp.nets.ncsnpp import NCSNpp
@@ -27,7 +28,7 @@ SMALL = [
     *(
         "purifier.steps=3",
         "purifier.jump=2",
-        "purifier.surrogate.steps=2",
+        "purifier.gradients.surrogate.steps=2",
         "dataset.lanes=2",
         "dataset.draws_per_call=1",
     ),
@@ -66,8 +67,7 @@ def _no_network(monkeypatch):
 
 def cli(monkeypatch, capsys, *overrides):
     monkeypatch.setattr(sys, "argv", ["run.py", *overrides])
-    run.failures.clear()
-    code = run.cli()
+    code = main()
     return code, *capsys.readouterr()
 
 
@@ -118,7 +118,7 @@ def test_the_official_checkpoint(cache, monkeypatch, capsys):
     (folder / "checkpoint_8.pth").write_bytes(torch_file(score_sde(net, average)))
     small = [o for o in SMALL if not o.startswith(("denoiser", "purifier"))]
     small += ["denoiser.net.net.nf=16", "denoiser.net.net.ch_mult=[1,2]", "denoiser.net.net.num_res_blocks=1"]
-    small += ["purifier.n=10", "purifier.surrogate.n=5"]
+    small += ["purifier.n=10", "purifier.gradients.surrogate.n=5"]
     code, out, err = cli(monkeypatch, capsys, "+experiment=table1/hetero_official", *small)
     assert (code, err) == (0, "")
     assert "cifar10 / hetero_official / pgd_eot_official" in out

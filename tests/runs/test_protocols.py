@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-import run
 from dp.attacks.bpda import BPDA
 from dp.attacks.null import Null
 from dp.attacks.pgd_eot import PGD
@@ -13,8 +12,9 @@ from dp.attacks.through import Through
 from dp.defense.known_noise import KnownDraws
 from dp.output import report
 from dp.rng import Streams
+from dp.runs.build import build
 from dp.threat_models.ball import ThreatModel
-from tests.helpers.compose import CONF, composed
+from tests.helpers.compose import CONF, composed, finished
 
 PROTOCOLS = sorted(p.stem for p in (CONF / "protocol").glob("*.yaml"))
 # methods.md 1.2, 1.3, items 53, 54; evaluation.md section 1. On CIFAR-10: votes, rule, ties, gradient, judged in-loop.
@@ -53,7 +53,7 @@ def small(*overrides: str) -> dict:
 
 def test_dwbox_gives_the_attacker_the_draws_that_score():
     """The logits that the attack sees of its last image are those of the verdict; other draws are not."""
-    evaluation = run.build(small("protocol=dwbox", "attack.iterations=2", "attack.eot=3", "protocol.votes=2"))
+    evaluation = build(small("protocol=dwbox", "attack.iterations=2", "attack.eot=3", "protocol.votes=2"))
     group = evaluation.run(evaluation.plan()[0])
     model, ids = evaluation.arms["defended"].attacked, list(group.unit.ids)
     known = KnownDraws(model, Streams(ids, 5, "adv"), 2)
@@ -71,7 +71,7 @@ def test_dwbox_gives_the_attacker_the_draws_that_score():
 
 def test_bpda_is_the_gradient_at_the_purified_image():
     """Through(bpda): the mean over draws of the classifier's gradient at x_hat; the purification is no part of it."""
-    evaluation = run.build(small())
+    evaluation = build(small())
     model, x, y = evaluation.arms["defended"].scored, *evaluation.subset[1:]
     rng = Streams([3, 4], 0, "a")
     _, grad = model.view("bpda").loss_gradient(x, y, rng, 3)
@@ -88,7 +88,7 @@ def test_bpda_is_the_gradient_at_the_purified_image():
 
 
 def test_hills_bpda_climbs_the_loss_of_the_mean_logits():
-    evaluation = run.build(small())
+    evaluation = build(small())
     model, x, y = evaluation.arms["defended"].scored, *evaluation.subset[1:]
     rng, threat = Streams([3, 4], 0, "a"), ThreatModel("l2", 1.0)
     attack = BPDA(iterations=1, eot=3, step_size=0.5)
@@ -102,7 +102,7 @@ def test_hills_bpda_climbs_the_loss_of_the_mean_logits():
 
 
 def test_transfer_is_pgd_on_the_bare_classifier():
-    evaluation = run.build(small())
+    evaluation = build(small())
     bare, model = evaluation.arms["undefended"].scored, evaluation.arms["defended"].scored
     x, y, threat, found = *evaluation.subset[1:], evaluation.threat, []
     for attack, seen in ((PGD(3, 1), bare), (Through(PGD(3, 1), "blind"), model)):
@@ -117,7 +117,7 @@ def test_transfer_is_pgd_on_the_bare_classifier():
 @pytest.mark.parametrize("threat", ["linf", "stadv"])
 def test_noise_as_the_attack_is_the_null_control(threat):
     """With the null arm's streams the attack ends at the very points of that arm; with its own, elsewhere."""
-    evaluation = run.build(
+    evaluation = build(
         small("protocol=null_control", f"threat_model={threat}", "attack.steps=3", "attack.eot=2", "protocol.votes=2")
     )
     found = {unit.arm: evaluation.run(unit) for unit in evaluation.plan()}
@@ -145,7 +145,7 @@ def test_the_table_row_tells_how_it_was_judged(protocol, tmp_path, monkeypatch):
         parts = ("apgd_ce", "apgd_t", "pgd_eot")
         budget = [f"attack.attacks.{a}.{k}=1" for a in parts for k in ("iterations", "eot")]
     config = small(f"protocol={protocol}", "protocol.votes=3", "protocol.judge.draws=3", "workers=1", *budget)
-    summary = run.judge(config, "key", tmp_path / "run")
+    summary = finished(config, tmp_path / "run")
     assert summary is not None
     rows = [json.loads(line) for line in (tmp_path / "run" / "images.jsonl").read_text().splitlines()]
     for name, arm in (("seen", "defended"), ("null_seen", "null")):

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-import run
 from dp.output.record import read_rows
+from dp.runs.build import build
 from dp.runs.workers import run_units
 from tests.helpers.compose import TINY, composed
 
@@ -38,9 +38,9 @@ def test_what_goes_wrong_in_a_worker_is_raised(build, error, said, tmp_path):
 
 def test_events_tell_every_iteration_and_then_the_rows(tmp_path):
     config = composed(*TINY, "protocol.seeds=[5]")
-    evaluation, events = run.build(config), []
+    evaluation, events = build(config), []
     units = evaluation.plan()
-    run_units(run.build, config, units, tmp_path, "1of1", 1, events.append)
+    run_units(build, config, units, tmp_path, "1of1", 1, events.append)
     assert [e.step for e in events if e.unit.arm == "defended"] == [1, 2, 2]
     assert [e.rows is not None for e in events if e.unit.arm == "defended"] == [False, False, True]
     assert len(read_rows(tmp_path)) == 12

@@ -6,7 +6,7 @@ import sys
 import bench_tools
 import torch
 
-import run
+from dp.runs.build import build
 from tests.helpers.compose import CONF
 
 ROOT = CONF.parent
@@ -30,7 +30,7 @@ def test_recompute_store_and_floor_run_on_random_networks():
     grads = {}
     for memory in ("store", "recompute"):
         torch.manual_seed(0)
-        evaluation = run.build(bench_tools.random_config(*SMALL, f"memory={memory}", images=2))
+        evaluation = build(bench_tools.random_config(*SMALL, f"memory={memory}", images=2))
         grads[memory] = bench_tools.gradient(evaluation)()[1]
         assert bench_tools.iteration(evaluation)().x_adv.shape == (2, 3, 32, 32)
     assert torch.equal(grads["store"], grads["recompute"])

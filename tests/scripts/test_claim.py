@@ -11,7 +11,8 @@ import torch
 from cells import scores
 from told import told
 
-import run
+from dp.runs.build import build
+from dp.runs.compose import composed
 
 
 def row(i: int, seed: int, adv: list[int], seen: list[int], arm: str = "defended") -> dict:
@@ -72,8 +73,8 @@ def test_calibration_asks_about_images_that_no_cell_judges(monkeypatch):
 
     monkeypatch.setattr(claim, "fresh_draws", three)
     found = claim.standard(("purifier=none",))
-    judged = run.build(run.composed(claim.SCALED)).subset.ids.tolist()
-    everyone = run.build(run.composed("protocol.images=512")).subset
+    judged = build(composed(claim.SCALED)).subset.ids.tolist()
+    everyone = build(composed("protocol.images=512")).subset
     assert len(judged) == 128
     assert sorted([*asked, *judged]) == sorted(everyone.ids.tolist())
     labels = dict(zip(everyone.ids.tolist(), everyone.y.tolist(), strict=True))

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy import stats
 from interval_coverage import coverage, truth
+from scipy import stats
 
 from dp.statistics.intervals import bootstrap, interval, mcnemar, paired, wilson
 

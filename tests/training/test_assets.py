@@ -5,18 +5,18 @@ import functools
 import pytest
 import torch
 
-import run
 from dp.datasets import digits
 from dp.defense.defended import Defended
 from dp.files.cache import ASSETS
 from dp.purifiers import diffpure
 from dp.rng import Streams
+from dp.runs.build import build
 from tests.helpers.compose import composed
 
 
 @pytest.fixture(scope="module")
 def networks() -> Defended:
-    return run.build(composed()).arms["defended"].scored
+    return build(composed()).arms["defended"].scored
 
 
 def test_the_files_are_small():

@@ -238,11 +238,13 @@ def test_torchvisions_files_in_both_of_torchs_formats(cache, option, old):
     from hydra.utils import instantiate
     from torchvision.models import ResNet50_Weights, resnet50
 
+    from dp.runs.compose import arguments
+
     torch.manual_seed(0)
     net, config = resnet50().eval(), composed("dataset=imagenet", f"classifier={option}")["classifier"]
     (cache / config["net"]["file"]).write_bytes(torch_file(net.state_dict(), old))
     config["net"]["sha256"] = None
-    classifier = instantiate({k: v for k, v in config.items() if k != "name"}, _convert_="all")
+    classifier = instantiate(arguments(config), _convert_="all")
     x = torch.rand(1, 3, 224, 224)
     preset = ResNet50_Weights.IMAGENET1K_V1.transforms()
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (preset.mean, preset.std))
