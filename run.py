@@ -30,7 +30,16 @@ from dp.audit.check import Finding, Subject
 from dp.defense.defended import Defended
 from dp.defense.memory import activation_bytes
 from dp.diffusion.denoisers import Gaussian
-from dp.evaluation.differences import changes, criteria, differences, gradients, short_steps, through
+from dp.evaluation.differences import (
+    changes,
+    criteria,
+    differences,
+    gradients,
+    hyperparameters,
+    mode_name,
+    short_steps,
+    through,
+)
 from dp.evaluation.evaluate import Arm, Evaluation, null_control
 from dp.files.cache import cache_folder
 from dp.output import record, report
@@ -125,9 +134,9 @@ def build(config: dict) -> Evaluation:
     node = {k: v for k, v in config["purifier"].items() if k not in NOT_PASSED}
     purify = instantiate(node, _convert_="all")
     others = {grad: config["purifier"][grad] for grad in OTHERS if config["purifier"].get(grad)}
-    scored = Defended(purify, denoiser, classifier, data["draws_per_call"], others)
+    scored = Defended(purify, denoiser, classifier, draws_per_call=data["draws_per_call"], variants=others)
     none_at_all = config["choices"]["purifier"] == "none"
-    attacked = scored if threat.grad == "full" or none_at_all else scored.view(threat.grad)
+    attacked = scored if threat.grad == "full" or none_at_all else scored.gradient_mode(threat.grad)
     undefended = Defended(none.purify, None, classifier)
     judge = instantiate(protocol["judge"], _convert_="all") if protocol["judge"] and attack.steps else None
     arms = {
@@ -136,8 +145,8 @@ def build(config: dict) -> Evaluation:
         "null": Arm(attacked, scored, null_control(attack, judge)),
     }
     first = subset.select(slice(0, 1))
-    for views in gradients(attack, threat.grad) - {"values"}:
-        functools.reduce(Defended.view, views.split("+"), scored)  # raises for one that this purifier has not
+    for modes in gradients(attack, threat.grad) - {("values",)}:
+        scored.gradient_modes(modes)  # raises for one that this purifier does not have
     nfe = dry_nfe(attacked, first)  # also finds bad hyperparameters before any work
     dry_nfe(scored, first)
     one_step = functools.partial(diffpure.purify, t=0.1, steps=1, eta=0.0)
@@ -150,8 +159,19 @@ def build(config: dict) -> Evaluation:
         denoiser.recompute.keep = max(1, fit)
     else:
         denoiser.memory = config["memory"]
-    parts = (subset, arms, threat, protocol["seeds"], protocol["votes"], data["lanes"], protocol["ties"], device)
-    return Evaluation(*parts, judge, protocol["known_draws"], config["window"])
+    return Evaluation(
+        subset=subset,
+        arms=arms,
+        threat=threat,
+        seeds=protocol["seeds"],
+        votes=protocol["votes"],
+        lanes=data["lanes"],
+        ties=protocol["ties"],
+        device=device,
+        judge=judge,
+        known_draws=protocol["known_draws"],
+        window=config["window"],
+    )
 
 
 def dry_nfe(model: Defended, one: Subset) -> int:
@@ -166,8 +186,8 @@ def dry_nfe(model: Defended, one: Subset) -> int:
 def attack_nfe(config: dict, evaluation: Evaluation) -> int:
     """NFE of one draw of what the attack differentiates or asks for values; the largest of several views."""
     attacked, scored, attack = evaluation.arms["defended"]
-    views = gradients(attack, config["threat_model"]["grad"])
-    seen = [attacked if v == "values" else functools.reduce(Defended.view, v.split("+"), scored) for v in views]
+    every = gradients(attack, config["threat_model"]["grad"])
+    seen = [attacked if modes == ("values",) else scored.gradient_modes(modes) for modes in every]
     return max(dry_nfe(model, evaluation.subset.select(slice(0, 1))) for model in seen)
 
 
@@ -264,7 +284,15 @@ def subject_of(config: dict, evaluation: Evaluation, images: int, quick: bool) -
     """The first images of a run, and what the run claims, for the audit."""
     few = evaluation.subset.select(slice(0, images))
     few = Subset(few.ids, few.x.to(evaluation.device), few.y.to(evaluation.device))
-    return Subject(evaluation, few, gradient_of(config, evaluation), differences_of(config, evaluation), quick)
+    attacked, scored, attack = evaluation.arms["defended"]
+    return Subject(
+        evaluation=evaluation,
+        images=few,
+        claims=tuple(sorted(gradients(attack, evaluation.threat.grad))),
+        exact=config["purifier"].get("clamp") != "straight_through",
+        declared=hyperparameters(attacked, scored),
+        quick=quick,
+    )
 
 
 def audited(subject: Subject, to: Console) -> list[Finding]:
@@ -298,9 +326,9 @@ def gradient_of(config: dict, evaluation: Evaluation) -> str:
     """Whether the attack's gradient is the scored defence's: `exact`, `approximate` (straight-through clamp), or the
     views that it is taken of.
     """
-    views = gradients(evaluation.arms["defended"].attack, config["threat_model"]["grad"])
+    every = gradients(evaluation.arms["defended"].attack, config["threat_model"]["grad"])
     exact = "approximate" if config["purifier"].get("clamp") == "straight_through" else "exact"
-    return ", ".join(sorted(exact if view == "full" else view for view in views))
+    return ", ".join(sorted(mode_name(modes) if modes else exact for modes in every))
 
 
 def differences_of(config: dict, evaluation: Evaluation) -> list[str]:
@@ -320,7 +348,7 @@ def criteria_of(config: dict, evaluation: Evaluation) -> str:
 def weaknesses_of(config: dict, evaluation: Evaluation) -> list[str]:
     """What keeps the attack from being as strong as it could be."""
     _, scored, attack = evaluation.arms["defended"]
-    lacks = config["choices"]["attack"] == "strict" and any(view.startswith("mask_") for view in scored.others)
+    lacks = config["choices"]["attack"] == "strict" and any(name.startswith("mask_") for name in scored.variants)
     masks = ["the union lacks the mask attacks: attack=strict_mask"] if lacks else []
     return short_steps(attack, evaluation.threat) + masks
 

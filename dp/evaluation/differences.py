@@ -1,11 +1,14 @@
 """What is attacked and what is scored, in words, and every difference between the two."""
 
 import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
 
 from dp.attacks.base import FULL, VALUES, Attack
 from dp.attacks.through import WORDS
-from dp.defense.defended import Defended
+from dp.defense.defended import Defended, unbound
 from dp.threat_models.ball import ThreatModel
 
 
@@ -14,31 +17,62 @@ def bound(purify: Any) -> dict[str, Any]:
     return bound(purify.func) | purify.keywords if isinstance(purify, functools.partial) else {}
 
 
+class Difference(NamedTuple):
+    """A value of the attacked defense that is another one in the scored defense; None where one does not name it."""
+
+    key: str
+    attacked: Any
+    scored: Any
+
+
 def through(attacked: Defended, scored: Defended, grad: str) -> str:
     """What the gradient of `attacked` is the gradient of."""
     if attacked is scored:
-        return "the scored defence itself"
-    changed = hyperparameters(attacked, scored)
-    return f"the scored defence by {WORDS[grad]}" + (f" ({', '.join(changed)})" if changed else "")
+        return "the scored defense itself"
+    changed = spelled(hyperparameters(attacked, scored))
+    return f"the scored defense by {WORDS[grad]}" + (f" ({', '.join(changed)})" if changed else "")
 
 
-def hyperparameters(attacked: Defended, scored: Defended) -> list[str]:
-    """`name=attacked instead of scored`, for every hyperparameter of the purifier that differs."""
-    mine, theirs = bound(attacked.purifier), bound(scored.purifier)
-    if not mine:  # no purification at all
-        return []
-    changed = [k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
-    return [f"{k}={mine.get(k)} instead of {theirs[k]}" if k in theirs else f"{k}={mine[k]}" for k in changed]
+def hyperparameters(attacked: Defended, scored: Defended) -> tuple[Difference, ...]:
+    """Every hyperparameter of the purifier that differs, in the order of their names, and first the purifier if it is
+    another one. Without purification there is nothing to compare.
+    """
+    if attacked.undefended:
+        return ()
+    functions = tuple(unbound(model.purifier) for model in (attacked, scored))
+    another = functions[0] is not functions[1]
+    differences = [Difference("purifier", *map(_name, functions))] if another else []
+    values, others = bound(attacked.purifier), bound(scored.purifier)
+    keys = sorted({*values, *others})
+    differences += [Difference(k, values.get(k), others.get(k)) for k in keys if values.get(k) != others.get(k)]
+    return tuple(differences)
 
 
-def gradients(attack: Attack, grad: str) -> set[str]:
-    """The views of the defence that an attack differentiates, or `values`; `grad` is the threat model's."""
+def _name(purify: Any) -> str:
+    kind = type(purify) if isinstance(purify, nn.Module) else purify
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def spelled(found: Sequence[Difference]) -> list[str]:
+    """`key=attacked instead of scored`, for every difference."""
+    return [f"{d.key}={d.attacked}" + ("" if d.scored is None else f" instead of {d.scored}") for d in found]
+
+
+def gradients(attack: Attack, grad: str) -> set[tuple[str, ...]]:
+    """The gradient modes of the defense, outermost first, that the parts of an attack differentiate: `()` is the
+    defense's own gradient, `("values",)` none at all. `grad`: the threat model's.
+    """
     found = set()
     for part in attack.parts():
-        modes = [m for m in (grad, *part.modes, part.attack.gradient) if m != FULL]
-        path = [m for k, m in enumerate(modes) if k == 0 or m != modes[k - 1]]
-        found.add(VALUES if part.attack.gradient == VALUES else "+".join(path) or FULL)
+        modes = [mode for mode in (grad, *part.modes, part.attack.gradient) if mode != FULL]
+        path = tuple(mode for k, mode in enumerate(modes) if k == 0 or mode != modes[k - 1])
+        found.add((VALUES,) if part.attack.gradient == VALUES else path)
     return found
+
+
+def mode_name(modes: Sequence[str]) -> str:
+    """Gradient modes in one word, for people."""
+    return "+".join(modes) or FULL
 
 
 def short_steps(attack: Attack, threat: ThreatModel) -> list[str]:
@@ -53,16 +87,16 @@ def short_steps(attack: Attack, threat: ThreatModel) -> list[str]:
 
 
 def differences(attacked: Defended, scored: Defended, attack: Attack, grad: str) -> list[str]:
-    """Every difference between the defence that the attack sees and the one that is judged; empty only where there is
+    """Every difference between the defense that the attack sees and the one that is judged; empty only where there is
     none.
     """
     found = []
     seen = gradients(attack, grad)
-    views = sorted(seen - {"full", "values"})
-    if views and attack.steps:
-        who = "some attacks' gradients are" if seen - set(views) else "the gradient is"
-        found.append(f"{who} not the scored defence's: {', '.join(views)}")
-    found += hyperparameters(attacked, scored)
+    modes = seen - {(), (VALUES,)}
+    if modes and attack.steps:
+        who = "some attacks' gradients are" if seen - modes else "the gradient is"
+        found.append(f"{who} not the scored defense's: {', '.join(sorted(map(mode_name, modes)))}")
+    found += spelled(hyperparameters(attacked, scored))
     if bound(scored.purifier).get("clamp") == "straight_through":
         found.append("the last clamp passes gradients that it would stop (clamp=straight_through)")
     return found

@@ -23,11 +23,13 @@ def composed_subject(*overrides: str, quick: bool = True) -> Subject:
     """What `python run.py overrides...` would audit."""
     config = run.composed(*overrides)
     evaluation = run.build(config)
-    claims, declared = run.gradient_of(config, evaluation), run.differences_of(config, evaluation)
-    return Subject(evaluation, evaluation.subset, claims, declared, quick)
+    return run.subject_of(config, evaluation, len(evaluation.subset.ids), quick)
 
 
-def planted(subject: Subject, claims: str | None = None, arm: str = "defended", **changes) -> Subject:
+EXACT = ((),)  # claims of an attack along the scored defense's own gradient
+
+
+def planted(subject: Subject, claims: tuple[tuple[str, ...], ...] = (), arm: str = "defended", **changes) -> Subject:
     """The subject with other parts of an arm, of which nothing more is declared; `both`: attacked and scored at once.
     What is scored, the null control scores as well.
     """
@@ -42,7 +44,7 @@ def planted(subject: Subject, claims: str | None = None, arm: str = "defended", 
 
 def copied(kind: type[Defended], model: Defended, **changes: Any) -> Defended:
     """The same defence as another class, some parts of it changed."""
-    twin = kind(model.purifier, model.denoiser, model.classifier, model.draws_per_call, model.others)
+    twin = kind(model.purifier, model.denoiser, model.classifier, model.draws_per_call, model.variants)
     for name, value in changes.items():
         setattr(twin, name, value)
     return twin
@@ -57,7 +59,7 @@ def made(
     model = Defended(purify, None, Classifier(net), draws_per_call=4)
     arms = {"defended": Arm(model, model, attack or PGD(5, 1))}
     evaluation = Evaluation(subset, arms, threat or ThreatModel("linf", 0.1), [0], votes=3, lanes=4)
-    return Subject(evaluation, subset, "exact", [], quick=True)
+    return Subject(evaluation, subset, claims=EXACT, quick=True)
 
 
 class Linear(torch.nn.Module):

@@ -11,7 +11,7 @@ from dp.attacks.none import NoAttack
 from dp.attacks.null import Null
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.through import Through
-from dp.defense.known_noise import KnownDraws
+from dp.defense.known_noise import KnownNoise
 from dp.evaluation.differences import criteria, differences, gradients
 from dp.output import report
 from dp.rng import Streams
@@ -82,7 +82,7 @@ def test_dwbox_gives_the_attacker_the_draws_that_score():
     evaluation = run.build(small("protocol=dwbox", "attack.iterations=2", "attack.eot=3", "protocol.votes=2"))
     group = evaluation.run(evaluation.plan()[0])
     model, ids = evaluation.arms["defended"].attacked, list(group.unit.ids)
-    known = KnownDraws(model, Streams(ids, 5, "adv"), 2)
+    known = KnownNoise(model, Streams(ids, 5, "adv"), 2)
     with torch.no_grad():
         seen = known.logits(group.x_adv, Streams(ids, 5, "attack"), 2).transpose(0, 1)
         blind = model.logits(group.x_adv, Streams(ids, 5, "attack"), 2).transpose(0, 1)
@@ -100,7 +100,7 @@ def test_bpda_is_the_gradient_at_the_purified_image():
     evaluation = run.build(small())
     model, x, y = evaluation.arms["defended"].scored, *evaluation.subset[1:]
     rng = Streams([3, 4], 0, "a")
-    _, grad = model.view("bpda").loss_gradient(x, y, rng, 3)
+    _, grad = model.gradient_mode("bpda").loss_gradient(x, y, rng, 3)
     expected = torch.zeros_like(x)
     for x_hat in model.purified(x, rng, 3):
         leaf = x_hat.clone().requires_grad_()
@@ -110,7 +110,9 @@ def test_bpda_is_the_gradient_at_the_purified_image():
     _, full = model.loss_gradient(x, y, rng, 3)
     assert torch.cosine_similarity(full.flatten(), grad.flatten(), dim=0) < 0.99
     with torch.no_grad():
-        torch.testing.assert_close(model.view("bpda").logits(x, rng, 3), model.logits(x, rng, 3), rtol=0, atol=0)
+        torch.testing.assert_close(
+            model.gradient_mode("bpda").logits(x, rng, 3), model.logits(x, rng, 3), rtol=0, atol=0
+        )
 
 
 def test_hills_bpda_climbs_the_loss_of_the_mean_logits():
@@ -141,22 +143,22 @@ def test_transfer_is_pgd_on_the_bare_classifier():
 
 
 @pytest.mark.parametrize(
-    ("attack", "grad", "views"),
+    ("attack", "grad", "modes"),
     [
-        ("pgd_eot", "full", {"full"}),
-        ("pgd_eot", "surrogate", {"surrogate"}),
-        ("bpda_eot", "full", {"bpda"}),
-        ("bpda_eot_official", "surrogate", {"surrogate+bpda"}),
-        ("bpda_eot_hill", "full", {"bpda"}),
-        ("transfer", "surrogate", {"surrogate+blind"}),
-        ("square", "surrogate", {"values"}),
-        ("strict", "full", {"full"}),
-        ("strict_mask", "full", {"full", "mask_soft", "mask_straight_through"}),
+        ("pgd_eot", "full", {()}),
+        ("pgd_eot", "surrogate", {("surrogate",)}),
+        ("bpda_eot", "full", {("bpda",)}),
+        ("bpda_eot_official", "surrogate", {("surrogate", "bpda")}),
+        ("bpda_eot_hill", "full", {("bpda",)}),
+        ("transfer", "surrogate", {("surrogate", "blind")}),
+        ("square", "surrogate", {("values",)}),
+        ("strict", "full", {()}),
+        ("strict_mask", "full", {(), ("mask_soft",), ("mask_straight_through",)}),
     ],
 )
-def test_the_views_that_an_attack_differentiates(attack, grad, views):
+def test_the_gradient_modes_that_an_attack_differentiates(attack, grad, modes):
     evaluation = run.build(small(f"attack={attack}", f"threat_model.grad={grad}"))
-    assert gradients(evaluation.arms["defended"].attack, grad) == views
+    assert gradients(evaluation.arms["defended"].attack, grad) == modes
 
 
 @pytest.mark.parametrize("threat", ["linf", "stadv"])
@@ -219,7 +221,7 @@ def test_every_difference_between_attacked_and_scored_is_listed():
     evaluation = run.build(config)
     attacked, scored, attack = evaluation.arms["defended"]
     assert differences(attacked, scored, attack, "surrogate") == [
-        "the gradient is not the scored defence's: surrogate",
+        "the gradient is not the scored defense's: surrogate",
         "steps=3 instead of 5",
     ]
     assert differences(scored, scored, PGD(1, 4), "full") == []
