@@ -130,7 +130,7 @@ def audited(overrides: Sequence[str], quick: bool, images: int | None, console: 
     run.prepare(config)
     evaluation, key = run.build(config), run.run_key(config) + ("-quick" if quick else "")
     subject = run.subject_of(config, evaluation, images, quick)
-    console.print(f"{key}: {len(subject.images.ids)} images on {evaluation.device}, gradient: {subject.claims}")
+    console.print(f"{key}: {len(subject.images.ids)} images on {evaluation.device}, gradient: {subject.claimed_names}")
     found = run.audited(subject, console)
     console.print(table(found, key))
     FOLDER.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from dp.attacks.base import Attack, Start, Stream
 from dp.attacks.selection import strongest
 from dp.attacks.state import where
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.objectives import LEAST_CLASSES, LOSSES, Loss, check_classes, margin, with_margin
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
@@ -101,7 +101,7 @@ class APGD(Attack):
         what = f"{self.objective}, {self.steps} queries for the mean gradient of {self.eot} samples, through {through}"
         return f"{what}; {self.confirm} fresh samples choose what comes back"
 
-    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         targets = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
         if self.loss != "ce":
             logits = model.logits(x, rng.draw(Start.SURVEY), self.eot).mean(dim=0)  # (B,K)
@@ -130,7 +130,7 @@ class APGD(Attack):
             i=torch.zeros(len(x), dtype=torch.long),
         )
 
-    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         target = None
         if self.loss == "targeted":
             run = state.i // (self.iterations + 1) // self.restarts  # (B,) restarts of a target follow each other
@@ -141,7 +141,7 @@ class APGD(Attack):
 
     def moved(
         self,
-        model: Model,
+        model: Defense,
         state: State,
         values: Tensor,
         grad: Tensor,

@@ -13,7 +13,7 @@ from dp.attacks.apgd import APGD
 from dp.attacks.base import Attack
 from dp.attacks.square import Square
 from dp.attacks.union import Union
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
 
@@ -122,10 +122,10 @@ class Upstream(Attack):
         what = f"AutoAttack as the package runs it, version {self.version}: APGD {n} iterations{queries}"
         return f"{what}, single samples decide, through {through}; images that it does not flag come back clean"
 
-    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         return State(x_adv=x)
 
-    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         classes = model.logits(x[:1], rng.select([0]).draw(APART), 1).shape[2]
         if self.version == "standard" and classes < 10:
             raise ValueError(f"need 10 classes for version=standard, got {classes}: use rand, or mode=fixed")
@@ -165,7 +165,7 @@ class _Forward(nn.Module):
     nor in which order, so the noise comes from one generator per batch, the first image's.
     """
 
-    def __init__(self, model: Model, rng: Streams):
+    def __init__(self, model: Defense, rng: Streams):
         super().__init__()
         self.model = model
         self.rng, self.asked = rng, 0

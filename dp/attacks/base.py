@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.rng import Streams
 from dp.threat_models.ball import BALLS, OPTIONS, ThreatModel
 
@@ -160,11 +160,11 @@ class Attack(ABC):
         """One line for people: what it asks of the defense, how often, and `through` what it differentiates."""
 
     @abstractmethod
-    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
+    def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
         """The first state, for images x (B,C,H,W) in [0,1] and labels y (B,)."""
 
     @abstractmethod
-    def step(self, model: Model, state: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
+    def step(self, model: Defense, state: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
         """The state after one more iteration."""
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dp.attacks.base import Attack, Stream
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
 
@@ -60,11 +60,11 @@ class BPDA(Attack):
         what = f"BPDA, {self.steps} steps up the loss of the mean logits of {self.eot} draws, through {through}"
         return f"{what}, by the identity in place of its derivative"
 
-    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         return State(x)
 
-    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
-        model = model.view(self.gradient)
+    def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+        model = model.gradient_mode(self.gradient)
         with torch.no_grad():
             mean = model.logits(state.x_adv, rng.draw(Stream.QUERY), self.eot).mean(dim=0)  # (B,K)
         with torch.enable_grad():

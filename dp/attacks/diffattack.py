@@ -10,7 +10,7 @@ from torch import Tensor
 from dp.attacks.apgd import APGD, State
 from dp.attacks.base import Stream
 from dp.attacks.union import Union
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.diffusion.sampling import to_pm1
 from dp.objectives import with_margin
 from dp.rng import Streams
@@ -42,9 +42,11 @@ class Deviating(APGD):
     def objective(self) -> str:
         return f"DiffAttack, {self.weight:g} x deviation on the way plus {self.loss}"
 
-    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
-        along = functools.partial(deviation, weight=self.weight) if self.weight > 0 else None
-        values, grad = model.loss_gradient(state.x, y, rng.draw(Stream.QUERY), self.eot, with_margin(self.loss), along)
+    def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+        auxiliary = functools.partial(deviation, weight=self.weight) if self.weight > 0 else None
+        values, grad = model.loss_gradient(
+            state.x, y, rng.draw(Stream.QUERY), self.eot, with_margin(self.loss), auxiliary
+        )
         return self.moved(model, state, values, grad, x, y, threat, rng)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dp.attacks.apgd import APGD
 from dp.attacks.apgd import State as Run
 from dp.attacks.base import Attack, Start, Stream
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.objectives import check_classes, cross_entropy, dlr, margin
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
@@ -100,20 +100,20 @@ class DiffHammer(Attack):
         how = f"the gradients of those that give way together grafted on one of them, through {through}"
         return f"{what}, {how}; {self.confirm} fresh samples choose what comes back"
 
-    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         if "dlr" in self.losses:
             check_classes("dlr", model.logits(x, rng.draw(Start.SURVEY), 1).shape[2])
         run = self.apgd.start(model, x, y, threat, rng)
         return State(x_adv=run.x_adv, run=run, mixed=torch.zeros_like(x), i=run.i)
 
-    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         at = state.run.x
         seen = model.purified(at, rng.draw(Stream.QUERY), self.eot)  # (N,B,...)
         run = (state.i // (self.iterations + 1)).clamp(max=len(self.losses) - 1)  # done: waits in the batch for others
         values, grads = self._behind(model, seen, y, run.to(x.device), rng.draw(Stream.CLASSIFIER))
         weights, which = shared_weakness(values[..., 0], grads, threat, self.sharpness, self.em_steps)
         wanted = (weights.view(*weights.shape, 1, 1, 1) * grads).sum(dim=0)  # (B,...)
-        grad = model.pull_back(at, rng.draw(Stream.QUERY), which.tolist(), wanted)
+        grad = model.vjp(at, rng.draw(Stream.QUERY), which.tolist(), wanted)
 
         k = state.i % (self.iterations + 1)  # (B,) updates made in this run
         share = ((k + 1.0) ** -self.decay).to(grad).view(-1, 1, 1, 1)
@@ -121,14 +121,14 @@ class DiffHammer(Attack):
         moved = self.apgd.moved(model, state.run, self._chance(values), mixed, x, y, threat, rng, self._success)
         return State(x_adv=moved.x_adv, run=moved, mixed=mixed, i=moved.i)
 
-    def _behind(self, model: Model, seen: Tensor, y: Tensor, run: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
+    def _behind(self, model: Defense, seen: Tensor, y: Tensor, run: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
         """Of every purified image (N,B,...) the run's loss and the margin, (N,B,2), and the loss's gradient in it."""
 
         def columns(logits: Tensor, y: Tensor) -> Tensor:
             all_losses = torch.stack([LOSSES[name](logits, y) for name in self.losses], dim=1)
             return torch.stack([all_losses.gather(1, run.view(-1, 1))[:, 0], margin(logits, y)], dim=1)
 
-        bare = model.view("blind")
+        bare = model.gradient_mode("blind")
         parts = [bare.loss_gradient(x_hat, y, rng, 1, columns) for x_hat in seen]
         return torch.stack([values for values, _ in parts]), torch.stack([grads for _, grads in parts])
 

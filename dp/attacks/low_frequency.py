@@ -14,7 +14,7 @@ from dp.attacks.adam import Moments, adam, moments
 from dp.attacks.base import Attack, Stream
 from dp.attacks.selection import strongest
 from dp.attacks.state import where
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.objectives import margin
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
@@ -94,7 +94,7 @@ class LowFrequency(Attack):
         what = f"LF, {self.steps} steps along the mean gradient of {self.eot} samples, through {through}"
         return f"{what}; {self.confirm} fresh samples choose what comes back"
 
-    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         logits = [first_logits(kernel, x) for kernel in self.kernels]
         parameters = (*logits, torch.zeros_like(x))
         return State(
@@ -106,7 +106,7 @@ class LowFrequency(Attack):
             i=torch.zeros(len(x), dtype=torch.long),
         )
 
-    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         assert isinstance(threat, PerceptualModel), "LF needs a perceptual distance"
         parameters = tuple(p.detach().requires_grad_() for p in state.parameters)
         at = self.image(x, parameters)

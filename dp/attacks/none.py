@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from dp.attacks.base import VALUES, Attack
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.rng import Streams
 from dp.threat_models.ball import OPTIONS, ThreatModel
 
@@ -43,8 +43,8 @@ class NoAttack(Attack):
     def says(self, through: str) -> str:
         return "no attack"
 
-    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         return State(x_adv=x, proof=threat.unchanged(x))
 
-    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         return state

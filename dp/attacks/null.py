@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dp.attacks.base import VALUES, Attack, Stream
 from dp.attacks.state import where
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.objectives import margin
 from dp.rng import Streams
 from dp.threat_models.ball import OPTIONS, ThreatModel
@@ -57,11 +57,11 @@ class Null(Attack):
     def says(self, through: str) -> str:
         return f"{self.steps} candidates of random noise, the {self.select} of them on {self.eot} samples of {through}"
 
-    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         x_adv, proof = threat.proven_noise(x, rng)
         return State(x_adv=x_adv, best=x.new_full((len(x),), -torch.inf), proof=proof)
 
-    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         candidate, proof = threat.proven_noise(x, rng)
         if self.select == "last":
             return State(x_adv=candidate, best=state.best, proof=proof)

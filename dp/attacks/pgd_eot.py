@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dp.attacks.base import Attack, Stream
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
 
@@ -76,12 +76,12 @@ class PGD(Attack):
     def says(self, through: str) -> str:
         return f"PGD, {self.steps} steps along the mean gradient of {self.eot} samples, through {through}"
 
-    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         x0 = threat.random_start(x, rng) if self.random_start else x
         best, i = x.new_full((len(x),), -torch.inf), torch.zeros(len(x), dtype=torch.long)
         return State(x_adv=x0, x=x0, best=best, i=i)
 
-    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         at, x_adv, best = state.x, state.x_adv, state.best
         first, last = state.i % self.iterations == 0, (state.i + 1) % self.iterations == 0
         if bool((first & (state.i > 0)).any()) and self.random_start:

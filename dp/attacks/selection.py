@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from dp.attacks.state import where
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.objectives import Loss, margin
 from dp.rng import Streams
 
 
 def strongest(
-    model: Model,
+    model: Defense,
     candidates: Sequence[Any],
     y: Tensor,
     rng: Streams,

@@ -11,7 +11,7 @@ from dp.attacks.adam import Moments, adam, moments
 from dp.attacks.base import VALUES, Attack
 from dp.attacks.selection import strongest
 from dp.attacks.state import where
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.objectives import margin
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
@@ -83,11 +83,11 @@ class SPSA(Attack):
         queries = f"{2 * self.directions} queries of {self.eot} samples"
         return f"SPSA, {self.steps} steps of {queries}, values alone, of {through}"
 
-    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         x0, none = threat.random_start(x, rng), x.new_full((len(x),), -torch.inf)
         return State(x_adv=x0, x=x0, moments=moments(x), best=none, i=torch.zeros(len(x), dtype=torch.long))
 
-    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         value, slope = self._slope(model, state.x, y, rng)
         wins = value > state.best
         x_adv, best = where(wins, (state.x, value), (state.x_adv, state.best))
@@ -99,7 +99,7 @@ class SPSA(Attack):
             )
         return State(x_adv=x_adv, x=at, moments=after, best=best, i=state.i + 1)
 
-    def _slope(self, model: Model, x: Tensor, y: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
+    def _slope(self, model: Defense, x: Tensor, y: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
         """Mean margin around x, (B,), and the estimate of its gradient, (B,C,H,W). Points may leave the box by delta,
         and are cut.
         """

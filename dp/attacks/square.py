@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dp.attacks.base import VALUES, Attack, Start, Stream
 from dp.attacks.state import where
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.objectives import margin
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
@@ -66,7 +66,7 @@ class Square(Attack):
     def says(self, through: str) -> str:
         return f"Square, {self.steps} squares, each compared on {self.eot} samples, values alone, of {through}"
 
-    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         if threat.norm == "linf":
             x0 = threat.project(x + threat.eps * _signs(x[:, :, :1, :], rng), x)  # vertical stripes
         else:
@@ -75,7 +75,7 @@ class Square(Attack):
         value, other = (model.loss(x0, y, rng.draw(k), self.eot, margin) for k in (Start.POINT, Start.SURVEY))
         return State(x_adv=x0, margin=value, noisy=value != other, i=torch.zeros(len(x), dtype=torch.long))
 
-    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         sides = self._sides(state.i, x, threat.norm)
         propose = _square_linf if threat.norm == "linf" else _squares_l2
         candidate = threat.project(propose(state.x_adv, x, sides, threat.eps, self.reach_edges, rng), x)

@@ -12,7 +12,7 @@ from dp.attacks.adam import Moments, adam, moments
 from dp.attacks.base import Attack, Stream
 from dp.attacks.selection import strongest
 from dp.attacks.state import where
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.objectives import with_margin
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
@@ -81,13 +81,13 @@ class StAdv(Attack):
         )
         return f"{what}; {self.confirm} fresh samples choose what comes back"
 
-    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         x_adv, proof = threat.proven_noise(x, rng)
         still, none = torch.zeros_like(proof), x.new_full((len(x),), -torch.inf)
         i = torch.zeros(len(x), dtype=torch.long)
         return State(x_adv=x_adv, proof=proof, flow=still, moments=moments(still), best=none, i=i)
 
-    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         assert isinstance(threat, FlowModel), "StAdv needs a bound on flows"
         flow = state.flow.detach().requires_grad_()
         moved = warp(x, flow)

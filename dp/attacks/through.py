@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dp.attacks.base import FULL, Part
 from dp.attacks.wrapper import Wrapped
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.rng import Streams
 from dp.threat_models.ball import GRADIENTS, ThreatModel
 
@@ -44,8 +44,8 @@ class Through(Wrapped):
     def says(self, through: str) -> str:
         return self.attack.says(f"{through}, by {WORDS[self.grad]}")
 
-    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
-        return self.attack.start(model.view(self.grad), x, y, threat, rng)
+    def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
+        return self.attack.start(model.gradient_mode(self.grad), x, y, threat, rng)
 
-    def step(self, model: Model, state: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
-        return self.attack.step(model.view(self.grad), state, x, y, threat, rng)
+    def step(self, model: Defense, state: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
+        return self.attack.step(model.gradient_mode(self.grad), state, x, y, threat, rng)

@@ -12,7 +12,7 @@ from torch import Tensor
 from dp.attacks.base import Attack, Part
 from dp.attacks.selection import strongest
 from dp.attacks.state import where
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
 
@@ -119,11 +119,11 @@ class Union(Attack):
         parts = "".join(f"\n  {name}: {attack.says(through)}" for name, attack in self.attacks.items())
         return f"the strongest of {len(self.attacks)} by {self.confirm} fresh samples{parts}"
 
-    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         parts = tuple(attack.start(model, x, y, threat, rng.draw(k)) for k, attack in enumerate(self.attacks.values()))
         return State(x_adv=parts[0].x_adv, parts=parts, i=torch.zeros(len(x), dtype=torch.long))
 
-    def step(self, model: Model, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+    def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         x_adv, parts, begin = state.x_adv, list(state.parts), 0
         for k, attack in enumerate(self.attacks.values()):
             at_work = (state.i >= begin) & (state.i < begin + attack.steps)  # (B,): images that this attack is at

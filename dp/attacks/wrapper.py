@@ -8,7 +8,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from dp.attacks.base import Attack, Part
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
 
@@ -74,8 +74,8 @@ class Wrapped(Attack):
     def says(self, through: str) -> str:
         return self.attack.says(through)
 
-    def start(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
+    def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
         return self.attack.start(model, x, y, threat, rng)
 
-    def step(self, model: Model, state: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
+    def step(self, model: Defense, state: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
         return self.attack.step(model, state, x, y, threat, rng)

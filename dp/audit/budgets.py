@@ -6,9 +6,9 @@ import dataclasses
 import itertools
 from typing import Any
 
-from dp.audit.check import Finding, Subject, audited, claimed, not_applicable
+from dp.audit.check import Finding, Subject, audited, not_applicable
 from dp.audit.reruns import above, noise, other, own, percent, right, small, worst
-from dp.evaluation.differences import short_steps
+from dp.evaluation.caveats import short_steps
 from dp.evaluation.evaluate import null_control
 from dp.evaluation.rows import Group
 from dp.statistics.intervals import paired, wilson
@@ -97,8 +97,8 @@ def _unbounded(subject: Subject, eps: float, **changes: Any) -> tuple[str, list[
     helped = f"{MORE} times its iterations leave {percent(right(more).mean())}"
     if not _over_chance(more) or paired(right(more), right(group))[1] > 0:
         return "WARN", [f"above chance unbounded: {steps} are a weak budget, {helped}"]
-    verdict = "FAIL" if "exact" in claimed(subject) else "WARN"
-    return verdict, [f"above chance unbounded and {helped}: optimiser or gradient ({subject.claims}) broken"]
+    verdict = "FAIL" if subject.claims_exact else "WARN"
+    return verdict, [f"above chance unbounded and {helped}: optimizer or gradient ({subject.claimed_names}) broken"]
 
 
 def _over_chance(group: Group) -> bool:

@@ -1,7 +1,6 @@
 """One check of the audit: what is audited, what a check needs, and what it found."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +8,9 @@ from typing import Any
 
 import torch
 
+from dp.attacks.base import VALUES
 from dp.defense.defended import Defended
+from dp.evaluation.caveats import Caveats, Difference, Modes, mode_name
 from dp.evaluation.evaluate import Arm, Evaluation
 from dp.rng import Streams
 from dp.subset import Subset
@@ -36,16 +37,14 @@ class Finding:
 class Subject:
     """What is audited: a run's evaluation and what is claimed of it.
 
-    `images`: the few images that checks ask about, on the evaluation's device; `claims`: the gradient that the run says
-    it takes (`exact`, or the names of approximate views, see `differences.gradients`); `declared`: the differences
-    between attacked and scored defence that its summary lists; `quick`: the small audit before a long job; `memo`: what
-    one check found at length and another needs, by name; a changed copy starts without.
+    `images`: the few images that checks ask about, on the evaluation's device; `caveats`: what the run says of itself;
+    `quick`: the quick audit before a long job; `memo`: what one check computed at length and another needs, by name; a
+    changed copy starts without.
     """
 
     evaluation: Evaluation
     images: Subset
-    claims: str
-    declared: Sequence[str] = field(default_factory=list)
+    caveats: Caveats
     quick: bool = False
     memo: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
@@ -53,6 +52,40 @@ class Subject:
     def arm(self) -> Arm:
         """The defended arm: attacked, scored, attack."""
         return self.evaluation.arms["defended"]
+
+    @property
+    def claims(self) -> tuple[Modes, ...]:
+        """The gradient modes that the run says it takes."""
+        return self.caveats.gradients
+
+    @property
+    def exact(self) -> bool:
+        """False if an approximation inside the purification is part of its own gradient."""
+        return not self.caveats.straight_through
+
+    @property
+    def declared(self) -> tuple[Difference, ...]:
+        """The differences between the attacked and the scored purifier that the summary lists."""
+        return self.caveats.differences
+
+    @property
+    def claimed(self) -> list[tuple[str, ...]]:
+        """The claims without `values`, which is no gradient."""
+        return [modes for modes in self.claims if modes != (VALUES,)]
+
+    @property
+    def claims_exact(self) -> bool:
+        """True if some part of the attack is said to take the scored defense's own gradient."""
+        return self.exact and () in self.claims
+
+    def called(self, modes: tuple[str, ...]) -> str:
+        """A claim in one word."""
+        return mode_name(modes) if modes else "exact" if self.exact else "approximate"
+
+    @property
+    def claimed_names(self) -> str:
+        """All claims, for people."""
+        return ", ".join(sorted(map(self.called, self.claims)))
 
     @property
     def seed(self) -> int:
@@ -79,10 +112,12 @@ class Check:
             return None
         if subject.arm.attack.steps == 0:
             return not_applicable(self.name, "there is no attack")
-        if self.needs == "gradient" and not claimed(subject):
+        if self.needs == "gradient" and not subject.claimed:
             return not_applicable(self.name, "the attack asks for no gradient")
-        lost = ", ".join(unreachable(subject))
-        return Finding(self.name, f"no gradient: {lost} is cut off", "one", "FAIL", "1 image", 0.0) if lost else None
+        broken = ", ".join(map(subject.called, unreachable(subject)))
+        return (
+            Finding(self.name, f"no gradient: {broken} is cut off", "one", "FAIL", "1 image", 0.0) if broken else None
+        )
 
 
 def audited(name: str, needs: str = "gradient") -> Callable[[Callable[[Subject], Finding]], Check]:
@@ -94,29 +129,24 @@ def not_applicable(name: str, why: str) -> Finding:
     return Finding(name, f"does not apply: {why}", "-", "INFO", "-", 0.0)
 
 
-def unreachable(subject: Subject) -> list[str]:
+def unreachable(subject: Subject) -> list[tuple[str, ...]]:
     """The claimed gradients that do not reach the image; found once."""
     if subject.arm.attack.steps == 0:
         return []
     if "unreachable" not in subject.memo:
         one = some(subject.images, 1)
         subject.memo["unreachable"] = [
-            name for name in claimed(subject) if not reaches(led(subject, name), one, streams(subject, one, "reach"))
+            modes
+            for modes in subject.claimed
+            if not reaches(differentiated(subject, modes), one, streams(subject, one, "reach"))
         ]
     return subject.memo["unreachable"]
 
 
-def claimed(subject: Subject) -> list[str]:
-    """The gradients that a run says it takes, without `values`, which is none."""
-    return [name for name in (n.strip() for n in subject.claims.split(",")) if name != "values"]
-
-
-def led(subject: Subject, name: str) -> Defended:
-    """The defence that a claimed gradient is taken of: `exact` and `approximate` are of `Arm.attacked` itself, others
-    of the named views.
-    """
-    own = (subject.evaluation.threat.grad, "exact", "approximate", "full")
-    return functools.reduce(Defended.view, (v for v in name.split("+") if v not in own), subject.arm.attacked)
+def differentiated(subject: Subject, modes: Sequence[str]) -> Defended:
+    """The defense that a claimed gradient is taken of. `Arm.attacked` has the threat model's gradient mode already."""
+    others = [mode for mode in modes if mode != subject.evaluation.threat.grad]
+    return subject.arm.attacked.gradient_modes(others)
 
 
 def reaches(model: Defended, images: Subset, rng: Streams) -> bool:

@@ -8,8 +8,8 @@ from types import CodeType
 import torch
 from torch import Tensor
 
-from dp.audit.check import Finding, Subject, audited, claimed, led, not_applicable, some, streams, unreachable
-from dp.audit.probes import cosine, main, one_step, parts, seen
+from dp.audit.check import Finding, Subject, audited, differentiated, not_applicable, some, streams, unreachable
+from dp.audit.probes import cosine, gradient_probes, main, one_step, queried
 from dp.audit.trajectory import RISING, Track, again, beyond, climb, track, unfinished
 from dp.objectives import dlr
 from dp.subset import Subset
@@ -73,14 +73,17 @@ def flags(subject: Subject) -> Finding:
     random = float((logits - logits[:1]).abs().max()) > RANDOM and not subject.evaluation.known_draws
     if random and attack.steps and attack.samples == 1:
         doubtful.append("random output, EOT 1")
-    needed = max([part.attack.least_classes for part in parts(subject)], default=2)
+    needed = max([probe.attack.least_classes for probe in gradient_probes(subject)], default=2)
     broken += [f"{classes} classes for a loss that needs {needed}"] if classes < needed else []
     if _differentiates(subject, images):
         doubtful.append("gradients taken inside forward")
     if unreachable(subject):
         broken.append("no gradient")
-    elif classes >= 3 and attack.steps and claimed(subject):
-        model, rng = led(subject, max(claimed(subject), key="exact".__eq__)), streams(subject, images, "flags")
+    elif classes >= 3 and attack.steps and subject.claimed:
+        model, rng = (
+            differentiated(subject, () if () in subject.claimed else subject.claimed[0]),
+            streams(subject, images, "flags"),
+        )
         _, grad = model.loss_gradient(images.x, images.y, rng, 1, dlr)
         none = int((grad.flatten(1).abs().amax(dim=1) == 0).sum())
         doubtful += [f"zero DLR gradient on {none} images"] if none else []
@@ -137,30 +140,32 @@ def _same_way(subject: Subject) -> float | None:
     """Mean cosine between the first gradient asked for and the same a step aside, the noise the same; over the images
     that have one. None where no part asks or no image has one.
     """
-    if not parts(subject):
+    if not gradient_probes(subject):
         return None
-    part, images = main(parts(subject)), some(subject.images, 8)
+    probe, images = main(gradient_probes(subject)), some(subject.images, 8)
     rng = streams(subject, images, "aside")
-    asked, _ = one_step(part, images, subject.evaluation.threat, rng.draw(0))
-    if asked is None:
+    query, _ = one_step(probe, images, subject.evaluation.threat, rng.draw(0))
+    if query is None:
         return None
-    model, aside = seen(part, asked), torch.where(rng.draw(1).uniform_like(asked.x) < 0.5, -WALK, WALK).to(asked.x)
-    here, there = (
-        model.loss_gradient(x, images.y, rng.draw(2), 1, asked.loss, asked.along)[1] for x in (asked.x, asked.x + aside)
+    model = queried(probe, query)
+    aside = torch.where(rng.draw(1).uniform_like(query.x) < 0.5, -WALK, WALK).to(query.x)
+    first, second = (
+        model.loss_gradient(x, images.y, rng.draw(2), 1, query.loss, query.auxiliary)[1]
+        for x in (query.x, query.x + aside)
     )
-    some_gradient = here.flatten(1).abs().amax(dim=1) > 0
-    return float(cosine(here, there)[some_gradient].mean()) if bool(some_gradient.any()) else None
+    some_gradient = first.flatten(1).abs().amax(dim=1) > 0
+    return float(cosine(first, second)[some_gradient].mean()) if bool(some_gradient.any()) else None
 
 
 def _elsewhere(subject: Subject, found: Track) -> Tensor | None:
     """(R,) by draw: the share of images lost on the approximate view that gives way most, less that on the scored
     defence; None for exact gradients.
     """
-    if not claimed(subject) or "exact" in claimed(subject):
+    if not subject.claimed or subject.claims_exact:
         return None
     images, shares = subject.images, []
-    for name in claimed(subject):
-        model, wrong = led(subject, name), []
+    for modes in subject.claimed:
+        model, wrong = differentiated(subject, modes), []
         for k in range(0, len(images.ids), subject.evaluation.lanes):
             here = images.select(slice(k, k + subject.evaluation.lanes))
             x = found.x_adv[k : k + subject.evaluation.lanes]

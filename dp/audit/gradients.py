@@ -7,9 +7,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from dp.audit.check import Finding, Subject, audited, claimed, led, not_applicable, plural, some, streams
-from dp.audit.probes import Asked, Part, cosine, main, one_step, parts, seen, tiny
+from dp.audit.check import Finding, Subject, audited, differentiated, not_applicable, plural, some, streams
+from dp.audit.probes import SMALLEST, Probe, cosine, gradient_probes, main, one_step, queried
 from dp.audit.step_direction import step
+from dp.defense.wrapper import Query
 from dp.diffusion.denoisers import Denoiser
 from dp.objectives import margin
 from dp.rng import cat_draws
@@ -32,9 +33,10 @@ def derivative(subject: Subject) -> Finding:
     that is claimed to be exact can fail, or one that is zero everywhere, which no difference could contradict.
     """
     images = some(subject.images, 2 if subject.quick else 4)
-    exact = "exact" in claimed(subject)
-    names = ["exact"] if exact else claimed(subject)
-    errors, silent = zip(*(_differences(subject, images, name) for name in names), strict=True)  # (H,V,B), (B) each
+    exact = subject.claims_exact
+    claims = [()] if exact else subject.claimed
+    names = [subject.called(modes) for modes in claims]
+    errors, silent = zip(*(_differences(subject, images, modes) for modes in claims), strict=True)  # (H,V,B), (B) each
     zero = int(torch.stack(silent).any(dim=0).sum())
     best = torch.stack([e.amin(dim=0) for e in errors])  # (N,V,B)
     worst = float(best.median(dim=1).values.amax())
@@ -55,11 +57,11 @@ def _sweep(subject: Subject) -> tuple[float, ...]:
     return SWEEP[2:5] if subject.quick else SWEEP
 
 
-def _differences(subject: Subject, images: Subset, name: str) -> tuple[Tensor, Tensor]:
+def _differences(subject: Subject, images: Subset, modes: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """(H,V,B) relative errors by length, direction and image; directions are random, and the gradient's signs last.
     And (B,) whether the gradient is zero.
     """
-    given, scored = copy.deepcopy((led(subject, name), subject.arm.scored))  # one copy where they are one
+    given, scored = copy.deepcopy((differentiated(subject, modes), subject.arm.scored))  # one copy where they are one
     given, scored, draws = given.double(), scored.double(), 1 if subject.quick else 2
     noise, rng = streams(subject, images, "directions"), streams(subject, images, "derivative")
     x = subject.evaluation.threat.noise(images.x, noise.draw(0)).double().clamp(0.01, 0.99)
@@ -72,10 +74,10 @@ def _differences(subject: Subject, images: Subset, name: str) -> tuple[Tensor, T
 
     errors = []
     for way in ways:
-        v = way / way.flatten(1).norm(dim=1).clamp(min=tiny).view(-1, 1, 1, 1)
+        v = way / way.flatten(1).norm(dim=1).clamp(min=SMALLEST).view(-1, 1, 1, 1)
         slope = (gradient * v).flatten(1).sum(dim=1)  # (B,)
         found = torch.stack([(value(x + h * v) - value(x - h * v)) / (2 * h) for h in _sweep(subject)])  # (H,B)
-        errors.append((found - slope).abs() / torch.maximum(found.abs(), slope.abs()).clamp(min=tiny))
+        errors.append((found - slope).abs() / torch.maximum(found.abs(), slope.abs()).clamp(min=SMALLEST))
     return torch.stack(errors, dim=1), gradient.flatten(1).abs().amax(dim=1) == 0
 
 
@@ -87,7 +89,7 @@ def recompute(subject: Subject) -> Finding:
     Where a run recomputes because it must, one that keeps as many calls as its memory holds stands in for storing.
     """
     model = subject.arm.attacked
-    if model.denoiser is None or model.identity:
+    if model.denoiser is None or model.bpda:
         return not_applicable("recompute", "no gradient passes a network of the purification")
     images = some(subject.images, 2)
     rng, found = streams(subject, images, "recompute"), []
@@ -119,28 +121,28 @@ def _remembering(denoiser: Denoiser, memory: str, keep: int) -> Iterator[None]:
 
 @audited("methods")
 def methods(subject: Subject) -> Finding:
-    """Check 3. The gradients of all views that this defence has beside its own, on the same streams: mean cosine over
-    images, share of pixels with the same sign, and ratio of lengths.
+    """Check 3. The gradients of all gradient modes that this defense has beside its own, with the same noise: mean
+    cosine over images, share of pixels with the same sign, and ratio of lengths.
     """
     scored, images = subject.arm.scored, some(subject.images, 8)
-    names = [*scored.others, "bpda", "blind"] if scored.denoiser is not None else []
-    views = {name: scored.view(name) for name in names}
+    names = [] if scored.undefended else [*scored.variants, "bpda", "blind"]
+    modes = {name: scored.gradient_mode(name) for name in names}
     if subject.arm.attacked is not scored:
-        views = {"attacked": subject.arm.attacked, **views}
-    if not views:
+        modes = {"attacked": subject.arm.attacked, **modes}
+    if not modes:
         return not_applicable("methods", "no purification, so no other gradient")
     rng, draws = streams(subject, images, "methods"), 1 if subject.quick else 4
     own = scored.loss_gradient(images.x, images.y, rng, draws, margin)[1]
     lines, cosines = [], []
-    for name, view in views.items():
-        other = view.loss_gradient(images.x, images.y, rng, draws, margin)[1]
+    for name, model in modes.items():
+        other = model.loss_gradient(images.x, images.y, rng, draws, margin)[1]
         cosines.append(float(cosine(own, other).mean()))
         signs = float((own.sign() == other.sign()).float().mean())
         lengths = [g.flatten(1).norm(dim=1) for g in (other, own)]
-        ratio = float((lengths[0] / lengths[1].clamp(min=tiny)).median())
+        ratio = float((lengths[0] / lengths[1].clamp(min=SMALLEST)).median())
         lines.append(f"{name} {cosines[-1]:.2f}/{signs:.2f}/{ratio:.2g}")
     value = f"cosine/same signs/length: {', '.join(lines)}"
-    curve = {"x": list(range(len(views))), "cosine": cosines}
+    curve = {"x": list(range(len(modes))), "cosine": cosines}
     return Finding("methods", value, "-", "INFO", f"{len(images.ids)} images, {plural(draws, 'draw')}", 0.0, curve)
 
 
@@ -152,41 +154,41 @@ def expectation(subject: Subject) -> Finding:
     Beyond the N that were tried it is what signal and noise of the largest predict. Of a union its
     `main` part counts.
     """
-    asking = parts(subject)
-    if not asking or subject.evaluation.known_draws:
-        why = "the attack knows the draws that score" if asking else "a package asks for its gradients in its own way"
+    probes = gradient_probes(subject)
+    if not probes or subject.evaluation.known_draws:
+        why = "the attack knows the samples that score" if probes else "a package asks for its gradients in its own way"
         return not_applicable("EOT", why)
     images = some(subject.images, 4)
-    part = main(asking)
-    asked, _ = one_step(part, images, subject.evaluation.threat, streams(subject, images, "eot"))
+    probe = main(probes)
+    query, _ = one_step(probe, images, subject.evaluation.threat, streams(subject, images, "eot"))
     most = 8 if subject.quick else 128
-    if asked is None:
-        return not_applicable("EOT", f"the first step of {part.name} asks for no gradient")
-    gradients = _draws(subject, part, images, asked, 2 * most)  # (2 most,B,D)
+    if query is None:
+        return not_applicable("EOT", f"the first step of {probe.name} asks for no gradient")
+    gradients = _samples(subject, probe, images, query, 2 * most)  # (2 most,B,D)
     sizes = [2**k for k in range(most.bit_length())]
     curve = [float(_split_half(gradients, n).mean()) for n in sizes]
     enough = next((n for n, c in zip(sizes, curve, strict=True) if c > GOOD), None)
-    n = part.attack.samples
+    n = probe.attack.samples
     found = _split_half(gradients, min(n, most))
     doubt = 2 * float(found.std()) / len(found) ** 0.5 if len(found) > 1 else 1.0
     at, top = (_predicted(float(found.mean()) + more, max(1.0, n / most)) for more in (0.0, doubt))
     good = f"first above {GOOD:g} at {enough}" if enough else f"none of up to {most} draws above {GOOD:g}"
-    value = f"{at:.2f} at {part.name}'s {plural(n, 'draw')}{'' if n <= most else ' (predicted)'}; {good}"
+    value = f"{at:.2f} at {probe.name}'s {plural(n, 'draw')}{'' if n <= most else ' (predicted)'}; {good}"
     verdict = "FAIL" if top < NOISE else "WARN" if at <= GOOD else "PASS"
     count = f"{len(images.ids)} images, {2 * most} draws"
     return Finding("EOT", value, f"> {GOOD:g}", verdict, count, 0.0, {"x": sizes, "cosine": curve})
 
 
-def _draws(subject: Subject, part: Part, images: Subset, asked: Asked, draws: int) -> Tensor:
-    """(draws,B,D) float32: the asked gradient by single draws; in packs no larger than the run's own calls."""
-    pack = max(1, min(draws, part.model.draws_per_call * subject.evaluation.lanes // len(images.ids)))
-    model, rng, found = seen(part, asked), streams(subject, images, "eot-draws"), []
-    for first in range(0, draws, pack):
-        ks = range(first, min(first + pack, draws))
-        x, y = asked.x.repeat(len(ks), 1, 1, 1), images.y.repeat(len(ks))
-        _, grad = model.loss_gradient(x, y, cat_draws(rng, ks), 1, asked.loss, asked.along)
-        found.append(grad.flatten(1).unflatten(0, (len(ks), len(images.ids))))
-    return torch.cat(found)
+def _samples(subject: Subject, probe: Probe, images: Subset, query: Query, samples: int) -> Tensor:
+    """(samples,B,D) float32: the gradient of the query by single samples, in calls no larger than the run's own."""
+    pack = max(1, min(samples, probe.model.draws_per_call * subject.evaluation.lanes // len(images.ids)))
+    model, rng, gradients = queried(probe, query), streams(subject, images, "eot-draws"), []
+    for first in range(0, samples, pack):
+        ks = range(first, min(first + pack, samples))
+        x, y = query.x.repeat(len(ks), 1, 1, 1), images.y.repeat(len(ks))
+        _, grad = model.loss_gradient(x, y, cat_draws(rng, ks), 1, query.loss, query.auxiliary)
+        gradients.append(grad.flatten(1).unflatten(0, (len(ks), len(images.ids))))
+    return torch.cat(gradients)
 
 
 def _split_half(gradients: Tensor, n: int) -> Tensor:

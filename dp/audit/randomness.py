@@ -5,11 +5,12 @@
 import torch
 from torch import Tensor, nn
 
+from dp.attacks.base import FULL, VALUES
 from dp.audit.check import Finding, Subject, audited
 from dp.audit.reruns import other, own, percent, watched, worst
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
-from dp.evaluation.differences import gradients, hyperparameters
+from dp.evaluation.caveats import differences, gradients
 from dp.rng import Streams
 from dp.statistics.intervals import paired, wilson
 
@@ -37,7 +38,7 @@ def _purification(subject: Subject) -> tuple[list[str], list[str]]:
     """Faults and doubts about the scored purification itself."""
     ids, x, used = subject.images.ids.tolist(), subject.images.x, [False]
 
-    def see(x: Tensor, rng: Streams, x_hat: Tensor) -> None:
+    def see(rng: Streams, x_hat: Tensor) -> None:
         used[0] |= rng.used
 
     scored = watched(subject.arm.scored, see)
@@ -67,10 +68,10 @@ def _purification(subject: Subject) -> tuple[list[str], list[str]]:
 def _eot(subject: Subject) -> list[str]:
     """Whether copies of one image in one gradient share their noise."""
     images, seen, used = subject.images, [], [False]
-    if gradients(subject.arm.attack, "full") == {"values"}:
+    if gradients(subject.arm.attack, FULL) == {(VALUES,)}:
         return []
 
-    def see(x: Tensor, rng: Streams, x_hat: Tensor) -> None:
+    def see(rng: Streams, x_hat: Tensor) -> None:
         seen.append(x_hat.unflatten(0, (-1, len(images.ids))))
         used[0] |= rng.used
 
@@ -116,7 +117,9 @@ def decisions(subject: Subject) -> Finding:
     gap, low, high = (0.0, 0.0, 0.0) if attacked is scored else _gap(subject)
     texts.append(f"clean accuracy of the attacked defence {100 * gap:+.1f} points")
     if abs(gap) > GAP and not low <= 0 <= high:
-        known = hyperparameters(attacked, scored) or subject.claims != "exact"  # an approximation, said to be one
+        known = (
+            differences(attacked, scored) or subject.claims != ((),) or not subject.exact
+        )  # an approximation, said to be one
         (notes if known else faults).append("attacked and scored defence differ on clean images")
     rows = own(subject)[0].rows
     tied = sum(row["ties"] for row in rows) / (2 * len(rows))

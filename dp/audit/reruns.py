@@ -23,7 +23,6 @@ from dp.threat_models.ball import BALLS, ThreatModel, slack
 ROUNDING = 10 * slack  # of a state
 LEVEL = 0.05  # of tests, shared among the comparisons of a check
 QUICK = {"iterations": 5, "eot": 4}  # at most, in the small audit
-See = Callable[[Tensor, Streams, Tensor], None]  # images, their noise, what the purification made of them
 
 
 @dataclass
@@ -56,21 +55,12 @@ class Followed(Wrapped):
         return state
 
 
-def watched(model: Defended, see: See) -> Defended:
-    """The same defence, of the same class, each purification of which, in any of its views, is seen."""
+def watched(model: Defended, see: Callable[[Streams, Tensor], None]) -> Defended:
+    """The same defense, of the same class, whose every purification, in any gradient mode, is told to
+    `see(noise, x_hat)`.
+    """
     twin = copy.copy(model)
-
-    def purify(x: Tensor, rng: Streams, *, on_step: Callable | None = None) -> Tensor:
-        x_hat = model.purify(x, rng, on_step=on_step)
-        twin.nfe = model.nfe
-        see(x, rng, x_hat.detach())
-        return x_hat
-
-    def view(grad: str) -> Defended:
-        return twin if grad == "full" else watched(model.view(grad), see)
-
-    object.__setattr__(twin, "purify", purify)
-    object.__setattr__(twin, "view", view)
+    twin.on_purified = see
     return twin
 
 
@@ -100,8 +90,8 @@ def own(subject: Subject) -> tuple[Group, Diary]:
             off = threat.admit(state, x)[0] - raw
             diary.moved = max(diary.moved, float(off.abs().max()))
 
-        attacked = watched(arm.attacked, lambda x, rng, x_hat: diary.asked.update(rng.keys if rng.used else ()))
-        scored = watched(arm.scored, lambda x, rng, x_hat: diary.calls.append({*rng.keys} if rng.used else set()))
+        attacked = watched(arm.attacked, lambda rng, x_hat: diary.asked.update(rng.keys if rng.used else ()))
+        scored = watched(arm.scored, lambda rng, x_hat: diary.calls.append({*rng.keys} if rng.used else set()))
         twins: Any = Arm(attacked, scored, Followed(small(subject), state))
         group = _run(subject, twins)
         scoring = -(-subject.evaluation.votes // scored.draws_per_call)  # calls of one scoring; the judge's come first

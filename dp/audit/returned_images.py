@@ -2,7 +2,6 @@
 3, checks 12, 13).
 """
 
-import functools
 import tempfile
 from pathlib import Path
 
@@ -10,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dp.attacks.base import Attack
+from dp.attacks.base import FULL, VALUES, Attack
 from dp.audit.check import Finding, Subject, audited
 from dp.audit.reruns import ROUNDING, own, percent
 from dp.defense.defended import Defended
-from dp.evaluation.differences import gradients
+from dp.evaluation.caveats import gradients
 from dp.evaluation.draws import fresh_draws
 from dp.evaluation.rows import Group, Row
 from dp.output import rescore
@@ -59,20 +58,21 @@ def _clean(group: Group, x: Tensor) -> list[int]:
     ]
 
 
-def views(subject: Subject) -> dict[str, Defended]:
-    """The defences that the run's attack differentiates, by name; none for one that goes by values."""
-    attack, attacked = subject.arm.attack, subject.arm.attacked
-    names = sorted(gradients(attack, "full") - {"values"})
-    return {name: functools.reduce(Defended.view, name.split("+"), attacked) for name in names}
+def differentiated_by_attack(subject: Subject) -> dict[tuple[str, ...], Defended]:
+    """The defenses that the run's attack differentiates, by their gradient modes on top of the attacked one; none for
+    an attack that asks for values.
+    """
+    every = sorted(gradients(subject.arm.attack, FULL) - {(VALUES,)})
+    return {modes: subject.arm.attacked.gradient_modes(modes) for modes in every}
 
 
 def _zero(subject: Subject) -> float:
-    """Largest share of pixels without any gradient, over the attack's views, at a random point."""
+    """Largest share of pixels without any gradient, over the attack's gradient modes, at a random point."""
     images, e, attack = subject.images, subject.evaluation, subject.arm.attack
     rng = Streams(images.ids, subject.seed, "audit-gradient")
     x = e.threat.proven_noise(images.x, rng.draw(0))[0]
     shares = [0.0]
-    for model in views(subject).values():
+    for model in differentiated_by_attack(subject).values():
         _, grad = model.loss_gradient(x, images.y, rng.draw(1), _draws(attack))
         shares.append(float((grad == 0).double().mean()))
     return max(shares)

@@ -8,7 +8,7 @@ import numpy as np
 
 from dp.attacks.apgd import APGD
 from dp.attacks.autoattack import autoattack
-from dp.attacks.base import Attack
+from dp.attacks.base import FULL, VALUES, Attack
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.spsa import SPSA
 from dp.attacks.square import Square
@@ -16,7 +16,7 @@ from dp.attacks.through import Through
 from dp.attacks.union import Union
 from dp.audit.check import Finding, Subject, audited, not_applicable
 from dp.audit.reruns import above, other, own, percent, right, verdicts, worst
-from dp.evaluation.differences import gradients
+from dp.evaluation.caveats import gradients
 from dp.evaluation.rows import Group
 from dp.threat_models.ball import BALLS
 
@@ -29,7 +29,7 @@ def black_box(subject: Subject) -> Finding:
     """Check 8: no attack without the defence's gradient leaves less than the run's, which has it."""
     name, attack = "black box", subject.arm.attack
     why = _no_ball(subject)
-    if why or gradients(attack, "full") == {"values"}:
+    if why or gradients(attack, FULL) == {(VALUES,)}:
         return not_applicable(name, why or "the run's attack asks for values itself")
     found = {key: other(subject, key, part) for key, part in _black_boxes(subject).items()}
     return _table(subject, name, found, "the run's attack leaves no more than any")
@@ -119,8 +119,12 @@ def _classes(subject: Subject) -> int:
     return own(subject)[0].adv.shape[2]
 
 
+def _targets(subject: Subject) -> int:
+    return min(9, _classes(subject) - 1)
+
+
 def _autoattack(subject: Subject, iterations: int, eot: int) -> Attack:
-    targets = min(9, _classes(subject) - 1)
+    targets = _targets(subject)
     if targets < 3:  # its targeted loss needs four classes
         return Union({"apgd_ce": APGD(iterations, eot)})
     return autoattack("fixed", "rand", iterations, eot, targets=targets)

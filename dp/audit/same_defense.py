@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from dp.audit.check import Finding, Subject, audited
-from dp.audit.returned_images import views
+from dp.audit.returned_images import differentiated_by_attack
 from dp.defense.defended import Defended
-from dp.evaluation.differences import hyperparameters
+from dp.evaluation.caveats import differences, mode_name
 from dp.rng import Streams
 
 START = 0.05  # share by which the first noise level may differ: discrete clocks round
@@ -21,32 +21,33 @@ def same_defence(subject: Subject) -> Finding:
     by the noise levels of the scored one, in more or fewer steps, declared or not.
     """
     attacked, scored, _ = subject.arm
-    seen = sorted({*views(subject), *_views(attacked, scored)} - {"full"})
-    found = hyperparameters(attacked, scored)
-    lines = [f"not declared: {line}" for line in found if line not in subject.declared]
-    said = {name for claim in subject.claims.split(", ") for name in (claim, *claim.split("+"))}
-    lines += [f"not declared: the gradient is {name}'s" for name in seen if name not in said]
-    found += [f"the gradient is {name}'s" for name in seen]
+    taken = sorted({*differentiated_by_attack(subject), *_modes(attacked, scored)} - {()})
+    claimed = {*subject.claims, *((mode,) for modes in subject.claims for mode in modes)}
+    changed = differences(attacked, scored)
+    silent = [difference for difference in changed if difference not in subject.declared]
+    lines = [f"not declared: {line}" for line in silent]
+    lines += [f"not declared: the gradient is {mode_name(modes)}'s" for modes in taken if modes not in claimed]
     lines += _networks(attacked, scored) + _levels(subject)
-    value = "; ".join(lines) or (f"declared: {', '.join(found)}" if found else "the same")
-    count = f"{len(found)} differences"
+    differences = [*map(str, changed)] + [f"the gradient is {mode_name(modes)}'s" for modes in taken]
+    value = "; ".join(lines) or (f"declared: {', '.join(differences)}" if differences else "the same")
+    count = f"{len(differences)} differences"
     return Finding("same defence", value, "all declared, the same noise", "FAIL" if lines else "PASS", count, 0.0)
 
 
-def _views(attacked: Defended, scored: Defended) -> list[str]:
-    """The views of the scored defence that are attacked in its place, by what they lack."""
-    blind, bpda = attacked.denoiser is None and scored.denoiser is not None, attacked.identity and not scored.identity
-    return [name for name, here in (("blind", blind), ("bpda", bpda)) if here]
+def _modes(attacked: Defended, scored: Defended) -> list[tuple[str, ...]]:
+    """The gradient modes of the scored defense that are attacked in its place, by what they lack."""
+    blind, bpda = attacked.undefended and not scored.undefended, attacked.bpda and not scored.bpda
+    return [modes for modes, holds in ((("blind",), blind), (("bpda",), bpda)) if holds]
 
 
 def _networks(attacked: Defended, scored: Defended) -> list[str]:
-    """Networks of other weights; that the bare classifier has no denoiser is for `_views`."""
+    """Networks of other weights; that the bare classifier has no denoiser is for `_modes`."""
     pairs = [("denoiser", attacked.denoiser, scored.denoiser), ("classifier", attacked.classifier, scored.classifier)]
     lines = []
-    for name, mine, theirs in pairs:
-        if mine is None or theirs is None or mine is theirs:
+    for name, first, second in pairs:
+        if first is None or second is None or first is second:
             continue
-        a, b = mine.state_dict(), theirs.state_dict()
+        a, b = first.state_dict(), second.state_dict()
         if a.keys() != b.keys() or not all(torch.equal(a[key], b[key]) for key in a):
             lines.append(f"not declared: another {name}")
     return lines
@@ -55,7 +56,7 @@ def _networks(attacked: Defended, scored: Defended) -> list[str]:
 def _levels(subject: Subject) -> list[str]:
     """Attacked purifications that start at another noise level than the scored one, or go down another way."""
     scored, lines = _sigmas(subject, subject.arm.scored), []
-    asked = {name: model for name, model in views(subject).items() if name != "full"}
+    asked = {mode_name(modes): model for modes, model in differentiated_by_attack(subject).items() if modes}
     for name, model in {"attacked": subject.arm.attacked, **asked}.items():
         sigmas, what = _sigmas(subject, model), "surrogate" if name == "attacked" else name
         if not sigmas or not scored:
@@ -66,8 +67,8 @@ def _levels(subject: Subject) -> list[str]:
         elif max(sigmas) > max(scored) * (1 + START):
             lines.append(f"wrong schedule: the {what} goes up to sigma {max(sigmas):.3g} of at most {max(scored):.3g}")
         elif _off(sigmas, scored) > GRID:
-            mine, theirs = (", ".join(f"{s:.3g}" for s in grid[-3:]) for grid in (sigmas, scored))
-            lines.append(f"wrong schedule: the {what} ends at sigma {mine}, the scored one at {theirs}")
+            ends, wanted = (", ".join(f"{s:.3g}" for s in grid[-3:]) for grid in (sigmas, scored))
+            lines.append(f"wrong schedule: the {what} ends at sigma {ends}, the scored one at {wanted}")
     return lines
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dp.audit.check import Finding, Subject, audited, not_applicable, some, streams
-from dp.audit.probes import cosine, one_step, parts
+from dp.audit.probes import cosine, gradient_probes, one_step
 from dp.threat_models.ball import BALLS, ThreatModel
 
 ALONG = 0.99  # least cosine of an l2 step, or share of pixels of a linf step, with the gradient
@@ -26,8 +26,8 @@ def step(subject: Subject) -> Finding:
 
     A step in l2 that moves all pixels equally is a sign step, which the l2 ball cuts short.
     """
-    threat, asking = subject.evaluation.threat, parts(subject)
-    if threat.norm not in BALLS or not asking:
+    threat, probes = subject.evaluation.threat, gradient_probes(subject)
+    if threat.norm not in BALLS or not probes:
         why = (
             "a package makes its steps itself" if threat.norm in BALLS else f"steps of pixels are none in {threat.norm}"
         )
@@ -35,12 +35,12 @@ def step(subject: Subject) -> Finding:
     images = some(subject.images, 4)
     images = images._replace(x=0.25 + 0.5 * images.x)
     lines, verdicts = [], []
-    for part in asking:
-        asked, after = one_step(part, images, _Boundless(threat.norm, threat.eps), streams(subject, images, "step"))
+    for probe in probes:
+        query, after = one_step(probe, images, _Boundless(threat.norm, threat.eps), streams(subject, images, "step"))
         line, verdict = "asks for no gradient", "FAIL"
-        if asked is not None:
-            line, verdict = _along(after - asked.x, asked.grad, threat.norm)
-        lines.append(f"{part.name} {line}")
+        if query is not None:
+            line, verdict = _along(after - query.x, query.gradient, threat.norm)
+        lines.append(f"{probe.name} {line}")
         verdicts.append(verdict)
     verdict = max(verdicts, key=("PASS", "WARN", "FAIL").index)
     threshold = f">= {ALONG:g}"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dp.audit.check import Subject, streams
-from dp.audit.probes import Watched
-from dp.defense.known_noise import KnownDraws
+from dp.audit.probes import Recorder
+from dp.defense.known_noise import KnownNoise
 from dp.objectives import margin
 from dp.subset import Subset
 
@@ -51,8 +51,8 @@ def track(subject: Subject) -> Track:
 def _run(subject: Subject, images: Subset) -> Track:
     """The attack on one batch, every iteration with streams of its own."""
     evaluation, attack, x = subject.evaluation, subject.arm.attack, images.x
-    known = KnownDraws(subject.arm.attacked, streams(subject, images, "look"), DRAWS)
-    model = Watched(known if evaluation.known_draws else subject.arm.attacked)
+    known = KnownNoise(subject.arm.attacked, streams(subject, images, "look"), DRAWS)
+    model = Recorder(known if evaluation.known_draws else subject.arm.attacked)
     rng, given = streams(subject, images, "attack"), (x, images.y, evaluation.threat)
     state: Any = attack.start(model, *given, rng.draw(0))
     looks = {round(k * attack.steps / LOOKS) for k in range(LOOKS + 1)}
@@ -63,7 +63,7 @@ def _run(subject: Subject, images: Subset) -> Track:
         if done < attack.steps:
             model.log.clear()
             state = attack.step(model, state, *given, rng.draw(1 + done))
-            zeros += [model.log[-1].grad.flatten(1).abs().amax(dim=1) == 0] if model.log else []
+            zeros += [model.log[-1].gradient.flatten(1).abs().amax(dim=1) == 0] if model.log else []
     path, x_adv = torch.stack(list(points.values())), evaluation.threat.admit(state, x)[0]  # (T,B,...)
     margins = torch.stack([_margins(subject, images, point, "look") for point in path])  # (T,R,B)
     best = path[_rank(margins).argmax(dim=0).to(x.device), torch.arange(len(x), device=x.device)]

@@ -8,41 +8,63 @@ from torch import Tensor
 from dp.objectives import Loss, cross_entropy
 from dp.rng import Streams
 
-Along = Callable[[Tensor, Sequence[tuple[float, Tensor]]], Tensor]  # (B,C,H,W), [(sigma, z (B,C,H,W))] -> (B,)
+# Images (B,C,H,W) and the states of their purification, [(sigma, z (B,C,H,W))] -> a term of the loss, (B,).
+AuxiliaryLoss = Callable[[Tensor, Sequence[tuple[float, Tensor]]], Tensor]
 
 
-class Model(Protocol):
-    """What an attack may ask of the defence it attacks; losses are averaged over `draws`, which share network calls.
+class Defense(Protocol):
+    """A randomized classifier of images x (B,C,H,W) in [0,1] with labels y (B,). `logits` is the contract; purification
+    and then classification is one implementation of it.
 
-    A loss of several columns (B,M) has each of them averaged, and the first differentiated.
+    A sample is one stochastic pass of the defense. The k-th of the `samples` of image b has the noise of `rng.draw(k)`
+    in slot b, in every method alike. Losses are averaged over samples; of a loss with several columns (B,M) each is
+    averaged, and the first is differentiated.
     """
 
-    def view(self, grad: str) -> "Model":
-        """The same defence led by another gradient: `full`, `bpda`, `blind`, or one that the purifier's yaml names."""
+    def gradient_mode(self, name: str) -> "Defense":
+        """The same defense with another derivative: `full` (its own), `bpda` (the identity in place of the derivative
+        of the purification), `blind` (the bare classifier), or one of the method's own gradient variants.
+        """
         ...
 
-    def logits(self, x: Tensor, rng: Streams, draws: int) -> Tensor:
-        """(draws,B,K)."""
+    def gradient_modes(self, names: Sequence[str]) -> "Defense":
+        """Those gradient modes one after another; of no names the defense itself."""
         ...
 
-    def logits_of(self, asked: Sequence[tuple[int, int]], images: Sequence[Tensor], rng: Streams, draws: int) -> Tensor:
-        """(draws,len(asked),K) of images[m][b] for the pairs (m, b), with the noise of lane b."""
+    def logits(self, x: Tensor, rng: Streams, samples: int) -> Tensor:
+        """Logits of K classes, (samples,B,K)."""
         ...
 
-    def loss(self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy) -> Tensor:
-        """(B,) or (B,M)."""
+    def logits_of(
+        self, queries: Sequence[tuple[int, int]], images: Sequence[Tensor], rng: Streams, samples: int
+    ) -> Tensor:
+        """Logits (samples,len(queries),K) of images[m][b] for the queries (m, b), each with the noise of slot b.
+        `images`: batches (B,C,H,W).
+        """
+        ...
+
+    def loss(self, x: Tensor, y: Tensor, rng: Streams, samples: int, loss: Loss = cross_entropy) -> Tensor:
+        """The mean loss, (B,) or (B,M)."""
         ...
 
     def loss_gradient(
-        self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy, along: Along | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        rng: Streams,
+        samples: int,
+        loss: Loss = cross_entropy,
+        auxiliary: AuxiliaryLoss | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(B,) or (B,M), and (B,C,H,W). `along`: a term from the states of the purification, added to the loss."""
+        """The mean loss, (B,) or (B,M), and the gradient of its first column in x, (B,C,H,W). `auxiliary`: a term that
+        is added to that column.
+        """
         ...
 
-    def purified(self, x: Tensor, rng: Streams, draws: int) -> Tensor:
-        """(draws,B,C,H,W), without a graph."""
+    def purified(self, x: Tensor, rng: Streams, samples: int) -> Tensor:
+        """Purified images (samples,B,C,H,W), without a graph."""
         ...
 
-    def pull_back(self, x: Tensor, rng: Streams, which: Sequence[int], direction: Tensor) -> Tensor:
-        """direction^T dx_hat / dx, (B,C,H,W), of draw which[b] of each image."""
+    def vjp(self, x: Tensor, rng: Streams, which: Sequence[int], direction: Tensor) -> Tensor:
+        """The vector-Jacobian product direction^T dx_hat / dx, (B,C,H,W), of sample which[b] of each image."""
         ...

@@ -5,42 +5,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dp.defense.defended import Defended
-from dp.defense.interface import Along
-from dp.objectives import Loss, cross_entropy
+from dp.defense.interface import Defense
+from dp.defense.wrapper import Wrapped
 from dp.rng import Streams
 
 
-class KnownDraws:
-    """A defence whose attacker knows the very draws that will score (DW-box, Liu et al.; evaluation.md section 1):
-    whatever noise an attack asks with, it gets the `draws` of `rng`.
+class KnownNoise(Wrapped):
+    """`model`, asked with the first `samples` samples of `rng` whatever noise an attack asks with; an attack that wants
+    more samples gets the same ones again.
     """
 
-    def __init__(self, model: Defended, rng: Streams, draws: int):
-        self.model, self.rng, self.draws = model, rng, draws
+    def __init__(self, model: Defense, rng: Streams, samples: int):
+        super().__init__(model)
+        self.rng, self.samples = rng, samples
 
-    def view(self, grad: str) -> "KnownDraws":
-        return KnownDraws(self.model.view(grad), self.rng, self.draws)
+    def around(self, model: Defense, name: str) -> "KnownNoise":
+        return KnownNoise(model, self.rng, self.samples)
 
-    def logits(self, x: Tensor, rng: Streams, draws: int) -> Tensor:
-        known = self.model.logits(x, self.rng, self.draws)
-        return known[torch.arange(draws) % self.draws]
+    def noise(self, rng: Streams, samples: int) -> tuple[Streams, int]:
+        return self.rng, self.samples
 
-    def logits_of(self, asked: Sequence[tuple[int, int]], images: Sequence[Tensor], rng: Streams, draws: int) -> Tensor:
-        known = self.model.logits_of(asked, images, self.rng, self.draws)
-        return known[torch.arange(draws) % self.draws]
+    def expand(self, answers: Tensor, samples: int) -> Tensor:
+        return answers[torch.arange(samples) % self.samples]
 
-    def loss(self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy) -> Tensor:
-        return self.model.loss(x, y, self.rng, self.draws, loss)
-
-    def loss_gradient(
-        self, x: Tensor, y: Tensor, rng: Streams, draws: int, loss: Loss = cross_entropy, along: Along | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return self.model.loss_gradient(x, y, self.rng, self.draws, loss, along)
-
-    def purified(self, x: Tensor, rng: Streams, draws: int) -> Tensor:
-        known = self.model.purified(x, self.rng, self.draws)
-        return known[torch.arange(draws) % self.draws]
-
-    def pull_back(self, x: Tensor, rng: Streams, which: Sequence[int], direction: Tensor) -> Tensor:
-        return self.model.pull_back(x, self.rng, [k % self.draws for k in which], direction)
+    def chosen(self, which: Sequence[int]) -> Sequence[int]:
+        return [k % self.samples for k in which]

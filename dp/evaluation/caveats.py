@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from dp.attacks.base import FULL, VALUES, Attack
-from dp.defense.defended import Defended
+from dp.defense.defended import Defended, unbound
 from dp.threat_models.ball import ThreatModel
 
 Modes = tuple[str, ...]  # gradient modes that are applied one after another, the outermost first
@@ -22,6 +24,10 @@ class Difference(NamedTuple):
     key: str
     attacked: Any
     scored: Any
+
+    def __str__(self) -> str:
+        other = "" if self.scored is None else f" instead of {self.scored}"
+        return f"{self.key}={self.attacked}{other}"
 
 
 class Change(NamedTuple):
@@ -39,13 +45,17 @@ class ShortSteps(NamedTuple):
     reach: float
     needed: float
 
+    def __str__(self) -> str:
+        way = f"cover {self.reach:.3g} together and may need {self.needed:.3g}"
+        return f"the steps of {self.attack} {way}: raise its step_size, or set it to null"
+
 
 @dataclass(frozen=True)
 class Caveats:
     """What weakens or qualifies one row.
 
-    `gradients`: what the attack differentiates, one tuple of gradient modes for each of its parts; ("full",) is the
-    scored defense itself, ("values",) an attack that asks for no gradient. `straight_through`: the last clamp passes
+    `gradients`: what the attack's parts differentiate, as tuples of gradient modes; () is the scored defense's own
+    gradient, ("values",) none at all. `straight_through`: the last clamp passes
     gradients that it would stop. `differences`: hyperparameters that differ between the attacked and the scored
     purifier. `departures`: where a named protocol is not run as it is defined. `scaled`: values that stand in for those
     of the dataset's model dataset. `no_surrogate`: the protocol asks for a surrogate, the purifier has none, so it is
@@ -70,16 +80,6 @@ class Caveats:
     nfe: int
     attack_nfe: int
 
-    @property
-    def claims(self) -> tuple[Modes, ...]:
-        """The gradients that the run says it takes; an attack that asks for none claims none."""
-        return tuple(modes for modes in self.gradients if modes != (VALUES,))
-
-    @property
-    def exact(self) -> bool:
-        """Whether one of the gradients is claimed to be the scored defense's own."""
-        return (FULL,) in self.gradients and not self.straight_through
-
     def as_data(self) -> dict:
         """Plain data for a summary: named tuples become mappings."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
@@ -91,19 +91,21 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def gradients(attack: Attack, threat_grad: str) -> tuple[Modes, ...]:
-    """What an attack differentiates under a threat model whose `grad` is this: a tuple of modes for each of its parts,
-    sorted, each once.
+def gradients(attack: Attack, grad: str) -> tuple[Modes, ...]:
+    """What the parts of an attack differentiate, sorted, each once: `()` is the defense's own gradient, `("values",)`
+    none at all. `grad`: the threat model's.
     """
     found = set()
     for part in attack.parts():
-        if part.attack.gradient == VALUES:
-            found.add((VALUES,))
-            continue
-        asked = [mode for mode in (threat_grad, *part.modes, part.attack.gradient) if mode != FULL]
-        modes = tuple(mode for k, mode in enumerate(asked) if k == 0 or mode != asked[k - 1])
-        found.add(modes or (FULL,))
+        modes = [mode for mode in (grad, *part.modes, part.attack.gradient) if mode != FULL]
+        path = tuple(mode for k, mode in enumerate(modes) if k == 0 or mode != modes[k - 1])
+        found.add((VALUES,) if part.attack.gradient == VALUES else path)
     return tuple(sorted(found))
+
+
+def mode_name(modes: Sequence[str]) -> str:
+    """Gradient modes in one word, for people."""
+    return "+".join(modes) or FULL
 
 
 def bound(purify: Any) -> dict[str, Any]:
@@ -112,12 +114,23 @@ def bound(purify: Any) -> dict[str, Any]:
 
 
 def differences(attacked: Defended, scored: Defended) -> tuple[Difference, ...]:
-    """Every hyperparameter of the purifier that differs; none where the attacked defense does not purify."""
-    ours, theirs = bound(attacked.purifier), bound(scored.purifier)
-    if not ours:
+    """Every hyperparameter of the purifier that differs, in the order of their names, and first the purifier if it is
+    another one. Without purification there is nothing to compare.
+    """
+    if attacked.undefended:
         return ()
-    keys = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
-    return tuple(Difference(key, ours.get(key), theirs.get(key)) for key in keys)
+    functions = tuple(unbound(model.purifier) for model in (attacked, scored))
+    another = functions[0] is not functions[1]
+    found = [Difference("purifier", *map(_name, functions))] if another else []
+    ours, theirs = bound(attacked.purifier), bound(scored.purifier)
+    keys = sorted({*ours, *theirs})
+    found += [Difference(key, ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)]
+    return tuple(found)
+
+
+def _name(purify: Any) -> str:
+    kind = type(purify) if isinstance(purify, nn.Module) else purify
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def short_steps(attack: Attack, threat: ThreatModel) -> tuple[ShortSteps, ...]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from dp.attacks.base import Attack
 from dp.attacks.null import Null
 from dp.defense.defended import Defended
-from dp.defense.interface import Model
-from dp.defense.known_noise import KnownDraws
+from dp.defense.interface import Defense
+from dp.defense.known_noise import KnownNoise
 from dp.evaluation.draws import decided, fresh_draws
 from dp.evaluation.judge import Judge
 from dp.evaluation.rows import Group, Row, Unit
@@ -126,8 +126,8 @@ class Evaluation:
         def streams(stage: str, ids: Sequence[int]) -> Streams:
             return Streams(ids, unit.seed, stages[stage])
 
-        def attacked(ids: Sequence[int]) -> Model:
-            return KnownDraws(arm.attacked, streams("adv", ids), self.votes) if self.known_draws else arm.attacked
+        def attacked(ids: Sequence[int]) -> Defense:
+            return KnownNoise(arm.attacked, streams("adv", ids), self.votes) if self.known_draws else arm.attacked
 
         parts = (arm.attack, attacked, arm.scored, self.threat, streams, images, self.lanes, self.judge, self.ties)
         return Lanes(*parts).run(on_step)

@@ -13,7 +13,7 @@ from torch import Tensor
 from dp.attacks.base import Attack
 from dp.attacks.state import cat, each, lane, where
 from dp.defense.defended import Defended
-from dp.defense.interface import Model
+from dp.defense.interface import Defense
 from dp.evaluation.judge import Judge
 from dp.rng import Streams
 from dp.subset import Subset
@@ -43,7 +43,7 @@ class Lanes:
     """
 
     attack: Attack
-    attacked: Callable[[Sequence[int]], Model]
+    attacked: Callable[[Sequence[int]], Defense]
     scored: Defended
     threat: ThreatModel
     streams: Callable[[str, Sequence[int]], Streams]

@@ -4,7 +4,6 @@ Returns text and tables. Caveats come as the plain data of `Caveats.as_data`, wh
 """
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dp.attacks.base import FULL, VALUES, Attack
+from dp.evaluation.caveats import Difference, ShortSteps, mode_name
 from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.judge import Judge
 from dp.output.published import published_lines, published_rows
@@ -76,17 +76,12 @@ def through(grad: str, caveats: dict) -> str:
     """What the gradient of the attacked defense is the gradient of."""
     if grad == FULL:
         return "the scored defense itself"
-    changed = ", ".join(difference(d) for d in caveats["differences"])
+    changed = ", ".join(str(Difference(**d)) for d in caveats["differences"])
     return f"the scored defense by {mode_words(grad)}" + (f" ({changed})" if changed else "")
 
 
 def mode_words(mode: str) -> str:
     return MODES.get(mode, f"its gradient variant {mode}")
-
-
-def modes_name(modes: Sequence[str]) -> str:
-    """Gradient modes as a row names them."""
-    return " of ".join(reversed(modes))
 
 
 def gradient_words(caveats: dict) -> str:
@@ -96,13 +91,6 @@ def gradient_words(caveats: dict) -> str:
         own if tuple(m) == (FULL,) else "none" if tuple(m) == (VALUES,) else modes_name(m) for m in caveats["gradients"]
     ]
     return ", ".join(named)
-
-
-def difference(found: dict) -> str:
-    """A hyperparameter that the attacked and the scored purifier do not share."""
-    if found["scored"] is None:
-        return f"{found['key']}={found['attacked']}"
-    return f"{found['key']}={found['attacked']} instead of {found['scored']}"
 
 
 def rule_name(rule: str, samples: int) -> str:
@@ -140,11 +128,11 @@ def criteria_lines(config: dict, caveats: dict, votes: int, judge: Judge | None,
 def caveat_lines(config: dict, caveats: dict) -> list[str]:
     """Everything in which this run is not what its name says, but for what is scaled to the dataset."""
     protocol, lines = config["choices"]["protocol"], []
-    modes = [modes_name(m) for m in caveats["gradients"] if tuple(m) not in ((FULL,), (VALUES,))]
+    modes = [mode_name(m) for m in caveats["gradients"] if tuple(m) not in ((), (VALUES,))]
     if modes:
         who = "the gradient is" if len(modes) == len(caveats["gradients"]) else "some attacks' gradients are"
         lines.append(f"attacked is not what is scored: {who} not the scored defense's: {', '.join(modes)}")
-    lines += [f"attacked is not what is scored: {difference(found)}" for found in caveats["differences"]]
+    lines += [f"attacked is not what is scored: {Difference(**found)}" for found in caveats["differences"]]
     if caveats["straight_through"]:
         clamp = "the last clamp passes gradients that it would stop (clamp=straight_through)"
         lines.append(f"attacked is not what is scored: {clamp}")
@@ -154,9 +142,7 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
         lines.append(
             f"protocol {protocol} is not run as it is defined: {c['key']} {c['value']} instead of {c['reference']}"
         )
-    for s in caveats["short_steps"]:
-        way = f"cover {s['reach']:.3g} together and may need {s['needed']:.3g}"
-        lines.append(f"the steps of {s['attack']} {way}: raise its step_size, or set it to null")
+    lines += [str(ShortSteps(**found)) for found in caveats["short_steps"]]
     lines += [f"the purifier's mask is not attacked: add attack={attack}" for attack in caveats["masks_spared"]]
     if caveats["batch_bound"]:
         lines.append("rows depend on which images share a batch: order, shards and batch slots may change them")

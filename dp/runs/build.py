@@ -5,15 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
-from dp.attacks.base import Attack, check_norm
+from dp.attacks.base import VALUES, Attack, check_norm
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
 from dp.defense.memory import activation_bytes
 from dp.diffusion.denoisers import Denoiser, Gaussian
+from dp.evaluation.caveats import gradients
 from dp.evaluation.evaluate import Arm, Evaluation, null_control
 from dp.purifiers import diffpure, none
+from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
 from dp.runs.compose import make
 from dp.runs.machine import device_of, free_bytes, workers_of
@@ -35,12 +36,12 @@ def build(config: dict) -> Evaluation:
     check_norm(attack, config["choices"]["attack"], threat.norm)
     scored = defense(config, device)
     threat = threat.seen_by(scored.classifier)
-    attacked = scored if undefended(config) else scored.gradient_mode(threat.grad)
+    attacked = scored.gradient_mode(threat.grad)
     bare = Defended(none.purify, None, scored.classifier)
     judge = _make(config, protocol["judge"]) if protocol["judge"] and attack.steps else None
-    for part in attack.parts():
-        for mode in (*part.modes, part.attack.gradient):
-            scored.check_mode(mode)
+    for modes in gradients(attack, threat.grad):
+        if modes != (VALUES,):
+            scored.gradient_modes(modes)  # raises for one that this purifier does not have
     arms = {
         "defended": Arm(attacked, scored, attack),
         "undefended": Arm(bare, bare, attack),
@@ -75,12 +76,15 @@ def defense(config: dict, device: str) -> Defended:
     classifier: Classifier = network(config["classifier"])
     denoiser: Denoiser | None = network(config["denoiser"]) if "_target_" in config["denoiser"] else None
     purify = _make(config, config["purifier"])
-    if isinstance(purify, nn.Module):
+    if isinstance(purify, PurifierModule):
         purify = purify.to(device, memory_format=torch.channels_last)
     variants = {
         name: _variant(config, node) for name, node in (config["purifier"].get("gradients") or {}).items() if node
     }
-    return Defended(purify, denoiser, classifier, config["dataset"]["draws_per_call"], variants)
+    size = config["dataset"]["draws_per_call"]
+    scored = Defended(purify, denoiser, classifier, draws_per_call=size, variants=variants)
+    scored.networks.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return scored
 
 
 def _variant(config: dict, node: dict) -> dict | Callable:
@@ -90,11 +94,6 @@ def _variant(config: dict, node: dict) -> dict | Callable:
 
 def _make(config: dict, node: Any, **more: Any) -> Any:
     return make(node, modules=config["plugins"]["modules"], **more)
-
-
-def undefended(config: dict) -> bool:
-    """Whether the run has no purifier: then there is one gradient, whatever the threat model asks for."""
-    return config["choices"]["purifier"] == "none"
 
 
 def dry_nfe(model: Defended, one: Subset) -> int:
@@ -107,17 +106,20 @@ def dry_nfe(model: Defended, one: Subset) -> int:
 
 
 def set_memory(config: dict, scored: Defended, one: Subset, nfe: int, device: str) -> None:
-    """Let the denoiser store its activations, or recompute those that do not fit (`memory`), before any work."""
-    denoiser = scored.denoiser
-    if denoiser is None:
+    """Let the networks of the purification store their activations, or recompute those that do not fit (`memory`)."""
+    networks = [m for m in (scored.denoiser, *scored.networks) if isinstance(m, Denoiser | PurifierModule)]
+    for network in networks:
+        network.memory = "store" if config["memory"] == "auto" else config["memory"]
+    if config["memory"] != "auto" or not networks:
         return
-    if config["memory"] != "auto":
-        denoiser.memory = config["memory"]
-        return
-    one_step = functools.partial(diffpure.purify, t=0.1, steps=1, eta=0.0)
+    model = scored
+    if scored.denoiser is not None:
+        one_step = functools.partial(diffpure.purify, t=0.1, steps=1, eta=0.0)
+        model = Defended(one_step, scored.denoiser, scored.classifier)
     x = one.x.to(device, memory_format=torch.channels_last)
-    per_call = activation_bytes(Defended(one_step, denoiser, scored.classifier), x, Streams(one.ids, 0, "probe"))
+    per_call = activation_bytes(model, x, Streams(one.ids, 0, "probe"))
     at_once = per_call * config["dataset"]["lanes"] * config["dataset"]["draws_per_call"]
     fit = int(0.5 * free_bytes(device) / workers_of(config) / at_once)
-    denoiser.memory = "store" if nfe <= fit else "recompute"
-    denoiser.recompute.keep = max(1, fit)
+    for network in networks:
+        network.memory = "store" if nfe <= fit else "recompute"
+        network.recompute.keep = max(1, fit)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-import run
 from dp.attacks.apgd import APGD, gaps
 from dp.attacks.selection import strongest
 from dp.classifiers import Classifier
@@ -282,4 +281,4 @@ def test_the_yaml_holds_the_papers_values():
     attack = instantiate(composed("dataset=cifar10", "attack=apgd_t")["attack"])
     assert attack == APGD(100, 20, "targeted", targets=9, restarts=1, confirm=20, rho=0.75)
     assert attack.steps == 9 * 101
-    assert run.composed("attack=apgd_dlr")["attack"]["loss"] == "dlr"
+    assert composed("attack=apgd_dlr")["attack"]["loss"] == "dlr"

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import run
 from dp.attacks.bpda import BPDA
 from dp.attacks.null import Null
 from dp.attacks.pgd_eot import PGD
@@ -13,6 +12,7 @@ from dp.defense.defended import Defended
 from dp.evaluation.evaluate import null_control
 from dp.purifiers import none
 from dp.rng import Streams
+from dp.runs.build import build
 from dp.threat_models.ball import ThreatModel
 from tests.helpers.compose import CONF, composed, small_budget
 
@@ -131,7 +131,7 @@ OWN = ("stadv", "low_frequency")  # attacks under a threat model of their own, o
 def test_contract(name, norm, images):
     """Feasible at every step, deterministic, an image's result does not depend on its batch mates."""
     given = [f"attack={name}", f"threat_model={norm}", "purifier.steps=2", "protocol.images=2"]
-    evaluation = run.build(composed(*given, *small_budget(name)))
+    evaluation = build(composed(*given, *small_budget(name)))
     model, threat, attack = evaluation.arms["defended"].scored, evaluation.threat, evaluation.arms["defended"].attack
     x, y = images.x, images.y
     x_adv = run_attack(attack, model, x, y, threat)

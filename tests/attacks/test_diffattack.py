@@ -6,7 +6,6 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-import run
 from dp.attacks.apgd import APGD
 from dp.attacks.diffattack import Deviating, deviation, diffattack
 from dp.attacks.union import Union
@@ -16,6 +15,7 @@ from dp.diffusion.sampling import to_pm1
 from dp.objectives import with_margin
 from dp.purifiers import none
 from dp.rng import Streams
+from dp.runs.build import build
 from dp.threat_models.ball import ThreatModel
 from tests.attacks.test_apgd import Net, seeded
 from tests.attacks.test_attacks import assert_rows_stand_alone, run_attack
@@ -61,7 +61,7 @@ def test_states_of_another_size_are_compared_at_theirs():
 @pytest.mark.parametrize("purifier", ["diffpure", "hetero", "diffpure_sde"])
 def test_gradient_equals_central_differences(purifier, loss):
     """Float64, frozen noise; the weight is such that the term makes a good part of the gradient."""
-    model, x, y, ids = wide(run.build(composed(f"purifier={purifier}", "protocol.images=2")))
+    model, x, y, ids = wide(build(composed(f"purifier={purifier}", "protocol.images=2")))
     along, given = functools.partial(deviation, weight=30.0), (Streams(ids, 3, "frozen"), 2, with_margin(loss))
     values, gradient = model.loss_gradient(x, y, *given, along)
     plain, without = model.loss_gradient(x, y, *given)
@@ -79,7 +79,7 @@ def test_gradient_equals_central_differences(purifier, loss):
 @pytest.mark.parametrize("purifier", ["diffpure", "none"])
 def test_without_the_term_it_is_apgd_bit_for_bit(purifier, images):
     """By weight 0, or because a purifier has no states."""
-    model = run.build(composed(f"purifier={purifier}", "protocol.images=2")).arms["defended"].scored
+    model = build(composed(f"purifier={purifier}", "protocol.images=2")).arms["defended"].scored
     threat, weight = ThreatModel("linf", 0.1), 0.0 if purifier == "diffpure" else 1.0
     plain = Union({loss: APGD(3, 2, loss, confirm=3) for loss in ("ce", "dlr")}, 3)
     expected = run_attack(plain, model, images.x, images.y, threat)
@@ -90,7 +90,7 @@ def test_without_the_term_it_is_apgd_bit_for_bit(purifier, images):
 
 def test_the_term_rises_under_the_attack(images):
     """On fresh draws, above the random start's and above what APGD reaches."""
-    model = run.build(composed("purifier=diffpure", "protocol.images=2")).arms["defended"].scored
+    model = build(composed("purifier=diffpure", "protocol.images=2")).arms["defended"].scored
     threat, rng = ThreatModel("linf", 0.1), Streams(range(len(images.x)), 1, "fresh")
 
     def term(x_adv):

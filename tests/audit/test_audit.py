@@ -13,6 +13,8 @@ import run
 from dp.audit import battery as audit
 from dp.audit.check import Finding, Subject
 from dp.output import record, report
+from dp.runs.build import build
+from dp.runs.keys import run_key
 from tests.helpers.compose import TINY, composed
 
 
@@ -71,7 +73,7 @@ def tiny(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def subject() -> Subject:
     config = composed(*TINY)
-    return run.subject_of(config, run.build(config), images=2, quick=True)
+    return run.subject_of(config, build(config), images=2, quick=True)
 
 
 def test_every_check_is_asked_in_turn_and_an_error_is_a_failure(few, subject):
@@ -115,7 +117,7 @@ def test_an_audit_counts_for_the_code_that_made_it(subject, tmp_path):
 def test_network_evaluations_are_those_that_an_attack_asks_for(monkeypatch):
     """PGD on a network that counts: 5 images, a seed, 3 steps of 2 draws, 4 denoising steps and the classifier."""
     given = ("protocol.images=5", "protocol.seeds=[5]", "attack.iterations=3", "attack.eot=2", "dataset.lanes=5")
-    evaluation = run.build(composed(*given, "purifier=diffpure", "purifier.steps=4", "memory=store"))
+    evaluation = build(composed(*given, "purifier=diffpure", "purifier.steps=4", "memory=store"))
     arm, calls = evaluation.arms["defended"], []
     assert arm.scored.denoiser is not None
     for net in (arm.scored.denoiser.net, arm.scored.classifier.net):
@@ -131,7 +133,7 @@ def test_network_evaluations_are_those_that_an_attack_asks_for(monkeypatch):
     [([], False), (["+experiment=digits/hetero"], True), (["attack=none"], False), (["protocol=strict"], False)],
 )
 def test_auto_is_for_long_jobs(overrides, long):
-    evaluation = run.build(composed(*overrides))
+    evaluation = build(composed(*overrides))
     assert audit.due("auto", evaluation, nfe=8) is long
     assert audit.due(True, evaluation, nfe=8)
     assert not audit.due(False, evaluation, nfe=8)
@@ -210,7 +212,7 @@ def test_command(checks, code, tiny, few, monkeypatch, capsys):
     found, out, _ = command(monkeypatch, capsys, *tiny, "--images", "1")
     assert found == code
     (path,) = Path("results/audits").glob("*.json")
-    assert path.stem == run.run_key(composed(*tiny))
+    assert path.stem == run_key(composed(*tiny))
     assert path.with_suffix(".png").stat().st_size > 10_000
     kept = json.loads(path.read_text())
     assert kept["images"] == 1
@@ -227,7 +229,7 @@ def test_the_small_audit_of_the_benchmark_finds_nothing_broken(tiny, monkeypatch
     assert code == 0, out
     assert " 0 FAIL" in out
     (path,) = Path("results/audits").glob("*.json")
-    assert path.stem == f"{run.run_key(composed(*tiny))}-quick"  # beside the whole audit's
+    assert path.stem == f"{run_key(composed(*tiny))}-quick"  # beside the whole audit's
     kept = json.loads(path.read_text())
     assert kept["entry"]["quick"]
     assert kept["entry"]["checks"] == len(audit.checks(quick=True)) == len({f["check"] for f in kept["findings"]})

@@ -18,7 +18,7 @@ from dp.audit import budgets as controls
 from dp.audit import rival_attacks as comparisons
 from dp.audit.check import Subject
 from dp.audit.reruns import above, small
-from dp.defense.known_noise import KnownDraws
+from dp.defense.known_noise import KnownNoise
 from dp.evaluation.rows import Group, Row, Unit
 from tests.helpers.audited import Linear, State, composed_subject, made, planted, weights
 from tests.helpers.compose import small_budget
@@ -102,7 +102,7 @@ def test_eps_sweep(bare):
 def test_eps_sweep_names_a_broken_gradient_and_a_weak_budget(bare):
     broken = controls.eps_sweep(planted(bare, attack=Downhill()))
     assert broken.verdict == "FAIL"
-    assert "optimiser or gradient (exact) broken" in broken.value
+    assert "optimizer or gradient (exact) broken" in broken.value
     short = controls.eps_sweep(planted(bare, attack=PGD(2, 1, step_size=0.01, random_start=False, select="last")))
     assert short.verdict == "WARN"
     assert "less than the" in short.value
@@ -139,7 +139,7 @@ def test_more_work_that_helps_the_defender_is_found(bare):
 def test_a_union_with_an_exact_part_can_be_broken(bare):
     """Its other part's gradient is approximate; that of the first is not, and should have found a way."""
     parts = {"downhill": Downhill(), "blind": Through(Downhill(), "blind")}
-    broken = planted(bare, "blind, exact", attack=Union(parts, confirm=1))
+    broken = planted(bare, (("blind",), ()), attack=Union(parts, confirm=1))
     finding = controls.eps_sweep(broken)
     assert finding.verdict == "FAIL"
     assert "gradient (blind, exact) broken" in finding.value
@@ -149,7 +149,7 @@ class Deaf(PGD):
     """Asks with draws of its own, past those that it could know."""
 
     def step(self, model, state, x, y, threat, rng):
-        return super().step(model.model if isinstance(model, KnownDraws) else model, state, x, y, threat, rng)
+        return super().step(model.model if isinstance(model, KnownNoise) else model, state, x, y, threat, rng)
 
 
 def test_known_draw(bare):

@@ -174,7 +174,7 @@ def test_a_success_that_is_not_returned_is_found():
 def test_success_that_does_not_transfer_is_found(sound):
     """The bare classifier, which knows no purification, gives way; the defence does not."""
     attack = Through(PGD(5, 1), "blind")
-    found = trajectories.indicators(planted(sound, claims="blind", attack=attack))
+    found = trajectories.indicators(planted(sound, claims=(("blind",),), attack=attack))
     assert "transfer failure" in found.value
     assert found.verdict == "WARN"
 

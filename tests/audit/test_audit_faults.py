@@ -18,10 +18,10 @@ from dp.audit import trajectory as course
 from dp.audit.check import Subject
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
-from dp.defense.known_noise import KnownDraws
+from dp.defense.known_noise import KnownNoise
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
-from tests.helpers.audited import SMALL, Fixed, Leaky, composed_subject, copied, planted
+from tests.helpers.audited import EXACT, SMALL, Fixed, Leaky, composed_subject, copied, planted
 from tests.helpers.compose import small_budget
 
 IMAGES = 4
@@ -60,7 +60,7 @@ class Peeks(Wrapped):
     seed: int
 
     def step(self, model, state, x, y, threat, rng):
-        known = KnownDraws(model, Streams(self.ids, self.seed, "adv"), 3)
+        known = KnownNoise(model, Streams(self.ids, self.seed, "adv"), 3)
         return self.attack.step(known, state, x, y, threat, rng)  # pyright: ignore[reportArgumentType]
 
 
@@ -76,11 +76,11 @@ def leaky(sound: Subject) -> Subject:
 
 def wrong_schedule(sound: Subject) -> Subject:
     purify = functools.partial(sound.arm.scored.purifier, t=0.4)
-    return planted(sound, "surrogate", attacked=copied(Defended, sound.arm.scored, purifier=purify))
+    return planted(sound, (("surrogate",),), attacked=copied(Defended, sound.arm.scored, purifier=purify))
 
 
 def surrogate_as_full(sound: Subject) -> Subject:
-    return planted(sound, "exact", attacked=sound.arm.scored.view("surrogate"))
+    return planted(sound, EXACT, attacked=sound.arm.scored.gradient_mode("surrogate"))
 
 
 def classified(sound: Subject, kind: type[Classifier], **given: Any) -> Subject:

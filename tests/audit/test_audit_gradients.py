@@ -15,7 +15,7 @@ from dp.audit import convergence as trajectories
 from dp.audit import gradients
 from dp.audit import probes as asking
 from dp.audit import trajectory as course
-from dp.audit.check import Subject
+from dp.audit.check import Subject, streams
 from dp.defense.defended import Defended
 from dp.threat_models.ball import ThreatModel
 from tests.helpers.audited import SMALL, Leaky, Linear, composed_subject, made, planted, verdicts, weights
@@ -82,10 +82,10 @@ class Scaled(torch.autograd.Function):
 def test_the_relative_error_of_a_scaled_gradient_is_known():
     """A gradient of 1.01 times the derivative: .01 / 1.01 in every direction, at every length that rounding allows."""
     subject = made(Linear(weights()), lambda x, *_, **__: Scaled.apply(x))
-    errors, _ = gradients._differences(subject, subject.images, "exact")
+    errors, _ = gradients._differences(subject, subject.images, ())
     torch.testing.assert_close(errors, torch.full_like(errors, 0.01 / 1.01), rtol=1e-3, atol=0)
     assert gradients.derivative(subject).verdict == "FAIL"
-    assert gradients.derivative(dataclasses.replace(subject, claims="approximate")).verdict == "WARN"
+    assert gradients.derivative(dataclasses.replace(subject, exact=False)).verdict == "WARN"
     assert gradients.derivative(made(Linear(weights()))).verdict == "PASS"
 
 
@@ -96,7 +96,7 @@ def test_kinks_in_the_way_spoil_no_verdict():
         return x + (200 * x).floor() / 200
 
     subject = dataclasses.replace(made(Linear(weights()), purify), quick=False)
-    errors, _ = gradients._differences(subject, subject.images, "exact")
+    errors, _ = gradients._differences(subject, subject.images, ())
     assert errors[0].median() > 1e-2
     assert gradients.derivative(subject).verdict == "PASS"
 
@@ -104,9 +104,9 @@ def test_kinks_in_the_way_spoil_no_verdict():
 @pytest.mark.parametrize("purify", [lambda x, *_, **__: x.detach(), lambda x, *_, **__: torch.ones_like(x)])
 def test_a_defence_without_a_gradient_says_so(purify):
     subject = made(Linear(weights()), purify)
-    x, y, rng = subject.images.x, subject.images.y, asking.streams(subject, subject.images, "test")
+    x, y, rng = subject.images.x, subject.images.y, streams(subject, subject.images, "test")
     with pytest.raises(ValueError, match="cut off from it"):
-        subject.arm.scored.pull_back(x, rng, [0] * len(x), x)
+        subject.arm.scored.vjp(x, rng, [0] * len(x), x)
     with pytest.raises(ValueError, match="cut off from it"):
         subject.arm.scored.eval().requires_grad_(False).loss_gradient(x, y, rng, 1)
     for found in verdicts(subject, gradients.CHECKS).values():
@@ -126,7 +126,9 @@ def test_a_partly_detached_purifier_is_found(sound):
 
 
 def test_a_declared_surrogate_is_an_approximation(sound):
-    declared = gradients.derivative(planted(sound, "surrogate", attacked=sound.arm.scored.view("surrogate")))
+    declared = gradients.derivative(
+        planted(sound, (("surrogate",),), attacked=sound.arm.scored.gradient_mode("surrogate"))
+    )
     assert declared.verdict == "WARN"
     assert declared.value.startswith("approximation (surrogate)")
 
@@ -161,7 +163,7 @@ def test_other_gradients_are_compared_with_the_exact_one(sound):
     found = gradients.methods(sound)
     assert found.verdict == "INFO"
     assert [name in found.value for name in ("surrogate", "bpda", "blind")] == [True] * 3
-    same = planted(sound, attacked=sound.arm.scored.view("full"))
+    same = planted(sound, attacked=sound.arm.scored.gradient_mode("full"))
     assert "attacked" not in gradients.methods(same).value
     twice = Defended(lambda x, *_, **__: 2 * x, sound.arm.scored.denoiser, sound.arm.scored.classifier)
     values = gradients.methods(planted(sound, both=twice))
@@ -238,9 +240,10 @@ class Stepping(PGD):
         return after._replace(x=moved, x_adv=moved)
 
 
-def test_parts_of_a_union_have_views_of_their_own():
+def test_parts_of_a_union_have_gradient_modes_of_their_own():
     subject = composed_subject("attack=union", "purifier=diffpure", "protocol.images=2")
-    found = {part.name: part.views for part in asking.parts(subject)}
+    found = {probe.name: probe.modes for probe in asking.gradient_probes(subject)}
     assert found == {"pgd_eot": (), "transfer": ("blind",)}
-    assert subject.claims == "blind, exact"
-    assert asking.main(asking.parts(subject)).name == "pgd_eot"
+    assert set(subject.claims) == {("blind",), ()}
+    assert subject.claimed_names == "blind, exact"
+    assert asking.main(asking.gradient_probes(subject)).name == "pgd_eot"

@@ -6,7 +6,6 @@ import functools
 
 import pytest
 import torch
-from dp.evaluation.differences import hyperparameters
 
 from dp.audit import randomness as hygiene
 from dp.audit import returned_images as results
@@ -14,8 +13,9 @@ from dp.audit import same_defense as sameness
 from dp.audit.check import Subject
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
+from dp.evaluation.caveats import differences
 from dp.rng import Streams
-from tests.helpers.audited import Fixed, composed_subject, copied, planted
+from tests.helpers.audited import EXACT, Fixed, composed_subject, copied, planted
 from tests.helpers.compose import small_budget
 
 IMAGES = 4
@@ -62,7 +62,7 @@ def test_no_kind_of_run_is_called_broken(attack, more):
 def test_declared_surrogate_of_another_step_count_passes():
     found = subject("threat_model.grad=surrogate", *small_budget("pgd_eot"))
     assert sameness.same_defence(found).verdict == "PASS"
-    silent = dataclasses.replace(found, claims="exact", declared=[])
+    silent = dataclasses.replace(found, claims=EXACT, declared=())
     finding = sameness.same_defence(silent)
     assert finding.verdict == "FAIL"
     assert "steps=3 instead of 2" in finding.value
@@ -132,8 +132,8 @@ def test_purifier_that_normalises(sound):
 )
 def test_noise_levels_of_a_declared_surrogate(sound, times, words):
     purify = functools.partial(sound.arm.scored.purifier, t=times[0], steps=times)
-    found = planted(sound, "surrogate", attacked=copied(Defended, sound.arm.scored, purifier=purify))
-    declared = hyperparameters(found.arm.attacked, found.arm.scored)
+    found = planted(sound, (("surrogate",),), attacked=copied(Defended, sound.arm.scored, purifier=purify))
+    declared = differences(found.arm.attacked, found.arm.scored)
     finding = sameness.same_defence(dataclasses.replace(found, declared=declared))
     assert finding.verdict == ("FAIL" if words else "PASS")
     assert words in finding.value
@@ -141,11 +141,11 @@ def test_noise_levels_of_a_declared_surrogate(sound, times, words):
 
 @pytest.mark.parametrize("grad", ["blind", "bpda"])
 def test_another_view_that_nobody_claims(sound, grad):
-    attacked = sound.arm.scored.view(grad)
+    attacked = sound.arm.scored.gradient_mode(grad)
     finding = sameness.same_defence(planted(sound, attacked=attacked))
     assert finding.verdict == "FAIL"
     assert f"not declared: the gradient is {grad}'s" in finding.value
-    assert sameness.same_defence(planted(sound, grad, attacked=attacked)).verdict == "PASS"
+    assert sameness.same_defence(planted(sound, ((grad,),), attacked=attacked)).verdict == "PASS"
 
 
 class Inverted(Classifier):
@@ -159,7 +159,7 @@ def test_clean_images_judged_otherwise(sound):
     """Nobody says that another defence is attacked; where an approximation is claimed, the gap is a warning."""
     inverted = Inverted(sound.arm.scored.classifier.net, sound.arm.scored.classifier.taps)
     attacked = copied(Defended, sound.arm.scored, classifier=inverted)
-    for claims, verdict in (("exact", "FAIL"), ("blind", "WARN")):
+    for claims, verdict in ((EXACT, "FAIL"), ((("blind",),), "WARN")):
         finding = hygiene.decisions(planted(sound, claims, attacked=attacked))
         assert finding.verdict == verdict
         assert "differ on clean images" in finding.value

@@ -3,19 +3,19 @@
 import pytest
 import torch
 
-import run
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
-from dp.defense.known_noise import KnownDraws
+from dp.defense.known_noise import KnownNoise
 from dp.purifiers import none
 from dp.rng import Streams
+from dp.runs.build import build
 from tests.helpers.compose import TINY, composed
 
 
 @pytest.fixture(scope="module")
 def sound():
     """Four images and their defence, two draws a call."""
-    evaluation = run.build(composed(*TINY))
+    evaluation = build(composed(*TINY))
     return evaluation.arms["defended"].scored, evaluation.subset
 
 
@@ -74,6 +74,6 @@ def test_known_draws_are_those_that_score(sound):
     model, images = sound
     known, asked = Streams(images.ids, 3, "adv"), [(0, 1), (0, 3)]
     with torch.no_grad():
-        told = KnownDraws(model, known, 2).logits_of(asked, [images.x], Streams(images.ids, 9, "attack"), 5)
+        told = KnownNoise(model, known, 2).logits_of(asked, [images.x], Streams(images.ids, 9, "attack"), 5)
         scored = model.logits_of(asked, [images.x], known, 2)
     assert torch.equal(told, scored[[0, 1, 0, 1, 0]])

@@ -11,6 +11,7 @@ from dp.evaluation.evaluate import Evaluation
 from dp.objectives import cross_entropy
 from dp.purifiers import diffpure
 from dp.rng import Streams
+from dp.runs.build import build
 from tests.helpers.compose import CONF, composed
 
 PURIFIERS = sorted(p.stem for p in (CONF / "purifier").glob("*.yaml") if p.stem != "none")
@@ -49,7 +50,7 @@ def best_relative_error(model, x, y, ids, gradient, directions: int = 4) -> floa
 
 @pytest.mark.parametrize("purifier", PURIFIERS)
 def test_full_gradient_equals_central_differences(purifier):
-    model, x, y, ids = wide(run.build(composed(f"purifier={purifier}", "protocol.images=2")))
+    model, x, y, ids = wide(build(composed(f"purifier={purifier}", "protocol.images=2")))
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss_at(model, leaf, y, ids), leaf)
     assert gradient.abs().max() > 0
@@ -60,7 +61,7 @@ def test_straight_through_clamp_is_not_the_derivative():
     """The same check tells the approximation: its forward derivative is the plain clamp's."""
     gradients = {}
     for clamp in ("plain", "straight_through"):
-        model, x, y, ids = wide(run.build(composed(f"purifier.clamp={clamp}", "protocol.images=2")))
+        model, x, y, ids = wide(build(composed(f"purifier.clamp={clamp}", "protocol.images=2")))
         leaf = x.clone().requires_grad_()
         (gradients[clamp],) = torch.autograd.grad(loss_at(model, leaf, y, ids), leaf)
     assert best_relative_error(model, x, y, ids, gradients["plain"]) < 1e-5
@@ -72,14 +73,14 @@ def test_straight_through_clamp_is_not_the_derivative():
         ([], "exact"),
     ):
         config = composed("protocol.images=2", *overrides)
-        assert run.gradient_of(config, run.build(config)) == name
+        assert run.gradient_of(config, build(config)) == name
 
 
 @pytest.mark.parametrize("purifier", PURIFIERS)
 def test_recompute_equals_store_bit_for_bit(purifier):
     found = {}
     for memory in ("store", "recompute"):
-        evaluation = run.build(composed(f"purifier={purifier}", "protocol.images=3", f"memory={memory}"))
+        evaluation = build(composed(f"purifier={purifier}", "protocol.images=3", f"memory={memory}"))
         model, subset = evaluation.arms["defended"].scored, evaluation.subset
         assert model.denoiser is not None
         assert model.denoiser.memory == memory
@@ -92,7 +93,7 @@ def test_recompute_equals_store_bit_for_bit(purifier):
 
 def test_eot_gradient_is_the_mean_over_single_draws(config):
     """Batched draws against a loop over `draw(k)`: the same noise, rounding apart."""
-    evaluation = run.build(config)
+    evaluation = build(config)
     model, subset = evaluation.arms["defended"].scored, evaluation.subset
     rng = Streams(subset.ids, 1, "attack")
     loss, gradient = model.loss_gradient(subset.x, subset.y, rng, 5)
@@ -111,7 +112,7 @@ def test_attack_memory_probe_sees_the_stored_activations(config):
     """A longer chain stores more; recomputing stores less."""
     from dp.defense.memory import activation_bytes
 
-    evaluation = run.build(config)
+    evaluation = build(config)
     scored, x = evaluation.arms["defended"].scored, evaluation.subset.x
     assert scored.denoiser is not None
 
@@ -152,7 +153,7 @@ def test_a_purifier_that_draws_from_derived_streams_is_not_taken_for_a_determini
 def test_adjoint_mode_attacks_the_same_purification_with_another_gradient(purifier):
     """Equal outputs for equal streams; the central differences are the exact gradient's, not the adjoint's."""
     given = (f"purifier={purifier}", "threat_model.grad=adjoint", "protocol.images=2", "purifier.end=0.01")
-    evaluation = run.build(composed(*given))
+    evaluation = build(composed(*given))
     model, x, y, ids = wide(evaluation)
     attacked = evaluation.arms["defended"].attacked.double()
     gradients = []

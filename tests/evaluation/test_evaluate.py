@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-import run
 from dp.evaluation.evaluate import Evaluation, evaluate
 from dp.evaluation.rows import Group
 from dp.output.record import Writer, merge, read_rows
 from dp.rng import Streams
+from dp.runs.build import build
 from tests.helpers.compose import TINY, composed
 
 
@@ -30,7 +30,7 @@ def recorded(folder, *evaluations: Evaluation) -> bytes:
 
 
 def test_rows_are_byte_equal_across_order_split_and_padding(tmp_path):
-    evaluation = run.build(composed(*TINY, "protocol.images=7"))  # lanes 4: a padded group
+    evaluation = build(composed(*TINY, "protocol.images=7"))  # lanes 4: a padded group
     subset = evaluation.subset
     whole = recorded(tmp_path / "whole", evaluation)
     order = torch.tensor([3, 6, 0, 5, 1, 4, 2])
@@ -46,7 +46,7 @@ def test_other_lane_counts_draw_the_same_noise():
     """Rounding differs, noise does not: attacked images agree closely although every call has another size."""
     groups: dict[int, Group] = {}
     for lanes in (3, 4):
-        evaluation = run.build(composed(*TINY, "protocol.images=3", "attack.iterations=1", f"dataset.lanes={lanes}"))
+        evaluation = build(composed(*TINY, "protocol.images=3", "attack.iterations=1", f"dataset.lanes={lanes}"))
         groups[lanes] = evaluation.run(evaluation.plan()[0])
     ids = [1081, 1707, 927]
     x = torch.zeros(3, 1, 16, 16)
@@ -57,7 +57,7 @@ def test_other_lane_counts_draw_the_same_noise():
 
 
 def test_plan_leaves_out_what_is_done(config):
-    evaluation = run.build(config)
+    evaluation = build(config)
     assert sum(len(u.ids) for u in evaluation.plan()) == 4 * 2 * 3
     done = {("defended", 5, i) for i in evaluation.subset.ids.tolist()}
     left = {(u.arm, u.seed) for u in evaluation.plan(done)}
@@ -92,7 +92,7 @@ def test_scored_with_draws_of_its_own(config, monkeypatch):
 
     monkeypatch.setattr(Evaluation, "_attack", attacking)
     monkeypatch.setattr(Evaluation, "_score", scoring)
-    evaluation = run.build(config)
+    evaluation = build(config)
     for unit in evaluation.plan():
         if unit.seed == 5 and unit.arm != "undefended":
             evaluation.run(unit)
@@ -104,7 +104,7 @@ def test_scored_with_draws_of_its_own(config, monkeypatch):
 
 
 def test_row_holds_every_draw_and_the_measured_distance(config):
-    evaluation = run.build(config)
+    evaluation = build(config)
     unit = evaluation.plan()[0]
     group = evaluation.run(unit)
     x = evaluation.subset.x[[evaluation.subset.ids.tolist().index(i) for i in unit.ids]]
@@ -123,7 +123,7 @@ def test_row_holds_every_draw_and_the_measured_distance(config):
 
 def test_undefended_falls_and_null_does_not(config):
     """An attack of twenty steps takes nearly all images of the bare classifier; random noise of its size takes few."""
-    evaluation = run.build(
+    evaluation = build(
         composed(*TINY, "protocol.images=16", "attack.iterations=20", "dataset.lanes=16", "purifier=none")
     )
     right = {arm: 0 for arm in evaluation.arms}
@@ -135,7 +135,7 @@ def test_undefended_falls_and_null_does_not(config):
 
 
 def test_bad_images_and_settings_are_refused(config):
-    evaluation = run.build(config)
+    evaluation = build(config)
     x = evaluation.subset.x.clone()
     x[1, 0, 3, 3] = torch.nan
     with pytest.raises(ValueError, match=f"NaN.*{int(evaluation.subset.ids[1])}"):
@@ -147,7 +147,7 @@ def test_bad_images_and_settings_are_refused(config):
 
 
 def test_nan_logits_are_an_error_not_a_verdict(config):
-    evaluation = run.build(config)
+    evaluation = build(config)
     classifier = evaluation.arms["undefended"].scored.classifier
     classifier.net.fc.bias.data[3] = torch.nan  # pyright: ignore
     with pytest.raises(ValueError, match="NaN"):
@@ -156,7 +156,7 @@ def test_nan_logits_are_an_error_not_a_verdict(config):
 
 def test_resumed_rows_fill_the_gaps(tmp_path, config):
     """Half of the units, then a second process's view of the folder: the rest, and nothing twice."""
-    evaluation = run.build(config)
+    evaluation = build(config)
     units = evaluation.plan()
     writer = Writer(tmp_path, "a")
     for unit in units[:3]:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import pytest
 import torch
 
-import run
 from dp.attacks.apgd import APGD
 from dp.attacks.base import Attack
 from dp.attacks.diffhammer import DiffHammer
@@ -18,6 +17,7 @@ from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.judge import Judge
 from dp.evaluation.slots import Lanes
 from dp.rng import Streams
+from dp.runs.build import build
 from dp.subset import Subset
 from dp.threat_models.ball import ThreatModel
 from tests.attacks.test_apgd import jitter
@@ -197,7 +197,7 @@ def test_rows_are_equal_with_and_without_refill(protocol):
         small += ["attack.iterations=3", "attack.eot=2", *(["protocol.judge.screen=2"] if protocol == "hill" else [])]
     rows = {}
     for window, backwards in ((1, False), (3, True)):
-        evaluation = run.build(composed(*small, f"window={window}"))
+        evaluation = build(composed(*small, f"window={window}"))
         if backwards:
             subset = evaluation.subset.select(torch.arange(5, -1, -1))
             evaluation = Evaluation(**{**vars(evaluation), "subset": subset})
@@ -227,7 +227,7 @@ def test_the_judge_sees_where_the_attack_stands(protocol, monkeypatch):
     small += ["purifier.steps=1", "protocol.judge.every=1", "protocol.judge.retire=false", "protocol.judge.draws=1"]
     attack = composed(f"protocol={protocol}")["choices"]["attack"]
     longer = [f"attack.attacks.{part}.iterations=3" for part in ("apgd_ce", "apgd_t", "pgd_eot")]
-    evaluation = run.build(composed(*small, *small_budget(attack), *(longer if protocol == "strict" else ())))
+    evaluation = build(composed(*small, *small_budget(attack), *(longer if protocol == "strict" else ())))
     for arm, unit in {u.arm: u for u in evaluation.plan()}.items():
         seen.clear()
         evaluation.run(unit)

@@ -5,16 +5,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-import run
 from dp.attacks.base import Attack
 from dp.attacks.pgd_eot import PGD
 from dp.audit.check import Finding, Subject
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
+from dp.evaluation.caveats import Caveats
 from dp.evaluation.evaluate import Arm, Evaluation
 from dp.purifiers import none
 from dp.runs.build import build
-from dp.runs.compose import composed
+from dp.runs.caveats import caveats_of
+from dp.runs.compose import setup
 from dp.subset import Subset
 from dp.threat_models.ball import ThreatModel
 
@@ -23,13 +24,30 @@ SMALL = ("purifier=diffpure", "purifier.steps=2", "protocol.images=4", "attack.i
 
 def composed_subject(*overrides: str, quick: bool = True) -> Subject:
     """What `python run.py overrides...` would audit."""
-    config = composed(*overrides)
-    evaluation = build(config)
-    claims, declared = run.gradient_of(config, evaluation), run.differences_of(config, evaluation)
-    return Subject(evaluation, evaluation.subset, claims, declared, quick)
+    asked = setup(*overrides)
+    evaluation = build(asked.config)
+    return Subject(evaluation, evaluation.subset, caveats_of(asked, evaluation), quick)
 
 
-def planted(subject: Subject, claims: str | None = None, arm: str = "defended", **changes) -> Subject:
+EXACT = ((),)  # claims of an attack along the scored defense's own gradient
+NONE = Caveats(
+    gradients=EXACT,
+    straight_through=False,
+    differences=(),
+    departures=(),
+    scaled=(),
+    short_steps=(),
+    no_surrogate=False,
+    masks_spared=(),
+    criterion="the mean over",
+    attack_samples=1,
+    batch_bound=False,
+    nfe=0,
+    attack_nfe=0,
+)
+
+
+def planted(subject: Subject, claims: tuple[tuple[str, ...], ...] = (), arm: str = "defended", **changes) -> Subject:
     """The subject with other parts of an arm, of which nothing more is declared; `both`: attacked and scored at once.
     What is scored, the null control scores as well.
     """
@@ -39,12 +57,13 @@ def planted(subject: Subject, claims: str | None = None, arm: str = "defended", 
     if arm == "defended" and "scored" in changes and "null" in arms:
         arms["null"] = arms["null"]._replace(scored=changes["scored"])
     evaluation = dataclasses.replace(subject.evaluation, arms=arms)
-    return dataclasses.replace(subject, evaluation=evaluation, claims=claims or subject.claims)
+    caveats = dataclasses.replace(subject.caveats, gradients=claims or subject.claims)
+    return dataclasses.replace(subject, evaluation=evaluation, caveats=caveats)
 
 
 def copied(kind: type[Defended], model: Defended, **changes: Any) -> Defended:
     """The same defence as another class, some parts of it changed."""
-    twin = kind(model.purifier, model.denoiser, model.classifier, model.draws_per_call, model.others)
+    twin = kind(model.purifier, model.denoiser, model.classifier, model.draws_per_call, model.variants)
     for name, value in changes.items():
         setattr(twin, name, value)
     return twin
@@ -59,7 +78,7 @@ def made(
     model = Defended(purify, None, Classifier(net), draws_per_call=4)
     arms = {"defended": Arm(model, model, attack or PGD(5, 1))}
     evaluation = Evaluation(subset, arms, threat or ThreatModel("linf", 0.1), [0], votes=3, lanes=4)
-    return Subject(evaluation, subset, "exact", [], quick=True)
+    return Subject(evaluation, subset, NONE, quick=True)
 
 
 class Linear(torch.nn.Module):

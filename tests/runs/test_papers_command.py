@@ -8,7 +8,6 @@ import pytest
 import requests
 import torch
 
-import run
 from dp.commands.run import main
 from dp.datasets import fixed_ids
 from dp.nets.edm_unet import SongUNet

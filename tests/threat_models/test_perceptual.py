@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-import run
 from dp.attacks import low_frequency
 from dp.attacks.adam import adam, moments
 from dp.attacks.low_frequency import LowFrequency, closeness, first_logits, patches, smooth
@@ -21,6 +20,7 @@ from dp.evaluation.evaluate import null_control
 from dp.output import report
 from dp.purifiers import none
 from dp.rng import Streams
+from dp.runs.build import build
 from dp.threat_models.ball import ThreatModel
 from dp.threat_models.flow import FlowModel, roughness, warp
 from dp.threat_models.perceptual import Perceptual, PerceptualModel
@@ -322,7 +322,7 @@ def test_adam_is_torchs():
 def built(name: str, **settings):
     """The attack, model, threat model of a small digits configuration."""
     config = composed(f"attack={name}", f"threat_model={name}", "purifier=diffpure", "purifier.steps=2")
-    evaluation = run.build(config)
+    evaluation = build(config)
     attack = instantiate({**config["attack"], "iterations": 4, "eot": 2, "confirm": 3, **settings}, _convert_="all")
     return attack, evaluation.arms["defended"].scored, evaluation.threat
 
@@ -403,12 +403,12 @@ def test_batch_mates_do_not_matter(name, images):
 )
 def test_an_attack_under_a_threat_model_that_is_not_its_own(attack, threat_model, words):
     with pytest.raises(ValueError, match=words):
-        run.build(composed(f"attack={attack}", f"threat_model={threat_model}"))
+        build(composed(f"attack={attack}", f"threat_model={threat_model}"))
 
 
 def test_no_attack_runs_under_every_threat_model_and_a_view_under_its_attacks():
     for threat_model in ("stadv", "low_frequency"):
-        evaluation = run.build(composed("attack=none", f"threat_model={threat_model}"))
+        evaluation = build(composed("attack=none", f"threat_model={threat_model}"))
         x = evaluation.subset.x[:2]
         assert torch.equal(evaluation.threat.admit(NoAttack().start(None, x, None, evaluation.threat, None), x)[0], x)  # pyright: ignore[reportArgumentType]
     assert Through(StAdv(1, 1), "bpda").norms == ("flow",)
