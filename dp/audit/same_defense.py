@@ -28,9 +28,9 @@ def same_defence(subject: Subject) -> Finding:
     lines = [f"not declared: {line}" for line in silent]
     lines += [f"not declared: the gradient is {mode_name(modes)}'s" for modes in taken if modes not in claimed]
     lines += _networks(attacked, scored) + _levels(subject)
-    differences = [*map(str, changed)] + [f"the gradient is {mode_name(modes)}'s" for modes in taken]
-    value = "; ".join(lines) or (f"declared: {', '.join(differences)}" if differences else "the same")
-    count = f"{len(differences)} differences"
+    known = [*map(str, changed)] + [f"the gradient is {mode_name(modes)}'s" for modes in taken]
+    value = "; ".join(lines) or (f"declared: {', '.join(known)}" if known else "the same")
+    count = f"{len(known)} differences"
     return Finding("same defence", value, "all declared, the same noise", "FAIL" if lines else "PASS", count, 0.0)
 
 

@@ -87,10 +87,8 @@ def mode_words(mode: str) -> str:
 def gradient_words(caveats: dict) -> str:
     """Whether the attack's gradient is the scored defense's: exact, approximate, or the gradient modes."""
     own = "approximate (straight-through clamp)" if caveats["straight_through"] else "exact"
-    named = [
-        own if tuple(m) == (FULL,) else "none" if tuple(m) == (VALUES,) else modes_name(m) for m in caveats["gradients"]
-    ]
-    return ", ".join(named)
+    words = {(): own, (VALUES,): "none"}
+    return ", ".join(words.get(tuple(modes), mode_name(modes)) for modes in caveats["gradients"])
 
 
 def rule_name(rule: str, samples: int) -> str:

@@ -77,7 +77,8 @@ def prepare(setup: Setup, folder: Path) -> Job:
     fetch_missing(setup.config)
     job = built(setup, folder, record.code_hash())
     record.begin(folder, job.config, job.code, job.config["overwrite"])
-    for line in report.announcement(folder.name, setup, job.evaluation, job.caveats, workers_of(job.config)):
+    facts = job.caveats.as_data()
+    for line in report.announcement(folder.name, setup, job.evaluation, facts, workers_of(job.config)):
         console.print(line)
     return job
 

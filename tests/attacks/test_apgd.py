@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from hydra.utils import instantiate
 
 from dp.attacks.apgd import APGD, gaps
 from dp.attacks.selection import strongest
@@ -11,6 +10,7 @@ from dp.defense.defended import Defended
 from dp.objectives import cross_entropy, dlr, margin, targeted_dlr, with_margin
 from dp.purifiers import none
 from dp.rng import Streams
+from dp.runs.compose import make
 from dp.threat_models.ball import ThreatModel
 from tests.attacks.test_attacks import Linear, assert_rows_stand_alone, linear, run_attack
 from tests.helpers.compose import composed
@@ -278,7 +278,7 @@ def test_too_few_classes_are_an_error(loss):
 
 
 def test_the_yaml_holds_the_papers_values():
-    attack = instantiate(composed("dataset=cifar10", "attack=apgd_t")["attack"])
+    attack = make(composed("dataset=cifar10", "attack=apgd_t")["attack"])
     assert attack == APGD(100, 20, "targeted", targets=9, restarts=1, confirm=20, rho=0.75)
     assert attack.steps == 9 * 101
     assert composed("attack=apgd_dlr")["attack"]["loss"] == "dlr"

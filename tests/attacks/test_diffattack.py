@@ -4,7 +4,6 @@ import functools
 
 import pytest
 import torch
-from hydra.utils import instantiate
 
 from dp.attacks.apgd import APGD
 from dp.attacks.diffattack import Deviating, deviation, diffattack
@@ -16,6 +15,7 @@ from dp.objectives import with_margin
 from dp.purifiers import none
 from dp.rng import Streams
 from dp.runs.build import build
+from dp.runs.compose import make
 from dp.threat_models.ball import ThreatModel
 from tests.attacks.test_apgd import Net, seeded
 from tests.attacks.test_attacks import assert_rows_stand_alone, run_attack
@@ -125,6 +125,6 @@ def test_rejects(bad):
 
 
 def test_the_yaml_holds_the_papers_values():
-    attack = instantiate(composed("dataset=cifar10", "attack=diffattack")["attack"])
+    attack = make(composed("dataset=cifar10", "attack=diffattack")["attack"])
     assert attack == Union({loss: Deviating(100, 20, loss, weight=1.0) for loss in ("ce", "dlr")}, 20)
     assert attack.says("all of it").count("DiffAttack, 1 x deviation on the way plus ") == 2

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hydra.utils import instantiate
 
 from dp.attacks.apgd import APGD
 from dp.attacks.diffhammer import DiffHammer, shared_weakness
@@ -12,6 +11,7 @@ from dp.defense.defended import Defended
 from dp.objectives import cross_entropy, margin
 from dp.purifiers import none
 from dp.rng import Streams
+from dp.runs.compose import make
 from dp.threat_models.ball import ThreatModel
 from tests.attacks.test_apgd import Net, jitter, seeded
 from tests.attacks.test_attacks import assert_rows_stand_alone, linear, run_attack
@@ -211,7 +211,7 @@ def test_too_few_classes_are_an_error():
 
 
 def test_the_yaml_holds_the_papers_values():
-    attack = instantiate(composed("dataset=cifar10", "attack=diffhammer")["attack"])
+    attack = make(composed("dataset=cifar10", "attack=diffhammer")["attack"])
     assert attack == DiffHammer(50, 10, ["cw", "ce", "dlr"], sharpness=5.0, em_steps=5, decay=0.5, confirm=20, rho=0.75)
     assert attack.steps == 3 * 51
     assert attack.phase_ends[-1] == attack.steps

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from hydra.utils import instantiate
 
 from dp.attacks.square import Square, _bump, _corners, _tiles
 from dp.classifiers import Classifier
@@ -10,6 +9,7 @@ from dp.defense.defended import Defended
 from dp.objectives import margin
 from dp.purifiers import none
 from dp.rng import Streams
+from dp.runs.compose import make
 from dp.threat_models.ball import ThreatModel
 from tests.attacks.test_apgd import Net, jitter, seeded
 from tests.attacks.test_attacks import assert_feasible, linear, run_attack
@@ -151,4 +151,4 @@ def test_rejects(bad):
 
 
 def test_the_yaml_holds_the_papers_values():
-    assert instantiate(composed("dataset=cifar10", "attack=square")["attack"]) == Square(5000, 20, 0.8, False, True)
+    assert make(composed("dataset=cifar10", "attack=square")["attack"]) == Square(5000, 20, 0.8, False, True)

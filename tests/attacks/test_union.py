@@ -5,9 +5,7 @@ import sys
 
 import pytest
 import torch
-from hydra.utils import instantiate
 
-import run
 from dp.attacks.apgd import APGD
 from dp.attacks.autoattack import Upstream, _Forward, autoattack
 from dp.attacks.none import NoAttack
@@ -16,9 +14,11 @@ from dp.attacks.square import Square
 from dp.attacks.union import Union
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
+from dp.evaluation.evaluate import null_control
 from dp.objectives import margin
 from dp.purifiers import none
 from dp.rng import Streams
+from dp.runs.compose import make
 from dp.threat_models.ball import ThreatModel
 from tests.attacks.test_apgd import Net, jitter, seeded
 from tests.attacks.test_attacks import assert_rows_stand_alone, run_attack
@@ -81,9 +81,9 @@ def test_rejects():
 
 
 def test_autoattack_fixed_is_the_union():
-    found = instantiate(composed("dataset=cifar10", "attack=autoattack")["attack"])
+    found = make(composed("dataset=cifar10", "attack=autoattack")["attack"])
     assert found == Union({"apgd_ce": APGD(100, 20, "ce"), "apgd_t": APGD(100, 20, "targeted", targets=9)}, 20)
-    standard = instantiate(composed("dataset=cifar10", "attack=autoattack_standard")["attack"])
+    standard = make(composed("dataset=cifar10", "attack=autoattack_standard")["attack"])
     assert standard.attacks["square"] == Square(5000, 1)
     assert not found.batch_bound
 
@@ -148,14 +148,14 @@ def test_upstream_draws_anew_at_every_call_and_row():
 
 
 def test_upstream_is_marked():
-    attack = instantiate(composed("attack=autoattack_upstream")["attack"])
+    attack = make(composed("attack=autoattack_upstream")["attack"])
     assert attack.batch_bound
     assert Union({"a": attack}).batch_bound
     assert not APGD(1, 1).batch_bound
-    full = instantiate(composed("dataset=cifar10", "attack=autoattack_upstream")["attack"])
+    full = make(composed("dataset=cifar10", "attack=autoattack_upstream")["attack"])
     assert full == Upstream("rand")
     assert (full.samples, full.steps) == (20, 1)
-    assert run.null_control(full).steps == 200  # as many candidates as the two runs of APGD look at
+    assert null_control(full).steps == 200  # as many candidates as the two runs of APGD look at
 
 
 def test_upstream_rejects():

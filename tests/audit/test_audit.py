@@ -9,12 +9,13 @@ import audit as script  # the script; dp.audit keeps its name
 import pytest
 import torch
 
-import run
 from dp.audit import battery as audit
 from dp.audit.check import Finding, Subject
+from dp.commands.run import main
 from dp.output import record, report
 from dp.runs.build import build
 from dp.runs.keys import run_key
+from tests.helpers.audited import composed_subject
 from tests.helpers.compose import TINY, composed
 
 
@@ -72,8 +73,7 @@ def tiny(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    config = composed(*TINY)
-    return run.subject_of(config, build(config), images=2, quick=True)
+    return composed_subject(*TINY, images=2)
 
 
 def test_every_check_is_asked_in_turn_and_an_error_is_a_failure(few, subject):
@@ -142,8 +142,7 @@ def test_auto_is_for_long_jobs(overrides, long):
 def row(monkeypatch, capsys, *overrides: str) -> tuple[int, str, str, Path]:
     """Exit code, stdout, stderr and the folder of `python run.py overrides...`, in this process."""
     monkeypatch.setattr(sys, "argv", ["run.py", *overrides])
-    run.failures.clear()
-    code, (out, err) = run.cli(), capsys.readouterr()
+    code, (out, err) = main(), capsys.readouterr()
     return code, out, err, Path(out.rstrip().splitlines()[-1].removeprefix("results: ")) if out.strip() else Path()
 
 

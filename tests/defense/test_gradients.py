@@ -5,13 +5,15 @@ import functools
 import pytest
 import torch
 
-import run
 from dp.defense.defended import Defended
 from dp.evaluation.evaluate import Evaluation
 from dp.objectives import cross_entropy
+from dp.output.report import gradient_words
 from dp.purifiers import diffpure
 from dp.rng import Streams
 from dp.runs.build import build
+from dp.runs.caveats import caveats_of
+from dp.runs.compose import setup
 from tests.helpers.compose import CONF, composed
 
 PURIFIERS = sorted(p.stem for p in (CONF / "purifier").glob("*.yaml") if p.stem != "none")
@@ -72,8 +74,8 @@ def test_straight_through_clamp_is_not_the_derivative():
         (["threat_model.grad=adjoint", "purifier=diffpure_ode"], "adjoint"),
         ([], "exact"),
     ):
-        config = composed("protocol.images=2", *overrides)
-        assert run.gradient_of(config, build(config)) == name
+        asked = setup("protocol.images=2", *overrides)
+        assert gradient_words(caveats_of(asked, build(asked.config)).as_data()) == name
 
 
 @pytest.mark.parametrize("purifier", PURIFIERS)

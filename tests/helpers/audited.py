@@ -22,11 +22,11 @@ from dp.threat_models.ball import ThreatModel
 SMALL = ("purifier=diffpure", "purifier.steps=2", "protocol.images=4", "attack.iterations=5", "attack.eot=2")
 
 
-def composed_subject(*overrides: str, quick: bool = True) -> Subject:
+def composed_subject(*overrides: str, quick: bool = True, images: int | None = None) -> Subject:
     """What `python run.py overrides...` would audit."""
     asked = setup(*overrides)
     evaluation = build(asked.config)
-    return Subject(evaluation, evaluation.subset, caveats_of(asked, evaluation), quick)
+    return Subject(evaluation, evaluation.subset.select(slice(0, images)), caveats_of(asked, evaluation), quick)
 
 
 EXACT = ((),)  # claims of an attack along the scored defense's own gradient

@@ -11,14 +11,13 @@ import pytest
 import requests
 import torch
 import yaml
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dp.commands.run import main
 from dp.defense.defended import Defended
 from dp.diffusion.denoisers import Gaussian
 from dp.rng import Streams
-from dp.runs.compose import CONF, GROUPS, VERSION_BASE, arguments, composed, resolved
+from dp.runs.compose import CONF, GROUPS, VERSION_BASE, arguments, composed, make, resolved
 from dp.runs.keys import run_key
 from dp.runs.validate import check_targets
 
@@ -228,7 +227,7 @@ class Eyes(torch.nn.Module):
 )
 def test_nfe_of_the_configured_grids(purifier, dataset, scored, attacked):
     node = on(dataset, f"purifier={purifier}")["purifier"]
-    purify = instantiate(arguments(node))
+    purify = make(node)
     x = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for bound, nfe in (
         (purify, scored),

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from dp.attacks import low_frequency
@@ -21,6 +20,7 @@ from dp.output import report
 from dp.purifiers import none
 from dp.rng import Streams
 from dp.runs.build import build
+from dp.runs.compose import make
 from dp.threat_models.ball import ThreatModel
 from dp.threat_models.flow import FlowModel, roughness, warp
 from dp.threat_models.perceptual import Perceptual, PerceptualModel
@@ -323,7 +323,7 @@ def built(name: str, **settings):
     """The attack, model, threat model of a small digits configuration."""
     config = composed(f"attack={name}", f"threat_model={name}", "purifier=diffpure", "purifier.steps=2")
     evaluation = build(config)
-    attack = instantiate({**config["attack"], "iterations": 4, "eot": 2, "confirm": 3, **settings}, _convert_="all")
+    attack = make({**config["attack"], "iterations": 4, "eot": 2, "confirm": 3, **settings})
     return attack, evaluation.arms["defended"].scored, evaluation.threat
 
 

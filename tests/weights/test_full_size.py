@@ -4,8 +4,8 @@ import hashlib
 
 import pytest
 import torch
-from hydra.utils import instantiate
 
+from dp.runs.compose import make
 from tests.helpers.compose import CONF, composed
 
 # trainable numbers, tensors in the state dict, digest of their names and shapes: all taken from the public code
@@ -34,7 +34,7 @@ def node(group, option):
 
 
 def built(group, option, **changes):
-    make = instantiate(node(group, option) | changes, _convert_="all")
+    make = make(node(group, option) | changes)
     with torch.device("meta"):
         return make()
 

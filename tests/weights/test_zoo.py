@@ -63,13 +63,13 @@ def test_robustbench_files_of_the_layouts_it_reads(cache, model, threat, wrap):
 
 def test_robustbench_standard_is_our_wide_resnet(cache):
     """The same file through the zoo and through classifier=wrn_28_10, whose network is our own."""
-    from hydra.utils import instantiate
+    from dp.runs.compose import make
 
     _, state = random_state("Standard")
     path = put(cache, "Standard", {"state_dict": state, "epoch": 200})
     (cache / "Standard.pt").symlink_to(path)
     node = composed("dataset=cifar10", "classifier.net.sha256=null")["classifier"]["net"]
-    ours = instantiate(node, _convert_="all").eval()
+    ours = make(node).eval()
     x = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), zoo.robustbench("Standard").eval()(x))
@@ -235,16 +235,15 @@ def test_a_model_that_timm_does_not_have(model):
 @pytest.mark.parametrize(("option", "old"), [("resnet50", True), ("resnet50_official", False)])
 def test_torchvisions_files_in_both_of_torchs_formats(cache, option, old):
     """V1 was published before torch 1.6 changed its format, V2 after; only V1's option normalises (items 45, 46)."""
-    from hydra.utils import instantiate
     from torchvision.models import ResNet50_Weights, resnet50
 
-    from dp.runs.compose import arguments
+    from dp.runs.compose import make
 
     torch.manual_seed(0)
     net, config = resnet50().eval(), composed("dataset=imagenet", f"classifier={option}")["classifier"]
     (cache / config["net"]["file"]).write_bytes(torch_file(net.state_dict(), old))
     config["net"]["sha256"] = None
-    classifier = instantiate(arguments(config), _convert_="all")
+    classifier = make(config)
     x = torch.rand(1, 3, 224, 224)
     preset = ResNet50_Weights.IMAGENET1K_V1.transforms()
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (preset.mean, preset.std))
