@@ -10,7 +10,19 @@ from dp.statistics.curves import success_histogram, vote_curve, worst_curve
 from dp.statistics.intervals import interval
 
 TIES = ("softmax", "lowest")
-RULES = ("single", "average", "vote", "mean_logits", "mean_softmax", "worst")
+# Decision rules: the score of image j in [0,1] from the class k[j,r] and the logits z[j,r,:] of its R samples, where
+# c[j,r] is 1 if k[j,r] is the label y[j] and 0 if not; and what the accuracy, the mean score over images, says.
+RULES = {
+    "single": ("`c[j,1]`", "one sample decides: the first"),
+    "average": ("`(1/R) sum_r c[j,r]`", "the expected value of `single`, with less noise"),
+    "vote": (
+        "1 if `argmax_k #{r : k[j,r] = k}` is `y[j]`",
+        "the plurality of the samples decides; ties by `protocol.ties`",
+    ),
+    "mean_logits": ("1 if `argmax_k (1/R) sum_r z[j,r,k]` is `y[j]`", "the mean logits decide"),
+    "mean_softmax": ("1 if `argmax_k (1/R) sum_r softmax(z[j,r])_k` is `y[j]`", "the mean probabilities decide"),
+    "worst": ("`prod_r c[j,r]`", "right only if all R samples are right"),
+}
 
 
 def vote(logits: np.ndarray, ties: str = "softmax") -> tuple[int, bool]:

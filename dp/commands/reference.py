@@ -1,0 +1,72 @@
+"""Write the lists in docs/ that come from the code and the yamls: options, run keys, decision rules, audit checks."""
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+
+from dp.audit import battery
+from dp.runs.compose import CONF, GROUPS, ROOT
+from dp.runs.help import described
+from dp.statistics.metrics import RULES
+
+DOCS = ROOT / "docs"
+BLOCK = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def lists() -> dict[str, str]:
+    """The Markdown table for every marker `<!-- generated: NAME -->`, by its name; README's row is none of them."""
+    found = {f"options {group}": _options(group) for group in (*GROUPS, "experiment")}
+    found["options run"] = _table(("key", "default", "meaning"), _run_keys())
+    found["metrics"] = _table(
+        ("rule", "score of one image", "what it says"), ((f"`{k}`", *v) for k, v in RULES.items())
+    )
+    found["checks"] = _table(("check", "quick audit", "what it sees"), _checks())
+    return found
+
+
+def filled(page: str) -> str:
+    """A page with its generated blocks made anew."""
+    made = lists()
+    return BLOCK.sub(lambda m: m[1] + made[m[2]] + m[3] if m[2] in made else m[0], page)
+
+
+def _options(group: str) -> str:
+    rows = (
+        (f"`{name}`", re.sub(r"\(deviation (\d+):[^)]*\)", r"(deviation \1)", words))
+        for name, words in described(group).items()
+    )
+    return _table(("option", "what it is"), rows)
+
+
+def _run_keys() -> Iterator[tuple[str, str, str]]:
+    """The keys of conf/config.yaml that a user sets: name, default, comment."""
+    for line in (CONF / "config.yaml").read_text().splitlines():
+        found = re.fullmatch(r"(\w+): +(\S+) +# (.+)", line)
+        if found:
+            yield f"`{found[1]}`", f"`{found[2]}`", found[3]
+
+
+def _checks() -> Iterator[tuple[str, str, str]]:
+    quick = {check.name for check in battery.checks(quick=True)}
+    for check in battery.checks(quick=False):
+        first = re.split(r"(?<=[.;:]) ", " ".join((check.of.__doc__ or "").split()), maxsplit=1)[0].rstrip(".;:")
+        anchor = check.name.lower().replace(" ", "-")
+        yield f"[{check.name}](#{anchor})", "yes" if check.name in quick else "no", first
+
+
+def _table(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    text = ["|" + "|".join(line) + "|" if k == 1 else "| " + " | ".join(line) + " |" for k, line in enumerate(lines)]
+    return "\n".join(text) + "\n"
+
+
+def main() -> int:
+    """Rewrite the generated blocks of all pages. Returns 0."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    for path in sorted(DOCS.glob("*.md")):
+        page = path.read_text()
+        new = filled(page)
+        if new != page:
+            path.write_text(new)
+            print(path.relative_to(ROOT))
+    return 0
