@@ -1,6 +1,4 @@
-"""Classifier: resize and mean/std, then the net, with its attention taps; it eats images in [0,1], whatever the net was
-trained on.
-"""
+"""Classifier: a network with its preprocessing and its attention taps. It takes images in [0,1]."""
 
 import functools
 from collections.abc import Sequence
@@ -11,12 +9,13 @@ from torch import Tensor, nn
 
 
 class Classifier(nn.Module):
-    """(B,C,H,W) in [0,1] -> (B,K) logits. Preprocessing belongs here and is applied once.
+    """Logits (B,K) of images (B,C,H,W) in [0,1]. Preprocessing happens here and only here.
 
-    `mean`, `std`: per channel, or None where the net wants raw [0,1]. `size`: the side images are resized to
-    (bilinear), or None.
-    `taps`: names of the modules whose outputs are the attention features, shallow to deep. `dtype`: precision of the
-    net alone.
+    `taps`: names of the modules whose outputs are the attention features, shallow to deep.
+    `mean`, `std`: per channel, or None for a network that takes raw [0,1].
+    `size`: the side to which images are resized (bilinear), or None.
+    `dtype`: precision of the network alone (autocast).
+    Raises ValueError for a mean without a std and for taps that the network does not have.
     """
 
     def __init__(
@@ -56,20 +55,24 @@ class Classifier(nn.Module):
         return logits.to(x.dtype)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """(B,C,h,w) at each tap, shallow to deep, by hooks that live for this call only."""
+        """The features (B,C,h,w) at each tap, shallow to deep, read by hooks that exist during this call only.
+
+        Raises ValueError where the classifier has no taps.
+        """
         if not self.taps:
             raise ValueError("need taps for an attention map, got none: name them in the classifier's yaml")
-        found: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         hooks = [
-            self.net.get_submodule(tap).register_forward_hook(functools.partial(_keep, found, tap)) for tap in self.taps
+            self.net.get_submodule(tap).register_forward_hook(functools.partial(_keep, outputs, tap))
+            for tap in self.taps
         ]
         try:
             self(x)
         finally:
             for hook in hooks:
                 hook.remove()
-        return [found[tap].to(x.dtype) for tap in self.taps]
+        return [outputs[tap].to(x.dtype) for tap in self.taps]
 
 
-def _keep(found: dict[str, Tensor], tap: str, _module: nn.Module, _inputs: tuple, out: Tensor) -> None:
-    found[tap] = out.clone()  # the next module may work in place
+def _keep(outputs: dict[str, Tensor], tap: str, _module: nn.Module, _inputs: tuple, out: Tensor) -> None:
+    outputs[tap] = out.clone()  # the next module may work in place

@@ -1,4 +1,4 @@
-"""Test subsets as tensors: one loader function per dataset; `digits` is embedded in scikit-learn's wheel."""
+"""Test subsets as tensors: one loader function per dataset. `digits` comes with scikit-learn."""
 
 import hashlib
 import zlib
@@ -28,11 +28,10 @@ IMAGENETTE = {  # class folder: index among ImageNet's 1000
 
 
 def fixed_ids(total: int, images: int) -> np.ndarray:
-    """The first `images` ids of the field's fixed 512: RandomState(0).choice(total, 512, replace=False) (methods.md
-    item 48).
+    """The first `images` of the fixed ids that the field uses: RandomState(0).choice(total, 512, replace=False).
 
-    A size other than 512 takes a prefix of that list, or, above 512, of the same permutation, so that subsets are
-    nested.
+    See deviation 48 (which 512 images are attacked). Fewer or more than 512 ids are a prefix of the same permutation of
+    the `total` ids, so that subsets are nested. Raises ValueError unless 1 <= images <= total.
     """
     if not 1 <= images <= total:
         raise ValueError(f"need 1 <= images <= {total} (the size of the test set), got images={images}")
@@ -40,7 +39,10 @@ def fixed_ids(total: int, images: int) -> np.ndarray:
 
 
 def digits(images: int = 512) -> Subset:
-    """Embedded benchmark: the first `images` of 512 test scans from scikit-learn's `load_digits`, 1x16x16."""
+    """The embedded benchmark: the first `images` of 512 test scans of scikit-learn's `load_digits`, 1x16x16.
+
+    Raises ValueError for more than 512.
+    """
     if images > 512:
         raise ValueError(
             f"need 1 <= images <= 512 (digits has 512 test images, the rest is for training), got images={images}"
@@ -49,14 +51,15 @@ def digits(images: int = 512) -> Subset:
 
 
 def digits_train() -> Subset:
-    """The other 1285 scans: what the embedded weights were trained on and where settings are chosen."""
+    """The other 1285 scans, on which the embedded weights were trained and settings are chosen."""
     return _digits().select(torch.from_numpy(np.random.RandomState(0).permutation(1797)[512:]))
 
 
 def cifar10(images: int, md5: str | None = None) -> Subset:
     """CIFAR-10 test images, 3x32x32, from `cifar-10-batches-py/test_batch` in the cache folder.
 
-    `md5`: of that file; None reads any file of the format.
+    `md5`: the hash of that file; None reads any file of the format. Raises FileNotFoundError where the file is missing
+    and ValueError where it is another.
     """
     x, y = _batch(_needed("cifar-10-batches-py") / "test_batch", md5)
     ids = torch.from_numpy(fixed_ids(len(x), images))
@@ -65,7 +68,7 @@ def cifar10(images: int, md5: str | None = None) -> Subset:
 
 def cifar10_train() -> Subset:
     """The 50000 training images of CIFAR-10, as published, ids 0 ... 49999."""
-    from torchvision.datasets import CIFAR10  # knows the hashes; here: it costs seconds
+    from torchvision.datasets import CIFAR10  # it knows the hashes; imported here because it takes seconds
 
     folder = _needed("cifar-10-batches-py")
     x, y = zip(*(_batch(folder / name, md5) for name, md5 in CIFAR10.train_list), strict=True)
@@ -90,25 +93,29 @@ def svhn_train() -> Subset:
 def imagenet(images: int, shape: str = "crop") -> Subset:
     """ImageNet validation images, 3x224x224, from `imagenet/val/<class>/` in the cache folder, classes in sorted order.
 
-    `shape`: `crop` (short side to 256, then the centre) or `squash` (both sides to 224, as the official code; item 47).
+    `shape`: `crop` (short side to 256, then the center) or `squash` (both sides to 224), which the released code does
+    (deviation 47: how ImageNet images are resized). Raises ValueError for another `shape` or other numbers of images.
     """
     folder = _needed("imagenet/val")
     return _folder(folder, images, shape, IMAGENET)
 
 
 def imagenette(images: int, shape: str = "crop") -> Subset:
-    """The 3925 validation images of ten ImageNet classes, 3x224x224, from `imagenette2/val/<class>/` in the cache
-    folder. Labels are ImageNet's, so that its classifiers judge them, among all 1000 classes.
+    """The 3925 validation images of ten ImageNet classes, 3x224x224.
+
+    They come from `imagenette2/val/<class>/` in the cache folder. Labels are indices among ImageNet's 1000 classes, so
+    that ImageNet's classifiers can be used. `shape`: as for `imagenet`.
     """
     subset = _folder(_needed("imagenette2") / "val", images, shape, (len(IMAGENETTE), 3925))
     return subset._replace(y=torch.tensor(list(IMAGENETTE.values()))[subset.y])
 
 
 def celebahq(images: int, attribute: str, partition: str = "val") -> Subset:
-    """CelebA-HQ images, 3x256x256, labelled 1 where they have the attribute, else 0 (DiffPure's judging task).
+    """CelebA-HQ images, 3x256x256, with label 1 where they have the attribute, else 0 (a task of DiffPure's).
 
-    From `celebahq/` in the cache folder: `images/`, `list_attr_celeba.txt` and `list_eval_partition.txt` as CelebA
-    publishes them. `partition`: train, val or test; ids count the images of the partition, sorted by name.
+    They come from `celebahq/` in the cache folder, which holds `images/` and CelebA's own `list_attr_celeba.txt` and
+    `list_eval_partition.txt`. `partition`: train, val or test; ids count its images, sorted by name. Raises ValueError
+    for another partition or attribute and where images or lists are not as published.
     """
     from torchvision import transforms
 
@@ -129,18 +136,18 @@ def celebahq(images: int, attribute: str, partition: str = "val") -> Subset:
     if attribute not in has:
         raise ValueError(f"unknown attribute {attribute}{near_matches(attribute, has)}: see list_attr_celeba.txt")
     label = has[attribute]
-    found = {path.with_suffix(".jpg").name: path for path in sorted((folder / "images").iterdir())}
-    strange = [name for name in found if name not in label or name not in part]
+    paths = {path.with_suffix(".jpg").name: path for path in sorted((folder / "images").iterdir())}
+    strange = [name for name in paths if name not in label or name not in part]
     if strange:
         raise ValueError(
             f"need images that CelebA's lists name in {folder}, got {len(strange)} others, e.g. {strange[0]}"
         )
-    names = [name for name in found if part[name] == partition]
-    if len(names) != CELEBAHQ[partition]:  # other ids would follow
+    names = [name for name in paths if part[name] == partition]
+    if len(names) != CELEBAHQ[partition]:  # the ids would change
         raise ValueError(f"need {CELEBAHQ[partition]} images of {partition} in {folder}/images, got {len(names)}")
     ids = fixed_ids(len(names), images)
     read = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(256), transforms.ToTensor()])
-    x = torch.stack([_image(found[names[i]], read) for i in ids])
+    x = torch.stack([_image(paths[names[i]], read) for i in ids])
     return Subset(torch.from_numpy(ids), x, torch.tensor([label[names[i]] for i in ids]))
 
 
@@ -155,16 +162,16 @@ def _published(path: Path, md5: str | None) -> Path:
     if not path.is_file():
         raise ValueError(f"need {path} as published, got no such file: fetch it again")
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if md5 not in (None, found):
-        raise ValueError(f"need {path} as published (MD5 {md5}), got {found}: fetch it again")
+        digest = hashlib.file_digest(file, "md5").hexdigest()
+    if md5 not in (None, digest):
+        raise ValueError(f"need {path} as published (MD5 {md5}), got {digest}: fetch it again")
     return path
 
 
 def _batch(path: Path, md5: str | None) -> tuple[Tensor, Tensor]:
     """Images (N,3,32,32) uint8 and labels (N,) of a CIFAR-10 python batch, of which nothing is executed."""
-    found = scan.batch(_published(path, md5))
-    data, labels = (found.get(key, found.get(key.encode())) for key in ("data", "labels"))
+    content = scan.batch(_published(path, md5))
+    data, labels = (content.get(key, content.get(key.encode())) for key in ("data", "labels"))
     if not isinstance(data, np.ndarray) or not isinstance(labels, list) or data.shape[:1] != (len(labels),):
         raise ValueError(f"need `data` and as many `labels` in the CIFAR-10 batch {path}, got other content")
     if data.dtype != np.uint8 or data.shape[1:] != (3072,):
@@ -205,10 +212,10 @@ def _folder(folder: Path, images: int, shape: str, expected: tuple[int, int]) ->
         "squash": [transforms.Resize((224, 224))],
     }[shape]
     data = ImageFolder(str(folder), transforms.Compose([*resize, transforms.ToTensor()]), allow_empty=True)
-    found = (len(data.classes), len(data))
-    if found != expected:  # other ids and labels would follow
+    counts = (len(data.classes), len(data))
+    if counts != expected:  # ids and labels would change
         raise ValueError(
-            f"need {expected[1]} images in {expected[0]} class folders of {folder}, got {found[1]} in {found[0]}"
+            f"need {expected[1]} images in {expected[0]} class folders of {folder}, got {counts[1]} in {counts[0]}"
         )
     ids = fixed_ids(len(data), images)
     x, y = zip(*(data[int(i)] for i in ids), strict=True)
@@ -224,7 +231,7 @@ def _image(path: Path, read: Callable[[Any], Any]) -> Tensor:
 
 
 def _digits() -> Subset:
-    from sklearn.datasets import load_digits  # here: it costs a second
+    from sklearn.datasets import load_digits  # imported here because it takes a second
 
     data: Any = load_digits()
     small = torch.from_numpy(data.images / 16.0).float().unsqueeze(1)  # (1797,1,8,8)

@@ -1,5 +1,6 @@
-"""What attacks maximise: functions of the logits (B,K) and labels (B,), positive exactly where an image is lost unless
-said otherwise.
+"""What attacks maximize: functions of logits (B,K) and labels (B,).
+
+Unless a docstring says otherwise, a value is positive exactly where the image is misclassified.
 """
 
 from collections.abc import Callable
@@ -11,35 +12,43 @@ from torch import Tensor
 Loss = Callable[[Tensor, Tensor], Tensor]  # (B,K) logits, (B,) labels -> (B,), or (B,M) for several at once
 LOSSES = ("ce", "dlr", "targeted")
 LEAST_CLASSES = {"ce": 2, "dlr": 3, "targeted": 4}
-tiny = 1e-12  # below it a spread of logits counts as none
+MIN_SPREAD = 1e-12  # added to a spread of logits before dividing by it
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """(B,K), (B,) -> (B,) in nats; large is lost, with no threshold."""
+    """Cross entropy in nats, (B,). Large means misclassified, but there is no threshold."""
     return F.cross_entropy(logits, y, reduction="none")
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """max_{k != y} z_k - z_y, (B,)."""
+    """The margin max_{k != y} z_k - z_y, (B,)."""
     right = F.one_hot(y, logits.shape[1]).bool()
     return logits.masked_fill(right, -torch.inf).amax(dim=1) - _at(logits, y)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce and Hein 2020, eq. 6): -(z_y - max_{k != y} z_k) / (z_(1) - z_(3)); K >= 3."""
+    """Difference of logits ratio (Croce and Hein 2020, Eq. 6), (B,), for K >= 3 classes.
+
+    -(z_y - max_{k != y} z_k) / (z_(1) - z_(3)), with z_(i) the i-th largest logit.
+    """
     top = logits.topk(3, dim=1).values
-    return margin(logits, y) / (top[:, 0] - top[:, 2] + tiny)
+    return margin(logits, y) / (top[:, 0] - top[:, 2] + MIN_SPREAD)
 
 
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2) (Croce and Hein 2020, eq. 7); K >= 4. Positive where z_t > z_y."""
+    """Targeted difference of logits ratio (Croce and Hein 2020, Eq. 7), (B,), for K >= 4 classes.
+
+    -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), positive where z_t > z_y. `target`: (B,) classes.
+    """
     top = logits.topk(4, dim=1).values
-    return (_at(logits, target) - _at(logits, y)) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + tiny)
+    return (_at(logits, target) - _at(logits, y)) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + MIN_SPREAD)
 
 
 def with_margin(loss: str, target: Tensor | None = None) -> Loss:
-    """The named loss and the margin as columns (B,2). `target` (B,) for `targeted`; draws of the batch come
-    draw-major.
+    """A loss with two columns (B,2): the named loss (ce, dlr, margin or targeted) and the margin.
+
+    `target`: (N,) classes for `targeted`. A batch of several samples of N images has the first sample of all images,
+    then the second, and so on.
     """
 
     def columns(logits: Tensor, y: Tensor) -> Tensor:
@@ -54,8 +63,9 @@ def with_margin(loss: str, target: Tensor | None = None) -> Loss:
 
 
 def check_classes(loss: str, classes: int, targets: int = 1) -> None:
-    """Raises ValueError where the loss is not defined: dlr needs 3 classes, targeted 4 and as many wrong ones as
-    targets.
+    """Raise ValueError where the loss is not defined for this number of classes.
+
+    `dlr` needs 3 classes, `targeted` 4 and as many wrong classes as `targets`.
     """
     need = max(LEAST_CLASSES[loss], targets + 1)
     if classes < need:

@@ -1,4 +1,4 @@
-"""Streams: one random stream per image, so that no result depends on batch, order, shard or device."""
+"""One random stream per image, so that no result depends on batch, order, shard or device."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -9,16 +9,17 @@ from torch import Tensor
 
 
 class Streams:
-    """Philox streams for a batch of images; lane i's numbers depend only on (seed, stage, ids[i], draws taken, call).
+    """Philox streams for a batch of images, one per image.
 
-    A 128-bit key per lane comes from blake2b; each call of `randn_like` or `uniform_like` uses the next counter block,
-    so what one call consumes never shifts the next. Numbers are float32 from the CPU, then cast and moved: a float64
-    or GPU run sees the same ones.
+    The numbers of image i depend only on (seed, stage, ids[i], the chain of `draw` indices, the number of the call).
+    Each stream has a 128-bit key from blake2b. Each call of `randn_like` or `uniform_like` uses the next counter block,
+    so what one call consumes never shifts the next. Numbers are made in float32 on the CPU, then cast and moved, so
+    that runs in float64 or on a GPU use the same ones.
     """
 
     def __init__(self, ids: Sequence[int] | Tensor, seed: int, stage: str):
-        """`ids`: image index in the full test set, one per lane; `stage` (attack, select, clean, adv, null) separates
-        uses of one seed.
+        """`ids`: index in the full test set, one per image. `stage`: what the numbers are for (attack, select, clean,
+        adv, null); other stages of the same seed get independent numbers.
         """
         self.keys = [_key(f"{seed}|{stage}|{int(i)}".encode()) for i in ids]
         self.calls = [0] * len(self.keys)
@@ -29,13 +30,17 @@ class Streams:
 
     @property
     def used(self) -> bool:
-        """Whether a number has been drawn, here or from what was derived from these streams: a defence that leaves them
-        unused is deterministic.
+        """True if a number has been drawn from these streams or from streams derived from them.
+
+        A defense that leaves its streams unused is deterministic.
         """
         return self.touched[0]
 
     def draw(self, k: int | Sequence[int]) -> "Streams":
-        """The k-th independent copy (for EOT, votes, iterations), fresh from its first call; k may vary by lane."""
+        """The k-th independent copy (for EOT, votes, iterations), which starts at its first call.
+
+        `k`: one index for all images, or one per image.
+        """
         ks = [k] * len(self) if isinstance(k, int) else k
         return _streams(
             [_key(key + int(i).to_bytes(8, "little")) for key, i in zip(self.keys, ks, strict=True)],
@@ -44,20 +49,20 @@ class Streams:
         )
 
     def select(self, index: Sequence[int] | Tensor) -> "Streams":
-        """These lanes, in this order, each going on where it stands."""
-        at = [int(i) for i in index]
-        return _streams([self.keys[i] for i in at], [self.calls[i] for i in at], self.touched)
+        """The streams of these images, in this order; each continues where it is."""
+        chosen = [int(i) for i in index]
+        return _streams([self.keys[i] for i in chosen], [self.calls[i] for i in chosen], self.touched)
 
     def cat(self, other: "Streams") -> "Streams":
-        """The lanes of both."""
+        """These streams, followed by the other ones; each continues where it is."""
         return _streams(self.keys + other.keys, self.calls + other.calls, self.touched)
 
     def randn_like(self, z: Tensor) -> Tensor:
-        """Unit Gaussian noise of z's shape (B,...), dtype and device."""
+        """Unit Gaussian noise of z's shape (B,...), dtype and device, by B streams, else ValueError."""
         return self._fill(z, lambda generator, out: generator.standard_normal(out=out, dtype=np.float32))
 
     def uniform_like(self, x: Tensor) -> Tensor:
-        """Uniform numbers in [0,1) of x's shape (B,...), dtype and device."""
+        """Uniform numbers in [0,1) of x's shape (B,...), dtype and device, by B streams, else ValueError."""
         return self._fill(x, lambda generator, out: generator.random(out=out, dtype=np.float32))
 
     def _fill(self, like: Tensor, sample: Callable[[np.random.Generator, np.ndarray], object]) -> Tensor:
@@ -67,22 +72,22 @@ class Streams:
         out = np.empty(tuple(like.shape), dtype=np.float32)
         bits = np.random.Philox(0)
         generator, state = np.random.Generator(bits), bits.state
-        for lane, (key, call) in enumerate(zip(self.keys, self.calls, strict=True)):
+        for i, (key, call) in enumerate(zip(self.keys, self.calls, strict=True)):
             state["state"]["key"][:] = np.frombuffer(key, dtype="<u8")
             state["state"]["counter"][:] = (0, 0, 0, call)  # the low words count blocks, the high word calls
-            bits.state = state  # setting a state costs a tenth of making a generator
-            sample(generator, out[lane])
-            self.calls[lane] = call + 1
+            bits.state = state  # ten times faster than a new generator
+            sample(generator, out[i])
+            self.calls[i] = call + 1
         return torch.from_numpy(out).to(device=like.device, dtype=like.dtype)
 
 
 def cat_draws(rng: Streams, ks: Sequence[int]) -> Streams:
-    """The draws `ks` of every lane as one batch, draw-major: for x repeated len(ks) times along dim 0."""
+    """The draws `ks` of all images as one batch, for images repeated len(ks) times along dim 0."""
     return draws_of(rng, [(b, k) for k in ks for b in range(len(rng))])
 
 
 def draws_of(rng: Streams, asked: Sequence[tuple[int, int]]) -> Streams:
-    """The k-th draw of lane b for every pair (b, k), as one batch that knows of itself whether it is used."""
+    """The k-th draw of image b for every pair (b, k), as one batch that records its own use."""
     keys = [_key(rng.keys[b] + k.to_bytes(8, "little")) for b, k in asked]
     return _streams(keys, [0] * len(keys), [False])
 

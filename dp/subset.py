@@ -6,8 +6,9 @@ from torch import Tensor
 
 
 class Subset(NamedTuple):
-    """Images to be judged. `ids`: (N,) int64 index in the full test set; `x`: (N,C,H,W) float32 in [0,1]; `y`: (N,)
-    int64 label.
+    """Images with their labels.
+
+    `ids`: (N,) int64, index in the full test set. `x`: (N,C,H,W) float32 in [0,1]. `y`: (N,) int64, label.
     """
 
     ids: Tensor
@@ -15,5 +16,5 @@ class Subset(NamedTuple):
     y: Tensor
 
     def select(self, index: Tensor | slice) -> "Subset":
-        """The images at these positions, in this order."""
+        """The images at these positions of the subset, in this order."""
         return Subset(self.ids[index], self.x[index], self.y[index])

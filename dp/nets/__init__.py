@@ -1,1 +1,1 @@
-"""Network definitions: written from the maths and the public state-dict layouts; they import nothing of dp."""
+"""Network definitions, written from the papers and from the names and shapes in the public checkpoints."""

@@ -11,11 +11,12 @@ from dp.nets.blocks import attend, sinusoid
 
 
 class UNetModel(nn.Module):
-    """(B,in_channels,H,W) and labels (b,), b = B or 1 -> (B,out_channels,H,W), sides a multiple of 2^levels.
+    """(B,in_channels,H,W) and labels (b,), b = B or 1 -> (B,out_channels,H,W).
 
-    `attention_resolutions`: *factors* of down-sampling at which attention follows a block. `y` (B,) int64: the class,
-    for a net with `num_classes`; left out, no term is added. `consistency`: the layout of the consistency models, whose
-    attention has 4-D kernels and always the order (3, head, d).
+    H and W must be multiples of 2^(levels - 1).
+    `attention_resolutions`: factors of downsampling at which attention follows a block. `y` (B,) int64: the class, for
+    networks with `num_classes`; without it no class term is added. `consistency`: the layout of the consistency
+    models, whose attention has 4-D kernels and always the order (3, head, d).
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class UNetModel(nn.Module):
 
 
 class _Steps(nn.ModuleList):
-    """A chain whose residual blocks are given the embedding."""
+    """A chain of modules, of which the residual blocks also get the embedding."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         for part in self:
@@ -161,7 +162,7 @@ class _Attention(nn.Module):
 
 
 class _Down(nn.Module):
-    """Half the side: a convolution of stride 2, or the 2x2 mean."""
+    """Half the side, by a convolution of stride 2 if `learned`, else by the 2x2 mean."""
 
     def __init__(self, channels: int, learned: bool):
         super().__init__()
@@ -172,7 +173,7 @@ class _Down(nn.Module):
 
 
 class _Up(nn.Module):
-    """Twice the side by repetition, then perhaps a convolution."""
+    """Twice the side by repetition, followed by a convolution if `learned`."""
 
     def __init__(self, channels: int, learned: bool):
         super().__init__()

@@ -1,5 +1,6 @@
-"""Binary attribute classifier of CelebA-HQ in the layout of StyleGAN's discriminator (Karras et al. 2019), key names of
-the networks that DiffPure judges with.
+"""A binary attribute classifier for CelebA-HQ in the layout of StyleGAN's discriminator (Karras et al. 2019).
+
+The tensor names are those of the networks that DiffPure is evaluated with.
 """
 
 import math
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 
 class AttributeNet(nn.Module):
-    """(B,3,R,R) in [-1,1], R = resolution, a power of two -> (B,2) logits: (l, -l), so that class 1, the attribute's
-    presence, is a negative l.
+    """(B,3,R,R) in [-1,1], R = resolution, a power of two from 8 on (else ValueError) -> (B,2) logits (l, -l).
+
+    Class 1 means that the image has the attribute; it is predicted where l is negative.
     """
 
     def __init__(self, resolution: int = 256, fmap_base: int = 8192, fmap_max: int = 512):
@@ -21,7 +23,7 @@ class AttributeNet(nn.Module):
         super().__init__()
         width = [min(fmap_base >> level, fmap_max) for level in range(levels)]
         self.lod_in: Tensor
-        self.register_buffer("lod_in", torch.zeros((), dtype=torch.float64))  # in the files, of no effect
+        self.register_buffer("lod_in", torch.zeros((), dtype=torch.float64))  # the files hold it; it has no effect
         self.fromrgb_lod0 = nn.Module()
         self.fromrgb_lod0.add_module("conv", _Scaled(nn.Conv2d(3, width[-1], 1, bias=False)))
         for level in range(levels, 2, -1):
@@ -43,7 +45,7 @@ class _Bias(nn.Module):
 
 
 class _Scaled(nn.Module):
-    """A layer whose output is multiplied by gain / sqrt(fan-in) before its bias (equalised learning rate)."""
+    """A layer whose output is multiplied by gain / sqrt(fan-in) before its bias (equalized learning rate)."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)):
         super().__init__()
@@ -72,7 +74,7 @@ class _Down(nn.Module):
 
 
 class _Head(nn.Module):
-    """A convolution and two linear layers on the 4x4 that is left -> (B,1)."""
+    """A convolution and two linear layers on the last 4x4 features -> (B,1)."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Pieces that the diffusion U-Nets share: sinusoidal embeddings, attention over pixels, separable resampling."""
+"""What the diffusion U-Nets share: sinusoidal embeddings, attention over pixels, separable resampling."""
 
 import math
 from collections.abc import Sequence
@@ -10,8 +10,9 @@ from torch import Tensor
 
 
 def sinusoid(t: Tensor, channels: int, endpoint: bool) -> tuple[Tensor, Tensor]:
-    """sin and cos, each (B, channels / 2), of labels t (B,) times 10000^(-j / half) for j = 0 ... half - 1; with
-    `endpoint` the last frequency is 1/10000 itself (Vaswani et al. 2017; Ho et al. 2020).
+    """sin and cos, each (B, channels / 2), of labels t (B,) times 10000^(-j / half) for j = 0 ... half - 1.
+
+    With `endpoint` the last frequency is 1/10000 itself (Vaswani et al. 2017; Ho et al. 2020).
     """
     half = channels // 2
     step = math.log(10_000) / (half - 1 if endpoint else half)
@@ -20,7 +21,10 @@ def sinusoid(t: Tensor, channels: int, endpoint: bool) -> tuple[Tensor, Tensor]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k / sqrt(d)) v for q, k, v (B,heads,d,pixels), each pixel a token -> (B,heads,d,pixels)."""
+    """Attention softmax(q k / sqrt(d)) v over pixels: q, k, v (B,heads,d,pixels) -> (B,heads,d,pixels).
+
+    It can be differentiated twice.
+    """
     q, k, v = (a.transpose(2, 3) for a in (q, k, v))
     if torch.is_grad_enabled() and q.requires_grad and k.requires_grad and v.requires_grad:
         return _Attention.apply(q, k, v).transpose(2, 3)
@@ -28,7 +32,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class _Attention(torch.autograd.Function):
-    """torch's attention and its gradient, which can also be differentiated: torch's fast kernels cannot."""
+    """torch's attention with a gradient that can itself be differentiated, which torch's fast kernels do not offer.
+
+    Values and first gradients are those of torch's kernel. A gradient taken with `create_graph=True` is computed by the
+    formula, from operations that have derivatives of all orders.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -42,24 +50,24 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):
         if not torch.is_grad_enabled():
             return torch.autograd.grad(ctx.out, ctx.leaves, grads[0], retain_graph=True)
-        q, k, v = ctx.saved_tensors  # create_graph=True: the gradient by the formula, from operations with derivatives
+        q, k, v = ctx.saved_tensors  # the gradient will be differentiated
         out = (q @ k.transpose(2, 3) / math.sqrt(q.shape[3])).softmax(dim=3) @ v
         return torch.autograd.grad(out.to(grads[0].dtype), (q, k, v), grads[0], create_graph=True)
 
 
 def kernel(taps: Sequence[float], like: Tensor | None = None) -> Tensor:
-    """The separable filter of these taps as a (1,1,n,n) tensor of sum 1."""
+    """The separable filter of n taps as a (1,1,n,n) tensor whose sum is 1, of the dtype and device of `like`."""
     row = torch.as_tensor(taps, dtype=torch.float32 if like is None else like.dtype)
     f = torch.outer(row, row) / row.sum() ** 2
     return f[None, None] if like is None else f[None, None].to(like.device)
 
 
 def halve(x: Tensor, f: Tensor, padding: int) -> Tensor:
-    """Every other pixel of x (B,C,H,W) after the filter f (1,1,n,n)."""
+    """Filter x (B,C,H,W) with f (1,1,n,n) and keep every other pixel."""
     return F.conv2d(x, f.expand(x.shape[1], 1, -1, -1), groups=x.shape[1], stride=2, padding=padding)
 
 
 def double(x: Tensor, f: Tensor, padding: int) -> Tensor:
-    """x (B,C,H,W) with zeros put between its pixels, then the filter f (1,1,n,n) times 4."""
+    """Put zeros between the pixels of x (B,C,H,W) and filter it with f (1,1,n,n) times 4: twice the side."""
     weight = (4 * f).expand(x.shape[1], 1, -1, -1)
     return F.conv_transpose2d(x, weight, groups=x.shape[1], stride=2, padding=padding)

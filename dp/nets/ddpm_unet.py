@@ -1,4 +1,4 @@
-"""The U-Net of DDPM (Ho et al. 2020), key names of Lee and Kim's SVHN model."""
+"""The U-Net of DDPM (Ho et al. 2020), with the tensor names of Lee and Kim's SVHN model."""
 
 from collections.abc import Sequence
 
@@ -51,7 +51,7 @@ class DDPMUNet(nn.Module):
                 c = widths[level]
             if level:
                 stage.upsample = _Up(c, resamp_with_conv)
-            up.insert(0, stage)  # named by level, run from the last to the first
+            up.insert(0, stage)  # named by level; the last level runs first
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
         self.norm_out = _norm(c)
         self.conv_out = nn.Conv2d(c, out_ch, 3, padding=1)
@@ -105,7 +105,7 @@ class _Middle(nn.Module):
 
 
 class _Stage(nn.Module):
-    """The blocks of one resolution, each with its attention where there is any, and the way to the next."""
+    """The blocks of one resolution, with attention after some, and the change to the next resolution."""
 
     def __init__(self):
         super().__init__()
@@ -169,7 +169,7 @@ class _Down(nn.Module):
 
 
 class _Up(nn.Module):
-    """Twice the side by repetition, then perhaps a convolution."""
+    """Twice the side by repetition, followed by a convolution if `learned`."""
 
     def __init__(self, channels: int, learned: bool):
         super().__init__()

@@ -1,12 +1,13 @@
-"""Wide residual network in DeepMind's layout (Gowal et al. 2020), key names of RobustBench's `DMWideResNet`."""
+"""Wide residual network in DeepMind's layout (Gowal et al. 2020), tensor names of RobustBench's `DMWideResNet`."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class DMWideResNet(nn.Module):
-    """(B,channels,H,W), H and W a multiple of 4, already normalised -> (B,classes) logits. `activation`: silu (Swish)
-    or relu.
+    """(B,channels,H,W), H and W multiples of 4, already normalized -> (B,classes) logits.
+
+    `depth`: 6 n + 4 with n >= 1. `activation`: silu (Swish) or relu. Raises ValueError for other values.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class DMWideResNet(nn.Module):
 
 
 class _Group(nn.Module):
-    """A chain of units under the name `block`; the first one carries the stride."""
+    """A chain of units under the name `block`; the first unit has the stride."""
 
     def __init__(self, units: int, c_in: int, c_out: int, stride: int, act: type[nn.Module]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Parts of EDM's U-Nets (Karras et al. 2022): resampling convolutions and residual blocks, public tensor names."""
+"""Parts of EDM's U-Nets (Karras et al. 2022): resampling convolutions and residual blocks, with EDM's tensor names."""
 
 import math
 from collections.abc import Sequence
@@ -11,8 +11,9 @@ from dp.nets.blocks import attend, double, halve, kernel
 
 
 class Conv(nn.Module):
-    """A 0 (none), 1x1 or 3x3 convolution after a change of resolution by 2; `fused`: the filter follows the convolution
-    instead, both on one padding.
+    """A convolution of `size` 1 or 3 (0 for none) after a change of resolution by 2, if `up` or `down`.
+
+    `fused`: the resampling filter follows the convolution instead, and both share one padding.
     """
 
     def __init__(
@@ -67,22 +68,22 @@ class Block(nn.Module):
         dropout: float = 0.0,
         adaptive: bool = False,
         skip_scale: float = 1.0,
-        tiny: float = 1e-5,
+        norm_eps: float = 1e-5,
         taps: Sequence[float] = (1, 1),
         project: bool = False,
         zero: float = 0.0,
     ):
         super().__init__()
-        self.norm0 = norm(c_in, tiny)
+        self.norm0 = norm(c_in, norm_eps)
         self.conv0 = Conv(c_in, c_out, 3, up=up, down=down, taps=taps)
         self.affine = linear(emb, c_out * (2 if adaptive else 1))
-        self.norm1 = norm(c_out, tiny)
+        self.norm1 = norm(c_out, norm_eps)
         self.conv1 = Conv(c_out, c_out, 3, gain=zero)
         self.skip = None
         if c_in != c_out or up or down:
             self.skip = Conv(c_in, c_out, 1 if project or c_in != c_out else 0, up=up, down=down, taps=taps)
         if heads:
-            self.norm2 = norm(c_out, tiny)
+            self.norm2 = norm(c_out, norm_eps)
             self.qkv = Conv(c_out, 3 * c_out, 1, gain=math.sqrt(0.2) if skip_scale != 1 else 1.0)
             self.proj = Conv(c_out, c_out, 1, gain=zero)
         self.heads, self.dropout, self.adaptive, self.skip_scale = heads, dropout, adaptive, skip_scale
@@ -104,13 +105,13 @@ class Block(nn.Module):
         return x
 
 
-def norm(channels: int, tiny: float) -> nn.GroupNorm:
-    """Groups of at least four channels, at most 32 groups."""
-    return nn.GroupNorm(min(32, channels // 4), channels, eps=tiny)
+def norm(channels: int, norm_eps: float) -> nn.GroupNorm:
+    """GroupNorm with groups of at least four channels, at most 32 groups."""
+    return nn.GroupNorm(min(32, channels // 4), channels, eps=norm_eps)
 
 
 def linear(c_in: int, c_out: int, bias: bool = True) -> nn.Linear:
-    """With Xavier weights and a bias of zero."""
+    """A linear layer with Xavier-uniform weights and a bias of zero."""
     layer = nn.Linear(c_in, c_out, bias)
     nn.init.xavier_uniform_(layer.weight)
     if bias:

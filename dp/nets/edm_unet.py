@@ -1,5 +1,6 @@
-"""The U-Nets of EDM (Karras et al. 2022): `SongUNet` is DDPM++ and NCSN++ (Song et al. 2021), `DhariwalUNet` is ADM
-(Dhariwal and Nichol 2021); argument and tensor names are those of the public checkpoints.
+"""The U-Nets of EDM (Karras et al. 2022), with the argument and tensor names of the public checkpoints.
+
+`SongUNet` is DDPM++ and NCSN++ (Song et al. 2021). `DhariwalUNet` is ADM (Dhariwal and Nichol 2021).
 """
 
 import math
@@ -16,7 +17,7 @@ from dp.nets.edm_blocks import Block, Conv, linear, norm
 class SongUNet(nn.Module):
     """(B,in_channels,R,R) and noise labels (b,), b = B or 1 -> (B,out_channels,R,R), R = img_resolution.
 
-    `class_labels` (B,label_dim) one-hot and `augment_labels` (B,augment_dim) may be left out: no term is added then.
+    `class_labels` (B,label_dim) are one-hot. Without them or `augment_labels` (B,augment_dim) no term is added.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class SongUNet(nn.Module):
         decoder_type: str = "standard",
         resample_filter: Sequence[float] = (1, 1),
     ):
-        found = (embedding_type, encoder_type, decoder_type)
-        for value, known in zip(
-            found, (("positional", "fourier"), ("standard", "skip", "residual"), ("standard", "skip")), strict=True
+        for value, known in (
+            (embedding_type, ("positional", "fourier")),
+            (encoder_type, ("standard", "skip", "residual")),
+            (decoder_type, ("standard", "skip")),
         ):
             if value not in known:
                 raise ValueError(f"need one of {', '.join(known)} for a type of SongUNet, got {value!r}")
@@ -63,7 +65,7 @@ class SongUNet(nn.Module):
                 heads=int(attention),
                 dropout=dropout,
                 skip_scale=math.sqrt(0.5),
-                tiny=1e-6,
+                norm_eps=1e-6,
                 taps=taps,
                 project=True,
                 zero=1e-5,
@@ -146,7 +148,7 @@ class SongUNet(nn.Module):
 class DhariwalUNet(nn.Module):
     """(B,in_channels,R,R) and noise labels (b,), b = B or 1 -> (B,out_channels,R,R), R = img_resolution.
 
-    `class_labels` (B,label_dim) one-hot and `augment_labels` (B,augment_dim) may be left out: no term is added then.
+    `class_labels` (B,label_dim) are one-hot. Without them or `augment_labels` (B,augment_dim) no term is added.
     """
 
     def __init__(
@@ -172,7 +174,7 @@ class DhariwalUNet(nn.Module):
         self.model_channels = model_channels
 
         def block(c_in: int, c_out: int, attention: bool = False, up: bool = False, down: bool = False) -> Block:
-            heads = c_out // 64 if attention else 0  # below 64 channels none at all
+            heads = c_out // 64 if attention else 0  # no attention below 64 channels
             return Block(c_in, c_out, emb, up=up, down=down, heads=heads, dropout=dropout, adaptive=True)
 
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
@@ -226,7 +228,7 @@ class DhariwalUNet(nn.Module):
 
 
 class _Positional(nn.Module):
-    """sin then cos, highest frequency first (the order that `map_layer0` was trained on)."""
+    """Positional embedding: sin then cos, highest frequency first, the order that `map_layer0` was trained on."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -237,7 +239,7 @@ class _Positional(nn.Module):
 
 
 class _Fourier(nn.Module):
-    """Random frequencies, a buffer of the checkpoint; sin then cos."""
+    """Fourier features, sin then cos, of random frequencies that the checkpoint holds."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -250,7 +252,7 @@ class _Fourier(nn.Module):
 
 
 def _label(layer: nn.Linear, labels: Tensor | None, emb: Tensor, scale: float) -> Tensor:
-    """The term of one-hot labels (B,K); no labels are a zero vector, of which only the layer's bias is left."""
+    """The term of one-hot labels (B,K). Without labels they are zeros, so that only the layer's bias is added."""
     if labels is None:
         labels = emb.new_zeros(1, layer.in_features)
     return layer(labels * scale)

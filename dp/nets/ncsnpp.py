@@ -1,5 +1,6 @@
-"""NCSN++ and DDPM++ as score-SDE builds them (Song et al. 2021): one flat list `all_modules`, run in the order of its
-construction.
+"""NCSN++ and DDPM++ as score-SDE builds them (Song et al. 2021).
+
+All modules stand in one flat list `all_modules` and run in the order of that list.
 """
 
 import functools
@@ -21,11 +22,12 @@ ACTIVATIONS = {
 
 
 class NCSNpp(nn.Module):
-    """(B,C,R,R) in [-1,1] (in [0,1] unless `centered`) and labels (b,), b = B or 1 -> (B,C,R,R), R = image_size.
+    """(B,C,R,R) and labels (b,), b = B or 1 -> (B,C,R,R), R = image_size.
 
-    Labels: 999 t as a float for `positional`, sigma itself for `fourier`. `attn_resolutions`: sides at which attention
-    follows. `fir`: resampling with the symmetric `fir_kernel` instead of repetition and the 2x2 mean. `progressive`
-    (none | output_skip) and `progressive_input` (none | input_skip | residual): what is added at every resolution.
+    Images are in [-1,1] if `centered`, else in [0,1]. Labels are 999 t as a float for `positional` embeddings, sigma
+    itself for `fourier`. `attn_resolutions`: sides at which attention follows a block. `fir`: resampling with the
+    symmetric `fir_kernel` in place of repetition and the 2x2 mean. `progressive` (none | output_skip) and
+    `progressive_input` (none | input_skip | residual): what is added at every resolution.
     """
 
     def __init__(
@@ -166,7 +168,7 @@ class NCSNpp(nn.Module):
         return out / self.levels_of(time_cond).to(out.dtype)[:, None, None, None] if self.scale_by_sigma else out
 
     def embedding(self, parts, labels: Tensor) -> Tensor | None:
-        """(b,4 nf) of the labels, or None for a net that is not told the noise level."""
+        """The embedding (b,4 nf) of the labels, or None for a network that is not conditional on the noise level."""
         if self.embedding_type == "fourier":
             emb = next(parts)(labels.log())
         else:
@@ -177,12 +179,12 @@ class NCSNpp(nn.Module):
         return next(parts)(self.act(emb))
 
     def levels_of(self, labels: Tensor) -> Tensor:
-        """The sigma by which an output is divided: the label itself, or that of the label's index."""
+        """The sigma by which the output is divided: the label itself, or the one at the label's index."""
         return labels if self.embedding_type == "fourier" else self.sigmas[labels.long()]
 
 
 class _Fourier(nn.Module):
-    """Random frequencies, frozen; sin then cos."""
+    """Fourier features, sin then cos, of frozen random frequencies."""
 
     def __init__(self, channels: int, scale: float):
         super().__init__()
@@ -266,7 +268,7 @@ class _NIN(nn.Module):
 
 
 class _Combine(nn.Module):
-    """The image at this resolution, brought to the width of the features."""
+    """A 1x1 convolution from the image at this resolution to the width of the features."""
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
@@ -304,7 +306,7 @@ class _Resample(nn.Module):
 
 
 def _resampled(x: Tensor, way: str, taps: Sequence[float]) -> Tensor:
-    """By 2: repetition or the 2x2 mean for taps (1, 1), else the separable filter of an even number of taps."""
+    """Resample by 2: repetition or the 2x2 mean for taps (1, 1), else a separable filter of an even number of taps."""
     if tuple(taps) == (1, 1):
         return F.interpolate(x, scale_factor=2, mode="nearest") if way == "up" else F.avg_pool2d(x, 2)
     return (double if way == "up" else halve)(x, kernel(taps, x), len(taps) // 2 - 1)

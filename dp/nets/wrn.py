@@ -1,4 +1,4 @@
-"""Pre-activation wide residual network (Zagoruyko and Komodakis 2016), key names of RobustBench's `Standard`."""
+"""Pre-activation wide residual network (Zagoruyko and Komodakis 2016), tensor names of RobustBench's `Standard`."""
 
 import re
 
@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 
 class _Unit(nn.Module):
-    """BN-ReLU-conv twice plus a skip; a change of width or stride sends the skip through the first BN-ReLU and a 1x1
-    conv.
+    """BN-ReLU-conv twice plus a skip.
+
+    Where width or stride change, the skip goes through the first BN-ReLU and a 1x1 convolution.
     """
 
     def __init__(self, c_in: int, c_out: int, stride: int, dropout: float):
@@ -31,7 +32,7 @@ class _Unit(nn.Module):
 
 
 class _Block(nn.Module):
-    """A chain of units under the name `layer`; the first one carries the stride."""
+    """A chain of units under the name `layer`; the first unit has the stride."""
 
     def __init__(self, units: int, c_in: int, c_out: int, stride: int, dropout: float):
         super().__init__()
@@ -43,8 +44,10 @@ class _Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """(B,channels,H,W), H and W a multiple of 4 -> (B,classes) logits. `depth` = 6 n + 4 for n units in each of the
-    three blocks. `dropout`: between the two convolutions of a unit, in training only.
+    """(B,channels,H,W), H and W multiples of 4 -> (B,classes) logits.
+
+    `depth`: 6 n + 4 for n units in each of the three blocks, else ValueError. `dropout`: between the two convolutions
+    of a unit, in training only.
     """
 
     def __init__(self, depth: int = 28, widen: int = 10, classes: int = 10, channels: int = 3, dropout: float = 0.0):
@@ -67,8 +70,10 @@ class WideResNet(nn.Module):
 
 
 def from_functional(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names of a functional WRN's flat parameters (Zagoruyko's code, Lee and Kim's SVHN classifier) as `WideResNet`
-    has them; its batch norms have no counters.
+    """Rename the parameters of a functional WRN to those of `WideResNet`.
+
+    Zagoruyko's code and Lee and Kim's SVHN classifier use such flat names. Their batch norms have no counters, so zeros
+    are added.
     """
     renamed = {}
     for name, value in state.items():

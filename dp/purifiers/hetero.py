@@ -41,26 +41,15 @@ def purify(
     `eq8_literal`: the mask's orientation as Eq. 8 and Alg. 1 print it, opposite to Eq. 5 (deviation 1: orientation of
     the mask). `resample_stage2`: resample after every step, as Alg. 1 prints it (deviation 20: which steps are
     resampled). `random_mask`: a control of ours, as many pixels as the mask has at random places.
-    `clamp`: the last step's clamp to [0,1], see `to_01`.
-    `mask_grad`, `temperature`: what an attacker may use in place of the mask's derivative, see `masked`.
-    `on_step(i, sigma, z, x0)` is called after the first call of the denoiser in every step.
+    `clamp`: see `to_01`. `mask_grad`, `temperature`: what an attacker may use in place of the mask's derivative, see
+    `masked`. `on_step(i, sigma, z, x0)` is called after the first call of the denoiser in every step.
     Raises ValueError for values outside these ranges, and for a random mask with another `mask_grad` than `constant`.
     """
-    if not 0 < t_s <= t_l <= 1:
-        raise ValueError(f"need 0 < t_s <= t_l <= 1, got t_s={t_s}, t_l={t_l}")
-    if jump < 0:
-        raise ValueError(f"need jump >= 0, got jump={jump}")
-    if random_mask and mask_grad != "constant":
-        raise ValueError(f"need mask_grad=constant where the mask is random, got mask_grad={mask_grad}")
-    # Differs (deviation 10: derivative of the mask): the method's own mask is a constant.
-    with torch.set_grad_enabled(torch.is_grad_enabled() and mask_grad != "constant"):
-        maps = attention_maps(classifier.features(x), (x.shape[2], x.shape[3]), phi)
-        mask = threshold_mask(maps, tau, grad=mask_grad, temperature=temperature)  # (B,1,H,W)
-        mask = scattered(mask, rng) if random_mask else mask
-        strong = 1 - mask if eq8_literal else mask  # Differs (deviation 1: orientation of the mask)
+    _check(t_l, t_s, jump, random_mask, mask_grad)
+    mask = _mask(x, classifier, phi, tau, mask_grad, temperature, rng if random_mask else None)
+    strong = 1 - mask if eq8_literal else mask  # Differs (deviation 1: orientation of the mask)
     known = to_pm1(x)
-    # Differs (deviation 15: start from uniform noise at t_l, since the start of Eq. 5 is never built).
-    z = renoise(known, 0.0, denoiser.sigma(t_l), rng.randn_like(known))
+    z = renoise(known, 0.0, denoiser.sigma(t_l), rng.randn_like(known))  # Differs (deviation 15: uniform start at t_l)
     for i, (t, t_next) in enumerate(pairwise(time_grid(t_l, steps))):
         sigma, sigma_next = denoiser.sigma(t), denoiser.sigma(t_next) if t_next > 0 else 0.0
         x0 = denoiser(z, sigma)
@@ -70,10 +59,34 @@ def purify(
         stage1 = t >= t_s - 1e-9  # Alg. 1: t_s <= t <= t_l (deviation 18: border between the stages)
         if stage1:  # Eqs. 6-8: outside the mask, the input noised to this level
             z = strong * z + (1 - strong) * renoise(known, 0.0, sigma_next, rng.randn_like(z))
-        if stage1 or resample_stage2:  # Eqs. 10-11: U up, one DDIM step back
-            sigma_up = denoiser.sigma(min(1.0, t_next + jump / 1000))
-            if t_next > 0:
-                z = renoise(z, sigma_next, max(sigma_up, sigma_next), rng.randn_like(z))
-            # At t_next = 0 no noise was added (deviation 20: which steps are resampled).
-            z = ancestral_step(z, denoiser(z, sigma_up), sigma_up, sigma_next, None, eta=0.0)
+        if stage1 or resample_stage2:
+            z = _resample(z, denoiser, rng, t_next, sigma_next, jump)
     return to_01(z, clamp)
+
+
+def _check(t_l: float, t_s: float, jump: int, random_mask: bool, mask_grad: str) -> None:
+    if not 0 < t_s <= t_l <= 1:
+        raise ValueError(f"need 0 < t_s <= t_l <= 1, got t_s={t_s}, t_l={t_l}")
+    if jump < 0:
+        raise ValueError(f"need jump >= 0, got jump={jump}")
+    if random_mask and mask_grad != "constant":
+        raise ValueError(f"need mask_grad=constant where the mask is random, got mask_grad={mask_grad}")
+
+
+def _mask(
+    x: Tensor, classifier: Classifier, phi: str, tau: float, mask_grad: str, temperature: float, rng: Streams | None
+) -> Tensor:
+    """Algorithm 2: the mask (B,1,H,W) of images x (B,C,H,W) in [0,1]; with `rng` as many pixels at random places."""
+    # Differs (deviation 10: derivative of the mask): the method's own mask is a constant.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and mask_grad != "constant"):
+        maps = attention_maps(classifier.features(x), (x.shape[2], x.shape[3]), phi)
+        mask = threshold_mask(maps, tau, grad=mask_grad, temperature=temperature)
+        return mask if rng is None else scattered(mask, rng)
+
+
+def _resample(z: Tensor, denoiser: Denoiser, rng: Streams, t_next: float, sigma_next: float, jump: int) -> Tensor:
+    """Eqs. 10 and 11: noise the state at t_next up by `jump` and take one DDIM step back."""
+    sigma_up = denoiser.sigma(min(1.0, t_next + jump / 1000))
+    if t_next > 0:  # at 0 no noise is added (deviation 20: which steps are resampled)
+        z = renoise(z, sigma_next, max(sigma_up, sigma_next), rng.randn_like(z))
+    return ancestral_step(z, denoiser(z, sigma_up), sigma_up, sigma_next, None, eta=0.0)

@@ -53,30 +53,19 @@ def purify(
     (deviation 6: the mask on ImageNet).
     `mask_input_bug`: feed the classifier's taps [-1,1] images with ImageNet's mean and std, whatever the classifier was
     trained on (deviation 8: input range of the mask).
-    `clamp`: the last step's clamp to [0,1], see `to_01`.
-    `mask_grad`, `temperature`: what an attacker may use in place of the mask's derivative, see `masked`.
-    `on_step(i, sigma, z, x0)` is called after every call of the denoiser.
+    `clamp`: see `to_01`. `mask_grad`, `temperature`: what an attacker may use in place of the mask's derivative, see
+    `masked`. `on_step(i, sigma, z, x0)` is called after every call of the denoiser.
     Raises ValueError for values outside these ranges.
     """
     if not 0 < t_s <= t_l <= 1:
         raise ValueError(f"need 0 < t_s <= t_l <= 1, got t_s={t_s}, t_l={t_l}")
-    if (tau is None) == (top is None):
-        raise ValueError(f"need exactly one of tau and top, got tau={tau}, top={top}")
     known = to_pm1(x)
-    # The released code detaches the activations (deviation 10: derivative of the mask).
-    with torch.set_grad_enabled(torch.is_grad_enabled() and mask_grad != "constant"):
-        features = classifier.features(_imagenet_normalized(known) if mask_input_bug else x)
-        # Deviations 2 and 3: min-max in place of softmax, and no root.
-        maps = attention_maps(features, (x.shape[2], x.shape[3]), phi="minmax", root=False)
-        if tau is not None:
-            mask = threshold_mask(maps, tau, inclusive=True, grad=mask_grad, temperature=temperature)  # (B,1,H,W)
-        else:
-            mask = top_mask(maps, top or 0.0, grad=mask_grad, temperature=temperature)
+    mask = _mask(_imagenet_normalized(known) if mask_input_bug else x, classifier, tau, top, mask_grad, temperature)
     grid = index_grid(n, t_l)
     z = renoise(known, 0.0, denoiser.sigma(grid[0] / LEVELS), rng.randn_like(known))
     for i, (k, k_next) in enumerate(pairwise(grid)):
         sigma, sigma_next = denoiser.sigma(k / LEVELS), denoiser.sigma(k_next / LEVELS)
-        # Deviation 18: the next index decides the stage. Deviation 19: merge, then U up, and no step back.
+        # The next index decides (deviation 18: stage borders); U up, no step back (deviation 19: resampling order).
         if k_next >= LEVELS * t_s:
             z = mask * z + (1 - mask) * renoise(known, 0.0, sigma, rng.randn_like(z))
             sigma_up = denoiser.sigma(min(1.0, (k + jump) / LEVELS))
@@ -84,9 +73,24 @@ def purify(
         x0 = denoiser(z, sigma)
         if on_step is not None:
             on_step(i, sigma, z, x0)
-        z = ancestral_step(z, x0, sigma, sigma_next, None, eta=0.0)  # deviation 24: DDIM everywhere
-    # Deviation 26: the result is the variance-preserving state at index 0, not x0.
+        z = ancestral_step(z, x0, sigma, sigma_next, None, eta=0.0)  # deviation 24: DDIM in every step
+    # The result is the variance-preserving state at index 0 (deviation 26: end point of the chain), not x0.
     return to_01(z / (1 + denoiser.sigma(0.0) ** 2) ** 0.5, clamp)
+
+
+def _mask(
+    x: Tensor, classifier: Classifier, tau: float | None, top: float | None, mask_grad: str, temperature: float
+) -> Tensor:
+    """The mask (B,1,H,W) from the classifier's input x (B,C,H,W)."""
+    if (tau is None) == (top is None):
+        raise ValueError(f"need exactly one of tau and top, got tau={tau}, top={top}")
+    # The released code detaches the activations (deviation 10: derivative of the mask).
+    with torch.set_grad_enabled(torch.is_grad_enabled() and mask_grad != "constant"):
+        # Min-max in place of softmax (deviation 2: normalization of the map), no root (deviation 3: root of the map).
+        maps = attention_maps(classifier.features(x), (x.shape[2], x.shape[3]), phi="minmax", root=False)
+        if tau is not None:
+            return threshold_mask(maps, tau, inclusive=True, grad=mask_grad, temperature=temperature)
+        return top_mask(maps, top or 0.0, grad=mask_grad, temperature=temperature)
 
 
 def _imagenet_normalized(z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What R draws of every image say of fewer: worst of M, vote of K, how often the attack succeeds. Pure functions."""
+"""Curves over the number of samples: worst of M, vote of K, and how often an attack succeeds. Pure functions."""
 
 import functools
 import math
@@ -7,11 +7,12 @@ import numpy as np
 
 
 def worst_curve(right: np.ndarray) -> np.ndarray:
-    """(images,R) scores for M = 1..R from (images,R) or (seeds,images,R) verdicts: the share of subsets of M draws that
-    are right throughout, C(R - f, M) / C(R, M) with f draws wrong, over several seeds their mean.
+    """Worst-of-M scores (images,R) for M = 1..R from R samples of every image.
 
-    Unbiased for the chance that M fresh draws are all right; the plug-in (1 - f / R)^M is not (DiffHammer, theorem 2).
-    The mean over images is the curve.
+    `right`: (images,R) or (seeds,images,R), nonzero where a sample is right; over seeds scores are averaged.
+    A score is the share of subsets of M samples that are all right: C(R - f, M) / C(R, M) with f samples wrong. It is
+    an unbiased estimate of the chance that M fresh samples are all right, which the plug-in (1 - f / R)^M is not
+    (DiffHammer, Theorem 2). The mean over images is the curve. Raises ValueError for other shapes.
     """
     right = _by_seed(right)
     draws = right.shape[-1]
@@ -20,29 +21,31 @@ def worst_curve(right: np.ndarray) -> np.ndarray:
 
 
 def vote_curve(classes: np.ndarray, labels: np.ndarray, ties: str = "softmax") -> np.ndarray:
-    """(images,R) scores for K = 1..R from the class of every draw, (images,R) or (seeds,images,R), and (images,)
-    labels: the share of subsets of K draws whose plurality is the label, counted exactly; over seeds their mean.
+    """Vote-of-K scores (images,R) for K = 1..R from R samples of every image.
 
-    `ties` as in `metrics.vote`: `lowest` gives them to the lowest class; `softmax` needs logits, which classes do not
-    have: a tie of T classes then counts 1/T. Without ties K = R is the vote of all draws. The mean over images is the
-    curve.
+    `classes`: the predicted class of every sample, (images,R) or (seeds,images,R); over seeds scores are averaged.
+    `labels`: (images,). A score is the share of subsets of K samples whose plurality is the label, counted exactly.
+    `ties`: `lowest` gives a tie to the lowest class. `softmax` would need logits, so that a tie of T classes counts
+    1/T. Without ties K = R is the vote of all samples. The mean over images is the curve. Raises ValueError for other
+    shapes.
     """
-    found = []
+    scores = []
     for seed in _by_seed(classes):
         for draws, label in zip(seed, labels, strict=True):
             values, counts = np.unique(draws, return_counts=True)
-            mine = int(counts[values == label].sum())
+            own = int(counts[values == label].sum())
             others = [(int(c), bool(v < label) and ties == "lowest") for v, c in zip(values, counts, strict=True)]
             rivals = sorted(other for other, v in zip(others, values, strict=True) if v != label)
-            found.append(_wins(mine, tuple(rivals), ties == "lowest"))
-    return np.reshape(found, (-1, *classes.shape[-2:])).mean(axis=0)
+            scores.append(_wins(own, tuple(rivals), ties == "lowest"))
+    return np.reshape(scores, (-1, *classes.shape[-2:])).mean(axis=0)
 
 
 def success_histogram(right: np.ndarray) -> dict:
-    """How often an attack succeeds, q = f / R of the R draws of an image wrong, from (images,R) or (seeds,images,R)
-    verdicts; the same image under another seed counts again.
+    """How often an attack succeeds on an image: q = f / R, with f of its R samples wrong.
 
-    `counts`: images with q = 0, 1/R, .. 1; `between`: share of them with 0 < q < 1, whose single draw is noisy.
+    `right`: (images,R) or (seeds,images,R), nonzero where a sample is right; an image counts once for every seed.
+    Returns `counts`, the number of images with q = 0, 1/R, ..., 1, and `between`, the share of images with 0 < q < 1,
+    for which the verdict of a single sample is random. Raises ValueError for other shapes.
     """
     right = _by_seed(right)
     draws = right.shape[-1]
@@ -57,15 +60,16 @@ def _by_seed(draws: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4096)
-def _wins(mine: int, rivals: tuple[tuple[int, bool], ...], lowest: bool) -> np.ndarray:
-    """(R,) share of subsets of K draws that the label wins, by its count and its rivals' (count, wins a tie with it).
+def _wins(own: int, rivals: tuple[tuple[int, bool], ...], lowest: bool) -> np.ndarray:
+    """The share (R,) of subsets of K samples that the label wins.
 
-    Subsets in which the label has k draws: the generating function of what rivals add, at most k draws each (k - 1 for
-    those that win ties), one row per number of rivals with exactly k.
+    `own`: how many samples predict the label. `rivals`: for every other class its count and whether it wins ties.
+    Subsets with k samples of the label are counted by the generating function of what the rivals add: at most k samples
+    each (k - 1 for those that win ties), with one row for every number of rivals that have exactly k.
     """
-    draws = mine + sum(count for count, _ in rivals)
+    draws = own + sum(count for count, _ in rivals)
     won = np.zeros(draws + 1)
-    for k in range(1, mine + 1):
+    for k in range(1, own + 1):
         reach = 1 + sum(count >= k for count, _ in rivals)
         ways = np.zeros((reach, draws + 1 - k))  # (tied rivals, draws of rivals)
         ways[0, 0] = 1
@@ -75,6 +79,6 @@ def _wins(mine: int, rivals: tuple[tuple[int, bool], ...], lowest: bool) -> np.n
                 up = int(j == k and not lowest)
                 added[up:, j:] += float(math.comb(count, j)) * ways[: reach - up, : draws + 1 - k - j]
             ways = added
-        won[k:] += float(math.comb(mine, k)) * (ways / np.arange(1, reach + 1)[:, None]).sum(axis=0)
+        won[k:] += float(math.comb(own, k)) * (ways / np.arange(1, reach + 1)[:, None]).sum(axis=0)
     subsets = np.array([float(math.comb(draws, k)) for k in range(1, draws + 1)])
     return np.minimum(won[1:] / subsets, 1.0)

@@ -1,7 +1,7 @@
-"""Intervals over images and paired tests on the same images. Pure functions; scores are in [0,1], one per image.
+"""Intervals over images and paired tests on the same images, as pure functions. Scores are in [0,1], one per image.
 
-Images are the sample: n counts them, whatever the number of draws and seeds. Draws of an image are never drawn anew,
-which undercovers badly (evaluation.md section 1). Coverage as measured: scripts/studies/interval_coverage.py.
+n counts images, whatever the number of samples and seeds. Samples of an image are never resampled alone, because such
+intervals cover the truth far too rarely. scripts/studies/interval_coverage.py measures the coverage.
 """
 
 import math
@@ -13,35 +13,36 @@ BOOTSTRAPS = 10_000
 
 
 def wilson(share: float, n: float, z: float = Z95) -> tuple[float, float]:
-    """Wilson score interval for a share in [0,1] of n independent images (Wilson 1927); n may be an effective number,
-    no whole one.
+    """Wilson score interval (low, high) for a share in [0,1] of n independent images (Wilson 1927).
+
+    n may be an effective number of images, which is not an integer. Raises ValueError for other values.
     """
     if not 0 <= share <= 1 or n < 1:
         raise ValueError(f"need a share in [0, 1] of n >= 1 images, got share={share}, n={n}")
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    center = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    low = 0.0 if share == 0 else max(0.0, centre - half)
-    high = 1.0 if share == 1 else min(1.0, centre + half)
+    low = 0.0 if share == 0 else max(0.0, center - half)
+    high = 1.0 if share == 1 else min(1.0, center + half)
     return low, high
 
 
 def interval(scores: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the expected score, from (n,) scores in [0,1], one per image: verdicts, shares of right draws,
-    or means over seeds.
+    """95 % interval (low, high) of the expected score, from (n,) scores in [0,1], one per image.
 
-    Wilson's with the effective number of images n p(1-p) / s^2, p the mean and s^2 the variance of the scores (as for
-    surveys with a design effect: Korn and Graubard 1998). For verdicts of 0 and 1 this is Wilson's own. To both
-    variances the sum of squares of one image at 1/2 is added, so that a few fractions beside 0 or 1 are hardly more
-    certain than verdicts.
+    A score is a verdict (0 or 1), a share of right samples, or a mean over seeds. The interval is Wilson's with the
+    effective number of images n p(1-p) / s^2, where p is the mean and s^2 the variance of the scores, as for surveys
+    with a design effect (Korn and Graubard 1998). For verdicts it is Wilson's own interval. The sum of squares of one
+    image at 1/2 is added to both variances, so that a few fractions near 0 or 1 are hardly more certain than verdicts.
     """
     n, p = len(scores), float(np.mean(scores))
-    effect = (float(np.square(scores - p).sum()) + 0.25) / (n * p * (1 - p) + 0.25)  # of the design: 1 for verdicts
+    effect = (float(np.square(scores - p).sum()) + 0.25) / (n * p * (1 - p) + 0.25)  # design effect: 1 for verdicts
     return wilson(p, n / effect)
 
 
 def bootstrap(scores: np.ndarray, replicates: int = BOOTSTRAPS) -> tuple[float, float]:
-    """95 % percentile interval of the mean of (n,) values, one per image: images are drawn anew, each with all of its
-    draws. The generator's seed is fixed.
+    """95 % percentile interval (low, high) of the mean of (n,) values, one per image.
+
+    Images are resampled, each with all of its samples. The generator's seed is fixed.
     """
     rng = np.random.default_rng(0)
     step = max(1, 2_000_000 // len(scores))  # replicates at a time
@@ -54,9 +55,10 @@ def bootstrap(scores: np.ndarray, replicates: int = BOOTSTRAPS) -> tuple[float, 
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """Exact two-sided p of McNemar's test (McNemar 1947): of the images on which two (n,) arrays of right and wrong
-    differ, each is as likely to favour one as the other. 1 where none differs.
+    """Exact two-sided p-value of McNemar's test (McNemar 1947) for two (n,) arrays of 0 and 1 over the same images.
 
+    Under the null hypothesis, each image on which they differ favors either with equal chance. Without a difference the
+    p-value is 1.
     Raises ValueError for shapes that differ, no image, or values other than 0 and 1.
     """
     a, b = _pair(first, second)
@@ -65,15 +67,15 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     won, lost = int((b > a).sum()), int((a > b).sum())
     if not won + lost:
         return 1.0
-    from scipy.stats import binomtest  # here: slow to import
+    from scipy.stats import binomtest  # imported here because it takes long
 
     return float(binomtest(won, won + lost).pvalue)
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
-    """Mean of second - first over the same images, and its 95 % bootstrap interval: images are drawn anew, each with
-    both of its scores (n,) in [0,1]. The generator's seed is fixed.
+    """Mean of second - first over the same images, and the ends of its 95 % bootstrap interval.
 
+    `first`, `second`: (n,) scores in [0,1]. Images are resampled, each with both scores. The generator's seed is fixed.
     Raises ValueError for shapes that differ, no image, or scores outside [0,1].
     """
     a, b = _pair(first, second)

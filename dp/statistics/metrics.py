@@ -1,4 +1,4 @@
-"""Rows to figures: accuracies by decision rule, votes, intervals. Pure functions."""
+"""From rows to figures: accuracies by decision rule, votes, intervals. Pure functions."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +26,10 @@ RULES = {
 
 
 def vote(logits: np.ndarray, ties: str = "softmax") -> tuple[int, bool]:
-    """Plurality class of (draws,K) logits and whether the count alone left a tie.
+    """The class that most samples predict, from (samples,K) logits, and whether there was a tie.
 
-    `ties`: `softmax` gives a tie to the tied class with the larger summed softmax, `lowest` to the lowest class (the
-    official code).
+    `ties`: `softmax` gives a tie to the tied class with the largest summed softmax, `lowest` to the lowest class, as
+    the released code does.
     """
     assert ties in TIES, f"ties is one of {TIES}, got {ties!r}"
     counts = np.bincount(logits.argmax(axis=1), minlength=logits.shape[1])
@@ -42,11 +42,13 @@ def vote(logits: np.ndarray, ties: str = "softmax") -> tuple[int, bool]:
 
 
 def accuracy(verdicts: Mapping[int, Sequence[float]], draws: int) -> dict:
-    """Figures of one arm and rule from {seed: score in [0,1] per image, in one order}: percent, over all seeds.
+    """Figures in percent of one condition and decision rule, over all seeds.
 
-    `value`: mean over seeds and images; `seed_std`: sample standard deviation of the per-seed values (None for one
-    seed), which is noise of attack and defence on the same images and no interval; `wilson95`: sampling error of n
-    images, each with its mean over seeds (see `interval`); n counts images, never images x seeds.
+    `verdicts`: {seed: score in [0,1] per image}, images in the same order for every seed. `draws`: samples per
+    decision.
+    `value`: mean over seeds and images. `seed_std`: sample standard deviation of the values per seed, None for one
+    seed; it is the noise of attack and defense on the same images and no interval. `wilson95`: the interval for n
+    images, each with its mean over seeds, see `interval`. `n` counts images, never images x seeds.
     """
     per_seed = [float(np.mean(v)) for v in verdicts.values()]
     scores = np.mean([list(v) for v in verdicts.values()], axis=0)
@@ -60,8 +62,9 @@ def accuracy(verdicts: Mapping[int, Sequence[float]], draws: int) -> dict:
 
 
 def curve(scores: np.ndarray) -> dict:
-    """`value`, `wilson95_low`, `wilson95_high`: lists in percent, two decimals, for 1..R draws, from (images,R) scores
-    as in `worst_curve`.
+    """`value`, `wilson95_low` and `wilson95_high` as lists over 1..R samples, in percent with two decimals.
+
+    `scores`: (images,R), as `worst_curve` and `vote_curve` return them.
     """
     low, high = zip(*(interval(column) for column in scores.T), strict=True)
     figures = {"value": scores.mean(axis=0), "wilson95_low": np.array(low), "wilson95_high": np.array(high)}
@@ -69,8 +72,10 @@ def curve(scores: np.ndarray) -> dict:
 
 
 def curves(rows: Sequence[Mapping[str, Any]], side: str, ties: str) -> dict:
-    """What the draws of one arm's `side` say of fewer: `worst` of M and `vote` of K as `curve`, `success` as
-    `success_histogram`.
+    """Curves over the number of samples, from the rows of one condition.
+
+    `side`: the field of the rows with the predicted classes (clean or adv). Returns `worst` of M and `vote` of K as in
+    `curve`, and `success` as in `success_histogram`.
     """
     by_seed = _by_seed(rows, lambda row: row[side])
     labels = np.array(next(iter(_by_seed(rows, lambda row: row["label"]).values())))
@@ -84,7 +89,11 @@ def curves(rows: Sequence[Mapping[str, Any]], side: str, ties: str) -> dict:
 
 
 def score(row: Mapping[str, Any], side: str, rule: str) -> float:
-    """How right one image is, in [0,1], by `rule` over the draws of `side` (`clean`, `adv`, or the judge's `seen`)."""
+    """Score in [0,1] of one image by a decision rule over its samples.
+
+    `side`: the field of the row with the predicted classes: clean, adv, or seen (the in-loop evaluation's). `rule`: one
+    of `RULES`.
+    """
     right = [c == row["label"] for c in row[side]]
     if rule == "single":
         return float(right[0])
@@ -101,14 +110,17 @@ def summarise(
     screen: int = 0,
     ties: str = "softmax",
 ) -> dict:
-    """`standard`, `robust`, `undefended`, `null` as {rule: `accuracy`}, plus `per_seed`, `undefended_standard`,
-    `curves` ({standard, robust, null: `curves`}) and `ties`, how many votes a count alone left tied.
+    """All figures of a run from its rows.
 
-    Rules: `single` is the first draw of an image; `average` the share of right draws; `vote` the plurality of the
-    `votes` draws; `mean_logits`, `mean_softmax` the class of their mean; `worst`: right on all. `judged`: the rule by
-    which a judge called images lost during the attack, with `judge_draws` a look; then `seen` and `null_seen` are what
-    it saw at each image's worst point: `average`, `worst`, and by its own rule the share never lost; `screen`: draws
-    that it asked first; `ties`: how votes settled them. An arm without rows is left out.
+    Returns `standard`, `robust`, `undefended_standard`, `undefended` and `null` as {rule: `accuracy`}, and further
+    `per_seed`, `curves` ({standard, robust, null: `curves`}) and `ties`, the number of tied votes. A condition without
+    rows is left out.
+    Rules: `single` is the first sample of an image, `average` the share of right samples, `vote` the plurality of the
+    `votes` samples, `mean_logits` and `mean_softmax` the class of their mean, and `worst` asks that all be right.
+    `judged`: the rule of the in-loop evaluation, if there was one, with `judge_draws` samples each time, of which
+    `screen` are the first stage (0 without one). Then `seen` and `null_seen` hold what it found at each image's worst
+    point: `average`, `worst`, and by its own rule the share of images that it never found broken. `ties`: how votes
+    settled ties.
     """
     columns = {
         "standard": ("defended", "clean"),
@@ -121,40 +133,40 @@ def summarise(
     per_seed: dict[int, dict] = {}
     by_draws: dict[str, dict] = {}
     for name, (arm, side) in columns.items():
-        mine = [row for row in rows if row["arm"] == arm]
-        if not mine:
+        chosen = [row for row in rows if row["arm"] == arm]
+        if not chosen:
             continue
         if arm != "undefended":
-            by_draws[name] = curves(mine, side, ties)
+            by_draws[name] = curves(chosen, side, ties)
         for rule in RULES:
-            verdicts = _by_seed(mine, functools.partial(score, side=side, rule=rule))
+            verdicts = _by_seed(chosen, functools.partial(score, side=side, rule=rule))
             figures.setdefault(name, {})[rule] = accuracy(verdicts, draws=1 if rule == "single" else votes)
             for seed, scores in verdicts.items():
                 per_seed.setdefault(seed, {}).setdefault(name, {})[rule] = 100 * float(np.mean(scores))
     if judged:
-        figures |= _seen(rows, judged, judge_draws, screen)
+        figures |= _in_loop(rows, judged, judge_draws, screen)
     figures["curves"] = by_draws
     figures["per_seed"] = {str(seed): per_seed[seed] for seed in sorted(per_seed)}
     figures["ties"] = sum(row["ties"] for row in rows)
     return figures
 
 
-def _seen(rows: Sequence[Mapping[str, Any]], judged: str, judge_draws: int, screen: int) -> dict:
-    """`seen`, `null_seen` as {rule: `accuracy`} of the draws at each image's worst point."""
+def _in_loop(rows: Sequence[Mapping[str, Any]], judged: str, judge_draws: int, screen: int) -> dict:
+    """`seen` and `null_seen` as {rule: `accuracy`} over the samples at each image's worst point."""
     figures = {}
     for name, arm in (("seen", "defended"), ("null_seen", "null")):
-        mine = [row for row in rows if row["arm"] == arm]
-        if mine and all(row["seen"] for row in mine):
+        chosen = [row for row in rows if row["arm"] == arm]
+        if chosen and all(row["seen"] for row in chosen):
             rules = ("average", "worst")
-            scores = {rule: _by_seed(mine, functools.partial(score, side="seen", rule=rule)) for rule in rules}
+            scores = {rule: _by_seed(chosen, functools.partial(score, side="seen", rule=rule)) for rule in rules}
             if judged in ("vote", "mean_logits"):
-                scores[judged] = _by_seed(mine, lambda row: float(row["lost_at"] is None))
+                scores[judged] = _by_seed(chosen, lambda row: float(row["lost_at"] is None))
             draws = {rule: screen or judge_draws for rule in rules} | {judged: judge_draws}
             figures[name] = {rule: accuracy(verdicts, draws[rule]) for rule, verdicts in scores.items()}
     return figures
 
 
 def _by_seed(rows: Sequence[Mapping[str, Any]], of: Callable[[Mapping[str, Any]], Any]) -> dict[int, list]:
-    """{seed: a value per image}, images by id."""
+    """{seed: one value per image}, images ordered by id."""
     ordered = sorted(rows, key=lambda row: (row["seed"], row["id"]))
     return {seed: [of(r) for r in ordered if r["seed"] == seed] for seed in sorted({r["seed"] for r in ordered})}

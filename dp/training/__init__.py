@@ -1,1 +1,1 @@
-"""Training of the networks that nobody has published."""
+"""Training of networks for which no weights are published."""

@@ -1,4 +1,4 @@
-"""What the processes of one training share, so that they compute what one does: gradients, moments of BatchNorm."""
+"""What the processes of one training share, so that together they compute what one process would."""
 
 import torch
 import torch.distributed as dist
@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 
 def world() -> tuple[int, int]:
-    """(rank, processes) of a distributed training; (0, 1) elsewhere."""
+    """(rank, number of processes) of a distributed training, (0, 1) without one."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs."""
+    """The sum over all processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ class _Sum(torch.autograd.Function):
 
 
 class SharedNorm(nn.BatchNorm2d):
-    """Batch normalisation with the moments of the global batch, so that several processes compute what one does."""
+    """Batch normalization with mean and variance of the global batch, over all processes."""
 
     def forward(self, input: Tensor) -> Tensor:
         _, size = world()
@@ -49,7 +49,7 @@ class SharedNorm(nn.BatchNorm2d):
 
 
 def average_gradients(net: nn.Module) -> None:
-    """The mean over all processes of every gradient, in one message; nothing where there is one process."""
+    """Replace every gradient by its mean over all processes, in one message. One process changes nothing."""
     _, size = world()
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     if size == 1 or not gradients:
@@ -61,7 +61,7 @@ def average_gradients(net: nn.Module) -> None:
 
 
 def share_norms(net: nn.Module) -> None:
-    """Every BatchNorm2d of the network becomes a `SharedNorm`, names and tensors as they were."""
+    """Turn every BatchNorm2d of the network into a `SharedNorm`, with the same names and tensors."""
     for module in net.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SharedNorm

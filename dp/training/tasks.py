@@ -1,6 +1,4 @@
-"""What a network is trained on: batches drawn from a seeded order, their loss, and how well it does on images it has
-not seen.
-"""
+"""Training tasks: batches in a seeded order, their loss, and the quality on held-out images."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -18,7 +16,7 @@ Augment = Callable[[Tensor, Generator], Tensor]
 
 
 def shift(x: Tensor, generator: Generator, *, reach: int, mode: str) -> Tensor:
-    """Each image (B,C,H,W) moved by up to `reach` pixels along both axes; `mode`: how F.pad fills the border."""
+    """Move each image of x (B,C,H,W) by up to `reach` pixels along both axes. `mode`: how F.pad fills the border."""
     b, c, h, w = x.shape
     padded = F.pad(x, [reach] * 4, mode=mode)
     dy, dx = torch.randint(0, 2 * reach + 1, (2, b), generator=generator)
@@ -28,17 +26,19 @@ def shift(x: Tensor, generator: Generator, *, reach: int, mode: str) -> Tensor:
 
 
 def flip(x: Tensor, generator: Generator) -> Tensor:
-    """Each image (B,C,H,W) mirrored left to right with probability 1/2."""
+    """Mirror each image of x (B,C,H,W) left to right with probability 1/2."""
     mirrored = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
     return torch.where(mirrored, x.flip(3), x)
 
 
 class Denoising:
-    """Mean of weight(sigma) (D(x + sigma n; sigma) - x)^2, x in [-1,1]; images are drawn with replacement.
+    """Denoising: the mean of weight(sigma) (D(x + sigma n; sigma) - x)^2 over images x in [-1,1].
 
-    Around an `EDM` adapter: ln sigma ~ N(p_mean, p_std^2), weight (sigma^2 + sigma_data^2) / (sigma sigma_data)^2
-    (Karras et al. 2022, Table 1); `clamp`: bounds of sigma, or None. Around an `EpsNet`: sigma of a uniform index of
-    the linear schedule, weight 1 / sigma^2, which is |eps - n|^2 (Ho et al. 2020, Eq. 14).
+    Images are drawn with replacement. For an `EDM` adapter ln sigma ~ N(p_mean, p_std^2), and the weight is
+    (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (Karras et al. 2022, Table 1); `clamp`: bounds of sigma, or None.
+    For an `EpsNet` sigma belongs to a uniform index
+    of the linear schedule, and the weight is 1 / sigma^2, so that the loss is |eps - n|^2 (Ho et al. 2020, Eq. 14).
+    Raises ValueError for another adapter.
     """
 
     def __init__(
@@ -60,27 +60,28 @@ class Denoising:
         self.p_mean, self.p_std, self.clamp = p_mean, p_std, clamp
 
     def levels(self, b: int, generator: Generator) -> Tensor:
-        """(b,1,1,1) noise levels."""
+        """Random noise levels (b,1,1,1)."""
         if isinstance(self.denoiser, EpsNet):
             return vp_sigmas()[torch.randint(LEVELS, (b,), generator=generator)].float().view(-1, 1, 1, 1)
         sigma = torch.exp(self.p_mean + self.p_std * torch.randn(b, 1, 1, 1, generator=generator))
         return sigma if self.clamp is None else sigma.clamp(*self.clamp)
 
     def weight(self, sigma: Tensor) -> Tensor:
-        """What a squared error at this noise level counts."""
+        """Weight of a squared error at this noise level, of sigma's shape."""
         if isinstance(self.denoiser, EpsNet):
             return 1 / sigma**2
         sigma_data = self.denoiser.sigma_data
         return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
     def draw(self, b: int, generator: Generator) -> tuple[Tensor, ...]:
-        """A batch on the CPU: x (b,C,H,W), sigma (b,1,1,1), n (b,C,H,W)."""
+        """Draw a batch on the CPU: x (b,C,H,W), sigma (b,1,1,1), n (b,C,H,W)."""
         x = self.x[torch.randint(len(self.x), (b,), generator=generator)]
         for change in self.augment:
             x = change(x, generator)
         return x, self.levels(b, generator), torch.randn(x.shape, generator=generator)
 
     def loss(self, *batch: Tensor) -> Tensor:
+        """The mean loss of a batch as drawn."""
         x, sigma, n = batch
         device = next(self.net.parameters()).device
         x, weight = x.to(device), self.weight(sigma).to(device)
@@ -88,47 +89,52 @@ class Denoising:
         return (weight * (self.denoiser.denoise(z, sigma) - x) ** 2).mean()
 
     def state(self) -> dict:
+        """What `draw` remembers between batches: nothing."""
         return {}
 
     def restore(self, state: dict) -> None:
+        """Continue from what `state` returned."""
         assert not state, f"need no state for a denoiser, got {list(state)}"
 
 
 class Classifying:
-    """Cross entropy over epochs: each a seeded permutation, of which the images that fill no batch are left out."""
+    """Classification by cross entropy. Each epoch is a seeded permutation; an incomplete last batch is left out."""
 
     def __init__(self, classifier: Classifier, data: Subset, *, augment: Sequence[Augment] = ()):
         self.classifier, self.net = classifier, classifier.net
         self.data, self.augment = data, augment
-        self.order = torch.empty(0, dtype=torch.long)  # what is left of the epoch
+        self.order = torch.empty(0, dtype=torch.long)  # the rest of the epoch
 
     def draw(self, b: int, generator: Generator) -> tuple[Tensor, ...]:
-        """A batch on the CPU: x (b,C,H,W) in [0,1], y (b,)."""
+        """Draw a batch on the CPU: x (b,C,H,W) in [0,1], y (b,). Raises ValueError for too few images."""
         if b > len(self.data.x):
             raise ValueError(f"need a batch of at most {len(self.data.x)} images, got batch={b}")
         if len(self.order) < b:
             self.order = torch.randperm(len(self.data.x), generator=generator)
-        now, self.order = self.order[:b], self.order[b:]
-        x = self.data.x[now]
+        index, self.order = self.order[:b], self.order[b:]
+        x = self.data.x[index]
         for change in self.augment:
             x = change(x, generator)
-        return x, self.data.y[now]
+        return x, self.data.y[index]
 
     def loss(self, *batch: Tensor) -> Tensor:
+        """The mean cross entropy of a batch as drawn."""
         x, y = batch
         device = next(self.net.parameters()).device
         return F.cross_entropy(self.classifier(x.to(device)), y.to(device))
 
     def state(self) -> dict:
+        """What `draw` remembers between batches."""
         return {"order": self.order.clone()}
 
     def restore(self, state: dict) -> None:
+        """Continue from what `state` returned."""
         self.order = state["order"]
 
 
 @torch.no_grad()
 def accuracy(classifier: Classifier, data: Subset, batch: int = 128) -> float:
-    """Percent of images classified right."""
+    """Percent of images that are classified correctly."""
     device = next(classifier.parameters()).device
     parts = zip(data.x.split(batch), data.y.split(batch), strict=True)
     right = sum((classifier(x.to(device)).argmax(1).cpu() == y).sum().item() for x, y in parts)
@@ -137,7 +143,7 @@ def accuracy(classifier: Classifier, data: Subset, batch: int = 128) -> float:
 
 @torch.no_grad()
 def held_out(task: Denoising, data: Subset, times: Sequence[float], seed: int, batch: int = 128) -> dict[float, float]:
-    """The loss at sigma(t) of each time, by sigma, with seeded noise."""
+    """{sigma(t): mean loss of the images at that level} for each time t, with seeded noise."""
     losses = {}
     for t in times:
         generator, sigma = torch.Generator().manual_seed(seed), task.denoiser.sigma(t)
@@ -152,7 +158,7 @@ def held_out(task: Denoising, data: Subset, times: Sequence[float], seed: int, b
 
 @torch.no_grad()
 def samples(denoiser: Denoiser, shape: Sequence[int], *, t: float, steps: int, seed: int) -> Tensor:
-    """(B,C,H,W) images in about [-1,1] out of noise at time t, by deterministic (DDIM) steps."""
+    """Generate images of `shape` (B,C,H,W), in about [-1,1], from noise at time t by DDIM steps."""
     device = next(denoiser.parameters()).device
     sigmas = [*(denoiser.sigma(u) for u in time_grid(t, steps)[:-1]), 0.0]
     z = sigmas[0] * torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)).to(device)
@@ -162,7 +168,7 @@ def samples(denoiser: Denoiser, shape: Sequence[int], *, t: float, steps: int, s
 
 
 def grid(x: Tensor, columns: int, times: int) -> Tensor:
-    """(B,C,H,W) in [0,1] -> (rows,columns,3): the images in white frames, each pixel `times` x `times`."""
+    """One picture (rows,columns,3) of images (B,C,H,W) in [0,1] in white frames, enlarged `times` times."""
     x = F.pad(x.expand(-1, 3, -1, -1), (0, 1, 0, 1), value=1.0)
     tiles = x.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2)  # (rows,H,columns,W,3)
     return tiles.flatten(2, 3).flatten(0, 1).repeat_interleave(times, 0).repeat_interleave(times, 1)

@@ -1,4 +1,4 @@
-"""Training: seeded, resumable to the bit, on one process or several; what is learnt is a task of tasks.py."""
+"""Seeded training on one process or several that resumes to the bit. What is trained is a task of tasks.py."""
 
 import copy
 import hashlib
@@ -21,7 +21,7 @@ from dp.training.distributed import average_gradients, share_norms, world
 
 
 class Task(Protocol):
-    """A network, how a global batch is drawn on the CPU and what it costs; `state` is what `draw` remembers."""
+    """A network, how a global batch of it is drawn on the CPU, and its loss. `state` is what `draw` remembers."""
 
     net: nn.Module
 
@@ -32,22 +32,26 @@ class Task(Protocol):
 
 
 def warm(step: int, batch: int, *, decay: float) -> float:
-    """Decay of the averaged weights after this many steps: (step + 1) / (step + 10) until that reaches `decay`."""
+    """Decay of the averaged weights after `step` steps: (step + 1) / (step + 10), at most `decay`."""
     return min(decay, (step + 1) / (step + 10))
 
 
 def halflife(step: int, batch: int, *, images: float, rampup: float) -> float:
-    """Decay with a half-life of so many images, at first `rampup` of the images seen (Karras et al. 2022, code)."""
+    """Decay of the averaged weights with a half-life in images, as in the code of Karras et al. 2022.
+
+    The half-life is `images`, or `rampup` times the images trained on so far where that is less.
+    """
     return 0.5 ** (batch / max(min(images, step * batch * rampup), 1e-8))
 
 
 class Training:
-    """`task` learnt for `steps` steps of one global `batch` each, from a state that a file can hold.
+    """Trains `task` for `steps` steps of one global `batch` each. Its whole state can be saved and restored.
 
-    `optimizer`: parameters -> optimizer, `schedule`: optimizer -> learning rate scheduler, stepped after every step.
-    `ema`: (step, batch) -> decay of the averaged weights that are the result; None: the last weights are.
-    `accumulate`: a batch goes through the network in so many parts (BatchNorm sees the parts). `clip`: largest norm of
-    the gradient, or None. `log_every`, `save_every`: in steps; they do not change the result.
+    `optimizer`: parameters -> optimizer. `schedule`: optimizer -> learning rate scheduler, stepped after every step.
+    `ema`: (step, batch) -> decay of the averaged weights, which are the result; None keeps the last weights.
+    `accumulate`: the number of parts in which a batch goes through the network (BatchNorm sees the parts).
+    `clip`: largest norm of the gradient, or None. `log_every`, `save_every`: in steps; they do not change the result.
+    Raises ValueError for numbers below 1, a batch that cannot be divided, and a schedule that needs more steps.
     """
 
     def __init__(
@@ -75,7 +79,7 @@ class Training:
         self.task, self.seed, self.steps, self.batch = task, seed, steps, batch
         self.accumulate, self.clip, self.ema = accumulate, clip, ema
         self.log_every, self.save_every = log_every, save_every
-        self.net = task.net.train().requires_grad_(True)  # an adapter turns both off
+        self.net = task.net.train().requires_grad_(True)  # adapters turn both off
         self.average = None if ema is None else copy.deepcopy(self.net).requires_grad_(False)
         if size > 1:
             share_norms(self.net)
@@ -88,22 +92,25 @@ class Training:
             ) from None
         self.generator = Generator().manual_seed(seed)
         self.step, self.seconds = 0, 0.0
-        self.sum, self.history = torch.zeros((), dtype=torch.float64), []  # of losses not yet noted; (step, mean loss)
+        self.sum, self.history = (
+            torch.zeros((), dtype=torch.float64),
+            [],
+        )  # of losses since the last note; (step, mean loss)
 
     @property
     def result(self) -> nn.Module:
-        """The network to keep."""
+        """The trained network: the averaged one, if there is one."""
         return self.net if self.average is None else self.average
 
     def gradients(self) -> Tensor:
-        """Draw the next global batch and leave the mean gradient in the parameters; the mean loss of this process."""
+        """Draw the next batch, put the mean gradient into the parameters, and return the mean loss of this process."""
         rank, size = world()
         key = hashlib.blake2b(f"{self.seed}|{self.step}|{rank}".encode(), digest_size=7).digest()
         torch.manual_seed(int.from_bytes(key, "little"))  # dropout: no state to save, other noise in each process
-        mine = [part[rank::size] for part in self.task.draw(self.batch, self.generator)]
+        local = [part[rank::size] for part in self.task.draw(self.batch, self.generator)]
         self.optimizer.zero_grad()
         total = torch.zeros(())
-        for parts in zip(*(part.chunk(self.accumulate) for part in mine), strict=True):
+        for parts in zip(*(part.chunk(self.accumulate) for part in local), strict=True):
             loss = self.task.loss(*parts) / self.accumulate
             loss.backward()
             total = total.to(loss.device) + loss.detach()
@@ -111,7 +118,7 @@ class Training:
         return total
 
     def advance(self) -> None:
-        """One step of the weights and of their average."""
+        """Take one step of the weights and of their average."""
         loss = self.gradients()
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
@@ -128,7 +135,10 @@ class Training:
         self.step += 1
 
     def note(self) -> None:
-        """The mean loss since the last note, over all processes, into the history."""
+        """Append the mean loss since the last note, over all processes, to the history.
+
+        Raises ValueError where it is not finite.
+        """
         mean = self.sum / (self.step - (self.history[-1][0] if self.history else 0))
         if world()[1] > 1:
             dist.all_reduce(mean)
@@ -139,7 +149,7 @@ class Training:
             raise ValueError(f"need a finite loss, got {mean.item()} near step {self.step}: lower the learning rate")
 
     def run(self, path: Path, on_step: Callable[["Training"], None], on_save: Callable[["Training"], None]) -> None:
-        """Go on to the last step, calling `on_step` after each; the first process keeps the state in `path`."""
+        """Train to the last step. `on_step` is called after each step; the first process saves the state to `path`."""
         while self.step < self.steps:
             began = time.monotonic()
             self.advance()
@@ -153,7 +163,7 @@ class Training:
                 on_save(self)
 
     def save(self, path: Path) -> None:
-        """All that the rest of the training depends on, in one file, atomically."""
+        """Write everything that the rest of the training depends on to one file, atomically."""
         state = {
             "net": self.net.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -171,7 +181,10 @@ class Training:
         write_atomic(path, buffer.getvalue())
 
     def restore(self, path: Path) -> None:
-        """Go on from what `save` wrote; tensors and plain values only, nothing in the file is executed."""
+        """Continue from what `save` wrote. Only tensors and plain values are read; nothing in the file is executed.
+
+        Raises ValueError for any other file.
+        """
         if not zipfile.is_zipfile(path):
             raise ValueError(f"need {path} as this training wrote it, got another file: delete it")
         try:
@@ -191,7 +204,10 @@ class Training:
 
 
 def keep(net: nn.Module, path: Path, half: bool) -> str:
-    """The tensors in one safetensors file, atomically; its SHA-256. `net` is left with what the file holds."""
+    """Write the tensors to one safetensors file, atomically, and return its SHA-256.
+
+    `half`: in float16. Afterwards `net` holds what the file holds.
+    """
     tensors = {k: v.half() if half and v.is_floating_point() else v for k, v in net.state_dict().items()}
     data = save({k: v.cpu().contiguous() for k, v in tensors.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
