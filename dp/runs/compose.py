@@ -17,7 +17,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 ROOT = Path(__file__).parents[2]
-CONF = ROOT / "dp" / "conf" if (ROOT / "dp" / "conf").is_dir() else ROOT / "conf"  # in an installed wheel, in a checkout
+CONF = (
+    ROOT / "dp" / "conf" if (ROOT / "dp" / "conf").is_dir() else ROOT / "conf"
+)  # in an installed wheel, in a checkout
 VERSION_BASE = "1.3"  # of Hydra's behavior
 GROUPS = ("dataset", "classifier", "denoiser", "purifier", "attack", "threat_model", "protocol", "tracking")
 PACKAGES = ("dp", "torch", "torchvision", "timm")  # that a `_target_` may name; plug-ins add theirs
