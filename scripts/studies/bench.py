@@ -2,11 +2,14 @@
 
 The figures are medians over the turns: of this process's seconds on a CPU, of wall time on a GPU.
 
-By default on the embedded digits. --full: networks of CIFAR-10's full size (denoiser=edm_cifar10, wrn_28_10) with
-random weights; --official FOLDER: against the released code's own attack loop (a checkout of GaozhengPei/Purification),
-on small networks, or with --full on large ones; --switches: bf16, packed samples and, on a GPU or where --compile asks
-for it, torch.compile, on a GPU TF32 too, switched on one at a time; --refill: batch slots that broken images leave to
-others; --loading: memory and time to load weights.
+By default on the embedded digits. Other modes:
+  --full      networks of CIFAR-10's full size (denoiser=edm_cifar10, wrn_28_10) with random weights
+  --official  against the released code's own attack loop (a checkout of GaozhengPei/Purification on PYTHONPATH), on
+              small networks, or with --full on large ones
+  --switches  bf16, samples in one call and, on a GPU or where --compile asks for it, torch.compile, on a GPU TF32 too,
+              switched on one at a time
+  --refill    batch slots that broken images leave to others
+  --loading   memory and time to load weights
 """
 
 import argparse
@@ -136,7 +139,7 @@ def predictions(evaluation: Evaluation) -> dict:
     return {(row["arm"], row["seed"], row["id"]): (row["clean"], row["adv"]) for row in rows}
 
 
-def against(folder: Path, turns: int, images: int, samples: int, full: bool, overrides: list[str]) -> None:
+def against(turns: int, images: int, samples: int, full: bool, overrides: list[str]) -> None:
     """Our attack iteration and the released code's own: the same images, networks, method and number of samples."""
     name = "DDPM++ and WRN-28-10" if full else "small networks"
     ratios = Ratios(f"against the released code: {name}, {images} images, {samples} samples an iteration, 10 steps")
@@ -144,7 +147,7 @@ def against(folder: Path, turns: int, images: int, samples: int, full: bool, ove
     evaluation = build(make(1, "store", *overrides))
     packed = build(make(samples, "store", *overrides))
     config = make(1, "store", *overrides)
-    theirs = {n: official.around(folder, evaluation, config, samples, f) for n, f in FORMATS.items()}
+    theirs = {n: official.around(evaluation, config, samples, f) for n, f in FORMATS.items()}
     with tempfile.TemporaryDirectory() as there:  # theirs writes a picture at every draw
         before = Path.cwd()
         os.chdir(there)
@@ -162,7 +165,7 @@ def against(folder: Path, turns: int, images: int, samples: int, full: bool, ove
         ratios.add(f"our {samples} samples in one call / ours one by one", pack, ours)
         del theirs, evaluation, packed
         least = peak(bench_tools.gradient_of, make(1, "recompute", *overrides))
-        most = peak(official.loop, folder, config, 1, FORMATS["contiguous"])
+        most = peak(official.loop, config, 1, FORMATS["contiguous"])
         ratios.add("peak memory, ours recomputing / theirs", least, most, bound=0.5, unit="MB")
         stored = peak(bench_tools.gradient_of, make(1, "store", *overrides))
         ratios.add("peak memory, ours storing / theirs", stored, most, unit="MB")
@@ -241,7 +244,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--loading", action="store_true", help="memory and time to load 2.2 GB of weights")
-    mode.add_argument("--official", type=Path, metavar="FOLDER", help="a checkout of GaozhengPei/Purification")
+    mode.add_argument("--official", action="store_true", help="against GaozhengPei/Purification, on PYTHONPATH")
     mode.add_argument(
         "--switches", action="store_true", help="bf16, packing; on a GPU also TF32 and torch.compile, one at a time"
     )
@@ -264,7 +267,7 @@ def main() -> int:
     elif args.refill:
         refill(args.turns, overrides)
     elif args.official:
-        against(args.official.resolve(), args.turns, images, args.samples, args.full, overrides)
+        against(args.turns, images, args.samples, args.full, overrides)
     elif args.switches:
         compiled = args.compile or args.device.startswith("cuda")
         switches(args.turns, images, args.samples, args.full, compiled, overrides)

@@ -75,7 +75,7 @@ HEAD += ["NFE scored/attacked", "audit"]
 def write(
     cells: list[dict], contrasts: list[dict], compared: list[tuple[str, Gain]], times: dict, images: int, seeds: int
 ) -> None:
-    """Write the tables as markdown and CSV. `compared`: averages of fresh samples that are paired otherwise, by name."""
+    """Write markdown and CSV. `compared`: averages of fresh samples that are paired otherwise, by name."""
     TABLES.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(cells).drop(columns="warnings").to_csv(TABLES / "claim.csv", index=False, float_format="%.2f")
     took = report.clock(sum(r["seconds"] for r in cells))

@@ -1,13 +1,12 @@
-"""The released code's own attack loop (GaozhengPei/Purification) around networks of ours, for scripts/studies/bench.py
---official; nothing of it is copied.
+"""The released code's own attack loop (GaozhengPei/Purification) around networks of ours, for bench.py --official.
+
+Nothing of it is copied: a checkout of it must be on PYTHONPATH.
 """
 
 import contextlib
 import copy
 import io
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from bench_tools import attacked, random_config
@@ -38,19 +37,25 @@ def config(full: bool, images: int, draws_per_call: int, memory: str, *overrides
     return random_config(*BOTH, *size, *packed, *overrides, images=images)
 
 
-def loop(folder: Path, config: dict, samples: int, memory_format: torch.memory_format) -> Callable[[], object]:
+def loop(config: dict, samples: int, memory_format: torch.memory_format) -> Callable[[], object]:
     """One iteration of its PGD over `samples` samples, on the images and networks that dp builds from `config`."""
-    return around(folder, build(config), config, samples, memory_format)
+    return around(build(config), config, samples, memory_format)
 
 
 def around(
-    folder: Path, evaluation: Evaluation, config: dict, samples: int, memory_format: torch.memory_format
+    evaluation: Evaluation, config: dict, samples: int, memory_format: torch.memory_format
 ) -> Callable[[], object]:
-    """The same on copies of the networks of `evaluation`. It writes mask.png where it is run, every draw."""
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    from attacks.pgd_eot import PGD  # pyright: ignore[reportMissingImports]
-    from purification import PurificationForward  # pyright: ignore[reportMissingImports]
+    """The same on copies of the networks of `evaluation`. It writes mask.png into the working folder, for every sample.
+
+    Raises ValueError if the released code is not on PYTHONPATH.
+    """
+    try:
+        from attacks.pgd_eot import PGD  # pyright: ignore[reportMissingImports]
+        from purification import PurificationForward  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"need a checkout of GaozhengPei/Purification on PYTHONPATH for --official, got none: {error}"
+        ) from None
 
     model, subset, _ = attacked(evaluation)
     assert model.denoiser is not None

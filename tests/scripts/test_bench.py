@@ -2,14 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import bench_tools
 import torch
 
-import run
-from tests.helpers.compose import CONF
+from dp.runs.build import build
 
-ROOT = CONF.parent
+ROOT = Path(__file__).parents[2]
 SMALL = (
     "denoiser=edm_cifar10", "denoiser.net.net.model_channels=8", "denoiser.net.net.num_blocks=1",
     "classifier.net.net.depth=10", "classifier.net.net.widen=1", "purifier=diffpure", "purifier.steps=2",
@@ -30,7 +30,7 @@ def test_recompute_store_and_floor_run_on_random_networks():
     grads = {}
     for memory in ("store", "recompute"):
         torch.manual_seed(0)
-        evaluation = run.build(bench_tools.random_config(*SMALL, f"memory={memory}", images=2))
+        evaluation = build(bench_tools.random_config(*SMALL, f"memory={memory}", images=2))
         grads[memory] = bench_tools.gradient(evaluation)()[1]
         assert bench_tools.iteration(evaluation)().x_adv.shape == (2, 3, 32, 32)
     assert torch.equal(grads["store"], grads["recompute"])
