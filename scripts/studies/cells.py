@@ -16,6 +16,7 @@ from dp.commands.archive import archive
 from dp.output import record, report
 from dp.output.console import console
 from dp.runs import compose
+from dp.runs.keys import run_key
 from dp.runs.pipeline import judged
 from dp.runs.workers import follow_parent
 from dp.statistics import metrics
@@ -29,7 +30,7 @@ def finished(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[d
     It is run now if it is not finished, if other code made it, or if it lacks the audit that the overrides ask for.
     """
     setup = compose.setup(*overrides, f"workers={workers}")
-    folder = RESULTS / "runs" / compose.run_key(setup.config)
+    folder = RESULTS / "runs" / run_key(setup.config)
     start = folder / record.START
     stale = start.exists() and json.loads(start.read_text())["code"] != record.code_hash()
     summary = judged(setup._replace(config=setup.config | {"overwrite": stale}), folder)

@@ -31,6 +31,7 @@ from dp.output.console import console as run_console
 from dp.runs import compose
 from dp.runs.build import build
 from dp.runs.errors import command
+from dp.runs.keys import run_key
 from dp.runs.machine import workers_of
 from dp.statistics.intervals import mcnemar, paired
 
@@ -91,8 +92,8 @@ def matched() -> dict[str, dict]:
     """{defense: overrides, standard} at the reference's standard accuracy; computed once for this code and these
     configurations.
     """
-    asked = [SAMPLES, LOW, HIGH, HALVINGS, compose.run_key(compose.composed(SCALED))]
-    asked += [record.code_hash(), *(compose.run_key(compose.composed(*defense.overrides)) for defense in DEFENSES)]
+    asked = [SAMPLES, LOW, HIGH, HALVINGS, run_key(compose.composed(SCALED))]
+    asked += [record.code_hash(), *(run_key(compose.composed(*defense.overrides)) for defense in DEFENSES)]
     if TIMES.exists() and json.loads(TIMES.read_text())["asked"] == asked:
         return json.loads(TIMES.read_text())["defenses"]
     ((_, target),) = side_by_side(standard, {REFERENCE.name: (REFERENCE.overrides,)}, 1)

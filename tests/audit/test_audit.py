@@ -15,6 +15,7 @@ from dp.commands import run
 from dp.output import record, report
 from dp.runs import compose, pipeline
 from dp.runs.build import build
+from dp.runs.keys import run_key
 from tests.helpers.compose import TINY, composed
 
 
@@ -210,7 +211,7 @@ def test_command(checks, code, tiny, few, capsys):
     found, out, _ = command(capsys, *tiny, "--images", "1")
     assert found == code
     (path,) = Path("results/audits").glob("*.json")
-    assert path.stem == compose.run_key(composed(*tiny))
+    assert path.stem == run_key(composed(*tiny))
     assert path.with_suffix(".png").stat().st_size > 10_000
     kept = json.loads(path.read_text())
     assert kept["images"] == 1
@@ -227,7 +228,7 @@ def test_the_quick_audit_of_the_benchmark_finds_nothing_broken(tiny, capsys):
     assert code == 0, out
     assert " 0 FAIL" in out
     (path,) = Path("results/audits").glob("*.json")
-    assert path.stem == f"{compose.run_key(composed(*tiny))}-quick"  # beside the whole audit's
+    assert path.stem == f"{run_key(composed(*tiny))}-quick"  # beside the whole audit's
     kept = json.loads(path.read_text())
     assert kept["entry"]["quick"]
     assert kept["entry"]["checks"] == len(battery.checks(quick=True)) == len({f["check"] for f in kept["findings"]})
