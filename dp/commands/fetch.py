@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dp.commands.options import parser, wide_console
-from dp.files.cache import ASSETS, Asset, cache_folder, locate
+from dp.files.cache import ASSETS, Asset, cache_folder, is_there, locate
 from dp.files.download import direct
-from dp.files.fetch import fetch, is_there, needed
+from dp.files.fetch import fetch
 from dp.output.progress import Downloads
 from dp.runs.compose import composed
 from dp.runs.errors import DONE, MISTAKE, USER_ERRORS, command, sentence
 from dp.runs.help import options
+from dp.weights.needed import needed
 
 LISTED = ("dataset", "classifier", "denoiser")
 EPILOG = """examples:

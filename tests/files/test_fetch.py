@@ -25,6 +25,7 @@ from dp.commands import fetch as script
 from dp.files import archives, download, fetch
 from dp.files.cache import ASSETS, Asset, verify
 from dp.output.progress import Downloads
+from dp.weights import needed
 
 ROOT = Path(__file__).parents[2]
 BODY = hashlib.shake_256(b"weights").digest(300_000)
@@ -583,35 +584,6 @@ def test_what_cannot_be_fetched(cache, url, match):
     assert str(cache) in str(caught.value)
 
 
-def test_what_a_configuration_needs(cache, monkeypatch):
-    monkeypatch.setitem(
-        fetch.ZOO, "dp.weights.zoo.timm", lambda model, pretrained=True: Asset(model) if pretrained else None
-    )
-    (cache / "there").write_bytes(b"")
-    config = {
-        "dataset": {"name": "d", "loader": {"file": "set", "url": "u", "unpack": True, "images": 3}},
-        "classifier": {"net": {"file": "digits_classifier.safetensors", "sha256": None, "megabytes": 1}},
-        "more": [
-            {"file": "there"},
-            {"file": "set", "url": "u", "unpack": True},
-            {"file": None},
-            {"file": {"file": "in"}},
-        ],
-        "zoo": {"_target_": "dp.weights.zoo.timm", "_partial_": True, "model": "vit"},
-        "plain": {"_target_": "dp.weights.zoo.timm", "model": "bare", "pretrained": False},
-    }
-    embedded = Asset("digits_classifier.safetensors", megabytes=1)
-    found = [Asset("set", "u", unpack=True), embedded, Asset("there"), Asset("in"), Asset("vit")]
-    assert fetch.needed(config) == found
-    assert fetch.missing(config) == [found[0], found[3], found[4]]
-
-
-def test_the_zoo_is_imported_when_asked_for(monkeypatch):
-    monkeypatch.setitem(fetch.ZOO, "some.model", "pathlib.PurePosixPath")
-    monkeypatch.setitem(fetch.ZOO, "some.asset", "dp.files.cache.Asset")
-    assert fetch.needed([{"_target_": "some.asset", "file": "x", "_convert_": "all"}]) == [Asset("x")]
-
-
 def spoken(capsys, *arguments) -> tuple[int, str, str]:
     code = script.main(arguments)
     said = capsys.readouterr()
@@ -679,7 +651,7 @@ def test_the_list(cache, monkeypatch, capsys):
     monkeypatch.setattr(
         script, "options", lambda group, folders: {"denoiser": ["digits", "edm_cifar10"]}.get(group, ["gone"])
     )
-    monkeypatch.setitem(fetch.ZOO, "dp.diffusion.denoisers.EDM", lambda **_: Asset("named/by/a/library"))
+    monkeypatch.setitem(needed.ZOO, "dp.diffusion.denoisers.EDM", lambda **_: Asset("named/by/a/library"))
     code, out, _ = spoken(capsys, "--list")
     assert code == 0
     assert "purifier=gone: not known (unknown option" in out

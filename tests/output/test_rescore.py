@@ -13,10 +13,8 @@ from scipy import stats
 
 from dp.commands import rescore as script
 from dp.output import rescore
-from dp.runs import compose
 from dp.runs.build import build
-from dp.runs.pipeline import judged
-from tests.helpers.compose import TINY, composed
+from tests.helpers.compose import TINY, composed, finished
 
 NOISY = [*TINY, "purifier=diffpure", "purifier.t=0.6", "purifier.steps=2", "protocol.images=6", "workers=1"]
 
@@ -26,7 +24,7 @@ def folder(tmp_path_factory) -> Path:
     """A finished run of a defense whose samples disagree: six images in four slots, two seeds, three samples."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs") / "digits-diffpure"
-    assert judged(compose.setup(*NOISY), folder)
+    assert finished(composed(*NOISY), folder)
     return folder
 
 
