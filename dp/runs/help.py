@@ -60,8 +60,9 @@ def options(group: str, folders: Sequence[str | Path] = ()) -> dict[str, Path]:
 
 
 def described(group: str, folders: Sequence[str | Path] = ()) -> dict[str, str]:
-    """The description of every option of a group: the first comment line of its yaml, "" if there is none. Aliases, which
-    do nothing but name another option, are left out.
+    """The description of every option of a group: the first comment line of its yaml, "" if there is none.
+
+    Aliases, which do nothing but name another option, are left out.
     """
     texts = {name: path.read_text() for name, path in options(group, folders).items()}
     return {name: description(text) for name, text in texts.items() if not is_alias(text)}

@@ -1,8 +1,8 @@
-"""Measure the adjoint gradient of DiffPure's SDE and ODE against the exact one, over the reversal's last time and step:
-results/measured/adjoint.csv, drawn by scripts/figures.py.
+"""Measure the adjoint gradient of DiffPure's SDE and ODE against the exact one.
 
-On the embedded digits: gradient of the cross-entropy through the whole defence, in the image, one draw of the noise per
-image, the same draw for both gradients.
+Over the end time and the step of the reversal. Writes results/measured/adjoint.csv, which dp figures draws. On the
+embedded digits: the gradient of the cross-entropy through the whole defense with respect to the image, one sample per
+image, with the same noise for both gradients.
 """
 
 import argparse
@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from told import told
 from torch import Tensor
 
-import run
 from dp.defense.defended import Defended
 from dp.objectives import cross_entropy
 from dp.purifiers import diffpure_ode, diffpure_sde
 from dp.rng import Streams
+from dp.runs import compose
+from dp.runs.build import build
+from dp.runs.errors import command
 from dp.subset import Subset
 
 OUT = Path(__file__).parents[2] / "results" / "measured" / "adjoint.csv"
@@ -72,7 +73,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    evaluation = run.build(run.composed("purifier=diffpure", f"protocol.images={args.images}", "device=cpu"))
+    evaluation = build(compose.composed("purifier=diffpure", f"protocol.images={args.images}", "device=cpu"))
     parts, rows = evaluation.arms["defended"].scored, []
     for dtype in (torch.float64, torch.float32):
         parts = parts.to(dtype)
@@ -91,4 +92,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(told(main))
+    sys.exit(command(main))

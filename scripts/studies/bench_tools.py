@@ -3,6 +3,7 @@ size with random weights.
 """
 
 import ctypes
+import dataclasses
 import gc
 import multiprocessing
 import statistics
@@ -15,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import run
 from dp.defense.defended import Defended
 from dp.evaluation.evaluate import Evaluation
 from dp.rng import Streams
+from dp.runs import compose
+from dp.runs.build import build
 from dp.subset import Subset
 
 
@@ -45,32 +47,32 @@ def _clock() -> float:
 
 
 def attacked(evaluation: Evaluation) -> tuple[Defended, Subset, Streams]:
-    """The attacked defence, all images on its device, and streams for them."""
+    """The attacked defense, all images on its device, and streams for them."""
     ids, x, y = evaluation.subset
     subset = Subset(ids, x.to(evaluation.device), y.to(evaluation.device))
     return evaluation.arms["defended"].attacked, subset, Streams(ids, 0, "bench")
 
 
-def gradient(evaluation: Evaluation, model: Defended | None = None, draws: int | None = None) -> Callable[[], object]:
-    """One attack gradient of all images, of as many draws as one call takes, unless told."""
+def gradient(evaluation: Evaluation, model: Defended | None = None, samples: int | None = None) -> Callable[[], object]:
+    """One attack gradient of all images. `samples`: as many as one call takes, unless given."""
     own, subset, rng = attacked(evaluation)
     model = model or own
-    draws = draws or own.draws_per_call
-    return lambda: model.loss_gradient(subset.x, subset.y, rng, draws)
+    samples = samples or own.draws_per_call
+    return lambda: model.loss_gradient(subset.x, subset.y, rng, samples)
 
 
 def iteration(evaluation: Evaluation, **changes: Any) -> Callable[[], object]:
-    """One whole step of the configured attack on all images, a call of the defence for all draws; `changes` of it."""
+    """One whole step of the configured attack on all images, a call of the defense for all samples; `changes` of it."""
     model, subset, rng = attacked(evaluation)
     attack: Any = evaluation.arms["defended"].attack
-    attack = type(attack)(**{**vars(attack), "eot": model.draws_per_call, "random_start": False, **changes})
+    attack = dataclasses.replace(attack, **{"eot": model.draws_per_call, "random_start": False, **changes})
     state = attack.start(model, subset.x, subset.y, evaluation.threat, rng)
     return lambda: attack.step(model, state, subset.x, subset.y, evaluation.threat, rng)
 
 
 def gradient_of(config: dict) -> Callable[[], object]:
     """The same of what `config` builds: for a process of its own."""
-    return gradient(run.build(config))
+    return gradient(build(config))
 
 
 def floor(evaluation: Evaluation, nfe: int, memory_format: torch.memory_format) -> Callable[[], object]:
@@ -105,10 +107,11 @@ def random_config(*overrides: str, images: int) -> dict:
     """CIFAR-10's configuration with networks of random weights, as their yaml files name them, and random images: it
     needs no file.
     """
-    config = run.composed("dataset=cifar10", f"protocol.images={images}", *overrides)
+    config = compose.composed("dataset=cifar10", f"protocol.images={images}", *overrides)
     for group in ("denoiser", "classifier"):
         config[group]["net"] = {k: v for k, v in config[group]["net"]["net"].items() if k != "_partial_"}
     config["dataset"]["loader"] = {"_target_": "bench_tools.random_images", "images": images}
+    config["plugins"]["modules"].append("bench_tools")
     return config
 
 
@@ -144,7 +147,7 @@ def _send(sender: Connection, function: Callable[..., object], args: tuple) -> N
 
 def peak(make: Callable[..., Callable[[], object]], *args: object) -> float:
     """Megabytes that `make(*args)()` needs at most, in a process of its own, beyond what is there once it is made: what
-    grows with images, draws and steps. On a GPU, of the GPU's memory.
+    grows with images, samples and steps. On a GPU, of the GPU's memory.
     """
     return in_process(_peak, make, args)
 

@@ -1,4 +1,4 @@
-"""Runs of run.py that a table is made of: done when they are asked for, or read where they are finished."""
+"""The runs that a study's tables are made of: done when they are asked for, or read where they are finished."""
 
 import json
 import multiprocessing
@@ -11,34 +11,37 @@ from typing import Any
 
 import pandas as pd
 import torch
-from archive import keep
 
-import run
+from dp.commands.archive import archive
 from dp.output import record, report
+from dp.output.console import console
+from dp.runs import compose
+from dp.runs.keys import run_key
+from dp.runs.pipeline import judged
 from dp.runs.workers import follow_parent
 from dp.statistics import metrics
 
-ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def finished(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[dict, Path]:
-    """The summary and the folder of the run with these overrides, which is done now if it was not, or was by other
-    code, or without the audit that they ask for; its summary and verdicts are kept.
+    """The summary and the folder of the run with these overrides. It is archived.
+
+    It is run now if it is not finished, if other code made it, or if it lacks the audit that the overrides ask for.
     """
-    config = run.composed(*overrides, f"workers={workers}")
-    folder = ROOT / "results" / "runs" / run.run_key(config)
-    begun, summary = folder / "start.json", record.read_summary(folder)
-    stale = begun.exists() and json.loads(begun.read_text())["code"] != record.code_hash()
-    if summary is None or stale or (config["audit"] is True and not summary["audited"]):
-        summary = run.judge(config | {"overwrite": stale}, folder.name, folder)
-        assert summary is not None, "one shard does it all"
-    keep(folder)
+    setup = compose.setup(*overrides, f"workers={workers}")
+    folder = RESULTS / "runs" / run_key(setup.config)
+    start = folder / record.START
+    stale = start.exists() and json.loads(start.read_text())["code"] != record.code_hash()
+    summary = judged(setup._replace(config=setup.config | {"overwrite": stale}), folder)
+    assert summary is not None, "one shard does it all"
+    archive(folder, RESULTS / "measured")
     return summary, folder
 
 
 def side_by_side(function: Callable, asked: Mapping[str, tuple], at_once: int) -> Iterator[tuple[str, Any]]:
     """(name, function(*arguments)) of all that is asked, `at_once` processes of one thread each, in the order in which
-    they end; they begin in the order asked. What one of them prints through run.py begins with its name.
+    they end; they begin in the order asked. What one of them prints to the console begins with its name.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(at_once, context, _begin) as pool:
@@ -48,7 +51,7 @@ def side_by_side(function: Callable, asked: Mapping[str, tuple], at_once: int) -
                 yield todo[done], done.result()
         except BrokenProcessPool:
             raise OSError(
-                "a process died, perhaps out of memory: what is judged is saved, the same command goes on"
+                "a process died, perhaps out of memory: what is scored is saved, the same command goes on"
             ) from None
         finally:
             for child in multiprocessing.active_children():
@@ -77,19 +80,19 @@ def _begin() -> None:
 
 
 def _named(name: str, function: Callable, arguments: tuple) -> Any:
-    run.console.file = Named(name)  # pyright: ignore[reportAttributeAccessIssue]
+    console.file = Named(name)  # pyright: ignore[reportAttributeAccessIssue]
     return function(*arguments)
 
 
 def scores(summary: dict, folder: Path) -> pd.DataFrame:
-    """How right each image is by the protocol's own rule: a line per image, a column per seed."""
+    """The score of each image by the protocol's own rule: a line per image, a column per seed."""
     rule, robust, _ = report.headline(summary)
-    return verdicts(folder, "seen" if robust == "seen" else "adv", rule)
+    return image_scores(folder, "seen" if robust == "seen" else "adv", rule)
 
 
-def verdicts(folder: Path, side: str, rule: str) -> pd.DataFrame:
-    """How right each image of the defended arm is by `rule` over the draws of `side`: a line per image, a column per
-    seed.
+def image_scores(folder: Path, side: str, rule: str) -> pd.DataFrame:
+    """The score in [0,1] of each image under the defense, by `rule` over the samples of `side`: a line per image, a
+    column per seed.
     """
     rows = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
     lines = [(r["id"], r["seed"], metrics.score(r, side, rule)) for r in rows if r["arm"] == "defended"]

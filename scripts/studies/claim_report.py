@@ -1,4 +1,4 @@
-"""What scripts/studies/claim.py found, as markdown, CSV and a picture."""
+"""The results of the main study, scripts/studies/claim.py, as markdown, CSV and a picture."""
 
 from pathlib import Path
 
@@ -14,21 +14,21 @@ from dp.output import report
 ROOT = Path(__file__).parents[2]
 TABLES, FIGURES = ROOT / "results" / "tables", ROOT / "results" / "figures"
 Gain = tuple[float, float, float]  # points, low, high
-COLOURS = ("#777777", "#c1440e", "#0b6e99", "#6a51a3", "#e6a000")
+COLORS = ("#777777", "#c1440e", "#0b6e99", "#6a51a3", "#e6a000")
 
 
 def draw(cells: list[dict], contrasts: list[dict]) -> None:
     """Above: robust accuracy with its interval, null control hollow, standard a tick. Below: paired differences."""
     protocols = list(dict.fromkeys(r["protocol"] for r in cells))
     figure, axes = plt.subplots(2, len(protocols), figsize=(13, 6), sharex="row", sharey="row", layout="constrained")
-    names = list(dict.fromkeys(r["defence"] for r in cells))
+    names = list(dict.fromkeys(r["defense"] for r in cells))
     for (above, below), protocol in zip(axes.T, protocols, strict=True):
         here = [r for r in cells if r["protocol"] == protocol]
-        for y, (row, colour) in enumerate(zip(here, COLOURS, strict=True)):
-            above.plot([row["robust_low"], row["robust_high"]], [y, y], color=colour, linewidth=2)
-            above.plot(row["robust"], y, "o", color=colour, markersize=6)
-            above.plot(row["null"], y, "o", mfc="none", color=colour, markersize=6)
-            above.plot(row["standard"], y, "|", color=colour, markersize=12)
+        for y, (row, color) in enumerate(zip(here, COLORS, strict=True)):
+            above.plot([row["robust_low"], row["robust_high"]], [y, y], color=color, linewidth=2)
+            above.plot(row["robust"], y, "o", color=color, markersize=6)
+            above.plot(row["null"], y, "o", mfc="none", color=color, markersize=6)
+            above.plot(row["standard"], y, "|", color=color, markersize=12)
             above.annotate(f"{row['robust']:.0f}", (row['robust'], y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)  # fmt: skip  # noqa: E501
         above.set(title=f"{protocol}\n{here[0]['rule']}", xlim=(0, 102))
         above.title.set_fontsize(9)
@@ -52,9 +52,9 @@ def draw(cells: list[dict], contrasts: list[dict]) -> None:
     axes[1, 0].set_yticks(range(len(labels)), labels, fontsize=8)
     axes[1, 0].invert_yaxis()
     figure.suptitle(
-        "Five defences at equal standard accuracy: robust accuracy (dot, 95 % interval), random noise of the same size "
+        "Five defenses at equal standard accuracy: robust accuracy (dot, 95 % interval), random noise of the same size "
         "(hollow), clean (tick);\nbelow, paired differences over the same images, 95 %: by the protocol's rule (dot), "
-        "and of the average of fresh draws of the attacked images (square)",
+        "and of the average of fresh samples of the attacked images (square)",
         fontsize=10,
     )
     FIGURES.mkdir(parents=True, exist_ok=True)
@@ -63,80 +63,67 @@ def draw(cells: list[dict], contrasts: list[dict]) -> None:
 
 
 def said(gain: Gain) -> list[str]:
+    """Points, and their interval."""
     difference, low, high = gain
     return [f"{difference:+.1f}", f"{low:+.1f} to {high:+.1f}"]
+
+
+HEAD = ["", "standard", "robust", "95 %", "seed std", "", "average of fresh samples", "null", "undefended", "gradient"]
+HEAD += ["NFE scored/attacked", "audit"]
 
 
 def write(
     cells: list[dict], contrasts: list[dict], compared: list[tuple[str, Gain]], times: dict, images: int, seeds: int
 ) -> None:
-    """The tables as markdown and CSV; `compared`: averages of fresh draws that are paired otherwise, by name."""
+    """Write markdown and CSV. `compared`: averages of fresh samples that are paired otherwise, by name."""
     TABLES.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(cells).drop(columns="warnings").to_csv(TABLES / "claim.csv", index=False, float_format="%.2f")
-    text = "# Five defences at equal standard accuracy, five protocols\n\n`python scripts/studies/claim.py`: "
     took = report.clock(sum(r["seconds"] for r in cells))
-    text += (
+    text = (
+        "# Five defenses at equal standard accuracy, five protocols\n\n`python scripts/studies/claim.py`: "
         f"{took} of worker time. Digits, linf 32/255, {images} images, {seeds} seeds; percent; intervals over images, "
-    )
-    text += (
         "95 %; seed std is over seeds on the same images and no interval. Null: random noise of the same size, with as "
+        "many candidates. Standard accuracy was set equal on other images, clean ones alone:\n\n"
     )
-    text += "many candidates. Standard accuracy was set equal on other images, clean ones alone:\n\n"
     lines = [[name, " ".join(found["overrides"]), f"{found['standard']:.2f}"] for name, found in times.items()]
-    text += markdown("Calibration", ["", "overrides", "standard, single draw, %"], lines) + "\n"
-    head = [
-        "",
-        "standard",
-        "robust",
-        "95 %",
-        "seed std",
-        "",
-        "average of fresh draws",
-        "null",
-        "undefended",
-        "gradient",
-        "NFE scored/attacked",
-        "audit",
-    ]
+    tables = [("Calibration", ["", "overrides", "standard, single sample, %"], lines)]
     for protocol in dict.fromkeys(r["protocol"] for r in cells):
-        here = [r for r in cells if r["protocol"] == protocol]
-        head[5] = here[0]["second_rule"]
-        shown = [
-            [
-                r["defence"],
-                f"{r['standard']:.1f}",
-                f"{r['robust']:.1f}",
-                f"{r['robust_low']:.1f} - {r['robust_high']:.1f}",
-                "-" if r["robust_seed_std"] is None else f"{r['robust_seed_std']:.1f}",
-                f"{r['second']:.1f}",
-                f"{r['average']:.1f}",
-                f"{r['null']:.1f}",
-                f"{r['undefended']:.1f}",
-                r["gradient"],
-                f"{r['nfe']}/{r['attack_nfe']}",
-                r["audit"],
-            ]
-            for r in here
-        ]
-        text += markdown(f"{protocol}: {here[0]['rule']}", head, shown) + "\n"
-    shown = [
-        [
-            r["protocol"],
-            r["first"],
-            r["second"],
-            *said((r["difference"], r["low"], r["high"])),
-            "-" if r["p"] is None else f"{r['p']:.2g}",
-            *said(r["average"]),
-        ]
-        for r in contrasts
+        rows = [r for r in cells if r["protocol"] == protocol]
+        head = [*HEAD[:5], rows[0]["second_rule"], *HEAD[6:]]
+        tables.append((f"{protocol}: {rows[0]['rule']}", head, [cell_line(r) for r in rows]))
+    head = ["protocol", "defense", "minus", "points", "paired 95 %", "McNemar p, first seed"]
+    head += ["average of fresh samples, points", "paired 95 %"]
+    title = "Differences on the same images (not corrected for their number)"
+    tables.append((title, head, [contrast_line(r) for r in contrasts]))
+    lines = [[name, *said(gain)] for name, gain in compared]
+    tables.append(("The average of fresh samples, on the same images", ["", "points", "paired 95 %"], lines))
+    lines = [[r["protocol"], r["defense"], warning] for r in cells for warning in r["warnings"]]
+    tables.append(("What the audits hold against the rows", ["protocol", "defense", ""], lines))
+    lines = [[r["protocol"], r["defense"], f"`{r['command']}`"] for r in cells]
+    tables.append(("Commands", ["protocol", "defense", ""], lines))
+    (TABLES / "claim.md").write_text(text + "\n".join(markdown(*table) for table in tables))
+
+
+def cell_line(r: dict) -> list[str]:
+    """One cell as `HEAD` names its columns."""
+    return [
+        r["defense"],
+        f"{r['standard']:.1f}",
+        f"{r['robust']:.1f}",
+        f"{r['robust_low']:.1f} - {r['robust_high']:.1f}",
+        "-" if r["robust_seed_std"] is None else f"{r['robust_seed_std']:.1f}",
+        f"{r['second']:.1f}",
+        f"{r['average']:.1f}",
+        f"{r['null']:.1f}",
+        f"{r['undefended']:.1f}",
+        r["gradient"],
+        f"{r['nfe']}/{r['attack_nfe']}",
+        r["audit"],
     ]
-    columns = ["protocol", "defence", "minus", "points", "paired 95 %", "McNemar p, first seed"]
-    columns += ["average of fresh draws, points", "paired 95 %"]
-    text += markdown("Differences on the same images (not corrected for their number)", columns, shown) + "\n"
-    shown = [[name, *said(gain)] for name, gain in compared]
-    title = "The average of fresh draws, on the same images"
-    text += markdown(title, ["", "points", "paired 95 %"], shown) + "\n"
-    shown = [[r["protocol"], r["defence"], found] for r in cells for found in r["warnings"]]
-    text += markdown("What the audits hold against the rows", ["protocol", "defence", ""], shown) + "\n"
-    shown = [[r["protocol"], r["defence"], f"`{r['command']}`"] for r in cells]
-    (TABLES / "claim.md").write_text(text + markdown("Commands", ["protocol", "defence", ""], shown))
+
+
+def contrast_line(r: dict) -> list[str]:
+    """The difference of two defenses under one protocol."""
+    p = "-" if r["p"] is None else f"{r['p']:.2g}"
+    points = said((r["difference"], r["low"], r["high"]))
+    return [r["protocol"], r["first"], r["second"], *points, p, *said(r["average"])]

@@ -1,5 +1,6 @@
-"""Measure how often the 95 % intervals hold the truth, on synthetic verdicts whose truth is known, and write
-results/tables/coverage.md. Some minutes on one core.
+"""Measure how often the 95 % intervals hold the truth, on synthetic predictions whose truth is known.
+
+Writes results/tables/coverage.md. Some minutes on one core.
 """
 
 import argparse
@@ -23,61 +24,66 @@ SHARE = 4  # a paired comparison has one in so many of the replicates: its boots
 FIRST = 0.6  # the chance of the first of a pair, on average
 
 
-def truth(rule: str, mean: float, spread: float, draws: int) -> float:
-    """The expected score when an image's draws are right with a chance from Beta(mean spread, (1 - mean) spread)."""
+def truth(rule: str, mean: float, spread: float, samples: int) -> float:
+    """The expected score when an image's samples are right with a chance from Beta(mean spread, (1 - mean) spread)."""
     a, b = mean * spread, (1 - mean) * spread
     if rule == "worst":
-        return float(np.exp(special.betaln(a + draws, b) - special.betaln(a, b)))
+        return float(np.exp(special.betaln(a + samples, b) - special.betaln(a, b)))
     if rule == "vote":
-        right = np.arange(draws + 1)
-        return float(stats.betabinom.pmf(right, draws, a, b) @ vote_scores(right, draws))
+        right = np.arange(samples + 1)
+        return float(stats.betabinom.pmf(right, samples, a, b) @ vote_scores(right, samples))
     return mean
 
 
-def vote_scores(right: np.ndarray, draws: int) -> np.ndarray:
+def vote_scores(right: np.ndarray, samples: int) -> np.ndarray:
     """Votes between two classes, ties lost: as when they go to the lowest class and that is the wrong one."""
-    return (2 * right > draws).astype(float)
+    return (2 * right > samples).astype(float)
 
 
-def coverage(rule: str, p: float, spread: float, draws: int, seeds: int, subset: int, replicates: int) -> float | None:
+def coverage(
+    rule: str, p: float, spread: float, samples: int, seeds: int, subset: int, replicates: int
+) -> float | None:
     """Share of `replicates` whose interval holds p, for scores averaged over `seeds` on the same images; None where no
-    beta of this spread has the truth p. `worst` is the unbiased estimate for `subset` of the draws.
+    beta of this spread has the truth p. `worst` is the unbiased estimate for `subset` of the samples.
     """
     try:
         mean = optimize.root_scalar(lambda m: truth(rule, m, spread, subset) - p, bracket=(1e-9, 1 - 1e-9)).root
     except ValueError:
         return None
-    rng = np.random.default_rng([draws, subset, seeds, *(round(1000 * v) for v in (p, spread))])
-    count = np.arange(draws + 1)
-    by_count = {"vote": vote_scores(count, draws), "worst": worst_curve(np.tri(draws + 1, draws, -1))[:, subset - 1]}
-    score = by_count.get(rule, count / draws)  # by the number of right draws
+    rng = np.random.default_rng([samples, subset, seeds, *(round(1000 * v) for v in (p, spread))])
+    count = np.arange(samples + 1)
+    by_count = {
+        "vote": vote_scores(count, samples),
+        "worst": worst_curve(np.tri(samples + 1, samples, -1))[:, subset - 1],
+    }
+    score = by_count.get(rule, count / samples)  # by the number of right samples
     held = 0
     for _ in range(replicates):
         chance = rng.beta(mean * spread, (1 - mean) * spread, size=IMAGES)
-        right = rng.binomial(draws, chance, size=(seeds, IMAGES))
+        right = rng.binomial(samples, chance, size=(seeds, IMAGES))
         low, high = interval(score[right].mean(axis=0))
         held += low <= p <= high
     return held / replicates
 
 
 def cases() -> list[tuple[str, str, int, int]]:
-    """(name, rule, draws, draws of the verdict)"""
+    """(name, rule, samples, samples of the decision)"""
     found = [("single", "single", 1, 1)]
-    for draws in (10, 20):
-        found += [(f"{rule} of {draws}", rule, draws, draws) for rule in RULES[1:]]
+    for samples in (10, 20):
+        found += [(f"{rule} of {samples}", rule, samples, samples) for rule in RULES[1:]]
     return [*found, ("worst of 5, from 20", "worst", 20, 5)]
 
 
-def paired_coverage(draws: int, spread: float, images: int, difference: float, replicates: int) -> float:
-    """Share of `replicates` whose paired interval holds the true difference of two defences' average of `draws`. The
+def paired_coverage(samples: int, spread: float, images: int, difference: float, replicates: int) -> float:
+    """Share of `replicates` whose paired interval holds the true difference of two defenses' average of `samples`. The
     second takes the same share of every image's chance to be wrong away.
     """
-    rng = np.random.default_rng([draws, images, *(round(1000 * v) for v in (spread, difference))])
+    rng = np.random.default_rng([samples, images, *(round(1000 * v) for v in (spread, difference))])
     held = 0
     for _ in range(replicates):
         first = rng.beta(FIRST * spread, (1 - FIRST) * spread, size=images)
         second = first + difference * (1 - first) / (1 - FIRST)
-        scores = (rng.binomial(draws, chance) / draws for chance in (first, second))
+        scores = (rng.binomial(samples, chance) / samples for chance in (first, second))
         _, low, high = paired(*scores)
         held += low <= difference <= high
     return held / replicates
@@ -87,17 +93,17 @@ def paired_table(replicates: int) -> str:
     """The section on paired differences."""
     lines = ["| rule | beta a + b | images | " + " | ".join(f"{100 * d:g} points" for d in DIFFERENCES) + " |"]
     lines.append("|" + "---|" * (3 + len(DIFFERENCES)))
-    for draws, name in ((1, "single"), (20, "average of 20")):
+    for samples, name in ((1, "single"), (20, "average of 20")):
         for spread in SPREADS:
             for images in FEW:
-                found = [paired_coverage(draws, spread, images, d, replicates) for d in DIFFERENCES]
+                found = [paired_coverage(samples, spread, images, d, replicates) for d in DIFFERENCES]
                 shares = [f"{100 * share:.1f}" for share in found]
                 lines.append("| " + " | ".join([name, f"{spread:g}", str(images), *shares]) + " |")
                 print(lines[-1], flush=True)
     said = (
-        f"\n## Paired differences\n\nThe same, in {replicates} replicates, for the difference of two defences on the "
+        f"\n## Paired differences\n\nThe same, in {replicates} replicates, for the difference of two defenses on the "
         "same images (`paired`: a percentile bootstrap), by the true difference. The first is right with a chance of "
-        f"{FIRST:g} on average, the second takes the same share of every image's chance to be wrong away; draws are "
+        f"{FIRST:g} on average, the second takes the same share of every image's chance to be wrong away; samples are "
         "independent.\n\n"
     )
     return said + "\n".join(lines) + "\n"
@@ -110,10 +116,10 @@ def main() -> int:
     head = ["rule", "beta a + b", "seeds", *(f"{100 * p:g} %" for p in TRUTHS)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     inside, outside = [], []
-    for name, rule, draws, subset in cases():
+    for name, rule, samples, subset in cases():
         for spread in SPREADS:
             for seeds in (1, 3):
-                found = [coverage(rule, p, spread, draws, seeds, subset, replicates) for p in TRUTHS]
+                found = [coverage(rule, p, spread, samples, seeds, subset, replicates) for p in TRUTHS]
                 for p, share in zip(TRUTHS, found, strict=True):
                     if share is not None:
                         (inside if 0.05 <= p <= 0.95 else outside).append(share)
@@ -122,8 +128,8 @@ def main() -> int:
                 print(lines[-1], flush=True)
     note = (
         f"`python scripts/studies/interval_coverage.py`: percent of {replicates} synthetic replicates of {IMAGES} "
-        "images whose 95 % interval (`dp/statistics/intervals.py`, `interval`) holds the truth, by the truth. Draws of an "
-        "image are right with a chance of its own, from a beta distribution with a + b as shown; seeds share the "
+        "images whose 95 % interval (`dp/statistics/intervals.py`, `interval`) holds the truth, by the truth. Samples "
+        "of an image are right with a chance of its own, from a beta distribution with a + b as shown; seeds share the "
         f"images and their chances. Truths from 5 to 95 %: {100 * min(inside):.1f} to {100 * max(inside):.1f}; beyond: "
         f"{100 * min(outside):.1f} to {100 * max(outside):.1f}.\n\n"
     )

@@ -1,19 +1,18 @@
-"""The released code's own attack loop (GaozhengPei/Purification) around networks of ours, for scripts/studies/bench.py
---official; nothing of it is copied.
+"""The released code's own attack loop (GaozhengPei/Purification) around networks of ours, for bench.py --official.
+
+Nothing of it is copied: a checkout of it must be on PYTHONPATH.
 """
 
 import contextlib
 import copy
 import io
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from bench_tools import attacked, random_config
 
-import run
 from dp.evaluation.evaluate import Evaluation
+from dp.runs.build import build
 
 SMALL = (  # networks with the modules that its code looks up, 0.75 and 0.08 million numbers
     "denoiser.net.net.nf=32", "denoiser.net.net.num_res_blocks=1", "denoiser.net.net.ch_mult=[1,2]",
@@ -38,24 +37,30 @@ def config(full: bool, images: int, draws_per_call: int, memory: str, *overrides
     return random_config(*BOTH, *size, *packed, *overrides, images=images)
 
 
-def loop(folder: Path, config: dict, draws: int, memory_format: torch.memory_format) -> Callable[[], object]:
-    """One iteration of its PGD over `draws` draws, on the images and networks that dp builds from `config`."""
-    return around(folder, run.build(config), config, draws, memory_format)
+def loop(config: dict, samples: int, memory_format: torch.memory_format) -> Callable[[], object]:
+    """One iteration of its PGD over `samples` samples, on the images and networks that dp builds from `config`."""
+    return around(build(config), config, samples, memory_format)
 
 
 def around(
-    folder: Path, evaluation: Evaluation, config: dict, draws: int, memory_format: torch.memory_format
+    evaluation: Evaluation, config: dict, samples: int, memory_format: torch.memory_format
 ) -> Callable[[], object]:
-    """The same on copies of the networks of `evaluation`. It writes mask.png where it is run, every draw."""
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    from attacks.pgd_eot import PGD  # pyright: ignore[reportMissingImports]
-    from purification import PurificationForward  # pyright: ignore[reportMissingImports]
+    """The same on copies of the networks of `evaluation`. It writes mask.png into the working folder, for every sample.
+
+    Raises ValueError if the released code is not on PYTHONPATH.
+    """
+    try:
+        from attacks.pgd_eot import PGD  # pyright: ignore[reportMissingImports]
+        from purification import PurificationForward  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"need a checkout of GaozhengPei/Purification on PYTHONPATH for --official, got none: {error}"
+        ) from None
 
     model, subset, _ = attacked(evaluation)
     assert model.denoiser is not None
     method, threat = config["purifier"], evaluation.threat
-    defence = PurificationForward(
+    defense = PurificationForward(
         clf=copy.deepcopy(model.classifier.net).to(memory_format=memory_format),
         diffusion=copy.deepcopy(model.denoiser.net).to(memory_format=memory_format),
         strength_a=method["t_l"],
@@ -68,7 +73,7 @@ def around(
         ddim_steps=method["n"],
         device=torch.device(evaluation.device),
     )
-    attack = PGD(defence, attack_steps=1, eps=threat.eps, step_size=config["attack"]["step_size"], eot=draws)
+    attack = PGD(defense, attack_steps=1, eps=threat.eps, step_size=config["attack"]["step_size"], eot=samples)
 
     def once() -> None:
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bars

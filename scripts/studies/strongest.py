@@ -1,7 +1,8 @@
-"""Is any single attack stronger than the union that protocol=strict reports? Runs every attack against one defence on
-digits under strict, on the same images and with the same report draws, or goes on where it stopped, and writes
-results/tables/strongest-<purifier>.md: paired differences to the union, and of every black-box attack to the strongest
-white-box one.
+"""Is any single attack stronger than the worst case over attacks that protocol=strict reports?
+
+Runs every attack against one defense on digits under strict, on the same images and scored by the same samples, or goes
+on where it stopped. Writes results/tables/strongest-<purifier>.md: paired differences to the worst case over attacks,
+and of every black-box attack to the strongest white-box one.
 
     python scripts/studies/strongest.py purifier=hetero protocol.images=64
 """
@@ -15,9 +16,9 @@ from cells import finished, markdown, scores
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from told import told
 
-import run
+from dp.runs import compose
+from dp.runs.errors import command
 from dp.statistics.intervals import mcnemar, paired
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ WHITE: dict[str, tuple[str, ...]] = {
     "bpda_eot_hill": (),
 }
 MASKED = {"through_mask_soft": (), "through_mask_straight_through": ()}
-BLACK = {  # a look after every query would cost more than the attack
+BLACK = {  # an in-loop evaluation after every query would cost more than the attack
     "square": ("attack.iterations=1000", "protocol.judge.every=100"),
     "transfer": (),
     "spsa": (),
@@ -44,16 +45,17 @@ console = Console(width=130, highlight=False)
 
 
 def against(one: np.ndarray, other: np.ndarray) -> str:
-    """one minus other in points with its paired 95 % interval, and whether one is the stronger attack beyond it."""
+    """One minus other in points, with its paired 95 % interval; STRONGER if all of it is below zero."""
     difference, low, high = (100 * v for v in paired(other, one))
     return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]" + (" STRONGER" if high < 0 else "")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="of run.py, for the defence and the number of images")
+    parser.add_argument("overrides", nargs="*", help="as for dp run, for the defense and the number of images")
     given = tuple(parser.parse_args().overrides)
-    masked = bool(run.composed(*BASE, *given)["purifier"].get("mask_soft"))
+    variants = compose.composed(*BASE, *given)["purifier"].get("gradients") or {}
+    masked = bool(variants.get("mask_soft"))
     union = "strict_mask" if masked else "strict"
     attacks = {union: (), **WHITE, **(MASKED if masked else {}), **BLACK}
     found = {}
@@ -73,18 +75,17 @@ def main() -> int:
         row += ["" if name == union else against(right, found[union][1]), "" if name == union else p]
         lines.append([*row, against(right, found[white][1]) if name in BLACK else ""])
     average = found[union][0]["robust"]["average"]
-    draws, images = average["draws"], average["n"]
-    columns = ["attack", "undefended", f"average of {draws}", "95 %", f"worst of {draws}"]
+    samples, images = average["draws"], average["n"]
+    columns = ["attack", "undefended", f"average of {samples}", "95 %", f"worst of {samples}"]
     columns += [f"minus {union}, paired 95 %"]
-    columns += ["McNemar p, right in most draws", f"minus {white}, paired 95 %"]
+    columns += ["McNemar p, right in most samples", f"minus {white}, paired 95 %"]
     path = ROOT / "results" / "tables" / f"strongest-{found[union][0]['config']['choices']['purifier']}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = f"python scripts/studies/strongest.py {' '.join(given)}"
-    text = (
-        f"# Every attack against the union, on {' '.join(given)}\n\n`{command}`: {images} images of digits, one seed, "
-    )
-    text += "linf 32/255, quick budgets, protocol=strict for each attack; percent right. The same images and the same "
-    text += "report draws throughout; intervals over images, not corrected for their number.\n\n"
+    words = f"python scripts/studies/strongest.py {' '.join(given)}"
+    text = f"# Every attack against the worst case over attacks, on {' '.join(given)}\n\n"
+    text += f"`{words}`: {images} images of digits, one seed, linf 32/255, quick budgets, "
+    text += "protocol=strict for each attack; percent right. The same images and the same "
+    text += "scoring samples throughout; intervals over images, not corrected for their number.\n\n"
     path.write_text(text + markdown("Attacks", columns, lines))
     shown = Table(*columns, box=box.SIMPLE_HEAD)
     for line in lines:
@@ -94,4 +95,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(told(main))
+    sys.exit(command(main))

@@ -1,8 +1,8 @@
-"""What every switch and every protocol does to one defence's number: runs them all on digits, or goes on where it
-stopped, and writes results/tables/switches.md. Every line is a run of run.py with the overrides that it shows.
+"""The ablation: what every switch and every protocol does to one defense's number.
 
-The base is the released code's method (purifier=hetero_official) under protocol=official, its grid scaled to 20 network
-evaluations. About half an hour on two cores.
+Runs them all on digits, or goes on where it stopped, and writes results/tables/switches.md. Every line is a run with
+the overrides that it shows. The base is the released code's method (purifier=hetero_official) under protocol=official,
+its grid scaled to 20 network evaluations. About half an hour on two cores.
 """
 
 import argparse
@@ -15,9 +15,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load_file
-from told import told
 
 from dp.output import report
+from dp.runs.errors import command
 from dp.statistics.intervals import mcnemar
 
 ROOT = Path(__file__).parents[2]
@@ -25,36 +25,36 @@ BASE = ("purifier=hetero_official", "protocol.images=64", "protocol.seeds=[2024]
 OFFICIAL = (*BASE, "protocol=official")
 SWITCHES = {  # what it is: overrides on top of protocol=official
     "the released code's method and protocol": (),
-    "mask from the classifier's own input (item 8)": ("purifier.mask_input_bug=false",),
-    "first commit's tau .85 (2.0)": ("purifier.tau=0.85",),
-    "first commit's jump 10 (item 21)": ("purifier.jump=10",),
-    "t_s .05, the paper's best (item 29)": ("purifier.t_s=0.05",),
-    "the middle revision: no second stage (item 33)": ("purifier=hetero_official_rev_b",),
-    "attack grid n = 20, sees the mask (item 31)": ("purifier.surrogate.n=20",),
-    "exact gradient (item 32)": ("threat_model.grad=full",),
-    "exact gradient, soft mask (item 10)": ("threat_model.grad=mask_soft",),
-    "exact gradient, straight-through mask (item 10)": ("threat_model.grad=mask_straight_through",),
-    "random start (item 34)": ("attack=pgd_eot",),
-    "exact gradient, random start, 4 times the draws": ("attack=pgd_eot", "threat_model.grad=full", "attack.eot=16"),
-    "BPDA, identity at the surrogate's output (item 36)": ("attack=bpda_eot_official",),
-    "AutoAttack as the package runs it (item 40)": ("attack=autoattack_upstream",),
+    "mask from the classifier's own input (deviation 8)": ("purifier.mask_input_bug=false",),
+    "first commit's tau .85": ("purifier.tau=0.85",),
+    "first commit's jump 10 (deviation 21)": ("purifier.jump=10",),
+    "t_s .05, the paper's best (deviation 29)": ("purifier.t_s=0.05",),
+    "the middle revision: no second stage (deviation 33)": ("purifier=hetero_official_rev_b",),
+    "attack grid n = 20, sees the mask (deviation 31)": ("purifier.gradients.surrogate.n=20",),
+    "exact gradient (deviation 32)": ("threat_model.grad=full",),
+    "exact gradient, soft mask (deviation 10)": ("threat_model.grad=mask_soft",),
+    "exact gradient, straight-through mask (deviation 10)": ("threat_model.grad=mask_straight_through",),
+    "random start (deviation 34)": ("attack=pgd_eot",),
+    "exact gradient, random start, 4 times the samples": ("attack=pgd_eot", "threat_model.grad=full", "attack.eot=16"),
+    "BPDA, identity at the surrogate's output (deviation 36)": ("attack=bpda_eot_official",),
+    "AutoAttack as the package runs it (deviation 40)": ("attack=autoattack_upstream",),
     "AutoAttack with decisions on means, exact gradient": ("attack=autoattack", "threat_model.grad=full"),
 }
 PROTOCOLS = ["paper", "official", "lee_kim", "hill", "diffhammer", "diffbreak_single", "diffbreak_vote"]
 PROTOCOLS += ["dwbox", "liu_fixed_aa", "strict", "null_control"]  # not diffpure: hetero_official has no adjoint
 
 
-def judged(overrides: tuple[str, ...]) -> dict:
-    """The summary of the run with these overrides, and where its verdicts are."""
+def finished_run(overrides: tuple[str, ...]) -> dict:
+    """The summary of the run with these overrides, and under `folder` where its predictions are."""
     summary, folder = finished(overrides)
     return {**summary, "folder": ROOT / "results" / "measured" / folder.name}
 
 
 def votes(summary: dict) -> np.ndarray:
-    """(images,) whether the plurality of an attacked image's draws is right, ties to the lowest class."""
+    """(images,) True if the plurality of an attacked image's samples is right; ties go to the lowest class."""
     found = load_file(summary["folder"] / "verdicts.safetensors")
     classes, labels = found["defended.adv"][0], found["labels"]
-    return np.array([np.bincount(draws).argmax() == label for draws, label in zip(classes, labels, strict=True)])
+    return np.array([np.bincount(samples).argmax() == label for samples, label in zip(classes, labels, strict=True)])
 
 
 def headline(summary: dict) -> tuple[str, dict, dict, dict | None]:
@@ -67,14 +67,14 @@ def headline(summary: dict) -> tuple[str, dict, dict, dict | None]:
 def line(name: str, summary: dict, against: str) -> list[str]:
     rule, standard, robust, null = headline(summary)
     low, high = robust["wilson95"]
-    attacked = f"{summary['config']['choices']['attack']}, {summary['gradient']}"
+    attacked = f"{summary['config']['choices']['attack']}, {report.gradient_words(summary['caveats'])}"
     cells = [f"{standard['value']:.1f}", f"{robust['value']:.1f}", f"{low:.1f} - {high:.1f}"]
     return [name, attacked, rule, *cells, f"{null['value']:.1f}" if null else "-", against]
 
 
 def main() -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    found = {name: judged((*OFFICIAL, *overrides)) for name, overrides in SWITCHES.items()}
+    found = {name: finished_run((*OFFICIAL, *overrides)) for name, overrides in SWITCHES.items()}
     base, switches = votes(next(iter(found.values()))), []
     for (name, overrides), summary in zip(SWITCHES.items(), found.values(), strict=True):
         right = votes(summary)
@@ -85,7 +85,7 @@ def main() -> int:
     for name in PROTOCOLS:
         extra = ("protocol.votes=20",) if name == "hill" else ()
         given = (*BASE, f"protocol={name}", *extra)
-        protocols.append([*line(name, judged(given), "")[:-1], " ".join(given[3:])])
+        protocols.append([*line(name, finished_run(given), "")[:-1], " ".join(given[3:])])
     head = ["", "attack, gradient", "rule", "standard", "robust", "95 %", "null control"]
     tables = (
         ("Switches, under protocol=official", [*head, "votes lost and won, McNemar", "overrides"], switches),
@@ -109,4 +109,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(told(main))
+    sys.exit(command(main))

@@ -5,17 +5,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import audit as script  # the script; dp.audit keeps its name
 import pytest
 import torch
 
-from dp.audit import battery as audit
+from dp.audit import battery
 from dp.audit.check import Finding, Subject
-from dp.commands.run import main
+from dp.commands import audit as script
+from dp.commands import run
 from dp.output import record, report
+from dp.runs import compose, pipeline
 from dp.runs.build import build
 from dp.runs.keys import run_key
-from tests.helpers.audited import composed_subject
 from tests.helpers.compose import TINY, composed
 
 
@@ -60,7 +60,7 @@ def few(monkeypatch):
     """These checks in place of all others."""
 
     def use(*given):
-        monkeypatch.setattr(audit, "checks", lambda quick: given)
+        monkeypatch.setattr(battery, "checks", lambda quick: given)
 
     return use
 
@@ -73,28 +73,29 @@ def tiny(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    return composed_subject(*TINY, images=2)
+    job = pipeline.built(compose.setup(*TINY), Path("unused"), "some code")
+    return pipeline.subject_of(job, images=2, quick=True)
 
 
 def test_every_check_is_asked_in_turn_and_an_error_is_a_failure(few, subject):
     few(passes, stops, warns)
     asked = []
-    found = list(audit.audit(subject, lambda *given: asked.append(given)))
+    found = list(battery.audit(subject, lambda *given: asked.append(given)))
     assert asked == [(0, 3, "passes"), (1, 3, "stops"), (2, 3, "warns")]
     assert [(f.check, f.verdict) for f in found] == [("passes", "PASS"), ("stops", "FAIL"), ("loss", "WARN")]
     assert found[0].value == "2 images"
     assert found[1].value == "stopped: need finite losses, got NaN"
 
 
-def test_the_small_audit_is_part_of_the_whole_one():
-    small, whole = audit.checks(quick=True), audit.checks(quick=False)
-    assert 0 < len(small) < len(whole)
-    assert [check for check in whole if check in small] == list(small)
+def test_the_quick_audit_is_part_of_the_whole_one():
+    quick, whole = battery.checks(quick=True), battery.checks(quick=False)
+    assert 0 < len(quick) < len(whole)
+    assert [check for check in whole if check in quick] == list(quick)
 
 
 def test_a_summary_keeps_counts_and_what_did_not_pass(subject):
     found = [check(subject) for check in (passes, warns, tells, fails)]
-    entry = audit.entry(found, quick=False)
+    entry = battery.entry(found, quick=False)
     assert {v: entry[v] for v in ("PASS", "WARN", "FAIL", "INFO")} == dict.fromkeys(("PASS", "WARN", "FAIL", "INFO"), 1)
     assert (entry["checks"], entry["seconds"], entry["quick"]) == (4, 2.0, False)
     assert [f["check"] for f in entry["findings"]] == ["loss", "tells", "fails"]
@@ -108,10 +109,10 @@ def test_a_summary_keeps_counts_and_what_did_not_pass(subject):
 
 def test_an_audit_counts_for_the_code_that_made_it(subject, tmp_path):
     found = [passes(subject)]
-    audit.write(tmp_path / "audit.json", "this code", found, quick=True)
-    assert audit.read(tmp_path / "audit.json", "this code") == audit.entry(found, quick=True)
-    assert audit.read(tmp_path / "audit.json", "other code") is None
-    assert audit.read(tmp_path / "none.json", "this code") is None
+    battery.write(tmp_path / "audit.json", "this code", found, quick=True)
+    assert battery.read(tmp_path / "audit.json", "this code") == battery.entry(found, quick=True)
+    assert battery.read(tmp_path / "audit.json", "other code") is None
+    assert battery.read(tmp_path / "none.json", "this code") is None
 
 
 def test_network_evaluations_are_those_that_an_attack_asks_for(monkeypatch):
@@ -125,7 +126,7 @@ def test_network_evaluations_are_those_that_an_attack_asks_for(monkeypatch):
     (unit,) = (unit for unit in evaluation.plan() if unit.arm == "defended")
     monkeypatch.setattr(type(evaluation), "_score", lambda *given: torch.zeros(5, 2, 10))
     evaluation.run(unit)
-    assert sum(calls) == audit.network_evaluations(evaluation, nfe=4) == 5 * 3 * 2 * (4 + 1)
+    assert sum(calls) == battery.network_evaluations(evaluation, nfe=4) == 5 * 3 * 2 * (4 + 1)
 
 
 @pytest.mark.parametrize(
@@ -134,15 +135,15 @@ def test_network_evaluations_are_those_that_an_attack_asks_for(monkeypatch):
 )
 def test_auto_is_for_long_jobs(overrides, long):
     evaluation = build(composed(*overrides))
-    assert audit.due("auto", evaluation, nfe=8) is long
-    assert audit.due(True, evaluation, nfe=8)
-    assert not audit.due(False, evaluation, nfe=8)
+    assert battery.due("auto", evaluation, nfe=8) is long
+    assert battery.due(True, evaluation, nfe=8)
+    assert not battery.due(False, evaluation, nfe=8)
 
 
 def row(monkeypatch, capsys, *overrides: str) -> tuple[int, str, str, Path]:
     """Exit code, stdout, stderr and the folder of `python run.py overrides...`, in this process."""
     monkeypatch.setattr(sys, "argv", ["run.py", *overrides])
-    code, (out, err) = main(), capsys.readouterr()
+    code, (out, err) = run.main(), capsys.readouterr()
     return code, out, err, Path(out.rstrip().splitlines()[-1].removeprefix("results: ")) if out.strip() else Path()
 
 
@@ -173,7 +174,7 @@ def test_a_finished_run_is_audited_when_asked_and_keeps_its_rows(tiny, few, monk
     assert json.loads((folder / "summary.json").read_text())["audited"]["FAIL"] == 1
     assert (folder / "images.jsonl").read_bytes() == rows
     few(passes, warns)
-    assert command(monkeypatch, capsys, *tiny, "--images", "1")[0] == 0  # the full one takes its place
+    assert command(capsys, *tiny, "--images", "1")[0] == 0  # the full one takes its place
     kept = json.loads((folder / "summary.json").read_text())["audited"]
     assert (kept["quick"], kept["WARN"]) == (False, 1)
 
@@ -199,16 +200,15 @@ def test_what_is_no_answer_to_audit_is_said(tiny, monkeypatch, capsys):
     assert (code, err) == (2, "error: need audit auto, true or false, got audit=maybe\n")
 
 
-def command(monkeypatch, capsys, *given: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["audit.py", *given])
-    code = script.main()
-    return code, *capsys.readouterr()
+def command(capsys, *given: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `dp audit given...`."""
+    return script.main(given), *capsys.readouterr()
 
 
 @pytest.mark.parametrize(("checks", "code"), [((passes, warns, tells), 0), ((warns, fails), 1)])
-def test_command(checks, code, tiny, few, monkeypatch, capsys):
+def test_command(checks, code, tiny, few, capsys):
     few(*checks)
-    found, out, _ = command(monkeypatch, capsys, *tiny, "--images", "1")
+    found, out, _ = command(capsys, *tiny, "--images", "1")
     assert found == code
     (path,) = Path("results/audits").glob("*.json")
     assert path.stem == run_key(composed(*tiny))
@@ -223,15 +223,15 @@ def test_command(checks, code, tiny, few, monkeypatch, capsys):
     assert f"results: {path.with_suffix('.json')}, .png" in out
 
 
-def test_the_small_audit_of_the_benchmark_finds_nothing_broken(tiny, monkeypatch, capsys):
-    code, out, _ = command(monkeypatch, capsys, *tiny, "--quick", "--images", "2")
+def test_the_quick_audit_of_the_benchmark_finds_nothing_broken(tiny, capsys):
+    code, out, _ = command(capsys, *tiny, "--quick", "--images", "2")
     assert code == 0, out
     assert " 0 FAIL" in out
     (path,) = Path("results/audits").glob("*.json")
     assert path.stem == f"{run_key(composed(*tiny))}-quick"  # beside the whole audit's
     kept = json.loads(path.read_text())
     assert kept["entry"]["quick"]
-    assert kept["entry"]["checks"] == len(audit.checks(quick=True)) == len({f["check"] for f in kept["findings"]})
+    assert kept["entry"]["checks"] == len(battery.checks(quick=True)) == len({f["check"] for f in kept["findings"]})
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_the_small_audit_of_the_benchmark_finds_nothing_broken(tiny, monkeypatch
         (["purifier.t_s=0.3"], "need 0 < t_s <= t_l <= 1"),
     ],
 )
-def test_commands_errors_are_one_line(given, said, tiny, monkeypatch, capsys):
-    code, _, err = command(monkeypatch, capsys, *tiny, *given)
+def test_commands_errors_are_one_line(given, said, tiny, capsys):
+    code, _, err = command(capsys, *tiny, *given)
     assert (code, err.count("\n")) == (2, 1)
     assert said in err

@@ -21,11 +21,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dp.commands import fetch as script
 from dp.files import archives, download, fetch
 from dp.files.cache import ASSETS, Asset, verify
 from dp.output.progress import Downloads
 from dp.weights import needed
-from scripts import fetch as script
 
 ROOT = Path(__file__).parents[2]
 BODY = hashlib.shake_256(b"weights").digest(300_000)
@@ -584,9 +584,8 @@ def test_what_cannot_be_fetched(cache, url, match):
     assert str(cache) in str(caught.value)
 
 
-def spoken(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["fetch.py", *arguments])
-    code = script.main()
+def spoken(capsys, *arguments) -> tuple[int, str, str]:
+    code = script.main(arguments)
     said = capsys.readouterr()
     return code, said.out, said.err
 
@@ -608,11 +607,11 @@ def test_the_command(cache, told):
     assert done.stdout.index("to download: 1 files, 0.3 MB, into") < done.stdout.index(f"there: {cache / 'a.bin'}")
 
 
-def test_the_command_when_something_fails(cache, told, monkeypatch, capsys):
+def test_the_command_when_something_fails(cache, told, capsys):
     told.fails = [404]
     two = ["+second.file=b.bin", f"+second.url={told.url}"]
     hand = ["+third.file=c.bin", "+third.url=by hand"]
-    code, out, err = spoken(monkeypatch, capsys, *extra(told), *two, *hand)
+    code, out, err = spoken(capsys, *extra(told), *two, *hand)
     assert code == 2
     assert len(err.splitlines()) == 2
     for part in ("a.bin (0.3 MB)", told.url, str(cache), "404"):
@@ -623,8 +622,8 @@ def test_the_command_when_something_fails(cache, told, monkeypatch, capsys):
     assert (cache / "b.bin").read_bytes() == BODY  # the others are fetched
 
 
-def test_a_dry_run(cache, told, monkeypatch, capsys):
-    code, out, _ = spoken(monkeypatch, capsys, *extra(told), "--dry-run", "+second.file=b.bin")
+def test_a_dry_run(cache, told, capsys):
+    code, out, _ = spoken(capsys, *extra(told), "--dry-run", "+second.file=b.bin")
     assert code == 0
     assert "to download: 1 files, 0.3 MB" in out
     assert told.asked == []
@@ -635,13 +634,13 @@ def test_an_interrupted_command(told, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(script, "fetch", interrupted)
-    code, out, err = spoken(monkeypatch, capsys, *extra(told))
+    code, out, err = spoken(capsys, *extra(told))
     assert (code, err) == (130, "")
     assert out.endswith("the same command goes on where it stopped\n")
 
 
-def test_a_mistake_in_the_command(monkeypatch, capsys):
-    code, _, err = spoken(monkeypatch, capsys, "dataset=cifar")
+def test_a_mistake_in_the_command(capsys):
+    code, _, err = spoken(capsys, "dataset=cifar")
     assert code == 2
     assert err.startswith("error: unknown option dataset=cifar")
     assert len(err.splitlines()) == 1
@@ -649,9 +648,11 @@ def test_a_mistake_in_the_command(monkeypatch, capsys):
 
 def test_the_list(cache, monkeypatch, capsys):
     monkeypatch.setattr(script, "LISTED", ("denoiser", "purifier"))
-    monkeypatch.setattr(script, "options", lambda group: {"denoiser": ["digits", "edm_cifar10"]}.get(group, ["gone"]))
+    monkeypatch.setattr(
+        script, "options", lambda group, folders: {"denoiser": ["digits", "edm_cifar10"]}.get(group, ["gone"])
+    )
     monkeypatch.setitem(needed.ZOO, "dp.diffusion.denoisers.EDM", lambda **_: Asset("named/by/a/library"))
-    code, out, _ = spoken(monkeypatch, capsys, "--list")
+    code, out, _ = spoken(capsys, "--list")
     assert code == 0
     assert "purifier=gone: not known (unknown option" in out
     assert re.search(r"named/by/a/library +\? +missing +denoiser=digits, denoiser=edm_cifar10", out)
@@ -659,8 +660,14 @@ def test_the_list(cache, monkeypatch, capsys):
     assert "edm-cifar10" in out
 
 
-def test_options_are_the_files_of_conf():
-    assert "digits" in script.options("dataset")
+def test_the_list_has_plugins(cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "LISTED", ("classifier",))
+    (tmp_path / "yamls" / "classifier").mkdir(parents=True)
+    node = "{_target_: dp.classifiers.Classifier, net: {file: mine.bin, url: 'https://example.org/mine.bin'}}"
+    (tmp_path / "yamls" / "classifier" / "mine.yaml").write_text(node)
+    code, out, _ = spoken(capsys, "--list", "--config-dir", str(tmp_path / "yamls"))
+    assert code == 0
+    assert re.search(r"mine\.bin +\? +missing +https://example\.org/mine\.bin +classifier=mine", out)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

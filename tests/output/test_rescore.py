@@ -1,18 +1,17 @@
-"""Saved attacked images scored again: own draws exactly, fresh ones within chance, other defences."""
+"""Saved attacked images scored again: own samples exactly, fresh ones within chance, other defenses."""
 
 import dataclasses
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import rescore as script  # the script; dp.output.rescore keeps its name
 import torch
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
+from dp.commands import rescore as script
 from dp.output import rescore
 from dp.runs.build import build
 from tests.helpers.compose import TINY, composed, finished
@@ -22,7 +21,7 @@ NOISY = [*TINY, "purifier=diffpure", "purifier.t=0.6", "purifier.steps=2", "prot
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A finished run of a defence whose draws disagree: six images in lanes of four, two seeds, three draws."""
+    """A finished run of a defense whose samples disagree: six images in four slots, two seeds, three samples."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs") / "digits-diffpure"
     assert finished(composed(*NOISY), folder)
@@ -34,13 +33,12 @@ def evaluation():
     return build(composed(*NOISY))
 
 
-def cli(monkeypatch, capsys, *given) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["rescore.py", *map(str, given)])
-    code = script.main()
-    return code, *capsys.readouterr()
+def cli(capsys, *given) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `dp rescore given...`."""
+    return script.main([*map(str, given)]), *capsys.readouterr()
 
 
-def test_own_draws_give_the_same_rows(folder, evaluation):
+def test_own_samples_give_the_same_rows(folder, evaluation):
     kept = rescore.saved(folder)
     assert [(k.arm, k.seed, len(k.rows)) for k in kept] == [
         (arm, seed, 6) for arm in ("defended", "null", "undefended") for seed in (5, 6)
@@ -52,8 +50,8 @@ def test_own_draws_give_the_same_rows(folder, evaluation):
         assert rescore.unequal(k.rows, rows) == 0
 
 
-def test_fresh_draws_are_other_draws_of_the_same_defence(folder, evaluation):
-    """With 40 draws of an image against 40 others: classes differ, accuracies by no more than chance (scipy)."""
+def test_fresh_samples_are_other_samples_of_the_same_defense(folder, evaluation):
+    """40 samples of an image against 40 others: classes differ, accuracies by no more than chance (scipy)."""
     many = dataclasses.replace(evaluation, votes=40)
     (k,) = [k for k in rescore.saved(folder) if (k.arm, k.seed) == ("defended", 5)]
     own, fresh = (rescore.score(evaluation.arms["defended"].scored, many, k, s) for s in ("adv", rescore.FRESH))
@@ -81,7 +79,7 @@ def test_the_spread_of_a_difference_is_the_simulated_one():
     assert sum(d.agree for d in shifted) <= 5
 
 
-def test_a_difference_of_single_draws_is_mcnemars():
+def test_a_difference_of_single_samples_is_mcnemars():
     before = np.array([[1]] * 9 + [[0]] * 3 + [[1]] * 20, dtype=bool)
     after = np.array([[0]] * 9 + [[1]] * 3 + [[1]] * 20, dtype=bool)
     apart = rescore.difference(rows(before), rows(after))
@@ -96,49 +94,49 @@ def test_eight_bits_are_whole_steps_of_255(folder):
     assert 0 < float((rescore.eight_bits(k).x_adv - k.x_adv).abs().max()) <= 0.5 / 255 + 1e-7
 
 
-def test_command_agrees_with_the_run(folder, monkeypatch, capsys):
-    code, out, _ = cli(monkeypatch, capsys, folder, "--own")
+def test_command_agrees_with_the_run(folder, capsys):
+    code, out, _ = cli(capsys, folder, "--own")
     assert code == 0
     assert out.count("agrees") == 3
-    code, out, _ = cli(monkeypatch, capsys, folder, "--bits", "8")
+    code, out, _ = cli(capsys, folder, "--bits", "8")
     assert code == 0
     assert out.count("agrees") == 3
     assert out.count("in 8 bits") == 3
 
 
-def test_command_finds_images_that_are_not_the_runs(folder, monkeypatch, capsys, tmp_path):
-    """The null control's and the undefended images are replaced by grey ones."""
+def test_command_finds_images_that_are_not_the_runs(folder, capsys, tmp_path):
+    """The images of the null control and of the undefended classifier are replaced by gray ones."""
     spoiled = tmp_path / "spoiled"
     shutil.copytree(folder, spoiled)
     for path in spoiled.glob("part-*"):
         part, (arm, seed) = load_file(path), (rescore.record.read_part(path)[key] for key in ("arm", "seed"))
         if arm != "defended":
             save_file({**part, "x_adv": torch.full_like(part["x_adv"], 0.5)}, path, {"arm": arm, "seed": str(seed)})
-    code, out, _ = cli(monkeypatch, capsys, spoiled, "--own")
+    code, out, _ = cli(capsys, spoiled, "--own")
     assert code == 1
     lines = {line.split()[0]: line for line in out.splitlines() if line.strip().startswith(("def", "null", "undef"))}
     assert "agrees" in lines["defended"]
     assert "DIFFERS" in lines["null"]
 
 
-def test_another_defence_is_a_column(folder, evaluation, monkeypatch, capsys):
+def test_another_defense_is_a_column(folder, evaluation, capsys):
     """No purification: the classifier's own word on the saved images, in closed form."""
     defended = [k for k in rescore.saved(folder) if k.arm == "defended"]
     labels = torch.tensor([row["label"] for k in defended for row in k.rows])
     with torch.no_grad():
         classes = evaluation.arms["undefended"].scored.classifier(torch.cat([k.x_adv for k in defended])).argmax(dim=1)
     share = 100 * float((classes == labels).float().mean())
-    code, out, _ = cli(monkeypatch, capsys, folder, "purifier=none")
+    code, out, _ = cli(capsys, folder, "purifier=none")
     assert code == 0
     assert "purifier=none" in out
     (line,) = [line for line in out.splitlines() if "diffpure, pgd_eot (" in line and "[" in line]
     assert f"{share:.1f} [" in line.split("]", 1)[1]
-    code, out, _ = cli(monkeypatch, capsys, folder, "--against", folder, "purifier.t=0.1")
+    code, out, _ = cli(capsys, folder, "--against", folder, "purifier.t=0.1")
     assert code == 0
     assert out.count("purifier.t=0.1") == 1
 
 
-def test_what_cannot_be_scored_again_is_said_in_one_line(folder, monkeypatch, capsys, tmp_path):
+def test_what_cannot_be_scored_again_is_said_in_one_line(folder, capsys, tmp_path):
     unfinished, bare = tmp_path / "unfinished", tmp_path / "bare"
     shutil.copytree(folder, unfinished)
     (unfinished / "summary.json").unlink()
@@ -155,11 +153,12 @@ def test_what_cannot_be_scored_again_is_said_in_one_line(folder, monkeypatch, ca
         ([tmp_path / "nowhere"], "need the folder of a run"),
         ([folder, "purifier.tt=0.2"], "unknown key purifier.tt (did you mean t?)"),
         ([folder, "purifier=difpure"], "unknown option purifier=difpure"),
+        (["purifier=none"], "need the folder of a finished run"),
         ([folder, "attack=none"], "need overrides of classifier, denoiser, purifier and their keys, got attack"),
-        ([folder, "--own", "purifier=none"], "need --own and --bits without other defences"),
+        ([folder, "--own", "purifier=none"], "need --own and --bits without other defenses"),
         ([folder, "--against", other], "need runs on one dataset, got cifar10, digits"),
     ):
-        code, _, err = cli(monkeypatch, capsys, *given)
+        code, _, err = cli(capsys, *given)
         assert (code, err.count("\n")) == (2, 1), err
         assert err.startswith("error: ")
         assert said in err

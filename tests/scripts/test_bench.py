@@ -2,14 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import bench_tools
 import torch
 
 from dp.runs.build import build
-from tests.helpers.compose import CONF
 
-ROOT = CONF.parent
+ROOT = Path(__file__).parents[2]
 SMALL = (
     "denoiser=edm_cifar10", "denoiser.net.net.model_channels=8", "denoiser.net.net.num_blocks=1",
     "classifier.net.net.depth=10", "classifier.net.net.widen=1", "purifier=diffpure", "purifier.steps=2",

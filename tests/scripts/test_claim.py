@@ -1,4 +1,4 @@
-"""What the tables of compared runs are made of, on verdicts made by hand."""
+"""What the tables of compared runs are made of, on predictions made by hand."""
 
 import json
 
@@ -9,10 +9,9 @@ import pytest
 import strongest
 import torch
 from cells import scores
-from told import told
 
+from dp.runs import compose
 from dp.runs.build import build
-from dp.runs.compose import composed
 
 
 def row(i: int, seed: int, adv: list[int], seen: list[int], arm: str = "defended") -> dict:
@@ -32,7 +31,7 @@ def test_scores_follow_the_protocols_rule_and_side(tmp_path):
     assert found.loc[7].tolist() == [1.0, 0.5]
     assert found.loc[2].tolist() == [0.5, 0.0]
     assert scores(summary(False, "vote"), tmp_path).loc[2].tolist() == [0.0, 0.0]
-    assert scores(summary(True, "average"), tmp_path).loc[7].tolist() == [0.5, 0.0]  # what the judge saw
+    assert scores(summary(True, "average"), tmp_path).loc[7].tolist() == [0.5, 0.0]  # by the in-loop samples
 
 
 def test_contrast_is_second_minus_first_over_the_same_images():
@@ -55,16 +54,8 @@ def test_only_a_difference_beyond_its_interval_is_stronger():
     assert "STRONGER" not in strongest.against(np.where(np.arange(40) % 2, 0.0, 1.0), union)  # no difference at all
 
 
-def test_a_users_error_is_one_line(capsys):
-    def wrong() -> int:
-        raise ValueError("need this, got that")
-
-    assert told(wrong) == 2
-    assert capsys.readouterr().err == "error: need this, got that\n"
-
-
-def test_calibration_asks_about_images_that_no_cell_judges(monkeypatch):
-    """A defence that always says 3 is right as often as there are threes among them."""
+def test_calibration_asks_about_images_that_no_cell_uses(monkeypatch):
+    """A defense that always says 3 is right as often as there are threes among them."""
     asked = []
 
     def three(model, x, ids, seed, stage, draws, lanes):
@@ -73,8 +64,8 @@ def test_calibration_asks_about_images_that_no_cell_judges(monkeypatch):
 
     monkeypatch.setattr(claim, "fresh_draws", three)
     found = claim.standard(("purifier=none",))
-    judged = build(composed(claim.SCALED)).subset.ids.tolist()
-    everyone = build(composed("protocol.images=512")).subset
+    judged = build(compose.composed(claim.SCALED)).subset.ids.tolist()
+    everyone = build(compose.composed("protocol.images=512")).subset
     assert len(judged) == 128
     assert sorted([*asked, *judged]) == sorted(everyone.ids.tolist())
     labels = dict(zip(everyone.ids.tolist(), everyone.y.tolist(), strict=True))

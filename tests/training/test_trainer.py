@@ -16,19 +16,19 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import train
 from torch import Tensor, nn
 
 from dp.classifiers import Classifier
+from dp.commands import train
 from dp.diffusion.denoisers import EDM
 from dp.nets.small_unet import SmallUNet
 from dp.nets.wrn import WideResNet
+from dp.runs.compose import CONF
 from dp.runs.validate import check_call
 from dp.subset import Subset
+from dp.training import tasks as losses
+from dp.training import trainer as training
 from dp.training.trainer import Training
-from dp.training.trainer import tasks as losses
-from dp.training.trainer import trainer as training
-from tests.helpers.compose import CONF
 
 ROOT = Path(__file__).parents[2]
 EDM_LEVELS = {"p_mean": -1.2, "p_std": 1.2, "clamp": None}
@@ -242,7 +242,7 @@ def test_every_recipe_fits_its_signatures(path):
 )
 def test_mistakes_are_one_line(args, words, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["train.py", *args])
-    assert train.cli([*args, f"results={tmp_path}"]) == 2
+    assert train.main([*args, f"results={tmp_path}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert words in line
@@ -257,7 +257,7 @@ def test_weights_go_where_the_configuration_finds_them(monkeypatch, tmp_path):
 
 
 def test_help_says_all(capsys):
-    assert train.cli(["--help"]) == 0
+    assert train.main(["--help"]) == 0
     assert "torchrun" in capsys.readouterr().out
 
 
@@ -270,13 +270,13 @@ def test_classifier_from_the_command_line(tmp_path, capsys):
     """The file, its hash and its accuracy; the same command again goes on from the last step and says the same."""
     out = tmp_path / "new" / "w.safetensors"
     command = ["model=classifier", f"results={tmp_path}", f"out={out}", "training.steps=4", *TINY]
-    assert train.cli(command) == 0
+    assert train.main(command) == 0
     first, found = capsys.readouterr().out, hashlib.sha256(out.read_bytes()).hexdigest()
     assert f"sha256 {found}" in first
     assert f"to use it: classifier.net.file={out} classifier.net.sha256={found}" in first
     summary = json.loads(next(tmp_path.glob("train-digits-classifier-*/summary.json")).read_text())
     assert f"classifier: {summary['accuracy']:.1f} % of 8 test images" in first
-    assert train.cli(command) == 0
+    assert train.main(command) == 0
     again = capsys.readouterr().out
     assert ", from step 4" in again
     assert f"sha256 {found}" in again
@@ -288,7 +288,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, capsys):
         steps = ["training.steps=40", "training.threads=1", f"out={tmp_path}/{name}.safetensors"]
         return ["model=denoiser", f"results={tmp_path}/{name}", *steps, *TINY]
 
-    assert train.cli(command("whole")) == 0
+    assert train.main(command("whole")) == 0
     process, state = launched(command("killed")), None
     while state is None and process.poll() is None:
         state = next((tmp_path / "killed").glob("*/state.pt"), None)
@@ -297,7 +297,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, capsys):
     assert process.wait() == -signal.SIGKILL, "it was over before it could be killed"
     assert not (tmp_path / "killed.safetensors").exists()
     capsys.readouterr()
-    assert train.cli(command("killed")) == 0
+    assert train.main(command("killed")) == 0
     assert ", from step " in capsys.readouterr().out
     whole, killed = (tmp_path / f"{name}.safetensors" for name in ("whole", "killed"))
     assert whole.read_bytes() == killed.read_bytes()
@@ -308,3 +308,15 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, capsys):
     assert grid.shape[:2] == (8 * 17 * 3, 8 * 17 * 3)
     assert grid.std() > 0.1
     assert (folders[1] / "loss.png").stat().st_size > 1000
+
+
+def test_a_recipe_outside_the_tree(tmp_path, capsys):
+    """--config-dir: a recipe of one's own, found by name."""
+    (tmp_path / "training").mkdir()
+    recipe = (CONF / "training" / "digits_classifier.yaml").read_text()
+    (tmp_path / "training" / "mine.yaml").write_text(recipe)
+    words = ["model=classifier", "training=mine", f"results={tmp_path}", f"out={tmp_path}/w.safetensors"]
+    assert train.main([*words, "training.steps=2", *TINY, "--config-dir", str(tmp_path)]) == 0
+    assert (tmp_path / "w.safetensors").exists()
+    assert train.main(words) == 2
+    assert "unknown option training=mine" in capsys.readouterr().err

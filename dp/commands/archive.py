@@ -1,0 +1,78 @@
+"""dp archive: copy finished runs from results/runs/ to results/measured/, where tables and figures read them.
+
+Of a run it copies the summary, and the predictions as arrays.
+"""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from dp.output import record
+from dp.output.console import console
+from dp.runs.errors import DONE, command
+
+MEASURED = Path("results/measured")
+
+
+def verdicts(rows: list[dict]) -> dict[str, torch.Tensor]:
+    """The predictions of a run as arrays.
+
+    `ids` and `labels` (images,); `seeds` (seeds,); for each condition and side, `<arm>.clean` and `<arm>.adv`
+    (seeds,images,samples) int16, the class of every sample. With an in-loop evaluation also `<arm>.seen`, its classes
+    at each image's worst point, and `<arm>.lost_at` (seeds,images), the iteration at which the image was broken, -1 if
+    it was not.
+    """
+    seeds = sorted({row["seed"] for row in rows})
+    by = {(row["arm"], row["seed"], row["id"]): row for row in rows}
+    labels = {row["id"]: row["label"] for row in rows}
+    ids = sorted(labels)
+    arrays = {"ids": torch.tensor(ids), "seeds": torch.tensor(seeds)}
+    arrays["labels"] = torch.tensor([labels[i] for i in ids])
+    for arm in sorted({row["arm"] for row in rows}):
+        for side in ("clean", "adv", "seen"):
+            classes = [[by[arm, seed, i].get(side, []) for i in ids] for seed in seeds]
+            if classes[0][0]:
+                arrays[f"{arm}.{side}"] = torch.from_numpy(np.array(classes, dtype=np.int16))
+        if f"{arm}.seen" in arrays:
+            lost = [
+                [-1 if by[arm, seed, i]["lost_at"] is None else by[arm, seed, i]["lost_at"] for i in ids]
+                for seed in seeds
+            ]
+            arrays[f"{arm}.lost_at"] = torch.tensor(lost)
+    return arrays
+
+
+def archive(folder: Path, measured: Path = MEASURED) -> Path:
+    """Copy the finished run in `folder` to its own folder below `measured`, and return that.
+
+    Raises ValueError if the run is not finished or its summary has another format.
+    """
+    if record.read_summary(folder) is None:
+        raise ValueError(
+            f"need a finished run with {record.SUMMARY}, got {folder}: start it again, it goes on where it stopped"
+        )
+    rows = record.read_lines(folder / record.IMAGES)
+    copy = measured / folder.name
+    copy.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / record.SUMMARY, copy / record.SUMMARY)
+    save_file(verdicts(rows), copy / "verdicts.safetensors")
+    return copy
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0 if all runs are copied, 2 after a user's error."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, results/runs/<key>")
+    args = parser.parse_args(argv)
+
+    def copy_all() -> int:
+        for run in args.runs:
+            console.print(archive(run))
+        return DONE
+
+    return command(copy_all)

@@ -1,0 +1,152 @@
+"""dp audit: every check of dp/audit/ on a few images of a configuration.
+
+Prints a table, and writes results/audits/<key>.json and .png (<key>-quick with --quick). Exit code 1 if a check fails.
+"""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import torch
+from matplotlib.axes import Axes
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+from dp.audit import battery, gradients
+from dp.audit.check import Finding, Subject
+from dp.commands.options import parser, wide_console
+from dp.output import record, report
+from dp.runs import compose, pipeline
+from dp.runs.errors import DONE, command
+from dp.runs.keys import run_key
+
+FOLDER = Path("results/audits")
+FAILED = 1  # exit code
+STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "INFO": "cyan"}
+COLORS = ("#0b6e99", "#c1440e", "#7a5195", "#5c8a3a")
+GRAY = "#777777"
+
+
+def table(findings: Sequence[Finding], title: str) -> Table:
+    """A line per check."""
+    shown = Table(box=box.SIMPLE_HEAD, title=Text(title), padding=(0, 1))
+    for name in ("check", "value", "threshold", "status", "of", "time"):
+        narrow = name in ("check", "status", "time")
+        shown.add_column(name, justify="right" if name == "time" else "left", no_wrap=narrow, overflow="fold")
+    for f in findings:
+        status = Text(f.verdict, style=STYLES[f.verdict])
+        shown.add_row(f.check, Text(f.value), Text(f.threshold), status, f.count, report.clock(f.seconds))
+    return shown
+
+
+def derivative(axis: Axes, curve: dict, subject: Subject) -> None:
+    for color, (name, errors) in zip(COLORS, _series(curve), strict=False):
+        axis.plot(curve["x"], errors, "o-", color=color, markersize=3, label=name)
+    axis.axhline(gradients.DERIVATIVE, color=GRAY, linestyle="--", linewidth=1)
+    axis.set(xscale="log", yscale="log", xlabel="length of the difference", ylabel="relative error of the slope")
+    axis.legend(frameon=False, fontsize=8)
+
+
+def eps_sweep(axis: Axes, curve: dict, subject: Subject) -> None:
+    threat, at = subject.evaluation.threat, range(len(curve["x"]))
+    unit = 255 if threat.norm == "linf" else 1
+    axis.plot(at, curve["accuracy"], "o-", color=COLORS[0], markersize=3)
+    axis.axvline(list(curve["x"]).index(threat.eps), color=GRAY, linestyle="--", linewidth=1)
+    axis.set_xticks(at, [f"{unit * x:.3g}" for x in curve["x"]])
+    xlabel = f"eps{' x 255' if unit == 255 else ''} ({threat.norm}), not to scale; dashed: the run's"
+    axis.set(xlabel=xlabel, ylabel="accuracy, %", ylim=(-3, 103))
+
+
+def expectation(axis: Axes, curve: dict, subject: Subject) -> None:
+    axis.plot(curve["x"], curve["cosine"], "o-", color=COLORS[0], markersize=3)
+    axis.axvline(subject.arm.attack.samples, color=GRAY, linestyle="--", linewidth=1)
+    axis.axhline(gradients.GOOD, color=GRAY, linestyle=":", linewidth=1)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(curve["x"], [str(n) for n in curve["x"]])
+    axis.set(xlabel="samples of each half; dashed: the attack's", ylabel="cosine of two halves", ylim=(min(0, *curve["cosine"]), 1.03))  # fmt: skip  # noqa: E501
+
+
+def trajectory(axis: Axes, curve: dict, subject: Subject) -> None:
+    for color, name, label in zip(COLORS, ("loss", "best"), ("current iterate", "best so far"), strict=False):
+        axis.plot(curve["x"], curve[name], "-", color=color, label=label)
+    axis.axhline(0, color=GRAY, linestyle=":", linewidth=1)
+    axis.set(xlabel="iteration", ylabel="mean margin (above 0: wrong)")
+    axis.legend(frameon=False, fontsize=8)
+
+
+PANELS: dict[str, tuple[str, Callable[[Axes, dict, Subject], None]]] = {  # by the finding's name
+    "derivative": ("gradient against differences", derivative),
+    "eps sweep": ("accuracy over the budget", eps_sweep),
+    "EOT": ("mean gradients of disjoint samples", expectation),
+    "loss": ("loss on samples that the attack has not seen", trajectory),
+}
+
+
+def _series(curve: dict) -> list[tuple[str, Sequence[float]]]:
+    return [(name, values) for name, values in curve.items() if name != "x"]
+
+
+def picture(findings: Sequence[Finding], subject: Subject, title: str, path: Path) -> None:
+    """Four panels. A panel whose check has no curve says why."""
+    by_name = {f.check: f for f in findings}
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), layout="constrained")
+    for axis, (name, (words, draw)) in zip(axes.flat, PANELS.items(), strict=True):
+        finding = by_name.get(name)
+        axis.set_title(words if finding is None else f"{words}: {finding.verdict}", fontsize=10)
+        if finding is not None and finding.curve:
+            draw(axis, dict(finding.curve), subject)
+            axis.spines[["top", "right"]].set_visible(False)
+        else:
+            axis.axis("off")
+            why = "not checked" if finding is None else finding.value
+            axis.text(0.5, 0.5, textwrap.fill(why, 40), ha="center", va="center", color=GRAY, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0 if no check fails, 1 if one does, 2 after a user's error, 130 if interrupted."""
+    made = parser(__doc__, "configuration, as for dp run (default: digits, hetero, pgd_eot)")
+    made.add_argument("--quick", action="store_true", help="the quick audit, as before a long job")
+    made.add_argument("--images", type=int, default=None, help="how many images (16; --quick: 8)")
+    args = made.parse_intermixed_args(argv)
+    torch.set_num_threads(1)  # as in a run: a sum's last bits depend on it
+
+    def audit() -> int:
+        setup = compose.setup(*args.overrides, config_dirs=args.config_dirs)
+        return audited(setup, args.quick, args.images, wide_console(soft_wrap=False))
+
+    return command(audit, "interrupted; nothing is kept")
+
+
+def audited(setup: compose.Setup, quick: bool, images: int | None, console: Console) -> int:
+    """Audit a configuration, print what is found and write it. Returns 1 if a check fails."""
+    images = (battery.QUICK_IMAGES if quick else 2 * battery.QUICK_IMAGES) if images is None else images
+    if images < 1:
+        raise ValueError(f"need --images >= 1, got {images}")
+    pipeline.fetch_missing(setup.config)
+    key, code = run_key(setup.config), record.code_hash()
+    folder, name = Path(setup.config["results"]) / key, key + ("-quick" if quick else "")
+    job = pipeline.built(setup, folder, code)
+    subject = pipeline.subject_of(job, images, quick)
+    count, gradient = len(subject.images.ids), report.gradient_words(job.caveats.as_data())
+    console.print(f"{name}: {count} images on {job.evaluation.device}, gradient: {gradient}")
+    findings = pipeline.audited(subject, console)
+    console.print(table(findings, name))
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    picture(findings, subject, name, FOLDER / f"{name}.png")
+    battery.write(FOLDER / f"{name}.json", code, findings, quick, images=count, config=setup.config)
+    entry = battery.entry(findings, quick)
+    console.print(report.audit_word(entry))
+    console.print(f"results: {FOLDER / name}.json, .png")
+    if (record.read_summary(folder) or {}).get("code") == code:
+        battery.attach(folder, entry)
+        console.print(f"and with the row: {folder / record.SUMMARY}")
+    return FAILED if any(f.verdict == "FAIL" for f in findings) else DONE

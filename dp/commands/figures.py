@@ -1,0 +1,158 @@
+"""dp figures: draw results/figures/ from results/measured/.
+
+tradeoff_<dataset>.png: standard and robust accuracy over the noise time. adjoint_error.png: the error of the adjoint
+gradient.
+"""
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from dp.output import record
+from dp.output.console import console
+from dp.runs.errors import DONE, command
+
+MEASURED, FIGURES = Path("results/measured"), Path("results/figures")
+STANDARD, ROBUST, GRAY = "#0b6e99", "#c1440e", "#777777"
+THEIR_DT, THEIR_END = 1e-3, 1e-5  # DiffPure's own
+STEP_COLORS = ("#9ecae1", "#4292c6", ROBUST, "#08306b")  # from the longest step to the shortest; red: THEIR_DT
+
+
+def uniform_runs(dataset: str, images: int) -> list[dict]:
+    """Summaries of uniform purification on this many images, by noise time."""
+    plain = {"purifier": "diffpure", "attack": "pgd_eot", "threat_model": "linf", "protocol": "default"}
+    summaries = [record.read_summary(path.parent) for path in sorted(MEASURED.glob(f"*/{record.SUMMARY}"))]
+    runs = [
+        s
+        for s in summaries
+        if s is not None
+        and plain.items() <= s["config"]["choices"].items()
+        and s["config"]["dataset"]["name"] == dataset
+        and s["robust"]["single"]["n"] == images
+    ]
+    return sorted(runs, key=lambda s: s["config"]["purifier"]["t"])
+
+
+def tradeoff(dataset: str, images: int) -> Path:
+    """Standard and robust accuracy over t with Wilson intervals, by a single sample and by the vote. Raises ValueError
+    for fewer than two runs.
+    """
+    runs = uniform_runs(dataset, images)
+    if len(runs) < 2:
+        raise ValueError(f"need runs of diffpure on {images} images of {dataset} in {MEASURED}, got {len(runs)}")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
+    votes = runs[0]["robust"]["vote"]["draws"]
+    for axis, rule, title in zip(axes, ("single", "vote"), ("single sample", f"vote of {votes}"), strict=True):
+        _accuracies(axis, runs, rule)
+        axis.set_title(title)
+    attack, threat = runs[0]["config"]["attack"], runs[0]["config"]["threat_model"]
+    axes[0].set_ylabel("accuracy, %")
+    budget = f"PGD {attack['iterations']} x EOT {attack['eot']}, {threat['norm']} {threat['eps']}, exact gradients"
+    seeds = len(runs[0]["per_seed"])
+    figure.suptitle(
+        f"Uniform purification on {dataset}: {budget}\n{images} images, {seeds} seeds, bands: Wilson 95 %", fontsize=10
+    )
+    path = FIGURES / f"tradeoff_{dataset}.png"
+    figure.savefig(path, dpi=160)
+    plt.close(figure)
+    return path
+
+
+def _accuracies(axis: Axes, runs: list[dict], rule: str) -> None:
+    """The curves of one decision rule over the noise time."""
+    t = [s["config"]["purifier"]["t"] for s in runs]
+    gray: dict[str, Any] = {"textcoords": "offset points", "color": GRAY}
+    for name, color in (("standard", STANDARD), ("robust", ROBUST)):
+        value = [s[name][rule]["value"] for s in runs]
+        low, high = zip(*(s[name][rule]["wilson95"] for s in runs), strict=True)
+        axis.fill_between(t, low, high, color=color, alpha=0.15, linewidth=0)
+        axis.plot(t, value, "o-", color=color, markersize=4, label=name)
+        axis.annotate(name, (t[-1], value[-1]), (6, 0), textcoords="offset points", color=color, va="center")
+    null = [s["null"][rule]["value"] for s in runs]
+    axis.plot(t, null, ":", color=GRAY, linewidth=1.2)
+    axis.annotate("random noise", (t[-1], null[-1]), (6, -9), va="center", **gray)
+    undefended = [s["undefended"][rule]["value"] for s in runs]
+    axis.plot(t, undefended, "--", color=GRAY, linewidth=1)
+    axis.annotate(f"undefended {undefended[0]:.1f} %", (t[0], undefended[0]), (0, 6), **gray)
+    axis.set(xlabel="noise time t", xlim=(0, 0.52), ylim=(-2, 102), xticks=t)
+    axis.tick_params(axis="x", labelsize=8, rotation=45)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+
+
+def adjoint_error() -> Path:
+    """Relative error and wrong signs of the adjoint gradient over the end time of the reversal, a line for each step of
+    the solver; what scripts/studies/adjoint.py measured.
+    """
+    with (MEASURED / "adjoint.csv").open() as file:
+        rows: list[dict] = [
+            {k: v if k in ("method", "dtype") else float(v) for k, v in row.items()} for row in csv.DictReader(file)
+        ]
+    for row in rows:
+        row["wrong_signs"] = 100 * (1 - row["equal_signs"])
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), sharex=True, sharey="row", layout="constrained")
+    for column, (method, title) in enumerate((("sde", "reverse SDE"), ("ode", "probability-flow ODE"))):
+        axes[0, column].set(title=title, xscale="log", yscale="log", ylim=(2e-3, 8))
+        axes[0, column].axhline(1, color=GRAY, linewidth=1, linestyle="--")
+        axes[1, column].set(xlabel="end time of the reversal", ylim=(0, 50))
+        for axis, name in zip(axes[:, column], ("relative_error_median", "wrong_signs"), strict=True):
+            _lines_per_step(axis, [r for r in rows if r["method"] == method], name)
+    axes[0, 0].set_ylabel("relative error |adjoint - exact| / |exact|")
+    axes[1, 0].set_ylabel("pixels with the wrong sign, %")
+    axes[0, 1].annotate("as large as the gradient", (3e-2, 1), xytext=(0, 4), textcoords="offset points", ha="right", fontsize=8, color=GRAY)  # fmt: skip  # noqa: E501
+    axes[1, 1].legend(frameon=False, fontsize=9, loc="upper right", title="step of the solver")
+    figure.suptitle(
+        "The adjoint's gradient breaks as the reversal ends closer to time 0\n"
+        f"DiffPure on digits, noise time t = {rows[0]['t']:g}; {rows[0]['images']:.0f} images, one sample each "
+        "(errors: medians); lines: float64, circles: float32",
+        fontsize=10,
+    )
+    path = FIGURES / "adjoint_error.png"
+    figure.savefig(path, dpi=160)
+    plt.close(figure)
+    return path
+
+
+def _lines_per_step(axis, rows: list[dict], name: str) -> None:
+    """`name` over the end time: float64 as lines, float32 as circles. DiffPure's own step has a color of its own, and
+    its value at DiffPure's end time is written beside it.
+    """
+    for dt, color in zip(sorted({row["dt"] for row in rows}, reverse=True), STEP_COLORS, strict=True):
+        theirs = dt == THEIR_DT
+        label = f"dt = {dt:g}" + (", DiffPure's" if theirs else "")
+        for dtype, style in (("float64", "-"), ("float32", "o")):
+            here = [row for row in rows if (row["dtype"], row["dt"]) == (dtype, dt)]
+            ends, values = [row["end"] for row in here], [row[name] for row in here]
+            line = {"label": label, "linewidth": 2.4 if theirs else 1.2} if style == "-" else {"mfc": "none"}
+            axis.plot(ends, values, style, color=color, markersize=5, **line)
+    (value,) = (row[name] for row in rows if (row["dtype"], row["dt"], row["end"]) == ("float64", THEIR_DT, THEIR_END))
+    axis.plot(THEIR_END, value, "o", color=ROBUST, markersize=9)
+    said = f"{value:.2f}" if axis.get_yscale() == "log" else f"{value:.0f} %"
+    axis.annotate(said, (THEIR_END, value), xytext=(-9, 0), textcoords="offset points", ha="right", va="center", color=ROBUST, weight="bold")  # fmt: skip  # noqa: E501
+    axis.set_xlim(2e-6, 4.5e-2)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0 if the figures are drawn, 2 after a user's error."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--images", type=int, default=128, help="size of the runs to draw (default 128)")
+    args = parser.parse_args(argv)
+
+    def draw() -> int:
+        FIGURES.mkdir(parents=True, exist_ok=True)
+        console.print(tradeoff(args.dataset, args.images))
+        console.print(adjoint_error())
+        return DONE
+
+    return command(draw)

@@ -1,0 +1,121 @@
+"""Archived runs and the tables made of them, from summaries and rows made by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dp.commands import archive, tables
+from dp.output import record
+
+RULES = ("single", "vote")
+
+
+def figure(value: float, draws: int) -> dict:
+    return {"value": value, "seed_std": 1.5, "wilson95": [value - 2, value + 2], "n": 4, "draws": draws}
+
+
+def figures(value: float) -> dict:
+    return {"single": figure(value, 1), "vote": figure(value + 1, 5)}
+
+
+def summary(in_loop: bool = False) -> dict:
+    choices = {"dataset": "digits", "purifier": "diffpure", "attack": "pgd_eot", "protocol": "default"}
+    config = {
+        "choices": {**choices, "classifier": "digits", "threat_model": "linf"},
+        "dataset": {"name": "digits"},
+        "classifier": {},
+        "purifier": {"t": 0.1, "steps": 5, "clamp": "plain"},
+        "threat_model": {"norm": "linf", "eps": "32/255", "grad": "full"},
+        "protocol": {"report": list(RULES), "judge": {"in_loop": True} if in_loop else None},
+    }
+    caveats = {"gradients": [[]], "straight_through": False, "nfe": 8, "attack_nfe": 8}
+    values = {"standard": 99.0, "robust": 60.0, "null": 98.0, "undefended": 1.0}
+    seen = {"seen": {"single": figure(50.0, 10)}} if in_loop else {}
+    return {
+        "format": record.FORMAT,
+        **{name: figures(value) for name, value in values.items()},
+        **seen,
+        "per_seed": {"1": {}, "2": {}},
+        "config": config,
+        "caveats": caveats,
+        "seconds": 75.0,
+        "audited": None,
+    }
+
+
+def row(arm: str, seed: int, i: int, **more) -> dict:
+    return {"arm": arm, "seed": seed, "id": i, "label": i % 10, "clean": [i, 1], "adv": [2, 3], **more}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Path:
+    """A finished run of two images and two seeds, in results/runs/ of an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("results/runs/digits-diffpure-x")
+    folder.mkdir(parents=True)
+    record.write_summary(folder, summary())
+    rows = [row("defended", s, i, seen=[7], lost_at=None if i == 9 else s) for s in (1, 2) for i in (9, 4)]
+    rows += [{k: v for k, v in row("null", s, i).items() if k != "clean"} for s in (1, 2) for i in (9, 4)]
+    (folder / record.IMAGES).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+def test_a_run_is_archived_with_its_predictions(run, capsys):
+    assert archive.main([str(run)]) == 0
+    assert capsys.readouterr().out == "results/measured/digits-diffpure-x\n"
+    copy = Path("results/measured/digits-diffpure-x")
+    assert (copy / "summary.json").read_bytes() == (run / "summary.json").read_bytes()
+    arrays = load_file(copy / "verdicts.safetensors")
+    assert arrays["ids"].tolist() == [4, 9]
+    assert arrays["labels"].tolist() == [4, 9]
+    assert arrays["seeds"].tolist() == [1, 2]
+    assert arrays["defended.clean"].tolist() == [[[4, 1], [9, 1]]] * 2
+    assert arrays["defended.adv"].dtype == torch.int16
+    assert arrays["defended.lost_at"].tolist() == [[1, -1], [2, -1]]
+    assert arrays["null.adv"].shape == (2, 2, 2)
+    assert "null.clean" not in arrays
+
+
+def test_what_cannot_be_archived_is_said(run, capsys):
+    (run / "summary.json").unlink()
+    assert archive.main([str(run)]) == 2
+    assert "need a finished run with summary.json" in capsys.readouterr().err
+    (run / "summary.json").write_text("{}")
+    assert archive.main([str(run)]) == 2
+    assert f"need {run}/summary.json of format {record.FORMAT}, got 1" in capsys.readouterr().err
+
+
+def test_tables_have_a_line_per_rule(run, capsys):
+    archive.main([str(run)])
+    assert tables.main([]) == 0
+    capsys.readouterr()
+    lines = Path("results/tables/measured.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(RULES)
+    frame = tables.measured()
+    assert frame["rule"].tolist() == ["single sample", "vote of 5"]
+    assert frame["robust"].tolist() == [60.0, 61.0]
+    assert frame["standard 95 %"].tolist() == ["97.0-101.0", "98.0-102.0"]
+    assert frame["settings"].tolist() == ["t=0.1 steps=5"] * 2
+    assert set(frame["gradient"]) == {"exact"}
+    assert (set(frame["NFE"]), set(frame["time"]), set(frame["seeds"])) == ({8}, {"1 min 15 s"}, {2})
+    text = Path("results/tables/measured.md").read_text()
+    assert text.count("\n| digits |") == len(RULES)
+    published = Path("results/tables/published.md").read_text()
+    assert "59.38±1.25" in published  # Table 1, as the paper prints it
+
+
+def test_a_protocol_that_decides_in_loop_has_one_more_line(run):
+    record.write_summary(run, summary(in_loop=True))
+    archive.main([str(run)])
+    frame = tables.measured()
+    assert sorted(frame["rule"]) == ["single sample", "single sample, in-loop", "vote of 5"]
+    assert frame["robust"].tolist().count(50.0) == 1
+
+
+def test_without_runs_it_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert tables.main([]) == 2
+    assert "dp archive results/runs/<key>" in capsys.readouterr().err
