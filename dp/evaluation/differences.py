@@ -30,7 +30,7 @@ def through(attacked: Defended, scored: Defended, grad: str) -> str:
     if attacked is scored:
         return "the scored defense itself"
     changed = spelled(hyperparameters(attacked, scored))
-    return f"the scored defense by {WORDS[grad]}" + (f" ({', '.join(changed)})" if changed else "")
+    return f"the scored defense by {WORDS.get(grad, grad)}" + (f" ({', '.join(changed)})" if changed else "")
 
 
 def hyperparameters(attacked: Defended, scored: Defended) -> tuple[Difference, ...]:
