@@ -14,7 +14,7 @@ from dp.audit.check import Finding, Subject, audited
 from dp.audit.reruns import ROUNDING, own, percent
 from dp.defense.defended import Defended
 from dp.evaluation.differences import gradients
-from dp.evaluation.draws import fresh_draws
+from dp.evaluation.draws import fresh_samples
 from dp.evaluation.rows import Group, Row
 from dp.output import rescore
 from dp.rng import Streams
@@ -93,7 +93,7 @@ def rescored(subject: Subject) -> Finding:
     eight = torch.empty_like(x).copy_((x * 255).round() / 255)
 
     def score(points: Tensor, stage: str) -> Tensor:
-        return fresh_draws(subject.arm.scored, points, ids, subject.seed, stage, e.votes, len(ids))
+        return fresh_samples(subject.arm.scored, points, ids, subject.seed, stage, e.votes, len(ids))
 
     def rows(points: Tensor) -> list[Row]:
         logits = score(points, "audit-rescore")

@@ -25,7 +25,7 @@ from rich.table import Table
 from told import told
 
 import run
-from dp.evaluation.draws import fresh_draws
+from dp.evaluation.draws import fresh_samples
 from dp.output import record, report
 from dp.runs.machine import workers_of
 from dp.statistics.intervals import mcnemar, paired
@@ -79,7 +79,7 @@ def standard(overrides: tuple[str, ...]) -> float:
     images, model = evaluation.subset, evaluation.arms["defended"].scored
     others = [k for k, i in enumerate(images.ids.tolist()) if i not in judged]
     x, ids = images.x[others].to(evaluation.device), images.ids[others].tolist()
-    logits = fresh_draws(model, x, ids, 0, "calibrate", DRAWS, evaluation.lanes)
+    logits = fresh_samples(model, x, ids, 0, "calibrate", DRAWS, evaluation.lanes)
     return float((logits.argmax(dim=2) == images.y[others].unsqueeze(1)).float().mean())
 
 
