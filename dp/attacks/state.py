@@ -15,20 +15,20 @@ def each(function: Callable[..., Tensor], *states: Any) -> Any:
     return type(states[0])(*parts) if hasattr(states[0], "_fields") else tuple(parts)
 
 
-def where(lanes: Tensor, there: Any, here: Any) -> Any:
-    """The state `there` for the images of the mask (B,), on any device, and `here` for the others."""
+def where(mask: Tensor, first: Any, second: Any) -> Any:
+    """The state `first` for the images of the mask (B,), on any device, and `second` for the others."""
 
     def chosen(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(lanes.to(a.device).view(-1, *[1] * (a.dim() - 1)), a, b)
+        return torch.where(mask.to(a.device).view(-1, *[1] * (a.dim() - 1)), a, b)
 
-    return each(chosen, there, here)
+    return each(chosen, first, second)
 
 
 def cat(states: Sequence[Any]) -> Any:
-    """One state out of several, row after row."""
+    """One state out of several, with the images of all in order."""
     return each(lambda *rows: torch.cat(rows), *states)
 
 
-def lane(state: Any, k: int) -> Any:
+def slot(state: Any, k: int) -> Any:
     """The state of image k alone, (1,...); it shares the memory of the whole."""
     return each(lambda tensor: tensor[k : k + 1], state)

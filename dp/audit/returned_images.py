@@ -14,7 +14,7 @@ from dp.audit.check import Finding, Subject, audited
 from dp.audit.reruns import ROUNDING, own, percent
 from dp.defense.defended import Defended
 from dp.evaluation.caveats import gradients
-from dp.evaluation.draws import fresh_draws
+from dp.evaluation.draws import fresh_samples
 from dp.evaluation.rows import Group, Row
 from dp.output import rescore
 from dp.rng import Streams
@@ -62,7 +62,7 @@ def differentiated_by_attack(subject: Subject) -> dict[tuple[str, ...], Defended
     """The defenses that the run's attack differentiates, by their gradient modes on top of the attacked one; none for
     an attack that asks for values.
     """
-    every = sorted(gradients(subject.arm.attack, FULL) - {(VALUES,)})
+    every = [modes for modes in gradients(subject.arm.attack, FULL) if modes != (VALUES,)]
     return {modes: subject.arm.attacked.gradient_modes(modes) for modes in every}
 
 
@@ -93,7 +93,7 @@ def rescored(subject: Subject) -> Finding:
     eight = torch.empty_like(x).copy_((x * 255).round() / 255)
 
     def score(points: Tensor, stage: str) -> Tensor:
-        return fresh_draws(subject.arm.scored, points, ids, subject.seed, stage, e.votes, len(ids))
+        return fresh_samples(subject.arm.scored, points, ids, subject.seed, stage, e.votes, len(ids))
 
     def rows(points: Tensor) -> list[Row]:
         logits = score(points, "audit-rescore")

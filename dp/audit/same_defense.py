@@ -42,7 +42,11 @@ def _modes(attacked: Defended, scored: Defended) -> list[tuple[str, ...]]:
 
 def _networks(attacked: Defended, scored: Defended) -> list[str]:
     """Networks of other weights; that the bare classifier has no denoiser is for `_modes`."""
-    pairs = [("denoiser", attacked.denoiser, scored.denoiser), ("classifier", attacked.classifier, scored.classifier)]
+    pairs = [
+        ("denoiser", attacked.denoiser, scored.denoiser),
+        ("classifier", attacked.classifier, scored.classifier),
+        ("purifier network", attacked.own_network, scored.own_network),
+    ]
     lines = []
     for name, first, second in pairs:
         if first is None or second is None or first is second:

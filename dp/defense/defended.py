@@ -62,6 +62,12 @@ class Defended(nn.Module):
         """True if nothing is purified."""
         return unbound(self.purifier) is none.purify
 
+    @property
+    def own_network(self) -> nn.Module | None:
+        """The purifier itself, if it is a module."""
+        purify = unbound(self.purifier)
+        return purify if isinstance(purify, nn.Module) else None
+
     def gradient_mode(self, name: str) -> "Defended":
         """See `Defense.gradient_mode`. Raises ValueError for a variant that this purifier does not have."""
         if name == "full":
@@ -72,9 +78,8 @@ class Defended(nn.Module):
             return self._with(none.purify, None, bpda=False)
         variant = self.variants.get(name)
         if variant is None or variant == {}:
-            raise ValueError(
-                f"need a mapping {name}: in the purifier's yaml for grad={name}, got none: use threat_model.grad=full"
-            )
+            modes = ", ".join(["full", "bpda", "blind", *self.variants])
+            raise ValueError(f"need a gradient variant {name} of the purifier for grad={name}, got none: use {modes}")
         purify = functools.partial(self.purifier, **variant) if isinstance(variant, Mapping) else variant
         return self._with(purify, self.denoiser, bpda=self.bpda)
 
@@ -107,9 +112,8 @@ class Defended(nn.Module):
 
     def _evaluations(self) -> int:
         """Network evaluations so far, of the denoiser and of the purifier's own networks."""
-        own = unbound(self.purifier)
-        count = own.nfe if isinstance(own, PurifierModule) else 0
-        return count + (0 if self.denoiser is None else self.denoiser.nfe)
+        own = self.own_network.nfe if isinstance(self.own_network, PurifierModule) else 0
+        return own + (0 if self.denoiser is None else self.denoiser.nfe)
 
     def forward(self, x: Tensor, rng: Streams) -> Tensor:
         """One sample: (B,C,H,W) -> (B,K) logits."""

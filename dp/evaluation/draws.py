@@ -10,28 +10,29 @@ from dp.rng import Streams
 from dp.statistics import metrics
 
 
-def fresh_draws(
+def fresh_samples(
     model: Defended,
     x: Tensor,
     ids: Sequence[int],
     seed: int,
     stage: str,
-    draws: int,
-    lanes: int,
+    samples: int,
+    width: int,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> Tensor:
-    """(B,draws,K) logits on the CPU of images (B,C,H,W), in batches of `lanes`, the last one padded, so that none
-    depends on its company; `stage` names the noise. `on_batch(images)` after every batch.
+    """Logits (B,samples,K) on the CPU of images x (B,C,H,W), in batches of `width` images. The last batch is padded, so
+    that no result depends on the other images in its batch. `stage` names the noise. `on_batch(images)` is called after
+    every batch. Raises ValueError for a logit that is not finite.
     """
     parts = []
-    for first in range(0, len(x), lanes):
-        here = list(range(first, min(first + lanes, len(x))))
-        padded = [*here, *[here[-1]] * (lanes - len(here))]
+    for first in range(0, len(x), width):
+        batch = list(range(first, min(first + width, len(x))))
+        padded = [*batch, *[batch[-1]] * (width - len(batch))]
         rng = Streams([ids[k] for k in padded], seed, stage)
         with torch.no_grad():
-            logits = model.logits(x[padded], rng, draws)[:, : len(here)]
+            logits = model.logits(x[padded], rng, samples)[:, : len(batch)]
         parts.append(logits.transpose(0, 1).cpu())
-        on_batch(len(here))
+        on_batch(len(batch))
     logits = torch.cat(parts)
     if not bool(torch.isfinite(logits).all()):
         raise ValueError("need finite logits, got NaN or infinity: look at the weights, the dtype and the images")
@@ -39,7 +40,9 @@ def fresh_draws(
 
 
 def decided(logits: Tensor, ties: str) -> tuple[dict[str, int], bool]:
-    """The class of one image by each rule over its (draws,K) logits, and whether the vote's count was tied."""
+    """The predicted class of one image by each rule over its logits (samples,K), and whether the vote's count was tied.
+    `ties`: how such a tie is broken, see `metrics.vote`.
+    """
     vote, tied = metrics.vote(logits.numpy(), ties)
     wide = logits.double()
     mean_logits, mean_softmax = int(wide.mean(dim=0).argmax()), int(wide.softmax(dim=1).mean(dim=0).argmax())

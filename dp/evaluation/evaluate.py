@@ -1,4 +1,4 @@
-"""The loop: attack an image, then ask the defence about it with fresh draws. The harness judges, never the attack."""
+"""The loop: attack an image, then score it with fresh samples of the defense. The harness scores, never the attack."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,10 +13,11 @@ from dp.attacks.null import Null
 from dp.defense.defended import Defended
 from dp.defense.interface import Defense
 from dp.defense.known_noise import KnownNoise
-from dp.evaluation.draws import decided, fresh_draws
+from dp.evaluation.draws import decided, fresh_samples
 from dp.evaluation.judge import Judge
 from dp.evaluation.rows import Group, Row, Unit
-from dp.evaluation.slots import Fate, Lanes
+from dp.evaluation.slots import Outcome, Slots
+from dp.evaluation.stages import Stage
 from dp.rng import Streams
 from dp.statistics import metrics
 from dp.subset import Subset
@@ -24,8 +25,8 @@ from dp.threat_models.ball import ThreatModel
 
 
 class Arm(NamedTuple):
-    """`attacked` is what the attack differentiates, `scored` what is judged; the same object unless a surrogate is
-    attacked.
+    """A condition of the experiment. The attack differentiates `attacked`, and `scored` is scored: the same object,
+    unless another gradient mode of it is attacked.
     """
 
     attacked: Defended
@@ -35,11 +36,14 @@ class Arm(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything a run judges. `lanes` images share each call, the last group padded, so that a row never depends on
-    its company.
+    """Everything that a run attacks and scores. `lanes` images share each call (the batch slots), and the last batch is
+    padded, so that an image's row never depends on the other images in its batch.
 
-    `judge`: looks at candidates during the attack. `known_draws`: the attacker knows the draws that will score.
-    `window`: images of a unit per lane, where a judge retires those that are lost; 1 leaves their lanes empty.
+    `arms`: the conditions by name, `defended`, `undefended`, `null`; `votes`: fresh samples that score an image;
+    `ties`: how a tied vote is broken, see `metrics.vote`; `judge`: evaluates points during the attack; `known_draws`:
+    the attacker knows the noise that will score (DW-box); `window`: images per batch slot of a unit, where a judge
+    drops broken images: with 1 their slots stay empty. Raises ValueError for settings that do not fit together, and for
+    images outside [0,1].
     """
 
     subset: Subset
@@ -68,7 +72,7 @@ class Evaluation:
             raise ValueError(f"need window >= 1, got window={self.window}")
         if self.known_draws and any(arm.attack.batch_bound for arm in self.arms.values()):
             raise ValueError(
-                "need an attack that says which image it asks about where draws are known, got a package's"
+                "need an attack that says which image it asks about where the noise is known, got a package's"
             )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"need seeds that differ, got {list(self.seeds)}")
@@ -82,9 +86,7 @@ class Evaluation:
             )
 
     def plan(self, done: Iterable[tuple[str, int, int]] = ()) -> list[Unit]:
-        """The units still to do, given the (arm, seed, id) that are there already; the arms' order is the order of
-        work.
-        """
+        """The units still to do, given the (arm, seed, id) that are `done` already, in the order of the arms."""
         done = set(done)
         units = []
         for seed in self.seeds:
@@ -95,21 +97,21 @@ class Evaluation:
         return units
 
     def run(self, unit: Unit, on_step: Callable[[int, int], None] = lambda step, steps: None) -> Group:
-        """Attack and judge the images of a unit; `on_step(mean iterations done, steps)` after every iteration."""
+        """Attacks and scores the images of a unit; `on_step(mean iterations done, steps)` after every iteration."""
         began = time.perf_counter()
         arm, null = self.arms[unit.arm], unit.arm == "null"
         position = {i: k for k, i in enumerate(self.subset.ids.tolist())}
         images = self.subset.select(torch.tensor([position[i] for i in unit.ids]))
         images = Subset(images.ids, images.x.to(self.device), images.y.to(self.device))
-        fates = self._attack(arm, unit, images, on_step)
-        x_adv = torch.stack([fate.x_adv for fate in fates])  # pyright: ignore[reportCallIssue, reportArgumentType]
+        outcomes = self._attack(arm, unit, images, on_step)
+        x_adv = torch.stack([outcome.x_adv for outcome in outcomes])  # pyright: ignore[reportCallIssue, reportArgumentType]
         if not bool(torch.isfinite(x_adv).all()):
             raise ValueError(f"need finite attacked images, got NaN from {type(arm.attack).__name__}")
-        clean = None if null else self._score(arm.scored, images.x, unit, "clean")
-        # The null control is scored with draws of its own, as far from its selection as the attack's are.
-        adv = self._score(arm.scored, x_adv, unit, "null-adv" if null else "adv")
+        clean = None if null else self._score(arm.scored, images.x, unit, Stage.CLEAN)
+        # The random-noise baseline is scored with samples of its own, as independent of its selection as the attack's.
+        adv = self._score(arm.scored, x_adv, unit, Stage.NULL_ADV if null else Stage.ADV)
         rows = [
-            self._row(unit, k, int(images.y[k]), None if clean is None else clean[k], adv[k], fates[k])
+            self._row(unit, k, int(images.y[k]), None if clean is None else clean[k], adv[k], outcomes[k])
             for k in range(len(unit.ids))
         ]
         return Group(unit, rows, x_adv.cpu(), clean, adv, time.perf_counter() - began)
@@ -117,25 +119,35 @@ class Evaluation:
     def _refills(self, arm: str) -> bool:
         return self.judge is not None and self.judge.retire and not self.arms[arm].attack.batch_bound
 
-    def _attack(self, arm: Arm, unit: Unit, images: Subset, on_step: Callable[[int, int], None]) -> list[Fate]:
-        """What became of the images; every iteration gets streams of its own."""
-        stages = {stage: stage for stage in ("attack", "select", "adv")}
+    def _attack(self, arm: Arm, unit: Unit, images: Subset, on_step: Callable[[int, int], None]) -> list[Outcome]:
+        """The outcomes of the images; every iteration gets streams of its own."""
+        stages = {stage: stage for stage in (Stage.ATTACK, Stage.SELECT, Stage.ADV)}
         if unit.arm == "null":
-            stages = {"attack": "null", "select": "null-select", "adv": "null-adv"}
+            stages = {Stage.ATTACK: Stage.NULL, Stage.SELECT: Stage.NULL_SELECT, Stage.ADV: Stage.NULL_ADV}
 
-        def streams(stage: str, ids: Sequence[int]) -> Streams:
+        def streams(stage: Stage, ids: Sequence[int]) -> Streams:
             return Streams(ids, unit.seed, stages[stage])
 
         def attacked(ids: Sequence[int]) -> Defense:
-            return KnownNoise(arm.attacked, streams("adv", ids), self.votes) if self.known_draws else arm.attacked
+            return KnownNoise(arm.attacked, streams(Stage.ADV, ids), self.votes) if self.known_draws else arm.attacked
 
-        parts = (arm.attack, attacked, arm.scored, self.threat, streams, images, self.lanes, self.judge, self.ties)
-        return Lanes(*parts).run(on_step)
+        slots = Slots(
+            attack=arm.attack,
+            attacked=attacked,
+            scored=arm.scored,
+            threat=self.threat,
+            streams=streams,
+            images=images,
+            width=self.lanes,
+            judge=self.judge,
+            ties=self.ties,
+        )
+        return slots.run(on_step)
 
-    def _score(self, model: Defended, x: Tensor, unit: Unit, stage: str) -> Tensor:
-        return fresh_draws(model, x, unit.ids, unit.seed, stage, self.votes, self.lanes)
+    def _score(self, model: Defended, x: Tensor, unit: Unit, stage: Stage) -> Tensor:
+        return fresh_samples(model, x, unit.ids, unit.seed, stage, samples=self.votes, width=self.lanes)
 
-    def _row(self, unit: Unit, k: int, label: int, clean: Tensor | None, adv: Tensor, fate: Fate) -> Row:
+    def _row(self, unit: Unit, k: int, label: int, clean: Tensor | None, adv: Tensor, outcome: Outcome) -> Row:
         adv_by, adv_tied = decided(adv, self.ties)
         clean_by, clean_tied = (dict.fromkeys(adv_by), False) if clean is None else decided(clean, self.ties)
         decisions = {
@@ -149,19 +161,19 @@ class Evaluation:
             clean=[] if clean is None else clean.argmax(dim=1).tolist(),
             adv=adv.argmax(dim=1).tolist(),
             ties=int(clean_tied) + int(adv_tied),
-            seen=fate.seen,
-            looks=fate.looks,
-            lost_at=fate.lost_at,
-            iterations=fate.done,
-            distance=fate.distance,
+            seen=outcome.classes,
+            looks=outcome.evaluations,
+            lost_at=outcome.broken_at,
+            iterations=outcome.steps,
+            distance=outcome.distance,
             nfe=self.arms[unit.arm].scored.nfe,
             **decisions,  # pyright: ignore[reportArgumentType]
         )
 
 
 def null_control(attack: Attack, judge: Judge | None = None) -> Null:
-    """Noise with as many candidates as the attack looks at, selected on as many draws; under a judge, who looks at it
-    as often as at the attack and keeps the worst, every candidate is handed on.
+    """The random-noise baseline of an attack: as many candidates as it evaluates, selected on as many samples. Under a
+    judge, which evaluates both equally often and keeps the worst point, every candidate is handed on.
     """
     ends = attack.phase_ends if attack.steps else (1,)
     if judge is not None:
@@ -171,6 +183,6 @@ def null_control(attack: Attack, judge: Judge | None = None) -> Null:
 
 
 def evaluate(evaluation: Evaluation, done: Iterable[tuple[str, int, int]] = ()) -> Iterator[Group]:
-    """All units in this process, one after the other."""
+    """The groups of all units that are not `done`, one after the other in this process."""
     for unit in evaluation.plan(done):
         yield evaluation.run(unit)

@@ -6,15 +6,15 @@ from torch import Tensor
 
 
 class Row(TypedDict):
-    """One image under one arm and seed. `clean`, `adv`: the class of every draw; `*_vote`: their plurality, ties broken
-    as configured; `*_mean_logits`, `*_mean_softmax`: the class of the draws' mean.
+    """One image under one condition and seed. `clean`, `adv`: the class of every sample; `*_vote`: their plurality,
+    with ties broken as configured; `*_mean_logits`, `*_mean_softmax`: the class of the samples' mean.
     """
 
     arm: str  # defended | undefended | null
     seed: int
     id: int
     label: int
-    clean: list[int]  # empty under `null`, which shares the defended arm's
+    clean: list[int]  # empty under `null`, which shares those of `defended`
     clean_vote: int | None
     clean_mean_logits: int | None
     clean_mean_softmax: int | None
@@ -23,17 +23,17 @@ class Row(TypedDict):
     adv_mean_logits: int
     adv_mean_softmax: int
     ties: int  # votes above that a count alone leaves tied
-    seen: list[int]  # the judge's classes at the image's worst point; empty without a judge
-    looks: int  # of the judge, each at the point where the attack stood
-    lost_at: int | None  # iterations done when the judge's rule first held
+    seen: list[int]  # classes by the judge's samples at the image's worst point; empty without a judge
+    looks: int  # in-loop evaluations, each of the attack's current point
+    lost_at: int | None  # iterations done when the judge's rule first held: first broken at
     iterations: int  # done when the image was finished
     distance: float  # of the attacked image, in the threat model's norm
     nfe: int  # denoiser evaluations of one scored purification
 
 
 class Unit(NamedTuple):
-    """Work that is done in one go: images of one arm under one seed, a lane each or, under a judge that retires them,
-    several for each lane.
+    """Work that is done in one go: images of one condition under one seed, one for each batch slot, or several where a
+    judge drops broken images.
     """
 
     arm: str
@@ -42,8 +42,8 @@ class Unit(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What came of a unit: rows, attacked images (B,C,H,W), logits of every draw (B,draws,K; clean ones None under
-    `null`).
+    """The results of a unit: rows, attacked images x_adv (B,C,H,W) and the logits of every sample, `clean` (None under
+    `null`) and `adv` (B,samples,K).
     """
 
     unit: Unit
@@ -55,7 +55,7 @@ class Group(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Unit `unit` has done `step` of `steps` attack iterations; `rows` once it is judged and saved."""
+    """Unit `unit` has done `step` of `steps` attack iterations; `rows` once it is scored and saved."""
 
     unit: Unit
     step: int

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dp.defense.defended import Defended
-from dp.evaluation.draws import decided, fresh_draws
+from dp.evaluation.draws import decided, fresh_samples
 from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.rows import Row
 from dp.output import record
@@ -73,7 +73,7 @@ def score(
     images a call as in a run; `stage` names the noise. `on_batch(images)` after every batch.
     """
     ids, x = [row["id"] for row in kept.rows], kept.x_adv.to(evaluation.device)
-    logits = fresh_draws(model, x, ids, kept.seed, stage, evaluation.votes, evaluation.lanes, on_batch)
+    logits = fresh_samples(model, x, ids, kept.seed, stage, evaluation.votes, evaluation.lanes, on_batch)
     return [rescored(row, mine, evaluation.ties) for row, mine in zip(kept.rows, logits, strict=True)]
 
 

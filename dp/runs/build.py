@@ -75,15 +75,11 @@ def defense(config: dict, device: str) -> Defended:
 
     classifier: Classifier = network(config["classifier"])
     denoiser: Denoiser | None = network(config["denoiser"]) if "_target_" in config["denoiser"] else None
-    purify = _make(config, config["purifier"])
-    if isinstance(purify, PurifierModule):
-        purify = purify.to(device, memory_format=torch.channels_last)
-    variants = {
-        name: _variant(config, node) for name, node in (config["purifier"].get("gradients") or {}).items() if node
-    }
+    purify, nodes = _make(config, config["purifier"]), config["purifier"].get("gradients") or {}
+    variants = {name: _variant(config, node) for name, node in nodes.items() if node}
     size = config["dataset"]["draws_per_call"]
     scored = Defended(purify, denoiser, classifier, draws_per_call=size, variants=variants)
-    scored.networks.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    scored.networks.to(device)
     return scored
 
 

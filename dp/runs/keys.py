@@ -39,7 +39,7 @@ def _identity(value: Any, used: set[str], path: str = "") -> Any:
     found = {}
     for key, child in value.items():
         where = f"{path}.{key}".lstrip(".")
-        neutral = (where in NEUTRAL and child == NEUTRAL[where]) or (key == "version" and child == 1)
+        neutral = (where in NEUTRAL and child == NEUTRAL[where]) or (key == "version" and child in (1,))
         if key in NOT_HASHED or neutral:
             continue
         if key == "_target_":

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from dp.rng import Streams
 
-GRADIENTS = ("full", "surrogate", "adjoint", "bpda", "blind", "mask_soft", "mask_straight_through")
 BALLS = ("linf", "l2")
 OPTIONS = {"linf": "linf", "l2": "l2", "flow": "stadv", "perceptual": "low_frequency"}  # norm -> option of threat_model
 slack = 1e-6  # of float32 around a bound
@@ -33,9 +32,9 @@ class ThreatModel:
     """A ball of radius `eps` (in [0,1] units; text such as `8/255` is accepted) in `norm` linf or l2, cut by the box
     [0,1].
 
-    `grad`: what the attacker differentiates: `full` (the scored purification itself), `surrogate` (the purifier's
-    cheaper copy), `adjoint` (the same purification with a continuous adjoint in place of its derivative), `bpda` (with
-    the identity), `blind` (the bare classifier), `mask_soft` or `mask_straight_through` (a mask that the input moves).
+    `grad`: the gradient mode in which the defense is attacked (see `Defense.gradient_mode`): `full` is the scored
+    defense's own gradient, `bpda` has the identity in place of the purification's derivative, `blind` is the bare
+    classifier; a purifier's yaml names further ones, such as `surrogate` (a cheaper copy) or `adjoint`.
     """
 
     norm: str
@@ -46,8 +45,8 @@ class ThreatModel:
     def __post_init__(self):
         if self.norm not in self.norms:
             raise ValueError(f"need norm {' or '.join(self.norms)}, got norm={self.norm!r}")
-        if self.grad not in GRADIENTS:
-            raise ValueError(f"need grad among {', '.join(GRADIENTS)}, got grad={self.grad!r}")
+        if not isinstance(self.grad, str) or not self.grad:
+            raise ValueError(f"need grad as the name of a gradient mode, got grad={self.grad!r}")
         object.__setattr__(self, "eps", parse_eps(self.eps))
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:

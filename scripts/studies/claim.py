@@ -25,7 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dp.evaluation.draws import fresh_draws
+from dp.evaluation.draws import fresh_samples
 from dp.output import record, report
 from dp.output.console import console as run_console
 from dp.runs import compose
@@ -84,7 +84,7 @@ def standard(overrides: tuple[str, ...]) -> float:
     images, model = evaluation.subset, evaluation.arms["defended"].scored
     others = [k for k, i in enumerate(images.ids.tolist()) if i not in used]
     x, ids = images.x[others].to(evaluation.device), images.ids[others].tolist()
-    logits = fresh_draws(model, x, ids, 0, "calibrate", SAMPLES, evaluation.lanes)
+    logits = fresh_samples(model, x, ids, 0, "calibrate", SAMPLES, evaluation.lanes)
     return float((logits.argmax(dim=2) == images.y[others].unsqueeze(1)).float().mean())
 
 

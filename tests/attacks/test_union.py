@@ -60,7 +60,7 @@ def test_rows_do_not_depend_on_batch_order_or_refills(purify):
     assert_rows_stand_alone(union, model, x, y, LINF)
 
 
-def test_confirmation_uses_fresh_draws_and_keeps_the_better():
+def test_confirmation_uses_fresh_samples_and_keeps_the_better():
     model, x, y = problem(jitter)
     union = Union({"apgd": APGD(2, 2, confirm=3), "pgd": PGD(2, 2)}, confirm=5)
     rng = Streams(range(16), 0, "attack")

@@ -30,8 +30,8 @@ class Fixed:
         return self.logits(images[0], rng, draws)[:, self.few]
 
 
-def look(judge: Judge, model: Fixed, at=(0, 0, 0, 0), ties: str = "lowest"):
-    return judge.look(model, X, LABELS, Streams(range(4), 0, "select"), at, ties)  # pyright: ignore[reportArgumentType]
+def evaluate(judge: Judge, model: Fixed, at=(0, 0, 0, 0), ties: str = "lowest"):
+    return judge.evaluate(model, X, LABELS, Streams(range(4), 0, "select"), at, ties)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def look(judge: Judge, model: Fixed, at=(0, 0, 0, 0), ties: str = "lowest"):
     ],
 )
 def test_rules(rule, lost):
-    seen = look(Judge(every=1, draws=4, rule=rule), Fixed(LOGITS))
-    assert seen.lost.tolist() == lost
+    seen = evaluate(Judge(every=1, draws=4, rule=rule), Fixed(LOGITS))
+    assert seen.broken.tolist() == lost
     assert seen.wrong.tolist() == [0, 1, 2, 4]
     assert torch.equal(seen.classes, CLASSES)
     # Margins by hand: a right one-hot draw has -1, a wrong one +1.
@@ -55,20 +55,20 @@ def test_rules(rule, lost):
 def test_mean_logits_and_vote_part_where_one_draw_is_loud():
     loud = LOGITS.clone()
     loud[2, 1, 1] = 10.0  # image 1: one wrong draw outweighs three right ones
-    assert look(Judge(1, 4, "mean_logits"), Fixed(loud)).lost.tolist() == [False, True, False, True]
-    assert look(Judge(1, 4, "vote"), Fixed(loud)).lost.tolist() == [False, False, False, True]
+    assert evaluate(Judge(1, 4, "mean_logits"), Fixed(loud)).broken.tolist() == [False, True, False, True]
+    assert evaluate(Judge(1, 4, "vote"), Fixed(loud)).broken.tolist() == [False, False, False, True]
 
 
 def test_a_screen_asks_the_many_only_when_the_few_say_lost():
     """Two draws screen, four others verify; what the screen lets pass is not lost whatever the others say."""
     right = torch.nn.functional.one_hot(torch.zeros(2, 4, dtype=torch.long), 3).float()
     model = Fixed(right, LOGITS)
-    assert not look(Judge(1, 4, "any", screen=2), model).lost.any()
+    assert not evaluate(Judge(1, 4, "any", screen=2), model).broken.any()
     assert len(model.asked) == 1
     suspicious = right.clone()
     suspicious[:, 1] = torch.tensor([0.0, 1.0, 0.0])  # image 1 alone
     model = Fixed(suspicious, LOGITS)
-    assert look(Judge(1, 4, "any", screen=2), model).lost.tolist() == [False, True, False, False]
+    assert evaluate(Judge(1, 4, "any", screen=2), model).broken.tolist() == [False, True, False, False]
     assert model.few == [1]  # the others are not asked again
     assert [draws for draws, _ in model.asked] == [2, 4]
     assert not set(model.asked[0][1]) & set(model.asked[1][1])  # draws of their own
@@ -78,8 +78,8 @@ def test_a_screen_asks_the_many_only_when_the_few_say_lost():
 def test_looks_share_their_draws_only_when_they_select(in_loop):
     model = Fixed(LOGITS)
     judge = Judge(1, 4, "all", in_loop=in_loop)
-    look(judge, model, at=(0, 0, 0, 0))
-    look(judge, model, at=(3, 3, 3, 0))
+    evaluate(judge, model, at=(0, 0, 0, 0))
+    evaluate(judge, model, at=(3, 3, 3, 0))
     (_, first), (_, second) = model.asked
     assert (first[0] == second[0]) is not in_loop
     assert first[3] == second[3]  # the same image at the same iteration

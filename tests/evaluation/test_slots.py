@@ -1,4 +1,4 @@
-"""Retire and refill: the fate of an image does not depend on lanes, order or company, and the work saved is counted."""
+"""Dropped images and refills: an image's outcome depends on no slot, order or batch, and the work saved is counted."""
 
 import itertools
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from dp.classifiers import Classifier
 from dp.defense.defended import Defended
 from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.judge import Judge
-from dp.evaluation.slots import Lanes
+from dp.evaluation.slots import Slots
 from dp.rng import Streams
 from dp.runs.build import build
 from dp.subset import Subset
@@ -71,22 +71,22 @@ def images(count: int) -> Subset:
     return Subset(torch.arange(100, 100 + count), x, torch.zeros(count, dtype=torch.long))
 
 
-def fates(subset: Subset, lanes: int, every: int = 1, retire: bool = True, attack=None, in_loop: bool = False):
+def outcomes(subset: Subset, lanes: int, every: int = 1, retire: bool = True, attack=None, in_loop: bool = False):
     attack = attack or Climb(8, (4, 8))
     judge = Judge(every, draws=2, rule="all", retire=retire, in_loop=in_loop)
     model, threat = Falls(), ThreatModel("linf", 0.5)
     streams = lambda stage, ids: Streams(ids, 0, stage)  # noqa: E731
     parts = (attack, lambda ids: model, model, threat, streams, subset, lanes, judge)
-    return Lanes(*parts).run(lambda done, steps: None)  # pyright: ignore[reportArgumentType]
+    return Slots(*parts).run(lambda done, steps: None)  # pyright: ignore[reportArgumentType]
 
 
 def test_an_image_is_lost_when_the_closed_form_says():
     """Image k falls after k + 1 steps; those beyond the last step are never lost."""
-    found = fates(images(12), lanes=4)
-    assert [f.lost_at for f in found] == [1, 2, 3, 4, 5, 6, 7, 8, None, None, None, None]
-    assert [f.done for f in found] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8]
-    assert [f.looks for f in found] == [f.done + 1 for f in found]
-    assert all(f.seen == ([1, 1] if f.lost_at else [0, 0]) for f in found)
+    found = outcomes(images(12), lanes=4)
+    assert [f.broken_at for f in found] == [1, 2, 3, 4, 5, 6, 7, 8, None, None, None, None]
+    assert [f.steps for f in found] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8]
+    assert [f.evaluations for f in found] == [f.steps + 1 for f in found]
+    assert all(f.classes == ([1, 1] if f.broken_at else [0, 0]) for f in found)
 
 
 @pytest.mark.parametrize("retire", [True, False])
@@ -98,7 +98,7 @@ def test_what_an_attack_chose_itself_stands(retire):
     subset = images(12)
     rises = {}
     for name, confirm, in_loop in (("judge", 0, False), ("attack", 3, False), ("verdict", 3, True)):
-        found = fates(subset, 4, retire=retire, attack=Climb(8, (4, 8), selection_samples=confirm), in_loop=in_loop)
+        found = outcomes(subset, 4, retire=retire, attack=Climb(8, (4, 8), selection_samples=confirm), in_loop=in_loop)
         rises[name] = [round(100 * float((f.x_adv - x).mean())) for f, x in zip(found, subset.x, strict=True)]
     assert rises["judge"] == rises["verdict"] == [1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0]
     assert rises["attack"] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8]
@@ -106,12 +106,12 @@ def test_what_an_attack_chose_itself_stands(retire):
 
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("lanes", [1, 3, 5, 12, 20])
-def test_fates_do_not_depend_on_lanes_or_order(lanes, every):
+def test_outcomes_do_not_depend_on_slots_or_order(lanes, every):
     subset = images(12)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(lanes))
-    base, other = fates(subset, 12, every), fates(subset.select(order), lanes, every)
+    base, other = outcomes(subset, 12, every), outcomes(subset.select(order), lanes, every)
     for k, at in enumerate(order.tolist()):
-        for name in ("x_adv", "done", "looks", "lost_at", "seen", "worst"):
+        for name in ("x_adv", "steps", "evaluations", "broken_at", "classes", "worst"):
             mine, theirs = getattr(other[k], name), getattr(base[at], name)
             assert torch.equal(mine, theirs) if name == "x_adv" else mine == theirs, name
 
@@ -141,16 +141,16 @@ def test_colour_images_keep_their_bits_through_refills(attack):
     threat, judge, found = ThreatModel("linf", 0.03), Judge(1, draws=2, rule="any"), []
     for lanes in (9, 4):  # none enters late, and some do
         parts = (attack, lambda ids: model, model, threat, streams, subset, lanes, judge)
-        found.append(Lanes(*parts).run(lambda done, steps: None))  # pyright: ignore[reportArgumentType]
-    assert 0 < sum(fate.lost_at is not None for fate in found[0]) < 9
+        found.append(Slots(*parts).run(lambda done, steps: None))  # pyright: ignore[reportArgumentType]
+    assert 0 < sum(outcome.broken_at is not None for outcome in found[0]) < 9
     for one, other in zip(*found, strict=True):
         assert torch.equal(one.x_adv, other.x_adv)
-        assert (one.worst, one.lost_at, one.done) == (other.worst, other.lost_at, other.done)
+        assert (one.worst, one.broken_at, one.steps) == (other.worst, other.broken_at, other.steps)
 
 
 def test_no_batch_mixes_the_parts_of_an_attack():
     attack = Climb(8, (4, 8))
-    fates(images(30), lanes=4, every=2, attack=attack)
+    outcomes(images(30), lanes=4, every=2, attack=attack)
     assert all(max(i) < 4 or min(i) >= 4 for i in attack.diary)
     assert any(len(set(i)) > 1 for i in attack.diary)  # lanes were refilled
 
@@ -160,17 +160,17 @@ def test_refill_saves_the_steps_of_lost_images():
     subset = images(16)
     subset.x[:, 0, 1, 1] = torch.where(torch.arange(16) % 2 == 0, 0.001, 0.5)
     refilled, plain = Climb(8, (8,)), Climb(8, (8,))
-    fates(subset, 4, attack=refilled)
+    outcomes(subset, 4, attack=refilled)
     for k in range(0, 16, 4):
-        fates(subset.select(slice(k, k + 4)), 4, attack=plain)
+        outcomes(subset.select(slice(k, k + 4)), 4, attack=plain)
     assert len(plain.diary) == 32
     assert len(refilled.diary) <= 8 * 2 + 4
 
 
 def test_without_retiring_lost_images_are_attacked_on():
-    found = fates(images(4), lanes=2, retire=False)
-    assert [f.lost_at for f in found] == [1, 2, 3, 4]
-    assert [f.done for f in found] == [8] * 4
+    found = outcomes(images(4), lanes=2, retire=False)
+    assert [f.broken_at for f in found] == [1, 2, 3, 4]
+    assert [f.steps for f in found] == [8] * 4
 
 
 @pytest.mark.parametrize("protocol", ["strict", "hill", "diffbreak_single"])
@@ -215,14 +215,14 @@ def test_rows_are_equal_with_and_without_refill(protocol):
 
 @pytest.mark.parametrize("protocol", ["diffhammer", "strict", "diffbreak_single"])
 def test_the_judge_sees_where_the_attack_stands(protocol, monkeypatch):
-    """Every look at a running attack is at another point, not again at the best one so far."""
-    seen, look = [], Judge.look
+    """Every evaluation of a running attack is of another point, not of the best one so far again."""
+    seen, evaluate = [], Judge.evaluate
 
     def watched(self, model, x_adv, *rest):
         seen.append(x_adv)
-        return look(self, model, x_adv, *rest)
+        return evaluate(self, model, x_adv, *rest)
 
-    monkeypatch.setattr(Judge, "look", watched)
+    monkeypatch.setattr(Judge, "evaluate", watched)
     small = [f"protocol={protocol}", "protocol.images=1", "protocol.seeds=[5]", "protocol.votes=1", "dataset.lanes=1"]
     small += ["purifier.steps=1", "protocol.judge.every=1", "protocol.judge.retire=false", "protocol.judge.draws=1"]
     attack = composed(f"protocol={protocol}")["choices"]["attack"]

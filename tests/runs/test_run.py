@@ -128,9 +128,9 @@ def test_workers_and_shards_give_the_same_bytes(tiny, monkeypatch, capsys):
         (["shard=1/2", "overwrite=true"], "need shard=1/1 with overwrite=true"),
         (
             ["threat_model.grad=surrogate", "~purifier.gradients.surrogate"],
-            "need a mapping surrogate: in the purifier's yaml",
+            "need a gradient variant surrogate of the purifier",
         ),
-        (["threat_model.grad=adjoint"], "need a mapping adjoint: in the purifier's yaml for grad=adjoint"),
+        (["threat_model.grad=adjoint"], "need a gradient variant adjoint of the purifier for grad=adjoint"),
         (["+experiment=digits/nothing"], "digits/nothing"),
     ],
 )

@@ -62,7 +62,7 @@ def test_calibration_asks_about_images_that_no_cell_uses(monkeypatch):
         asked.extend(ids)
         return torch.nn.functional.one_hot(torch.full((len(x), draws), 3), 10).float()
 
-    monkeypatch.setattr(claim, "fresh_draws", three)
+    monkeypatch.setattr(claim, "fresh_samples", three)
     found = claim.standard(("purifier=none",))
     judged = build(compose.composed(claim.SCALED)).subset.ids.tolist()
     everyone = build(compose.composed("protocol.images=512")).subset

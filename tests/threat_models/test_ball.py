@@ -57,7 +57,12 @@ def test_bad_eps(text):
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"norm": "l1"}, "need norm"), ({"norm": "L2"}, "need norm"), ({"grad": "exact"}, "need grad")],
+    [
+        ({"norm": "l1"}, "need norm"),
+        ({"norm": "L2"}, "need norm"),
+        ({"grad": ""}, "need grad"),
+        ({"grad": None}, "need grad"),
+    ],
 )
 def test_bad_threat_model(settings, words):
     with pytest.raises(ValueError, match=words):

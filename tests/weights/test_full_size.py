@@ -34,9 +34,9 @@ def node(group, option):
 
 
 def built(group, option, **changes):
-    make = make(node(group, option) | changes)
+    network = make(node(group, option) | changes)
     with torch.device("meta"):
-        return make()
+        return network()
 
 
 @pytest.mark.parametrize(("group", "option"), PUBLIC)
