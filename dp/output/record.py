@@ -196,10 +196,10 @@ def begin(folder: Path, config: dict, code: str, overwrite: bool) -> None:
 
 
 def code_hash() -> str:
-    """SHA-256 over dp/, run.py and the embedded weights: what can change a row."""
-    digest = hashlib.sha256()
+    """SHA-256 over dp/, without its commands, run.py and the embedded weights: what can change a row."""
+    digest, commands = hashlib.sha256(), ROOT / "dp" / "commands"
     for path in sorted([*(ROOT / "dp").rglob("*.py"), *(ROOT / "dp").rglob("*.safetensors"), ROOT / "run.py"]):
-        if path.exists():
+        if path.exists() and commands not in path.parents:
             digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

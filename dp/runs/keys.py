@@ -39,11 +39,11 @@ def _identity(value: Any, used: set[str], path: str = "") -> Any:
     found = {}
     for key, child in value.items():
         where = f"{path}.{key}".lstrip(".")
-        neutral = (where in NEUTRAL and child == NEUTRAL[where]) or (key == "version" and child in (1,))
+        neutral = (where in NEUTRAL and child == NEUTRAL[where]) or (key == "version" and child == 1)
         if key in NOT_HASHED or neutral:
             continue
         if key == "_target_":
-            found[key] = ".".join(child.split(".")[-2:])
+            found[key] = ".".join(str(child).split(".")[-2:])
         elif key == "gradients" and isinstance(child, dict):
             variants = {name: _identity(variant, used) for name, variant in child.items() if name in used}
             found |= {key: variants} if variants else {}
