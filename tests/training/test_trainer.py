@@ -25,9 +25,9 @@ from dp.nets.small_unet import SmallUNet
 from dp.nets.wrn import WideResNet
 from dp.runs.validate import check_call
 from dp.subset import Subset
+from dp.training import tasks as losses
+from dp.training import trainer as training
 from dp.training.trainer import Training
-from dp.training.trainer import tasks as losses
-from dp.training.trainer import trainer as training
 from tests.helpers.compose import CONF
 
 ROOT = Path(__file__).parents[2]
