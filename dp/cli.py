@@ -14,9 +14,10 @@ COMMANDS = {
     "archive": "copy finished runs to results/measured/",
     "tables": "write results/tables/ from results/measured/",
     "figures": "draw results/figures/ from results/measured/",
+    "reference": "write the lists in docs/ that come from the code",
 }
 USAGE = "usage: dp COMMAND ...      dp COMMAND --help says more\n\n" + "\n".join(
-    f"  {name:8}  {words}" for name, words in COMMANDS.items()
+    f"  {name:9}  {words}" for name, words in COMMANDS.items()
 )
 
 

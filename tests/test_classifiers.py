@@ -59,7 +59,7 @@ def test_without_mean_and_size_the_net_sees_the_image_itself():
 
 
 def resized(row, n):
-    """Linear interpolation at half-pixel centres, ends repeated."""
+    """Linear interpolation at half-pixel centers, ends repeated."""
     at = (np.arange(n) + 0.5) * len(row) / n - 0.5
     return np.interp(at, np.arange(len(row)), row)
 

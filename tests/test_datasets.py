@@ -97,7 +97,7 @@ def keys(d, a=-0.75):
 
 
 def enlargement(n, m):
-    """(m,n) cubic interpolation at half-pixel centres, borders repeated."""
+    """(m,n) cubic interpolation at half-pixel centers, borders repeated."""
     matrix = np.zeros((m, n))
     for row in range(m):
         at = (row + 0.5) * n / m - 0.5

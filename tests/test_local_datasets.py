@@ -190,7 +190,7 @@ def test_imagenet(cache, shape, monkeypatch):
 
 
 def pictures(folder, names, side=256):
-    """A picture per name, each of one grey."""
+    """A picture per name, each of one gray."""
     for k, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((side, side, 3), 10 * k, dtype=np.uint8)).save(folder / name)

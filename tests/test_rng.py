@@ -186,7 +186,7 @@ def test_distribution(sample, name, law):
 
 @pytest.mark.parametrize("name", ["normal", "uniform"])
 def test_no_correlation_between_lanes_draws_and_calls(sample, name):
-    """The 180 streams' 16110 correlations, and those of neighbouring numbers, are N(0, 1/400) like those of noise."""
+    """The 180 streams' 16110 correlations, and those of neighboring numbers, are N(0, 1/400) like those of noise."""
     rows = sample[name].flatten(0, 2)
     correlations = torch.corrcoef(rows)[tuple(torch.triu_indices(180, 180, offset=1))]
     assert correlations.abs().max() < 5.5 / 20
@@ -221,7 +221,7 @@ def test_one_stream_per_image(lanes):
 
 
 def test_used():
-    """Drawn here or from anything derived: whoever asks wants to know whether the defence is deterministic."""
+    """Drawn here or from anything derived: whoever asks wants to know whether the defense is deterministic."""
     for derive in (lambda r: r, lambda r: r.draw(1), lambda r: r.select([0]).draw(2), lambda r: r.cat(r)):
         rng = Streams(IDS, 7, "adv")
         part = derive(rng)

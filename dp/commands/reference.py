@@ -60,9 +60,9 @@ def _table(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
     return "\n".join(text) + "\n"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Rewrite the generated blocks of all pages. Returns 0."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     for path in sorted(DOCS.glob("*.md")):
         page = path.read_text()
         new = filled(page)

@@ -172,7 +172,7 @@ def transfer(folders: Sequence[Path], summaries: Sequence[dict], others: dict[st
         work = Work(bar)
         for name, group in groups.items():
             rows = [[row for saved in group for row in rescored(by, saved, again.FRESH, work)] for by in columns]
-            figures = [metrics.summarise(r, votes)["robust"][rule] for r in rows]
+            figures = [metrics.summarize(r, votes)["robust"][rule] for r in rows]
             table.add_row(name, *("{} [{}]".format(*report.cells(figure)[:2]) for figure in figures))
     console.print(table)
 

@@ -1,1 +1,1 @@
-"""Files: where they lie and how they get there."""
+"""Bring weights and data to disk: the cache folder, downloads and archives."""

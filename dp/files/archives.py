@@ -1,4 +1,4 @@
-"""Archives: unpack files and folders into one place and nowhere else."""
+"""Unpack archives of files and folders into one folder and nowhere else."""
 
 import itertools
 import lzma
@@ -11,18 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-EXPANSION = 100  # times the archive's own size: no honest archive of weights or images holds more
-SLACK = 1 << 20  # bytes beyond that
+EXPANSION = 100  # limit of the unpacked size, in sizes of the archive; weights and images stay far below it
+ALLOWANCE = 1 << 20  # bytes that are allowed beyond that
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError)
 
 
 def inspect(archive: Path) -> int:
-    """Bytes that a .tar, .tar.gz or .zip unpacks to.
+    """The unpacked size of a .tar, .tar.gz or .zip in bytes.
 
-    Raises ValueError, which says what the archive has in it, for anything but files and folders below the place where
-    it is unpacked, for more than `EXPANSION` times its own size, and for a torn one.
+    Raises ValueError, with words that follow "an archive with", if the archive holds anything but files and folders
+    below its own folder, if it unpacks to more than `EXPANSION` times its size, and if it is damaged.
     """
-    limit, total = EXPANSION * archive.stat().st_size + SLACK, 0
+    limit, total = EXPANSION * archive.stat().st_size + ALLOWANCE, 0
     with _torn():
         for name, size, plain in _members(archive):
             if not plain:
@@ -37,7 +37,7 @@ def inspect(archive: Path) -> int:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack an inspected archive into a new folder; where that fails, the folder is removed."""
+    """Unpack an inspected archive into a new folder. If that fails, the folder is removed."""
     try:
         folder.mkdir()
         with _torn():
@@ -55,19 +55,19 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def find(folder: Path, file: str) -> Path:
-    """What an unpacked archive holds under this path, or else the topmost thing of its name. Raises ValueError."""
+    """The path `file` in an unpacked archive, or else the topmost entry with its name. Raises ValueError."""
     if (folder / file).exists():
         return folder / file
-    found = sorted(p.relative_to(folder).parts for p in folder.rglob("*") if p.name == Path(file).name)
-    found.sort(key=len)
-    if not found or (len(found) > 1 and len(found[0]) == len(found[1])):
-        there = ", ".join(sorted(p.name for p in itertools.islice(folder.iterdir(), 5)))
-        raise ValueError(f"{len(found)} things of that name in it, beside {there or 'nothing'}")
-    return folder.joinpath(*found[0])
+    matches = sorted(p.relative_to(folder).parts for p in folder.rglob("*") if p.name == Path(file).name)
+    matches.sort(key=len)
+    if not matches or (len(matches) > 1 and len(matches[0]) == len(matches[1])):
+        entries = ", ".join(sorted(p.name for p in itertools.islice(folder.iterdir(), 5)))
+        raise ValueError(f"{len(matches)} things of that name in it, beside {entries or 'nothing'}")
+    return folder.joinpath(*matches[0])
 
 
 def _members(archive: Path) -> Iterator[tuple[str, int, bool]]:
-    """Name, unpacked bytes, and whether it is a plain file or folder. A tar is read on only as far as is asked."""
+    """Name, unpacked bytes, and True for a plain file or folder, of each member. A tar is read lazily."""
     if _is_zip(archive):
         with zipfile.ZipFile(archive) as opened:
             for info in opened.infolist():

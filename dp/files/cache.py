@@ -1,4 +1,4 @@
-"""Where files lie and whether they are the right ones."""
+"""Where files are on disk, and whether they are the right ones."""
 
 import errno
 import hashlib
@@ -15,17 +15,17 @@ READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Asset(NamedTuple):
-    """A file or a folder that is embedded, or lies in the cache folder."""
+    """A file or folder that is embedded in the package or belongs into the cache folder."""
 
-    file: str  # path below either
-    url: str | None = None  # http(s), a Google Drive address, or words for what cannot be fetched
+    file: str  # path below the embedded files or the cache folder
+    url: str | None = None  # http(s), a Google Drive address, or words where it cannot be fetched
     megabytes: float | None = None  # of what the address serves
-    sha256: str | None = None  # of what the address serves; None where unknown
+    sha256: str | None = None  # of what the address serves; None if unknown
     unpack: bool = False  # the address serves a .tar, .tar.gz or .zip that holds `file`
 
     @property
     def fetchable(self) -> bool:
-        """Whether it has an address rather than words."""
+        """True if `url` is an address and not words."""
         return (self.url or "").startswith(("http://", "https://"))
 
     def __str__(self) -> str:
@@ -33,7 +33,7 @@ class Asset(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """`DP_CACHE`, or `dp` in the user's cache folder."""
+    """The folder `DP_CACHE`, or `dp` in the user's cache folder."""
     if "DP_CACHE" in os.environ:
         return Path(os.environ["DP_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "dp"
@@ -42,8 +42,8 @@ def cache_folder() -> Path:
 def locate(asset: Asset) -> Path:
     """The path of the asset among the embedded files or in the cache folder.
 
-    Raises FileNotFoundError, in one line that names the file, its size, its address, the folder and the command that
-    fetches it, where it is in neither.
+    If it is in neither, raises FileNotFoundError, in one line with the file, its size, its address, the folder and the
+    command that fetches it.
     """
     for folder in (ASSETS, cache_folder()):
         if (folder / asset.file).exists():
@@ -65,7 +65,7 @@ def is_there(asset: Asset) -> bool:
 
 
 def place(asset: Asset) -> Path:
-    """Where in the cache folder it belongs, there or not. Raises ValueError for a name that leads out of it."""
+    """The path in the cache folder where it belongs. Raises ValueError for a name that leads out of that folder."""
     root = cache_folder()
     if root.absolute() not in Path(os.path.normpath(root.absolute() / asset.file)).parents:
         raise ValueError(complaint(asset, "a file name that leads out of that folder", "give a path below it"))
@@ -73,30 +73,30 @@ def place(asset: Asset) -> Path:
 
 
 def complaint(asset: Asset, got: str, todo: str) -> str:
-    """The line that says what of an asset was wanted, from where, for which folder, what came and what to do."""
+    """One line for an error: the asset, its address and folder, what was found (`got`), and what to do (`todo`)."""
     origin = f" from {asset.url}" if asset.fetchable else ""
     return f"need {asset}{origin} in {cache_folder()}, got {got}: {todo}"
 
 
 def verify(path: Path, asset: Asset) -> str:
-    """The SHA-256 of what lies at `path`; of a folder, over the names and hashes of its files.
+    """Check the SHA-256 of the file or folder at `path` and return it; for folders see `digest`.
 
-    It must be the asset's own or, where that is not known, the one that the cache's hashes.json noted on first use.
-    Embedded files are never noted, and a read-only cache notes nothing. Raises ValueError for any other hash.
+    It must be the asset's own hash or, if that is unknown, the one that hashes.json in the cache recorded at first use.
+    Embedded files are not recorded, and a read-only cache records nothing. Raises ValueError for any other hash.
     """
-    found, pinned = digest(path), expected(asset)
+    actual, pinned = digest(path), expected(asset)
     if pinned is None and not path.is_relative_to(ASSETS) and path.absolute().is_relative_to(cache_folder().absolute()):
-        pinned = note(asset, found)
-    if pinned not in (None, found):
+        pinned = note(asset, actual)
+    if pinned not in (None, actual):
         noted = "" if asset.sha256 and not asset.unpack else f", as noted in {_notes().name} on first use"
         raise ValueError(
-            f"need {path} with SHA-256 {pinned[:12]}...{noted}, got {found[:12]}...: delete it and fetch it again"
+            f"need {path} with SHA-256 {pinned[:12]}...{noted}, got {actual[:12]}...: delete it and fetch it again"
         )
-    return found
+    return actual
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over the names and hashes of all files in it."""
+    """The SHA-256 of a file, or of the names and hashes of all files in a folder."""
     if path.is_dir():
         files = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file()}
         lines = "".join(f"{digest(files[name])} {name}\n" for name in sorted(files))
@@ -106,27 +106,28 @@ def digest(path: Path) -> str:
 
 
 def expected(asset: Asset) -> str | None:
-    """The hash that the asset must have where it lies: pinned, or noted on first use. The pin of an archive says
-    nothing about what comes out of it.
+    """The hash that the asset must have on disk: its own, the one recorded at first use, or None.
+
+    The hash of an archive says nothing about what it unpacks to.
     """
     if asset.sha256 is not None and not asset.unpack:
         return asset.sha256.lower()
     return _noted().get(asset.file)
 
 
-def note(asset: Asset, found: str) -> str:
-    """Note a hash in hashes.json unless there is one; the one that stands there now."""
+def note(asset: Asset, sha256: str) -> str:
+    """Record a hash in hashes.json unless one is recorded, and return the recorded one."""
     try:
         with FileLock(_notes().with_suffix(".lock")):
             noted = _noted()
             if asset.file not in noted:
-                noted[asset.file] = found
+                noted[asset.file] = sha256
                 write_whole(_notes(), json.dumps(noted, indent=1, sort_keys=True) + "\n")
             return noted[asset.file]
     except OSError as error:
         if error.errno not in READ_ONLY:
             raise
-        return found
+        return sha256
 
 
 def _notes() -> Path:
@@ -146,7 +147,7 @@ def _noted() -> dict[str, str]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is there in full or as it was. One writer at a time: callers hold a lock."""
+    """Replace a small file atomically. Callers hold a lock, so that there is one writer at a time."""
     new = path.with_name(path.name + ".new")
     try:
         new.write_text(text)
@@ -158,7 +159,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Force a file, or the names in a folder, to the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""One address into one file: with what came before, as often as it takes, and never a web page instead."""
+"""Download one address into one file: resumed, retried, and never a web page in its place."""
 
 import http.client
 import json
@@ -19,7 +19,7 @@ from dp.files.cache import Asset, complaint, place, write_whole
 
 CHUNK = 1 << 18  # bytes
 WAIT = 0.5  # seconds before the second try, doubled before each further one
-TEXT = (".html", ".htm", ".xml", ".svg")  # files that may begin with <
+TEXT = (".html", ".htm", ".xml", ".svg")  # files that may begin with "<"
 BROKEN = (
     requests.ConnectionError,
     requests.Timeout,
@@ -31,11 +31,11 @@ OnBytes = Callable[[int, int | None], object]
 
 
 class _Again(Exception):
-    """The answer broke off, or the server says that it cannot now."""
+    """The answer broke off, or the server cannot serve it now: try again."""
 
 
 def direct(asset: Asset) -> str:
-    """The address that serves the bytes. Raises ValueError where there is none: words, a Google Drive folder."""
+    """The address that serves the bytes. Raises ValueError if there is none: no address, or a Google Drive folder."""
     url = asset.url or ""
     if not asset.fetchable:
         said = f" ({url})" if url else ""
@@ -52,7 +52,10 @@ def direct(asset: Asset) -> str:
 
 
 def download(asset: Asset, address: str, part: Path, on_bytes: OnBytes, timeout: float, tries: int) -> None:
-    """Until the part is whole; tries are counted anew whenever more of the file has come than ever before."""
+    """Download the rest of `part`. The count of tries starts again whenever more of the file has come than before.
+
+    `on_bytes(done, total)` is called with bytes so far and in all. `timeout`: seconds without a byte. Raises OSError.
+    """
     furthest, failed = size(part), 0
     while True:
         try:
@@ -61,9 +64,9 @@ def download(asset: Asset, address: str, part: Path, on_bytes: OnBytes, timeout:
             failed = 0 if size(part) > furthest else failed
             furthest, failed = max(furthest, size(part)), failed + 1
             if failed >= tries:
-                kept = f", the {size(part) / 1e6:.1f} MB that came are kept" if size(part) else ""
+                partial = f", the {size(part) / 1e6:.1f} MB that came are kept" if size(part) else ""
                 got = f"no whole answer in {tries} tries ({_reason(error, timeout)})"
-                raise OSError(complaint(asset, got, f"try again later{kept}")) from None
+                raise OSError(complaint(asset, got, f"try again later{partial}")) from None
             time.sleep(min(30.0, WAIT * 2 ** (failed - 1)))
         except requests.RequestException as error:
             raise OSError(complaint(asset, _reason(error, timeout), "correct its url")) from None
@@ -77,7 +80,7 @@ def _reason(error: Exception, timeout: float) -> str:
 
 
 def _attempt(asset: Asset, address: str, part: Path, on_bytes: OnBytes, timeout: float) -> None:
-    """One request for all, or for what is not there yet; what comes is on the disk when this returns or raises."""
+    """One request for the file or for its rest. What has come is on the disk when this returns or raises."""
     have, state = size(part), state_of(part)
     if state.get("address") != address:
         have = 0
@@ -103,7 +106,7 @@ def _attempt(asset: Asset, address: str, part: Path, on_bytes: OnBytes, timeout:
 
 
 def _judged(asset: Asset, answer: requests.Response, part: Path, have: int, state: dict) -> tuple[int, int | None]:
-    """Byte at which the answer begins and bytes of the whole file, None where the server does not say."""
+    """The byte at which the answer begins and the size of the whole file, None if the server does not say it."""
     status, said = answer.status_code, f"{answer.status_code} {answer.reason}"
     length = answer.headers.get("Content-Length", "")
     if status == 206 and have:
@@ -142,14 +145,14 @@ def _stream(
 
 
 def _write(file: Any, data: bytes) -> None:
-    """All of it; an unbuffered file takes what it can."""
+    """Write all of it; one write to an unbuffered file may take only a part."""
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
 
 
 def _settle(file: Any, part: Path) -> None:
-    """What is kept must be on the disk, or the rest would be appended to a hole."""
+    """Flush the part to the disk, since otherwise the rest could be appended behind a gap."""
     try:
         os.fsync(file.fileno())
     except OSError:
@@ -165,7 +168,7 @@ def _web_page(asset: Asset, page: bytes) -> ValueError:
 
 
 def no_room(asset: Asset, need: float | None, free: float) -> str:
-    """The line about a full disk; bytes, `need` None where that is not known."""
+    """One line about a full disk. `need`, `free`: in bytes; `need` is None if unknown."""
     wanted = "" if need is None else f" where {need / 1e6:.1f} MB more are needed"
     return complaint(
         asset, f"{free / 1e6:.1f} MB free{wanted}", "make room, or set DP_CACHE to another disk; what came is kept"
@@ -173,11 +176,12 @@ def no_room(asset: Asset, need: float | None, free: float) -> str:
 
 
 def size(path: Path) -> int:
+    """Size of a file in bytes, 0 if there is none."""
     return path.stat().st_size if path.exists() else 0
 
 
 def state_of(part: Path) -> dict:
-    """What the server said of the file in the part: address, validator, total; empty where nothing is known."""
+    """What the server said of the file of this part: address, validator and total, or nothing."""
     with suppress(OSError, ValueError):
         state = json.loads(_sidecar(part).read_text())
         if isinstance(state, dict) and {"address", "validator", "total"} <= set(state):
@@ -190,11 +194,12 @@ def _sidecar(part: Path) -> Path:
 
 
 def _validator(answer: requests.Response) -> str:
-    """A strong ETag, or the date of the last change: what If-Range takes."""
+    """A strong ETag or the date of the last change, as If-Range needs it."""
     tag = answer.headers.get("ETag", "")
     return tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified", "")
 
 
 def drop(part: Path) -> None:
+    """Delete a part and what is recorded of it."""
     part.unlink(missing_ok=True)
     _sidecar(part).unlink(missing_ok=True)

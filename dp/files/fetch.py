@@ -1,4 +1,4 @@
-"""Bring files into the cache: resumable, verified, one process at a time."""
+"""Bring files into the cache folder: resumable, verified, by one process at a time."""
 
 import errno
 import shutil
@@ -14,12 +14,13 @@ from dp.files.download import OnBytes, direct, download, drop, no_room, size, st
 
 
 def fetch(asset: Asset, on_bytes: OnBytes = lambda done, total: None, *, timeout: float = 30.0, tries: int = 5) -> Path:
-    """The path of the asset, which is downloaded into the cache folder where it is not there yet.
+    """Download the asset into the cache folder unless it is there, and return its path.
 
-    What has come of a file lies beside it as `<file>.part` until it is whole and its hash is right; the next call goes
-    on there if the server still has the same file. Two processes download once. `on_bytes(done, total)`: bytes so far
-    and in all, None where the server does not say. `timeout`: seconds without a byte. `tries`: how often in a row
-    nothing may come. Raises OSError (network, server, disk) and ValueError (wrong file, no address), in one line.
+    An incomplete file is kept beside it as `<file>.part` until it is whole and its hash is right. The next call
+    continues it if the server still has the same file. Two processes at once download one time.
+    `on_bytes(done, total)` is called with bytes so far and in all, None if the server does not say it. `timeout`:
+    seconds without a byte. `tries`: how many tries in a row may bring nothing. Raises OSError (network, server, disk)
+    and ValueError (wrong file, no address), in one line.
     """
     if is_there(asset):
         verify(locate(asset), asset)
@@ -33,24 +34,24 @@ def fetch(asset: Asset, on_bytes: OnBytes = lambda done, total: None, *, timeout
                 download(asset, address, part, on_bytes, timeout, tries)
                 _install(asset, part, target)
                 return target
-    verify(target, asset)  # another process brought it
+    verify(target, asset)  # another process has downloaded it
     return target
 
 
 def _install(asset: Asset, part: Path, target: Path) -> None:
-    """Check a whole part, unpack it where it is an archive, and only then give it its name."""
+    """Check a complete part, unpack it if it is an archive, and give it its name last."""
     if not asset.unpack:
-        found = _insist(asset, part, part, expected(asset))
+        actual = _insist(asset, part, part, expected(asset))
         sync(part)
         part.replace(target)
     else:
         if asset.sha256 is not None:
             _insist(asset, part, part, asset.sha256.lower())
         folder = target.with_name(f".{target.name}.unpacking")
-        shutil.rmtree(folder, ignore_errors=True)  # of a killed process
+        shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
         try:
             whole = _unpacked(asset, part, folder)
-            found = _insist(asset, part, whole, expected(asset))
+            actual = _insist(asset, part, whole, expected(asset))
             for path in (whole, *whole.rglob("*")):
                 sync(path)
             whole.replace(target)
@@ -59,16 +60,16 @@ def _install(asset: Asset, part: Path, target: Path) -> None:
     sync(target.parent)
     drop(part)
     if expected(asset) is None:
-        note(asset, found)
+        note(asset, actual)
 
 
 def _insist(asset: Asset, part: Path, path: Path, want: str | None) -> str:
-    found = digest(path)
-    if want not in (None, found):
+    actual = digest(path)
+    if want not in (None, actual):
         drop(part)
         todo = "nothing is kept; try again, or correct its sha256 or its line in hashes.json if the new file is right"
-        raise ValueError(complaint(asset, f"a file with SHA-256 {found} instead of {want}", todo))
-    return found
+        raise ValueError(complaint(asset, f"a file with SHA-256 {actual} instead of {want}", todo))
+    return actual
 
 
 def _unpacked(asset: Asset, part: Path, folder: Path) -> Path:
@@ -85,7 +86,7 @@ def _unpacked(asset: Asset, part: Path, folder: Path) -> Path:
 
 @contextmanager
 def _plain_words(asset: Asset, part: Path) -> Iterator[None]:
-    """Errors of the disk as one line that says what to do."""
+    """Turn errors of the disk into one line that says what to do."""
     try:
         yield
     except OSError as error:

@@ -40,19 +40,25 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with torch.enable_grad():
-            ctx.leaves = tuple(a.detach().requires_grad_() for a in (q, k, v))
-            ctx.out = F.scaled_dot_product_attention(ctx.leaves[0], ctx.leaves[1], ctx.leaves[2])
+        ctx.graph = _attention_graph(q, k, v)
         ctx.save_for_backward(q, k, v)
-        return ctx.out.detach()
+        return ctx.graph[1].detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
+        q, k, v = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            return torch.autograd.grad(ctx.out, ctx.leaves, grads[0], retain_graph=True)
-        q, k, v = ctx.saved_tensors  # the gradient will be differentiated
+            (leaves, out), ctx.graph = ctx.graph or _attention_graph(q, k, v), None  # a backward pass frees it
+            return torch.autograd.grad(out, leaves, grads[0].to(out.dtype))
         out = (q @ k.transpose(2, 3) / math.sqrt(q.shape[3])).softmax(dim=3) @ v
         return torch.autograd.grad(out.to(grads[0].dtype), (q, k, v), grads[0], create_graph=True)
+
+
+def _attention_graph(q: Tensor, k: Tensor, v: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Leaves with the values of q, k, v, and their attention by torch's kernel with its graph."""
+    with torch.enable_grad():
+        q, k, v = leaves = tuple(a.detach().requires_grad_() for a in (q, k, v))
+        return leaves, F.scaled_dot_product_attention(q, k, v)
 
 
 def kernel(taps: Sequence[float], like: Tensor | None = None) -> Tensor:

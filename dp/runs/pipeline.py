@@ -123,7 +123,7 @@ def summarize(job: Job) -> dict | None:
     rule, samples, screen = (judge.rule, judge.draws, judge.screen) if judge else (None, 0, 0)
     summary = {
         "format": record.FORMAT,
-        **metrics.summarise(rows, evaluation.votes, rule, samples, screen, evaluation.ties),
+        **metrics.summarize(rows, evaluation.votes, rule, samples, screen, evaluation.ties),
         "seconds": record.seconds(job.folder),
         "workers": workers_of(config),
         "device": torch.cuda.get_device_name() if evaluation.device.startswith("cuda") else "cpu",

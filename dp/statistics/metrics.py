@@ -102,7 +102,7 @@ def score(row: Mapping[str, Any], side: str, rule: str) -> float:
     return float(row[f"{side}_{rule}"] == row["label"])
 
 
-def summarise(
+def summarize(
     rows: Sequence[Mapping[str, Any]],
     votes: int,
     judged: str | None = None,

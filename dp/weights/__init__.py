@@ -1,1 +1,1 @@
-"""From a file of weights to a network; nothing in the file is executed."""
+"""From a weights file to a network. Nothing in a file is executed."""

@@ -1,5 +1,6 @@
-"""Weights: read tensors only, whatever the container, and fit them to a network strictly. Nothing in a file is ever
-executed.
+"""Read the tensors of a weights file, whatever its format, and fit them to a network strictly.
+
+Nothing in a file is ever executed.
 """
 
 import functools
@@ -22,14 +23,14 @@ from dp.files.cache import Asset, locate, verify
 from dp.weights.edm_pickle import EDMPickle, edm
 from dp.weights.pickle_scan import STORAGES, UNREADABLE, Kind, Refused, legacy, number, scan, short
 
-PREFIXES = ("", "module.", "model.", "module.0.", "module.model.")  # DataParallel and normalising wrappers
-NAMES = (  # all that public torch files name
+PREFIXES = ("", "module.", "model.", "module.0.", "module.model.")  # of DataParallel and normalizing wrappers
+NAMES = (  # the only names in public torch files
     "collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor",
     "torch._utils._rebuild_parameter", "torch.Size", "torch.device", *STORAGES,
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",
     "_codecs.encode", "argparse.Namespace",
 )  # fmt: skip
-CONSTANTS = {  # of the preconditioners that dp.diffusion.denoisers computes
+CONSTANTS = {  # of the preconditioners that dp.diffusion.denoisers implements
     "EDMPrecond": {"sigma_data": 0.5},
     "VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000},
     "VEPrecond": {},
@@ -39,11 +40,11 @@ TRAINING_ONLY = ("label_dropout", "use_checkpoint", "use_fp16")
 
 
 def read(path: Path) -> Any:
-    """The content of a weights file: a dict of tensors, or what holds them (training checkpoints), or an EDMPickle.
+    """The content of a weights file: a dict of tensors, a training checkpoint that holds one, or an EDMPickle.
 
-    Containers are told by their first bytes: safetensors, torch's zip archive (mapped, not copied), torch's older
-    format, EDM's plain pickle. Raises ValueError, in one line, for a file that is none of them, is torn, or names
-    anything that weights do not need.
+    The format is recognized by the first bytes: safetensors, torch's zip archive (mapped, not copied), torch's older
+    format, EDM's plain pickle. Raises ValueError, in one line, for a file of no such format, for a damaged file, and
+    for a file that names anything that weights do not need.
     """
     with path.open("rb") as file:
         head = file.read(9)
@@ -73,13 +74,14 @@ def load(
     wrapper: str | None = None,
     rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> nn.Module:
-    """`net` with the tensors of a file of the cache, strictly: no name missing, none left over, no other shape.
+    """Return `net` with the tensors of an embedded or cached file. Names and shapes must match exactly.
 
-    `net`: a module, or a partial that makes one (`_partial_: true`), which costs no memory until the tensors come.
-    `sha256`: the expected hash; where none is known, that of the first use holds from then on. `entry`: the part of a
-    training checkpoint that holds the weights; a score-SDE `ema` is named after its `model`. `wrapper`: the
-    preconditioner that an EDM pickle must hold. `rename`: the file's names to the net's. Raises ValueError for a wrong
-    hash, a file that is not what it should be or does not fit, FileNotFoundError for a missing one.
+    `net`: a module, or a partial that makes one (`_partial_: true`), which takes no memory before the tensors are read.
+    `file`, `url`, `megabytes`: see `Asset`. `sha256`: the expected hash; without one, the hash at first use is required
+    from then on. `entry`: the part of a training checkpoint that holds the weights; the tensors of a score-SDE `ema`
+    get their names from its `model`. `wrapper`: the preconditioner that an EDM pickle must hold. `rename`: maps the
+    file's names to the network's. Raises ValueError for a wrong hash, a file of another kind or one that does not fit,
+    and FileNotFoundError for a missing file.
     """
     path = locate(asset := Asset(file, url, megabytes, sha256))
     verify(path, asset)
@@ -99,9 +101,10 @@ def load(
 
 
 def fit(net: nn.Module, state: Mapping[str, Tensor], name: str) -> nn.Module:
-    """`net` with `state` in place of its own tensors, at its own precision; `name` of the file, for messages.
+    """Return `net` with the tensors of `state` in place of its own, in its own precision.
 
-    A prefix that all names share (`module.`, `model.`) is taken off. Raises ValueError where names or shapes differ.
+    `name`: the file's name, for messages. A prefix that all names share (`module.`, `model.`) is removed. Raises
+    ValueError where names, shapes or kinds of number differ.
     """
     own = net.state_dict()
     state = next((s for s in (_unprefixed(state, p) for p in PREFIXES) if set(s) == set(own)), state)
@@ -109,13 +112,13 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], name: str) -> nn.Module:
     if set(own) != set(state):
         odd = sorted(set(own) ^ set(state))
         raise ValueError(f"need {name} to hold the tensors of {kind}, got {len(odd)} that differ, e.g. {short(odd[0])}")
-    for key, mine in own.items():
-        found = state[key]
-        if found.shape != mine.shape:
-            sizes = f"{tuple(mine.shape)}, got {tuple(found.shape)}"
+    for key, tensor in own.items():
+        new = state[key]
+        if new.shape != tensor.shape:
+            sizes = f"{tuple(tensor.shape)}, got {tuple(new.shape)}"
             raise ValueError(f"need {key} of another shape for {kind} in {name}: {sizes}")
-        if found.layout != torch.strided or found.is_floating_point() != mine.is_floating_point():
-            raise ValueError(f"need {key} as dense {mine.dtype} numbers in {name}, got {found.layout}, {found.dtype}")
+        if new.layout != torch.strided or new.is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"need {key} as dense {tensor.dtype} numbers in {name}, got {new.layout}, {new.dtype}")
     net.load_state_dict({k: state[k].to(v.dtype) for k, v in own.items()}, assign=True)
     left = [k for k, v in (*net.named_parameters(), *net.named_buffers()) if v.is_meta]
     assert not left, f"{kind} has tensors that no file holds ({left[0]}): leave `_partial_` out of its yaml"
@@ -129,27 +132,28 @@ def _unprefixed(state: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor
 
 
 def _entry(content: Any, entry: str | int | None, net: nn.Module, name: str) -> dict[str, Tensor]:
-    """The tensors under `entry`; a list without names under `ema` is named as score-SDE orders it."""
+    """The named tensors under `entry`. A list without names under `ema` gets names by score-SDE's order."""
     if entry is not None:
-        there: dict = dict(enumerate(content)) if isinstance(content, list) else {}
-        there = content if isinstance(content, dict) else there
-        if entry not in there:
-            found = short(", ".join(map(str, there))) or "no entries"
-            raise ValueError(f"need the entry {entry!r} in {name}, got {found}")
-        part = there[entry]
-        content = _named_ema(there, part, net, name) if isinstance(part, dict) and "shadow_params" in part else part
+        entries: dict = dict(enumerate(content)) if isinstance(content, list) else {}
+        entries = content if isinstance(content, dict) else entries
+        if entry not in entries:
+            names = short(", ".join(map(str, entries))) or "no entries"
+            raise ValueError(f"need the entry {entry!r} in {name}, got {names}")
+        part = entries[entry]
+        content = _named_ema(entries, part, net, name) if isinstance(part, dict) and "shadow_params" in part else part
     if not isinstance(content, dict):
         raise ValueError(f"need a dictionary of tensors in {name}, got {type(content).__name__}")
     odd = sorted(str(k) for k, v in content.items() if not isinstance(v, Tensor) or not isinstance(k, str))
     if odd:
-        found = short(", ".join(odd))
-        raise ValueError(f"need tensors by name in {name}, got {found} beside them: name its entry in the yaml")
+        others = short(", ".join(odd))
+        raise ValueError(f"need tensors by name in {name}, got {others} beside them: name its entry in the yaml")
     return content
 
 
 def _named_ema(content: dict, part: dict, net: nn.Module, name: str) -> dict[str, Tensor]:
-    """The moving average is a bare list in the order of the trainable parameters, which must be the net's own; buffers
-    and the frozen frequencies of Fourier nets are taken from the model.
+    """The moving average with names. The file has it as a list in the order of the network's trainable parameters.
+
+    That order must be the network's own. Buffers and the frozen frequencies of Fourier features come from `model`.
     """
     model, average = content.get("model"), part["shadow_params"]
     if not isinstance(model, dict) or not isinstance(average, list):
@@ -160,41 +164,43 @@ def _named_ema(content: dict, part: dict, net: nn.Module, name: str) -> dict[str
         raise ValueError(
             f"need `model` of {name} in the order of {type(net).__name__}, got another: the averages follow it"
         )
-    shapes = [getattr(v, "shape", None) for v in average]
-    if shapes != [getattr(model[k], "shape", None) for k in names]:
+    shapes = [v.shape if isinstance(v, Tensor) else None for v in average]
+    if shapes != [model[k].shape if isinstance(model[k], Tensor) else None for k in names]:
         raise ValueError(f"need {len(names)} averages of the shapes of `model` in {name}, got {len(average)} others")
     return dict(zip(names, average, strict=True)) | {k: v for k, v in model.items() if k not in set(names)}
 
 
-def _check_made_by(found: EDMPickle, net: Any, wrapper: str | None, name: str) -> None:
-    """The file's own record of how its network was made, against what the yaml builds."""
-    if wrapper is None or found.wrapper != wrapper:
-        raise ValueError(f"need {name} with the preconditioner {wrapper}, got {found.wrapper}: choose that denoiser")
+def _check_made_by(content: EDMPickle, net: Any, wrapper: str | None, name: str) -> None:
+    """Raise ValueError unless the network that the yaml builds is made as the file says that its network was."""
+    if wrapper is None or content.wrapper != wrapper:
+        raise ValueError(f"need {name} with the preconditioner {wrapper}, got {content.wrapper}: choose that denoiser")
     if wrapper not in CONSTANTS:
         raise ValueError(f"need a preconditioner among {', '.join(CONSTANTS)}, got {wrapper}: no adapter computes it")
     for key, value in CONSTANTS[wrapper].items():
-        if found.constants.get(key, value) != value:
-            raise ValueError(f"need {key}={value} in {name}, got {short(found.constants[key])}")
+        if content.constants.get(key, value) != value:
+            raise ValueError(f"need {key}={value} in {name}, got {short(content.constants[key])}")
     if not isinstance(net, functools.partial):
         raise ValueError(f"need `_partial_: true` for the network of the EDM pickle {name}")
     assert inspect.isclass(net.func)
-    if net.func.__name__ != found.net:
-        raise ValueError(f"need {name} made as {net.func.__name__}, got {found.net}")
+    if net.func.__name__ != content.net:
+        raise ValueError(f"need {name} made as {net.func.__name__}, got {content.net}")
     bound = inspect.signature(net.func).bind(**net.keywords)
     bound.apply_defaults()
-    for key, value in found.settings.items():
+    for key, value in content.settings.items():
         if key in TRAINING_ONLY:
             continue
-        mine = bound.arguments.get(key, "nothing of that name")
-        if (list(mine) if isinstance(mine, tuple) else mine) != (list(value) if isinstance(value, tuple) else value):
+        ours = bound.arguments.get(key, "nothing of that name")
+        if (list(ours) if isinstance(ours, tuple) else ours) != (list(value) if isinstance(value, tuple) else value):
             raise ValueError(
-                f"need {name} made with {short(key)}={mine}, got {short(value)}: set it in the denoiser's yaml"
+                f"need {name} made with {short(key)}={ours}, got {short(value)}: set it in the denoiser's yaml"
             )
 
 
 def _zip(path: Path) -> Any:
-    """A torch archive, mapped into memory. Torch's reader must see just what is checked here: members stored as they
-    are, one folder, no two names alike, no second directory; and nothing damaged.
+    """The content of a torch archive, mapped into memory.
+
+    Torch's reader must see exactly what is checked here. Therefore members must be stored without compression, in one
+    folder, under different names, with one directory, and undamaged.
     """
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
@@ -216,7 +222,7 @@ def _zip(path: Path) -> Any:
 
 
 def _one_directory(path: Path, start: int) -> bool:
-    """Whether the records at the archive's end all say that its directory begins at `start` and ends before them."""
+    """True if the records at the archive's end all say that its directory begins at `start` and ends before them."""
     with path.open("rb") as file:
         tail = path.stat().st_size - 22  # the end record, without a comment
         file.seek(max(0, tail - 76))
@@ -230,28 +236,28 @@ def _one_directory(path: Path, start: int) -> bool:
 
 
 def _old(path: Path) -> Any:
-    """Torch's format before 1.6: five pickles, then the raw numbers, each storage behind its length."""
+    """The content of torch's format before 1.6: five pickles, then each storage's length and raw numbers."""
     size = path.stat().st_size
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
         left = size - legacy(view, NAMES)
     content = _torch_load(path, mapped=False)
-    if _bounded(content, size) != left:  # a storage that is not filled would hold whatever lay in memory
+    if _bounded(content, size) != left:  # an unfilled storage would expose old memory
         raise Refused("its tensors are not all of its numbers")
     return content
 
 
 def _is_old(path: Path) -> bool:
-    """Whether a plain pickle begins with torch's magic number (a LONG1 of 10 bytes)."""
+    """True if a plain pickle begins with torch's magic number (a LONG1 of 10 bytes)."""
     with path.open("rb") as file:
         return file.read(14)[2:] == pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[2:14]
 
 
 class _Namespace:
-    """What is left of the command line that a training checkpoint may hold."""
+    """Stands for the command line that a training checkpoint may hold."""
 
 
 def _torch_load(path: Path, mapped: bool) -> Any:
-    """Tensors, numbers, text and containers of them; numpy's numbers (a learning rate) through stand-ins."""
+    """Read tensors, numbers, text and containers of them. Stand-ins read numpy's numbers, such as a learning rate."""
     names: list[Any] = [(number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     names += [(Kind, "numpy.dtype"), (_Namespace, "argparse.Namespace")]
     try:
@@ -264,15 +270,12 @@ def _torch_load(path: Path, mapped: bool) -> Any:
 
 
 def _bounded(content: Any, size: int) -> int:
-    """Bytes of the storages behind all tensors, each with the 8 of its length. Raises Refused for tensors that would
-    take more memory than the file has (repeated views, strides of zero) and for containers that are not what they seem.
+    """Bytes of the storages of all tensors, with 8 for the length of each.
+
+    Raises Refused for tensors that would take more memory than the file has (repeated views, strides of zero) and for
+    containers that are not what they seem. A checkpoint may name a tensor in more than one place, hence the factor 4.
     """
-    left, seen, stack, storages = (
-        4 * size,
-        set(),
-        [content],
-        {},
-    )  # a checkpoint may name a tensor in more than one place
+    left, visited, stack, storages = 4 * size, set(), [content], {}
     while stack:
         node = stack.pop()
         if isinstance(node, Tensor):
@@ -281,9 +284,9 @@ def _bounded(content: Any, size: int) -> int:
                 raise Refused("a tensor is not dense")
             storages[raw._cdata] = 8 + raw.nbytes()
             left -= took
-        elif isinstance(node, dict | list | tuple) and id(node) not in seen:
-            seen.add(id(node))
-            if set(getattr(node, "__dict__", ())) - {"_metadata"}:
+        elif isinstance(node, dict | list | tuple) and id(node) not in visited:
+            visited.add(id(node))
+            if hasattr(node, "__dict__") and set(vars(node)) - {"_metadata"}:
                 raise Refused("a dictionary has attributes")
             stack.extend(dict.values(node) if isinstance(node, dict) else node)
         if left < 0:

@@ -1,6 +1,6 @@
-"""EDM's pickles as tensors, without running them: stand-ins for the few names that they hold.
+"""Read EDM's pickles as tensors without running them, by stand-ins for the few names that they hold.
 
-Nothing that a file names is imported or called, and the source text that it carries is not looked at.
+Nothing that a file names is imported or called, and the source code in it is ignored.
 """
 
 import io
@@ -18,16 +18,18 @@ from torch import Tensor
 
 from dp.weights.pickle_scan import STORAGES, UNREADABLE, Kind, Refused, legacy, number, refuse, scan, short
 
-DEPTH = 40
-PARTS = 100_000  # modules and tensors; a full-size network has two thousand
+DEPTH = 40  # limit of nested modules
+PARTS = 100_000  # limit of modules and tensors; a full-size network has two thousand
 PLAIN = (bool, int, float, str, type(None))
 TENSOR = "torch._utils._rebuild_tensor_v2"
 STORAGE = "torch.storage._load_from_bytes"
 
 
 class EDMPickle(NamedTuple):
-    """What is of use in an EDM pickle. `wrapper`, `net`: class names of the preconditioner and its network;
-    `constants`: the preconditioner's numbers; `settings`: the network's constructor arguments; `state`: its tensors.
+    """The useful content of an EDM pickle.
+
+    `wrapper`, `net`: class names of the preconditioner and its network. `constants`: the preconditioner's numbers.
+    `settings`: the network's constructor arguments. `state`: its tensors.
     """
 
     wrapper: str
@@ -38,7 +40,7 @@ class EDMPickle(NamedTuple):
 
 
 def edm(path: Path) -> EDMPickle:
-    """The network under `ema` of an EDM pickle, as tensors. Raises Refused."""
+    """The network under `ema` of an EDM pickle, as tensors. Raises Refused for any other content."""
     limit = path.stat().st_size
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
         scan(view)
@@ -74,11 +76,12 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, PLAIN)
 
 
-def _collect(module: Any, prefix: str, into: dict[str, Tensor], seen: set[int], depth: int) -> None:
-    """Parameters and buffers under their dotted names, as in a state dict."""
-    if not isinstance(module, _Object) or depth > DEPTH or id(module) in seen or len(seen) + len(into) > PARTS:
+def _collect(module: Any, prefix: str, into: dict[str, Tensor], visited: set[int], depth: int) -> None:
+    """Put parameters and buffers into `into` under their dotted names, as in a state dict."""
+    nested = not isinstance(module, _Object) or depth > DEPTH or id(module) in visited
+    if nested or len(visited) + len(into) > PARTS:
         raise Refused("its modules are nested in a way that no network is")
-    seen.add(id(module))
+    visited.add(id(module))
     for kind in ("_parameters", "_buffers"):
         for name, value in module.plain(kind, dict).items():
             if value is None:
@@ -90,11 +93,11 @@ def _collect(module: Any, prefix: str, into: dict[str, Tensor], seen: set[int], 
         if not isinstance(name, str) or len(name) > 100 or "." in name:
             raise Refused("a module has no name")
         if child is not None:
-            _collect(child, f"{prefix}{name}.", into, seen, depth + 1)
+            _collect(child, f"{prefix}{name}.", into, visited, depth + 1)
 
 
 class _Object:
-    """What a module left in the file: the name of its class and its attributes."""
+    """A module in the file: the name of its class and its attributes."""
 
     kind = "ModuleDict"
     state: dict = MappingProxyType({})  # pyright: ignore[reportAssignmentType]
@@ -109,17 +112,19 @@ class _Object:
         self.state = state
 
     def plain(self, name: str, kind: type) -> Any:
-        found = self.state.get(name)
-        if found is not None and not isinstance(found, kind):
+        """The attribute of this name, or an empty `kind` without one. Raises Refused for another type."""
+        value = self.state.get(name)
+        if value is not None and not isinstance(value, kind):
             raise Refused(f"a module's {name} is no {kind.__name__}")
-        return kind() if found is None else found
+        return kind() if value is None else value
 
     def modules(self) -> dict:
+        """The child modules by name."""
         return self.plain("_modules", dict)
 
 
 class _Reader(pickle.Unpickler):
-    """Resolves the names of EDM pickles to stand-ins made for this file alone; every other name is refused."""
+    """Resolves the names in EDM pickles to stand-ins, made anew for every file. Every other name is refused."""
 
     def __init__(self, file: IO[bytes], limit: int):
         super().__init__(file)
@@ -144,6 +149,7 @@ class _Reader(pickle.Unpickler):
         raise Refused("it refers to objects outside of itself")
 
     def module(self, meta: Any) -> _Object:
+        """A module from its record in the file, in the one version of it that EDM writes."""
         fields = ("type", "version", "module_src", "class_name", "state")
         if not isinstance(meta, dict) or set(meta) != set(fields):
             raise Refused("a persistent object has other fields than EDM writes")
@@ -154,7 +160,7 @@ class _Reader(pickle.Unpickler):
         return _Object(meta["class_name"][:80], meta["state"])
 
     def storage(self, data: Any) -> torch.UntypedStorage:
-        """Raw numbers that were written as a file of their own: read as tensors only, and no more than the file has."""
+        """A storage, which the pickle holds as a torch file of its own. Only tensors are read from it."""
         if not isinstance(data, bytes) or data[:2] == b"PK":
             raise Refused("a storage is not in the format that EDM writes")
         self.left -= len(data)
@@ -164,10 +170,10 @@ class _Reader(pickle.Unpickler):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # typed storages are deprecated, not their files
-                found = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-                if not isinstance(found, torch.storage.TypedStorage) or found.dtype != torch.float32:
+                typed = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+                if not isinstance(typed, torch.storage.TypedStorage) or typed.dtype != torch.float32:
                     raise Refused("a storage holds something other than float32")
-                raw = found.untyped()
+                raw = typed.untyped()
         except Refused:
             raise
         except UNREADABLE as error:
@@ -177,6 +183,7 @@ class _Reader(pickle.Unpickler):
         return raw
 
     def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+        """A dense tensor that lies within its storage."""
         if not isinstance(storage, torch.UntypedStorage) or not isinstance(size, tuple) or not isinstance(offset, int):
             raise Refused("a tensor is not made of a storage, an offset and a size")
         dense = torch.empty(size, device="meta").stride()

@@ -1,4 +1,7 @@
-"""What no weights file needs is refused before it is read: a walk over a pickle's opcodes, and stand-ins for numpy."""
+"""Refuse pickles with anything that weights do not need, before they are read: a scan of their opcodes.
+
+Stand-ins for numpy's types let the rest be read without numpy's own constructors.
+"""
 
 import io
 import mmap
@@ -12,8 +15,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-OPCODES = 5_000_000  # an EDM pickle has about 40 thousand, a training checkpoint fewer
-TUPLE = 5_000  # objects in a tuple, counted through tuples in it; checkpoints have a few
+OPCODES = 5_000_000  # limit; an EDM pickle has about 40 thousand, a training checkpoint fewer
+TUPLE = 5_000  # limit of objects in a tuple with the tuples in it; checkpoints have a few
 REFUSED = ("INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER", "BYTEARRAY8")
 TRANSFORMS = ("hex", "base64", "bz2", "quopri", "quotedprintable", "uu", "zip", "zlib")  # codecs other than of text
 UNREADABLE = (
@@ -28,18 +31,19 @@ FORMATS = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "b1": "<?"}
 
 
 class Refused(ValueError):
-    """A file that does not stay within what its format needs; the message goes behind the file's name."""
+    """A file with more than its format needs. The message says what, and follows the file's name."""
 
 
 def refuse(why: str) -> Any:
+    """Raise Refused, where an expression is needed."""
     raise Refused(why)
 
 
 def scan(file: mmap.mmap | io.BytesIO, allowed: Collection[str] | None = None) -> None:
-    """Walk over one pickle's opcodes, from the file's position to its end, and refuse what no checkpoint needs.
+    """Scan the opcodes of one pickle, from the file's position to the pickle's end. Raises Refused.
 
-    `file`: in memory or mapped, where asking for a terabyte gives what is there. `allowed`: the globals that may be
-    named; None leaves that to the reader. Raises Refused.
+    `file`: in memory or mapped, so that a read of a terabyte returns only what exists. `allowed`: the globals that the
+    pickle may name; None leaves that to the reader.
     """
     counted, weights = 0, _Weights()
     try:
@@ -65,9 +69,10 @@ def scan(file: mmap.mmap | io.BytesIO, allowed: Collection[str] | None = None) -
 
 
 class _Weights:
-    """What hashing each object on the pickle's stack would cost: a tuple as much as all in it, anything else 1.
+    """The cost of hashing each object on the pickle's stack: for a tuple the sum over its content, else 1.
 
-    Tuples of tuples of themselves are short to write and endless to hash, and deep ones overflow the stack.
+    A tuple of tuples that repeat each other is short in the file and takes forever to hash. Deep ones overflow the
+    stack.
     """
 
     def __init__(self):
@@ -75,6 +80,7 @@ class _Weights:
         self.memo: dict[int, int] = {}
 
     def step(self, opcode: Any, value: Any) -> None:
+        """Apply one opcode to the costs on the stack. Raises Refused for a tuple above the limit."""
         name, before = opcode.name, opcode.stack_before
         if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             self.memo[len(self.memo) if name == "MEMOIZE" else int(value)] = self.top()
@@ -96,9 +102,11 @@ class _Weights:
         self.stack.extend(after)
 
     def top(self) -> int:
+        """The cost of the topmost object."""
         return self.stack[-1] or 1 if self.stack else 1
 
     def pop_mark(self) -> list[int]:
+        """Remove the objects above the last mark, and the mark, and return their costs."""
         popped = []
         while self.stack:
             weight = self.stack.pop()
@@ -109,25 +117,25 @@ class _Weights:
 
 
 def short(value: Any) -> str:
-    """What a file holds, fit to stand in a one-line message."""
+    """A value from a file, as at most 80 printable characters for a one-line message."""
     text = value if isinstance(value, str) else reprlib.repr(value)
     return ascii(text)[1:-1][:80]
 
 
 def _codec(name: str) -> str:
-    """A codec's name as Python looks it up."""
+    """A codec's name in the form in which Python looks it up."""
     return "".join(c for c in name.lower() if c.isalnum()).removesuffix("codec")
 
 
 def legacy(file: mmap.mmap | io.BytesIO, allowed: Collection[str]) -> int:
-    """Scan the five pickles at the head of a torch file that is not a zip archive; where they end. Raises Refused."""
+    """Scan the five pickles at the head of an old torch file (no archive); return where they end. Raises Refused."""
     for _ in range(5):  # magic number, protocol, system, content, keys of the storages
         scan(file, allowed)
     return file.tell()
 
 
 class Kind:
-    """Stands for a numpy dtype: its letter and size, little-endian or of one byte."""
+    """Stands for a numpy dtype, by its letter and size. It must be little-endian or of one byte."""
 
     def __init__(self, code: Any, *_: Any):
         self.code = code.decode("latin1") if isinstance(code, bytes) else code
@@ -138,14 +146,14 @@ class Kind:
 
 
 def number(kind: Any, data: Any) -> float | int:
-    """Stands for numpy's scalar constructor: a Python number."""
+    """Stands for numpy's scalar constructor and returns a Python number. Raises Refused for an unknown kind."""
     if not isinstance(kind, Kind) or kind.code not in FORMATS or not isinstance(data, bytes):
         refuse("a numpy number is of an unknown kind")
     return struct.unpack(FORMATS[kind.code], data)[0]
 
 
 class _Array:
-    """Stands for a numpy array of bytes, the only one that CIFAR's batches hold."""
+    """Stands for a numpy array of bytes, the only kind in CIFAR's batches."""
 
     value: np.ndarray
 
@@ -157,13 +165,13 @@ class _Array:
 
 
 class _Batch(pickle.Unpickler):
-    """Knows how numpy's arrays of bytes are put together, and nothing else."""
+    """Reads numpy's arrays of bytes and refuses every other name."""
 
     known: ClassVar[dict[str, Any]] = {
         **{f"numpy.{core}.multiarray._reconstruct": lambda *_: _Array() for core in ("core", "_core")},
         "numpy.ndarray": None.__class__,
         "numpy.dtype": lambda *arguments: Kind(*arguments),
-        "__builtin__.bytes": lambda: b"",  # how Python 3 writes empty bytes for Python 2
+        "__builtin__.bytes": lambda: b"",  # Python 3 writes empty bytes for Python 2 like this
         "_codecs.encode": lambda text, codec: text.encode("latin1") if codec == "latin1" else refuse("another codec"),
     }
 
@@ -172,7 +180,10 @@ class _Batch(pickle.Unpickler):
 
 
 def batch(path: Path) -> dict:
-    """What a CIFAR python batch holds by name, arrays as (...) uint8, text of Python 2 as bytes. Raises ValueError."""
+    """The content of a CIFAR python batch by name, arrays as uint8, text of Python 2 as bytes.
+
+    Raises ValueError, in one line, for any other file. Nothing in it is executed.
+    """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             scan(view)

@@ -1,4 +1,4 @@
-"""Classifiers of model zoos: RobustBench's and timm's architectures, their weights read by our tensors-only path."""
+"""Classifiers of RobustBench and timm: their architectures, with weights that are read as tensors only."""
 
 import importlib
 import importlib.util
@@ -18,18 +18,18 @@ from dp.spelling import near_matches
 from dp.weights.checkpoints import fit, read
 
 THREATS = {"linf": "Linf", "l2": "L2", "corruptions": "corruptions"}
-NORMALISERS = ("mu", "sigma", "mean", "std")  # buffers that many files lack, because the code came later
+NORMALIZERS = ("mu", "sigma", "mean", "std")  # buffers that many older files lack
 LAST = ("Andriushchenko2020Understanding", "Kireev2021Effectiveness")  # files with a best and a last model
 ENTRIES = ("state_dict", "model_state_dict", "model")  # of training checkpoints
-UNUSED = re.compile(r"^model_preact_hl1\.|\.scores$")  # in some files, of which RobustBench's classes know nothing
+UNUSED = re.compile(r"^model_preact_hl1\.|\.scores$")  # in some files, but not in RobustBench's classes
 
 
 def robustbench(model: str, dataset: str = "cifar10", threat: str = "Linf") -> nn.Module:
-    """RobustBench's architecture of this id with its weights, strictly; it eats [0,1] and normalises inside.
+    """RobustBench's network of this id with its weights. It takes images in [0,1] and normalizes inside.
 
-    `dataset`: cifar10, cifar100 or imagenet; `threat`: Linf, L2 or corruptions. The file is
-    `robustbench/<dataset>/<threat>/<model>.pt` in the cache folder. Raises ValueError for an unknown id, for one that
-    is more than one file of weights, and for a file that does not fit.
+    `dataset`: cifar10, cifar100 or imagenet. `threat`: Linf, L2 or corruptions. The file is
+    `robustbench/<dataset>/<threat>/<model>.pt` in the cache folder. Raises ValueError for an unknown id, for one with
+    several weights files, and for a file that does not fit exactly.
     """
     asset = robustbench_asset(model, dataset, threat)
     path = locate(asset)
@@ -41,11 +41,11 @@ def robustbench(model: str, dataset: str = "cifar10", threat: str = "Linf") -> n
 
 
 def robustbench_asset(model: str, dataset: str = "cifar10", threat: str = "Linf") -> Asset:
-    """Where the weights of this id lie and where they are published."""
+    """The file with the weights of this id, and the address where it is published."""
     entry, threat = _entry(model, dataset, threat), _threat(threat)
     file = f"robustbench/{dataset}/{threat}/{model}.pt"
     if entry is None:
-        import timm as library  # here: it costs seconds
+        import timm as library  # imported here because it takes seconds
 
         settings: Any = library.get_pretrained_cfg(_timm_name(model, dataset, threat))
         return Asset(file, settings.url)
@@ -53,10 +53,12 @@ def robustbench_asset(model: str, dataset: str = "cifar10", threat: str = "Linf"
 
 
 def timm(model: str, taps: Sequence[str] = (), dtype: torch.dtype = torch.float32) -> Classifier:
-    """timm's model of this name (`deit_small_patch16_224`, `wide_resnet50_2.tv_in1k`, ...) with its pretrained weights,
-    strictly, and with the mean, std and size that they were trained with.
+    """timm's model of this name (`deit_small_patch16_224`, `wide_resnet50_2.tv_in1k`, ...) as a classifier.
+
+    It has its pretrained weights, which must fit exactly, and the mean, std and size that they were trained with.
+    `taps`, `dtype`: see `Classifier`. Raises ValueError for a name without published weights.
     """
-    import timm as library  # here: it costs seconds
+    import timm as library  # imported here because it takes seconds
 
     asset, settings = timm_asset(model), _settings(model)
     path = locate(asset)
@@ -67,7 +69,7 @@ def timm(model: str, taps: Sequence[str] = (), dtype: torch.dtype = torch.float3
 
 
 def timm_asset(model: str, **_: object) -> Asset:
-    """The file that timm publishes for this model, safetensors or older; what else a yaml says does not matter."""
+    """The file that timm publishes for this model, in safetensors or an older format. Other keys are ignored."""
     settings = _settings(model)
     name = model if "." in model else f"{model}.{settings.tag}" if settings.tag else model
     if not settings.hf_hub_id:
@@ -78,7 +80,7 @@ def timm_asset(model: str, **_: object) -> Asset:
 
 
 def _settings(model: str) -> Any:
-    """timm's record of a model's weights. Raises ValueError where there are none with classes in a file of its own."""
+    """timm's record of a model's weights. Raises ValueError unless they are a classifier in one file."""
     import timm as library
 
     known = library.list_models(pretrained=True)
@@ -97,9 +99,9 @@ def _threat(threat: str) -> str:
 
 
 def _entry(model: str, dataset: str, threat: str) -> dict | None:
-    """RobustBench's record of the id; None where the architecture is registered with timm. Raises ValueError."""
+    """RobustBench's record of the id, or None if its architecture is registered with timm. Raises ValueError."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it leans on names that other libraries have given up
+        warnings.simplefilter("ignore")  # it uses deprecated names of other libraries
         _alias()
         zoo = importlib.import_module("robustbench.model_zoo")
     enums = importlib.import_module("robustbench.model_zoo.enums")
@@ -121,7 +123,7 @@ def _entry(model: str, dataset: str, threat: str) -> dict | None:
 
 
 def _alias() -> None:
-    """RobustBench imports `autoattack`, which the package index only has as `pyautoattack`."""
+    """Offer `pyautoattack`, its name in the package index, as `autoattack`, which RobustBench imports."""
     if importlib.util.find_spec("autoattack") is None and "autoattack" not in sys.modules:
         sys.modules["autoattack"] = importlib.import_module("pyautoattack")
         sys.modules["autoattack.state"] = importlib.import_module("pyautoattack.state")
@@ -139,19 +141,21 @@ def _of_timm(model: str, dataset: str, threat: str) -> nn.Module:
 
 
 def _weights(path: Path, entries: Sequence[str]) -> dict[str, Tensor]:
-    """The named tensors of a file, at its top or under the first of these entries that it has, and so on below."""
-    content = found = read(path)
-    while isinstance(found, Mapping) and not all(isinstance(k, str) and isinstance(found[k], Tensor) for k in found):
-        found = next((found[entry] for entry in entries if entry in found), None)
-    if not isinstance(found, Mapping):
+    """The named tensors of a file, at its top level or, recursively, under the first of these entries that exists."""
+    content = state = read(path)
+    while isinstance(state, Mapping) and not all(isinstance(k, str) and isinstance(state[k], Tensor) for k in state):
+        state = next((state[entry] for entry in entries if entry in state), None)
+    if not isinstance(state, Mapping):
         got = ", ".join(map(str, content))[:200] if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f"need named tensors, or {' or '.join(entries)} with them, in {path}, got {got}")
-    return dict(found)
+    return dict(state)
 
 
 def _named(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
-    """The file's tensors under the net's names: wrappers' prefixes off, the normaliser's prefix on, and the net's own
-    mean and std where the file has none.
+    """The file's tensors under the network's names.
+
+    Prefixes of wrappers are removed and the prefix of the normalizing layer is added. Where the file has no mean and
+    std, the network's own stay.
     """
     own = net.state_dict()
     bare = {k.removeprefix("module.").removeprefix("model."): v for k, v in state.items()}
@@ -164,15 +168,16 @@ def _named(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
         constants = {k: v for k, v in state.items() if k.startswith("normalize.")}
         bare = {k: v for k, v in state.items() if k not in constants}
         state = constants | {f"model.{k}": v for k, v in _todays_names(bare, inner).items()}
-    missing = {k: v for k, v in own.items() if k.rpartition(".")[2] in NORMALISERS and k not in state}
+    missing = {k: v for k, v in own.items() if k.rpartition(".")[2] in NORMALIZERS and k not in state}
     return {**state, **missing}
 
 
 def _todays_names(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
-    """Files of older versions of timm, brought to this one's names by the function that it keeps for that beside each
-    architecture; any other file as it is, for `fit` to complain about.
+    """Tensors of older versions of timm under today's names, by the function that timm has beside an architecture.
+
+    Other tensors are returned unchanged, so that `fit` reports what differs.
     """
-    convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    convert = vars(sys.modules[type(net).__module__]).get("checkpoint_filter_fn")
     if convert is None or set(state) == set(net.state_dict()):
         return state
     try:

@@ -306,7 +306,7 @@ def test_the_vp_adapter_is_told_999_t_at_the_sigma_of_t(t):
 
 
 def test_the_vp_clock_and_the_discrete_one_nearly_agree():
-    """checkpoints.md section 3: index 199 has sigma .71928, continuous time .2 has .72036."""
+    """Index 199 has sigma .71928, continuous time .2 has .72036."""
     assert VP(nn.Identity()).sigma(0.2) == pytest.approx(0.72036, abs=1e-5)
     with pytest.raises(ValueError, match="need a time t"):
         VP(nn.Identity()).sigma(1.5)

@@ -164,6 +164,9 @@ def test_attention_has_torchs_own_bits_and_a_second_derivative(pixels):
         out = attention(q, k, v)
         results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
     assert all(map(torch.equal, *results))
+    loss = attend(q, k, v).square().sum()
+    twice = [torch.autograd.grad(loss, (q, k, v), retain_graph=True) for _ in range(2)]
+    assert all(map(torch.equal, *twice))
     small = [a[..., :3].detach().double().requires_grad_() for a in (q, k, v)]
     assert torch.autograd.gradcheck(attend, small)
     assert torch.autograd.gradgradcheck(attend, small)

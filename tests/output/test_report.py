@@ -38,7 +38,7 @@ def config(dataset="cifar10", classifier="wrn_28_10", attack="pgd_eot", norm="li
 
 def caveats(**changes):
     none = {
-        "gradients": [["full"]],
+        "gradients": [[]],
         "straight_through": False,
         "differences": [],
         "departures": [],
@@ -193,10 +193,10 @@ def test_row_table_names_the_setting_and_every_figure():
         ),
         (
             {"caveat": {"gradients": [["surrogate", "bpda"]]}},
-            "the gradient is not the scored defense's: bpda of surrogate",
+            "the gradient is not the scored defense's: surrogate+bpda",
         ),
         (
-            {"caveat": {"gradients": [["full"], ["mask_soft"]]}},
+            {"caveat": {"gradients": [[], ["mask_soft"]]}},
             "some attacks' gradients are not the scored defense's: mask_soft",
         ),
         ({"caveat": {"straight_through": True}}, "the last clamp passes gradients that it would stop"),
@@ -232,7 +232,7 @@ def test_what_is_scaled_names_the_dataset_that_it_stands_in_for():
         ({}, "exact"),
         ({"straight_through": True}, "approximate (straight-through clamp)"),
         ({"gradients": [["values"]]}, "none"),
-        ({"gradients": [["full"], ["surrogate", "bpda"]]}, "exact, bpda of surrogate"),
+        ({"gradients": [[], ["surrogate", "bpda"]]}, "exact, surrogate+bpda"),
     ],
 )
 def test_the_gradient_in_words(changes, words):

@@ -47,13 +47,13 @@ def test_default_is_softmax_over_its_maximum_with_root():
     assert attention_maps([a], (1, 2)).flatten().tolist() == pytest.approx([math.exp(-5), 1])
 
 
-def test_the_map_is_enlarged_before_phi_with_half_pixel_centres():
+def test_the_map_is_enlarged_before_phi_with_half_pixel_centers():
     """A row a, b enlarged twofold is a, (3a+b)/4, (a+3b)/4, b."""
     found = attention_maps([one_tap(torch.tensor([[0.0, math.log(16)]], dtype=torch.float64))], (1, 4), "softmax_max")
     assert found.flatten().tolist() == pytest.approx([1 / 16, 1 / 8, 1 / 2, 1])
 
 
-def test_taps_are_normalised_apart_and_keep_their_order():
+def test_taps_are_normalized_apart_and_keep_their_order():
     big, small = random_features(0, (3, 5, 8, 8), (3, 7, 2, 2))
     for phi in ("softmax", "softmax_max", "minmax"):
         both = attention_maps([big * 10, small], (8, 8), phi)

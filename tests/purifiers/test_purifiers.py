@@ -90,7 +90,7 @@ def test_hetero_nfe(extra, nfe):
     ("t_l", "t_s", "n", "nfe"), [(0.2, 0.1, 10, 2), (0.2, 0.1, 500, 100), (0.4, 0.2, 10, 4), (0.4, 0.2, 500, 200)]
 )
 def test_official_grids(t_l, t_s, n, nfe):
-    """2 NFE in the CIFAR attack and 100 in the defence, 4 and 200 on ImageNet (methods.md section 1.1)."""
+    """2 NFE in the CIFAR attack and 100 in the defense, 4 and 200 on ImageNet."""
     assert hetero_official.index_grid(10, 0.2) == [200, 100, 0]
     assert hetero_official.index_grid(10, 0.4) == [400, 300, 200, 100, 0]
     given = {"t_l": t_l, "t_s": t_s, "jump": 3, "n": n, "tau": 0.5, "top": None, "mask_input_bug": False}
@@ -203,8 +203,11 @@ def test_official_by_hand():
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
-def test_official_mask_input_bug_feeds_normalised_pm1():
-    """Item 8: (2x - 1 - mean) / std with ImageNet's constants goes into the taps; switched off, the image itself."""
+def test_official_mask_input_bug_feeds_normalized_pm1():
+    """Deviation 8 (input range of the mask): the classifier gets (2x - 1 - mean) / std with ImageNet's constants.
+
+    With the switch off it gets the image itself.
+    """
     seen = []
 
     class Watch(Taps):
@@ -223,8 +226,9 @@ def test_official_mask_input_bug_feeds_normalised_pm1():
 
 
 def test_official_attack_grid_never_sees_the_mask():
-    """Item 31: with n = 10, t_l = .2, t_s = .1 and the two noise draws tied, the mask does not matter; with n = 20 it
-    does.
+    """Deviation 31 (the attack does not depend on the mask): with n = 10, t_l = .2, t_s = .1 and equal noise.
+
+    With n = 20 it depends on the mask.
     """
     x = half_bright()
     n = [torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(2)]
@@ -240,8 +244,10 @@ def test_official_attack_grid_never_sees_the_mask():
 
 @pytest.mark.parametrize(("n", "blind"), [(10, True), (20, False)])
 def test_official_attack_gradient_never_sees_the_mask(n, blind, images, monkeypatch):
-    """Item 31 in what the attack climbs: with the noise tied, loss and gradient of the surrogate are the same bits for
-    any mask, though the scored defence changes with it; from n = 20 on the gradient sees it too.
+    """Deviation 31 (the attack does not depend on the mask), in the attacked loss.
+
+    With equal noise, loss and gradient of the surrogate are the same bits for any mask, though the scored defense
+    changes with it. From n = 20 on the gradient depends on the mask too.
     """
     given = ["purifier=hetero_official", "threat_model.grad=surrogate", f"purifier.gradients.surrogate.n={n}"]
     attacked, scored, _ = build(composed(*given)).arms["defended"]

@@ -6,6 +6,7 @@ from interval_coverage import coverage, truth
 from scipy import stats
 
 from dp.statistics.intervals import bootstrap, interval, mcnemar, paired, wilson
+from scripts.studies.interval_coverage import coverage, truth
 
 
 @pytest.mark.parametrize("n", [1, 2, 16, 64, 256, 512, 10_000])
@@ -136,7 +137,7 @@ def test_paired_is_narrow_where_scores_go_together():
 
 
 def test_paired_coverage():
-    """Averages of 10 draws under two defences, an image's chances correlated: the true difference is .08."""
+    """Averages of 10 draws under two defenses, an image's chances correlated: the true difference is .08."""
     rng, held = np.random.default_rng(5), 0
     for _ in range(200):
         chance = rng.beta(2, 2, size=64) * 0.84

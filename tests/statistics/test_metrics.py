@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from dp.statistics.intervals import interval
-from dp.statistics.metrics import accuracy, summarise, vote
+from dp.statistics.metrics import accuracy, summarize, vote
 
 
 def votes_for(*classes, margin=1.0, size=4):
@@ -120,7 +120,7 @@ ROWS = [
 
 
 def test_summarise():
-    summary = summarise(ROWS, votes=3)
+    summary = summarize(ROWS, votes=3)
     values = {
         name: (summary[name]["single"]["value"], summary[name]["vote"]["value"])
         for name in ("standard", "robust", "undefended_standard", "undefended", "null")
@@ -163,7 +163,7 @@ def test_summarise():
 
 def test_average_and_worst_by_hand():
     """Right draws of the attacked: 2/3 and 1/3 under seed 5, 0 and 1/3 under seed 6; none is right on all three."""
-    summary = summarise(ROWS, votes=3)
+    summary = summarize(ROWS, votes=3)
     assert summary["robust"]["average"]["value"] == pytest.approx(100 * (2 + 1 + 0 + 1) / 12)
     assert summary["robust"]["worst"]["value"] == 0
     assert summary["standard"]["worst"]["value"] == pytest.approx(75)
@@ -175,7 +175,7 @@ def test_curves_by_hand():
     """Right draws of the attacked, of three: 2 and 1 under seed 5, 0 and 1 under seed 6. Votes of two are right for
     the share of pairs that are, plus half of those that tie; the first image's ties are all with class 0.
     """
-    curves = summarise(ROWS, votes=3)["curves"]
+    curves = summarize(ROWS, votes=3)["curves"]
     assert set(curves) == {"standard", "robust", "null"}
     worst, vote, success = (curves["robust"][name] for name in ("worst", "vote", "success"))
     assert worst["value"] == [33.33, round(100 * (1 / 3 + 0 + 0 + 0) / 4, 2), 0.0]
@@ -188,7 +188,7 @@ def test_curves_by_hand():
 
 def test_curves_settle_ties_as_the_protocol_does():
     """A pair with one draw of class 0 and one of the label is class 0's."""
-    vote = summarise(ROWS, votes=3, ties="lowest")["curves"]["robust"]["vote"]
+    vote = summarize(ROWS, votes=3, ties="lowest")["curves"]["robust"]["vote"]
     assert vote["value"][1] == round(100 * (1 / 3 + 0 + 0 + 0) / 4, 2)
 
 
@@ -202,7 +202,7 @@ def test_curves_end_at_the_figures_of_all_draws(draws):
             winner, tied = vote(votes_for(*classes))
             rows.append({**row("null", seed, 0, classes.tolist(), winner), "id": i, "tied": tied})
     tied = {r["id"] for r in rows if r["tied"]}
-    summary = summarise([r for r in rows if r["id"] not in tied], votes=draws)
+    summary = summarize([r for r in rows if r["id"] not in tied], votes=draws)
     curves, figures = summary["curves"]["null"], summary["null"]
     for name, first, last in (("worst", "average", "worst"), ("vote", "average", "vote")):
         assert curves[name]["value"][0] == pytest.approx(figures[first]["value"], abs=0.006)
@@ -216,17 +216,17 @@ def test_what_a_judge_saw():
         {**row("defended", 5, 1, [1], 1, [1], 1), "seen": [1, 1, 1, 0], "lost_at": None},
         {**row("defended", 5, 2, [2], 2, [2], 2), "seen": [0, 0, 2, 0], "lost_at": 3},
     ]
-    seen = summarise(rows, votes=1, judged="vote", judge_draws=4)["seen"]
+    seen = summarize(rows, votes=1, judged="vote", judge_draws=4)["seen"]
     assert {rule: figure["value"] for rule, figure in seen.items()} == {"average": 50, "worst": 0, "vote": 50}
     assert {figure["draws"] for figure in seen.values()} == {4}
-    assert "seen" not in summarise(rows, votes=1)
+    assert "seen" not in summarize(rows, votes=1)
 
 
 def test_summarise_does_not_depend_on_the_order_of_rows():
-    assert summarise(ROWS[::-1], votes=3) == summarise(ROWS, votes=3)
+    assert summarize(ROWS[::-1], votes=3) == summarize(ROWS, votes=3)
 
 
 def test_summarise_leaves_out_arms_without_rows():
-    summary = summarise(ROWS[:4], votes=3)
+    summary = summarize(ROWS[:4], votes=3)
     assert set(summary) == {"standard", "robust", "curves", "per_seed", "ties"}
-    assert set(summarise(ROWS[6:], votes=3)) == {"null", "curves", "per_seed", "ties"}
+    assert set(summarize(ROWS[6:], votes=3)) == {"null", "curves", "per_seed", "ties"}

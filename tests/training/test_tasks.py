@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from dp.diffusion.denoisers import EDM, VE, EpsNet, Gaussian
 from dp.diffusion.sampling import LEVELS, vp_sigmas
 from dp.subset import Subset
-from dp.training.trainer import tasks as losses
+from dp.training import tasks as losses
 
 EDM_LEVELS = {"p_mean": -1.2, "p_std": 1.2, "clamp": None}
 

@@ -75,7 +75,7 @@ def test_robustbench_standard_is_our_wide_resnet(cache):
         torch.testing.assert_close(ours(x), zoo.robustbench("Standard").eval()(x))
 
 
-def test_an_imagenet_model_has_its_normaliser_in_front(cache):
+def test_an_imagenet_model_has_its_normalizer_in_front(cache):
     net, state = random_state("Salman2020Do_R18", "imagenet")
     bare = {f"module.model.{k.removeprefix('model.')}": v for k, v in state.items() if "normalize" not in k}
     put(cache, "Salman2020Do_R18", bare, "imagenet")
@@ -169,9 +169,9 @@ def test_timm_preprocesses_once_and_as_published(cache):
     classifier = zoo.timm("resnet18.a1_in1k", taps=["layer1", "layer4"])
     x = torch.rand(2, 3, 224, 224)
     settings = resolve_data_config({}, model=net)
-    normalise = create_transform(**settings).transforms[-1]
+    normalize = create_transform(**settings).transforms[-1]
     with torch.no_grad():
-        torch.testing.assert_close(classifier(x), net(torch.stack([normalise(image) for image in x])))
+        torch.testing.assert_close(classifier(x), net(torch.stack([normalize(image) for image in x])))
         assert [tuple(f.shape) for f in classifier.features(x)] == [(2, 64, 56, 56), (2, 512, 7, 7)]
     assert classifier.size == 224
 
@@ -234,7 +234,15 @@ def test_a_model_that_timm_does_not_have(model):
 
 @pytest.mark.parametrize(("option", "old"), [("resnet50", True), ("resnet50_official", False)])
 def test_torchvisions_files_in_both_of_torchs_formats(cache, option, old):
+<<<<<<< HEAD
     """V1 was published before torch 1.6 changed its format, V2 after; only V1's option normalises (items 45, 46)."""
+=======
+    """V1 was published before torch 1.6 changed its format, V2 after.
+
+    Only V1's option normalizes (deviation 45: images without normalization; deviation 46: which ImageNet weights).
+    """
+    from hydra.utils import instantiate
+>>>>>>> chk
     from torchvision.models import ResNet50_Weights, resnet50
 
     from dp.runs.compose import make
