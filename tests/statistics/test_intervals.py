@@ -6,7 +6,6 @@ from interval_coverage import coverage, truth
 from scipy import stats
 
 from dp.statistics.intervals import bootstrap, interval, mcnemar, paired, wilson
-from scripts.studies.interval_coverage import coverage, truth
 
 
 @pytest.mark.parametrize("n", [1, 2, 16, 64, 256, 512, 10_000])

@@ -29,10 +29,6 @@ from dp.subset import Subset
 from dp.training import tasks as losses
 from dp.training import trainer as training
 from dp.training.trainer import Training
-<<<<<<< HEAD
-=======
-from tests.helpers.compose import CONF
->>>>>>> chk
 
 ROOT = Path(__file__).parents[2]
 EDM_LEVELS = {"p_mean": -1.2, "p_std": 1.2, "clamp": None}

@@ -234,15 +234,10 @@ def test_a_model_that_timm_does_not_have(model):
 
 @pytest.mark.parametrize(("option", "old"), [("resnet50", True), ("resnet50_official", False)])
 def test_torchvisions_files_in_both_of_torchs_formats(cache, option, old):
-<<<<<<< HEAD
-    """V1 was published before torch 1.6 changed its format, V2 after; only V1's option normalises (items 45, 46)."""
-=======
     """V1 was published before torch 1.6 changed its format, V2 after.
 
     Only V1's option normalizes (deviation 45: images without normalization; deviation 46: which ImageNet weights).
     """
-    from hydra.utils import instantiate
->>>>>>> chk
     from torchvision.models import ResNet50_Weights, resnet50
 
     from dp.runs.compose import make
