@@ -1,5 +1,5 @@
-"""Attacks held against each other on the same images: black boxes, the parts of an ensemble, the union of all
-(evaluation.md section 3, checks 8, 9, 11).
+"""Attacks held against each other on the same images: black boxes, the parts of an ensemble, the worst case
+over all (checks 8, 9, 11).
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from dp.evaluation.differences import gradients
 from dp.evaluation.rows import Group
 from dp.threat_models.ball import BALLS
 
-QUERIES, STEPS, SAMPLES, BLIND = 200, 20, 32, 20  # Square's squares, SPSA's steps and pairs in each, transfer's steps
+QUERIES, STEPS, DIRECTIONS, BLIND = 200, 20, 32, 20  # Square's squares, SPSA's steps and directions, transfer's steps
 ITERATIONS, EOT = 10, 4  # where the run's attack names none
 
 
 @audited("black box", needs="attack")
 def black_box(subject: Subject) -> Finding:
-    """Check 8: no attack without the defence's gradient leaves less than the run's, which has it."""
+    """Check 8: no attack without the defense's gradient leaves less than the run's, which has it."""
     name, attack = "black box", subject.arm.attack
     why = _no_ball(subject)
     if why or gradients(attack, FULL) == {(VALUES,)}:
@@ -58,8 +58,8 @@ def autoattack_parts(subject: Subject) -> Finding:
 
 @audited("union of attacks", needs="attack")
 def union(subject: Subject) -> Finding:
-    """Check 11: what is left by the strongest of all attacks run, image by image, and whether one of them alone leaves
-    less than the run's.
+    """Check 11: what the worst case over all attacks leaves, image by image, and whether one of them alone leaves less
+    than the run's.
     """
     name = "union of attacks"
     why = _no_ball(subject)
@@ -75,17 +75,17 @@ def union(subject: Subject) -> Finding:
     return dataclasses.replace(finding, value=f"union {percent(left.mean())}; {finding.value}")
 
 
-def _table(subject: Subject, name: str, found: dict[str, Group], goal: str, first: Group | None = None) -> Finding:
+def _table(subject: Subject, name: str, groups: dict[str, Group], goal: str, first: Group | None = None) -> Finding:
     """The accuracy that each leaves, with McNemar's p of the votes; WARN and FAIL as in `above`."""
-    mine = own(subject)[0] if first is None else first
-    tests = {key: above(group, mine, len(found)) for key, group in found.items()}
-    cells = [f"{key} {percent(right(found[key]).mean())} (p {p:.2g})" for key, (_, _, p) in tests.items()]
-    value = ", ".join([f"{'run' if first is None else 'ensemble'} {percent(right(mine).mean())}", *cells])
-    count = f"{len(mine.rows)} images, {subject.evaluation.votes} draws"
+    reference = own(subject)[0] if first is None else first
+    tests = {key: above(group, reference, len(groups)) for key, group in groups.items()}
+    cells = [f"{key} {percent(right(groups[key]).mean())} (p {p:.2g})" for key, (_, _, p) in tests.items()]
+    value = ", ".join([f"{'run' if first is None else 'ensemble'} {percent(right(reference).mean())}", *cells])
+    count = f"{len(reference.rows)} images, {subject.evaluation.votes} samples"
     verdict = worst([verdict for verdict, _, _ in tests.values()])
-    curve = {"accuracy": [100 * float(right(g).mean()) for g in (mine, *found.values())]}
-    curve["vote"] = [100 * float(verdicts(g).mean()) for g in (mine, *found.values())]
-    curve["x"] = [float(k) for k in range(1 + len(found))]
+    curve = {"accuracy": [100 * float(right(g).mean()) for g in (reference, *groups.values())]}
+    curve["vote"] = [100 * float(verdicts(g).mean()) for g in (reference, *groups.values())]
+    curve["x"] = [float(k) for k in range(1 + len(groups))]
     return Finding(name, value, goal, verdict, count, 0.0, curve)
 
 
@@ -111,7 +111,7 @@ def _black_boxes(subject: Subject) -> dict[str, Attack]:
     return {
         "transfer": Through(PGD(BLIND, 1, select="last"), "blind"),
         "square": Square(QUERIES, eot, rescale=True),
-        "spsa": SPSA(STEPS, eot, SAMPLES, step_size=size),
+        "spsa": SPSA(STEPS, eot, directions=DIRECTIONS, step_size=size),
     }
 
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 
 class Row(TypedDict):
-    """One image under one condition and seed. `clean`, `adv`: the class of every sample; `*_vote`: their plurality, with
-    ties broken as configured; `*_mean_logits`, `*_mean_softmax`: the class of the samples' mean.
+    """One image under one condition and seed. `clean`, `adv`: the class of every sample; `*_vote`: their plurality,
+    with ties broken as configured; `*_mean_logits`, `*_mean_softmax`: the class of the samples' mean.
     """
 
     arm: str  # defended | undefended | null

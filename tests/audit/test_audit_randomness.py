@@ -61,9 +61,9 @@ def test_no_kind_of_run_is_called_broken(attack, more):
 
 def test_declared_surrogate_of_another_step_count_passes():
     found = subject("threat_model.grad=surrogate", *small_budget("pgd_eot"))
-    assert sameness.same_defence(found).verdict == "PASS"
+    assert sameness.same_defense(found).verdict == "PASS"
     silent = dataclasses.replace(found, claims=EXACT, declared=())
-    finding = sameness.same_defence(silent)
+    finding = sameness.same_defense(silent)
     assert finding.verdict == "FAIL"
     assert "steps=3 instead of 2" in finding.value
 
@@ -134,7 +134,7 @@ def test_noise_levels_of_a_declared_surrogate(sound, times, words):
     purify = functools.partial(sound.arm.scored.purifier, t=times[0], steps=times)
     found = planted(sound, (("surrogate",),), attacked=copied(Defended, sound.arm.scored, purifier=purify))
     declared = hyperparameters(found.arm.attacked, found.arm.scored)
-    finding = sameness.same_defence(dataclasses.replace(found, declared=declared))
+    finding = sameness.same_defense(dataclasses.replace(found, declared=declared))
     assert finding.verdict == ("FAIL" if words else "PASS")
     assert words in finding.value
 
@@ -142,10 +142,10 @@ def test_noise_levels_of_a_declared_surrogate(sound, times, words):
 @pytest.mark.parametrize("grad", ["blind", "bpda"])
 def test_another_view_that_nobody_claims(sound, grad):
     attacked = sound.arm.scored.gradient_mode(grad)
-    finding = sameness.same_defence(planted(sound, attacked=attacked))
+    finding = sameness.same_defense(planted(sound, attacked=attacked))
     assert finding.verdict == "FAIL"
     assert f"not declared: the gradient is {grad}'s" in finding.value
-    assert sameness.same_defence(planted(sound, ((grad,),), attacked=attacked)).verdict == "PASS"
+    assert sameness.same_defense(planted(sound, ((grad,),), attacked=attacked)).verdict == "PASS"
 
 
 class Inverted(Classifier):
@@ -171,7 +171,7 @@ def test_another_network_is_attacked(sound):
         next(other.parameters()).mul_(1.1)
     attacked = copied(Defended, sound.arm.scored)
     attacked.denoiser = other
-    finding = sameness.same_defence(planted(sound, attacked=attacked))
+    finding = sameness.same_defense(planted(sound, attacked=attacked))
     assert finding.verdict == "FAIL"
     assert "another denoiser" in finding.value
 
@@ -187,4 +187,4 @@ def test_file_that_scores_otherwise(sound):
     wobbly = planted(sound, scored=copied(Wobbly, sound.arm.scored))
     finding = results.rescored(wobbly)
     assert finding.verdict == "FAIL"
-    assert "own draws differ" in finding.value
+    assert "own samples differ" in finding.value
