@@ -77,8 +77,8 @@ def _differences(subject: Subject, images: Subset, modes: tuple[str, ...]) -> tu
     for way in ways:
         v = way / way.flatten(1).norm(dim=1).clamp(min=SMALLEST).view(-1, 1, 1, 1)
         slope = (gradient * v).flatten(1).sum(dim=1)  # (B,)
-        found = torch.stack([(value(x + h * v) - value(x - h * v)) / (2 * h) for h in _sweep(subject)])  # (H,B)
-        errors.append((found - slope).abs() / torch.maximum(found.abs(), slope.abs()).clamp(min=SMALLEST))
+        quotients = torch.stack([(value(x + h * v) - value(x - h * v)) / (2 * h) for h in _sweep(subject)])  # (H,B)
+        errors.append((quotients - slope).abs() / torch.maximum(quotients.abs(), slope.abs()).clamp(min=SMALLEST))
     return torch.stack(errors, dim=1), gradient.flatten(1).abs().amax(dim=1) == 0
 
 
@@ -93,18 +93,18 @@ def recompute(subject: Subject) -> Finding:
     if model.denoiser is None or model.bpda:
         return not_applicable("recompute", "no gradient passes a network of the purification")
     images = some(subject.images, 2)
-    rng, found = streams(subject, images, Stage.RECOMPUTE), []
+    rng, answers = streams(subject, images, Stage.RECOMPUTE), []
     at_once = subject.evaluation.lanes * model.draws_per_call // len(images.ids)
     keep = model.denoiser.recompute.keep * max(1, at_once)
     store = model.denoiser.memory == "store"
     if not store and keep <= 1:
         return not_applicable("recompute", "no call fits in memory to compare with")
-    for memory, kept in ((model.denoiser.memory, keep), ("recompute", 1)):
-        with _remembering(model.denoiser, memory, kept):
-            found.append(model.loss_gradient(images.x, images.y, rng, 1, margin))
+    for memory, newest in ((model.denoiser.memory, keep), ("recompute", 1)):
+        with _remembering(model.denoiser, memory, newest):
+            answers.append(model.loss_gradient(images.x, images.y, rng, 1, margin))
     if model.nfe == 0:
         return not_applicable("recompute", "no purification")
-    apart = [float((a - b).abs().max()) for a, b in zip(*found, strict=True)]
+    apart = [float((a - b).abs().max()) for a, b in zip(*answers, strict=True)]
     value = "the same bits" if not any(apart) else f"loss differs by {apart[0]:.1e}, gradient by {apart[1]:.1e}"
     verdict, how = "FAIL" if any(apart) else "PASS", "stored" if store else f"newest {keep} of {model.nfe} calls stored"
     return Finding("recompute", f"{value} ({how})", "0", verdict, f"{len(images.ids)} images, 1 sample", 0.0)
@@ -170,9 +170,9 @@ def expectation(subject: Subject) -> Finding:
     curve = [float(_split_half(gradients, n).mean()) for n in sizes]
     enough = next((n for n, c in zip(sizes, curve, strict=True) if c > GOOD), None)
     n = probe.attack.samples
-    found = _split_half(gradients, min(n, most))
-    doubt = 2 * float(found.std()) / len(found) ** 0.5 if len(found) > 1 else 1.0
-    at, top = (_predicted(float(found.mean()) + more, max(1.0, n / most)) for more in (0.0, doubt))
+    split = _split_half(gradients, min(n, most))
+    doubt = 2 * float(split.std()) / len(split) ** 0.5 if len(split) > 1 else 1.0
+    at, top = (_predicted(float(split.mean()) + more, max(1.0, n / most)) for more in (0.0, doubt))
     good = f"first above {GOOD:g} at {enough}" if enough else f"none of up to {most} samples above {GOOD:g}"
     value = f"{at:.2f} at {probe.name}'s {plural(n, 'sample')}{'' if n <= most else ' (predicted)'}; {good}"
     verdict = "FAIL" if top < NOISE else "WARN" if at <= GOOD else "PASS"

@@ -131,7 +131,7 @@ def right(group: Group, side: str = "adv") -> np.ndarray:
     return np.array([np.mean([c == row["label"] for c in row[side]]) for row in group.rows])
 
 
-def verdicts(group: Group, side: str = "adv") -> np.ndarray:
+def decisions(group: Group, side: str = "adv") -> np.ndarray:
     """(n,) 0 or 1: whether the vote of each image is right."""
     return np.array([float(row[f"{side}_vote"] == row["label"]) for row in group.rows])
 
@@ -142,17 +142,17 @@ def above(first: Group, second: Group, comparisons: int = 1) -> tuple[str, float
     level over `comparisons` as well.
     """
     difference, low, _ = paired(right(first), right(second))
-    votes = verdicts(first), verdicts(second)
+    votes = decisions(first), decisions(second)
     p = mcnemar(*votes)
     more = difference > 0 and votes[1].mean() > votes[0].mean()
     verdict = "FAIL" if more and p < LEVEL / comparisons else "WARN" if low > 0 else "PASS"
     return verdict, difference, p
 
 
-def worst(found: list[str]) -> str:
+def worst(verdicts: list[str]) -> str:
     """The gravest of these verdicts."""
     order = ("INFO", *[v for v in VERDICTS if v != "INFO"])
-    return max(found, key=order.index, default="PASS")
+    return max(verdicts, key=order.index, default="PASS")
 
 
 def percent(share: float) -> str:

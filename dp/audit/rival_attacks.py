@@ -15,7 +15,7 @@ from dp.attacks.square import Square
 from dp.attacks.through import Through
 from dp.attacks.union import Union
 from dp.audit.check import Finding, Subject, audited, not_applicable
-from dp.audit.reruns import above, other, own, percent, right, verdicts, worst
+from dp.audit.reruns import above, decisions, other, own, percent, right, worst
 from dp.evaluation.differences import gradients
 from dp.evaluation.rows import Group
 from dp.threat_models.ball import BALLS
@@ -31,8 +31,8 @@ def black_box(subject: Subject) -> Finding:
     why = _no_ball(subject)
     if why or gradients(attack, FULL) == {(VALUES,)}:
         return not_applicable(name, why or "the run's attack asks for values itself")
-    found = {key: other(subject, key, part) for key, part in _black_boxes(subject).items()}
-    return _table(subject, name, found, "the run's attack leaves no more than any")
+    groups = {key: other(subject, key, part) for key, part in _black_boxes(subject).items()}
+    return _table(subject, name, groups, "the run's attack leaves no more than any")
 
 
 @audited("AutoAttack", needs="attack")
@@ -52,8 +52,9 @@ def autoattack_parts(subject: Subject) -> Finding:
     rivals["pgd_eot"] = PGD(iterations, eot, select="last")
     if attack.is_baseline:
         subject.memo.setdefault("pgd_eot", own(subject)[0])
-    found = {key: other(subject, key, part) for key, part in rivals.items()}
-    return _table(subject, name, found, "the ensemble leaves no more than its parts and PGD+EOT", whole)
+    groups = {key: other(subject, key, part) for key, part in rivals.items()}
+    subject.memo["rivals"] = tuple(rivals)
+    return _table(subject, name, groups, "the ensemble leaves no more than its parts and PGD+EOT", whole)
 
 
 @audited("union of attacks", needs="attack")
@@ -65,13 +66,13 @@ def union(subject: Subject) -> Finding:
     why = _no_ball(subject)
     if why:
         return not_applicable(name, why)
-    named = [*_black_boxes(subject), "autoattack", "pgd_eot"]
+    named = [*_black_boxes(subject), "autoattack", "pgd_eot", *subject.memo.get("rivals", ())]
     for key, part in _black_boxes(subject).items():
         if key == "transfer":
             other(subject, key, part)  # the cheapest, so that there is a rival even where checks 8 and 9 have not run
-    found = {key: g for key, g in subject.memo.items() if key in named or key.startswith("part ")}
-    finding = _table(subject, name, found, "no attack alone beats the run's")
-    left = np.minimum.reduce([right(own(subject)[0]), *(right(g) for g in found.values())])
+    groups = {key: group for key, group in subject.memo.items() if key in named}
+    finding = _table(subject, name, groups, "no attack alone beats the run's")
+    left = np.minimum.reduce([right(own(subject)[0]), *(right(g) for g in groups.values())])
     return dataclasses.replace(finding, value=f"union {percent(left.mean())}; {finding.value}")
 
 
@@ -84,7 +85,7 @@ def _table(subject: Subject, name: str, groups: dict[str, Group], goal: str, fir
     count = f"{len(reference.rows)} images, {subject.evaluation.votes} samples"
     verdict = worst([verdict for verdict, _, _ in tests.values()])
     curve = {"accuracy": [100 * float(right(g).mean()) for g in (reference, *groups.values())]}
-    curve["vote"] = [100 * float(verdicts(g).mean()) for g in (reference, *groups.values())]
+    curve["vote"] = [100 * float(decisions(g).mean()) for g in (reference, *groups.values())]
     curve["x"] = [float(k) for k in range(1 + len(groups))]
     return Finding(name, value, goal, verdict, count, 0.0, curve)
 
