@@ -14,11 +14,12 @@ class Moments(NamedTuple):
 
 
 def moments(like: Tensor) -> Moments:
+    """Zero moments of the shape of `like`."""
     return Moments(torch.zeros_like(like), torch.zeros_like(like))
 
 
 def adam(before: Moments, slope: Tensor, i: Tensor, rate: float) -> tuple[Tensor, Moments]:
-    """What to add to climb along `slope` (B,...), and the moments after it. `i` (B,): steps before this one."""
+    """What to add in order to climb along `slope` (B,...), and the moments afterwards. `i` (B,): steps done before."""
     first = DECAYS[0] * before.first + (1 - DECAYS[0]) * slope
     second = DECAYS[1] * before.second + (1 - DECAYS[1]) * slope.square()
     shape = (-1, *[1] * (slope.dim() - 1))

@@ -1,4 +1,4 @@
-"""APGD (Croce and Hein 2020, arXiv 2003.01690, Algorithm 1), with every decision taken on the mean over EOT draws."""
+"""APGD (Croce and Hein 2020, arXiv 2003.01690, Algorithm 1), with every decision taken on the mean over EOT samples."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,37 +14,37 @@ from dp.objectives import LEAST_CLASSES, LOSSES, Loss, check_classes, margin, wi
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
 
-KEPT = 0.75  # share of the gradient step in an update, the rest is momentum (the paper's alpha)
+ALPHA = 0.75  # share of the gradient step in an update; the rest is momentum (the paper's alpha)
 
 
 class State(NamedTuple):
     x_adv: Tensor  # (B,C,H,W) what would be returned now
-    kept: Tensor  # (B,C,H,W) the strongest of the finished runs on confirm draws; before that, the first start
-    x: Tensor  # (B,C,H,W) the point to look at next
-    before: Tensor  # (B,C,H,W) where the step to x began
+    chosen: Tensor  # (B,C,H,W) the strongest point of the finished runs; before that, the first start
+    x: Tensor  # (B,C,H,W) the next point
+    before: Tensor  # (B,C,H,W) the point from which the step to x began
     top_x: Tensor  # (B,C,H,W) this run's point of the largest loss ...
     top_grad: Tensor  # (B,C,H,W) ... its gradient ...
     top: Tensor  # (B,) ... and its loss
-    hard_x: Tensor  # (B,C,H,W) this run's point of the largest success, which is the margin here ...
+    hard_x: Tensor  # (B,C,H,W) this run's point of the largest success, for APGD the margin ...
     hard: Tensor  # (B,) ... and that success
-    last: Tensor  # (B,) loss at the point looked at last
+    last: Tensor  # (B,) loss at the last point
     top_then: Tensor  # (B,) `top` at the last checkpoint
     size: Tensor  # (B,) step size
     rises: Tensor  # (B,) int64: rises of the loss since the last checkpoint
     halved: Tensor  # (B,) bool: halved at the last checkpoint
     targets: Tensor  # (B,T) int64: wrong classes, likeliest first; (B,0) without targets
-    i: Tensor  # (B,) int64 on the CPU: points looked at, over all runs
+    i: Tensor  # (B,) int64 on the CPU: points evaluated, over all runs
 
 
 @dataclass(frozen=True)
 class APGD(Attack):
-    """`restarts` runs (`targeted`: as many for each of `targets` classes) of `iterations` updates and one look at the
-    start; a call of `step` looks at one point.
+    """`restarts` runs (`targeted`: as many for each of `targets` classes) of `iterations` updates, whose start is
+    evaluated too; a call of `step` evaluates one point.
 
     `loss`: `ce`, `dlr` or `targeted` (DLR towards the likeliest wrong classes of the clean image). `rho`: share of
-    rises below which the step is halved. After a run `confirm` fresh draws choose, by mean margin, among its point of
+    rises below which the step is halved. After a run `confirm` fresh samples choose, by mean margin, among its point of
     largest loss, of largest margin, its last one and the strongest of the runs before (at first: the random start). So
-    what comes back is never clean, and was not chosen by the luck of the draws that found it.
+    the returned image is never clean, and was not chosen by lucky samples.
     """
 
     iterations: int
@@ -66,7 +66,7 @@ class APGD(Attack):
 
     @property
     def steps(self) -> int:
-        """Points looked at."""
+        """Each call evaluates one point."""
         runs = self.restarts * (self.targets if self.loss == "targeted" else 1)
         return runs * (self.iterations + 1)
 
@@ -113,7 +113,7 @@ class APGD(Attack):
         none, count = x.new_full((len(x),), -torch.inf), torch.zeros(len(x), dtype=torch.long, device=x.device)
         return State(
             x_adv=x0,
-            kept=x0,
+            chosen=x0,
             x=x0,
             before=x0,
             top_x=x0,
@@ -151,28 +151,29 @@ class APGD(Attack):
         rng: Streams,
         by: Loss = margin,
     ) -> State:
-        """The step after a look at state.x, however that was taken: `values` (B,2), the loss to climb and the measure
-        of success, and the `grad` (B,C,H,W) to go along; `by`: what the confirm draws choose by.
+        """The step after the evaluation of state.x: `values` (B,2), the loss to climb and the measure of success, and
+        the `grad` (B,C,H,W) to follow; `by`: what the selection samples compare.
         """
         k = state.i % (self.iterations + 1)  # (B,) updates made in this run
         first, last = (k == 0).to(x.device), k == self.iterations
-        state = self._looked(state, values[:, 0], values[:, 1], grad, first)
-        state, here, grad = self._checked(state, grad, k, first, threat)
+        state = self._recorded(state, values[:, 0], values[:, 1], grad, first)
+        state, base, grad = self._checked(state, grad, k, first, threat)
         size = state.size.view(-1, 1, 1, 1)
-        z = threat.project(threat.ascend(here, grad, size), x)
-        onwards = threat.project(here + KEPT * (z - here) + (1 - KEPT) * (here - state.before), x)
-        onwards = where(first, z, onwards)  # nothing to carry on at the start
-        kept = state.kept
+        z = threat.project(threat.ascend(base, grad, size), x)
+        onwards = threat.project(base + ALPHA * (z - base) + (1 - ALPHA) * (base - state.before), x)
+        onwards = where(first, z, onwards)  # no momentum at the start
+        chosen = state.chosen
         if bool(last.any()):
-            found = [state.top_x, state.hard_x, state.x, state.kept]
-            kept = where(last, strongest(model, found, y, rng.draw(Stream.SELECTION), self.confirm, by, last), kept)
+            points = [state.top_x, state.hard_x, state.x, state.chosen]
+            best = strongest(model, points, y, rng.draw(Stream.SELECTION), self.confirm, by, last)
+            chosen = where(last, best, chosen)
             onwards = where(last, threat.noise(x, rng.draw(Stream.RESTART)), onwards)
-        began = (state.i >= self.iterations + 1) | last  # a run has been confirmed
-        x_adv = where(began, kept, state.hard_x)
-        return state._replace(x_adv=x_adv, kept=kept, x=onwards, before=here, i=state.i + 1)
+        ended = (state.i >= self.iterations + 1) | last  # some run has ended with a choice
+        x_adv = where(ended, chosen, state.hard_x)
+        return state._replace(x_adv=x_adv, chosen=chosen, x=onwards, before=base, i=state.i + 1)
 
-    def _looked(self, state: State, loss: Tensor, success: Tensor, grad: Tensor, first: Tensor) -> State:
-        """The records of the run with the point x in them; `first` begins them anew."""
+    def _recorded(self, state: State, loss: Tensor, success: Tensor, grad: Tensor, first: Tensor) -> State:
+        """The state with the point x in the records of its run; where `first`, they begin anew."""
         higher, harder = first | (loss > state.top), first | (success > state.hard)
         rises = (state.rises + (loss > state.last)).masked_fill(first, 0)
         return state._replace(
@@ -196,15 +197,15 @@ class APGD(Attack):
         halved = state.halved | first
         check = gap > 0
         halve = check & ((state.rises <= self.rho * gap) | (~halved & (state.top <= then)))
-        here, grad = where(halve, state.top_x, state.x), where(halve, state.top_grad, grad)
-        # Rises are counted along the points looked at, as in the authors' code, also where a jump lies between them.
+        base, grad = where(halve, state.top_x, state.x), where(halve, state.top_grad, grad)
+        # Rises are counted along the points in order, as in the authors' code, also across a jump to the best point.
         state = state._replace(
             size=where(halve, size / 2, size),
             halved=where(check, halve, halved),
             top_then=where(check, state.top, then),
             rises=state.rises.masked_fill(check, 0),
         )
-        return state, here, grad
+        return state, base, grad
 
 
 def gaps(iterations: int) -> list[int]:
@@ -214,9 +215,9 @@ def gaps(iterations: int) -> list[int]:
     and Hein 2020, Section 3; for 100: 22, 41, 57, 70, 80, 87, 93, 99).
     """
     gap, least, less = (max(percent * iterations // 100, 1) for percent in (22, 6, 3))
-    found, at = [0] * (iterations + 1), gap
-    while at <= iterations:
-        found[at] = gap
+    lengths, checkpoint = [0] * (iterations + 1), gap
+    while checkpoint <= iterations:
+        lengths[checkpoint] = gap
         gap = max(gap - less, least)
-        at += gap
-    return found
+        checkpoint += gap
+    return lengths

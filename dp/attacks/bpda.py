@@ -22,10 +22,10 @@ class State(NamedTuple):
 @dataclass(frozen=True)
 class BPDA(Attack):
     """`iterations` steps of `step_size` (None: 2.5 eps / iterations) up the cross-entropy of the mean logits over `eot`
-    draws, from the image on.
+    samples, from the image on.
 
-    Their test for a break, first with few and then with many draws, is `judge` of protocol=hill. Differs: that test has
-    draws of its own here, where they reuse the gradient's; the two are equal in law.
+    Their test for a break, first with few and then with many samples, is `judge` of protocol=hill. Differs: the
+    authors' test reuses the samples of the gradient, and ours has samples of its own; the two are equal in law.
     """
 
     iterations: int
@@ -57,7 +57,7 @@ class BPDA(Attack):
         return None if self.step_size is None else self.iterations * self.step_size
 
     def says(self, through: str) -> str:
-        what = f"BPDA, {self.steps} steps up the loss of the mean logits of {self.eot} draws, through {through}"
+        what = f"BPDA, {self.steps} steps up the loss of the mean logits of {self.eot} samples, through {through}"
         return f"{what}, by the identity in place of its derivative"
 
     def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
@@ -72,7 +72,7 @@ class BPDA(Attack):
             (slope,) = torch.autograd.grad(F.cross_entropy(leaf, y, reduction="sum"), leaf)  # (B,K)
 
         def along_slope(logits: Tensor, y: Tensor) -> Tensor:
-            """Linear in each draw's logits: its mean over the same draws has the gradient of the mean's loss."""
+            """Linear in each draw's logits: its mean over the same samples has the gradient of the mean's loss."""
             return (logits * slope.repeat(len(y) // len(slope), 1)).sum(dim=1)
 
         size = 2.5 * threat.eps / self.iterations if self.step_size is None else self.step_size

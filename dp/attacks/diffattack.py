@@ -1,4 +1,4 @@
-"""DiffAttack (Kang et al. 2023, arXiv 2311.16124): APGD that also drives the way back off the way there."""
+"""DiffAttack (Kang et al. 2023, arXiv 2311.16124): APGD that also drives the reverse process off the forward one."""
 
 import functools
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ ROUNDS = ("ce", "dlr")  # the paper's Appendix D.1
 
 def diffattack(iterations: int, eot: int, weight: float = 1.0, confirm: int = 20, rho: float = 0.75) -> Union:
     """A round on the cross-entropy and one on the difference of logits ratio, each plus `weight` (the paper's lambda)
-    times `deviation`; the stronger of the two points by `confirm` fresh draws. The other arguments are APGD's.
+    times `deviation`; the stronger of the two points by `confirm` fresh samples. The other arguments are APGD's.
     """
     rounds = {loss: Deviating(iterations, eot, loss, confirm=confirm, rho=rho, weight=weight) for loss in ROUNDS}
     return Union(rounds, confirm)

@@ -1,4 +1,4 @@
-"""DiffHammer (Wang et al., NeurIPS 2024, Algorithm 1): an attack that picks the draws which give way together."""
+"""DiffHammer (Wang et al., NeurIPS 2024, Algorithm 1): an attack led by the samples that break together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,25 +23,25 @@ class State(NamedTuple):
     x_adv: Tensor  # (B,C,H,W) what would be returned now
     run: Run  # APGD's own
     mixed: Tensor  # (B,C,H,W) mean of the run's gradients so far
-    i: Tensor  # (B,) int64 on the CPU: points looked at, over all runs
+    i: Tensor  # (B,) int64 on the CPU: points evaluated, over all runs
 
 
 @dataclass(frozen=True)
 class DiffHammer(Attack):
-    """A run of APGD on each of `losses` (`cw` is the margin), led by selected draws; a call of `step` looks at a point
-    through `eot` draws.
+    """A run of APGD on each of `losses` (`cw` is the margin), led by selected samples; a call of `step` evaluates one
+    point on `eot` samples.
 
-    E-step: `shared_weakness` weighs the draws, in at most `em_steps` rounds. M-step: the weighted mean of the losses'
-    gradients in the purified images goes back through one representative draw (gradient grafting), and is mixed with
+    E-step: `shared_weakness` weighs the samples, in at most `em_steps` rounds. M-step: the weighted mean of the losses'
+    gradients in the purified images goes back through one representative sample (gradient grafting), and is mixed with
     the one before by (k+1)^-`decay` at a run's k-th point. Exact where the purification's derivative is the same in
-    every draw. `sharpness`: slope of the sigmoid that turns a loss into a chance of success; the cross-entropy is never
-    negative, so for it no chance is below 1/2 and the selection is mild, as published.
+    every sample. `sharpness`: slope of the sigmoid that turns a loss into a chance of success; the cross-entropy is
+    never negative, so for it no chance is below 1/2 and the selection is mild, as published.
 
-    What is climbed is the log of the mean chance over the draws, which does not mind the draws that hold. After a run
-    `confirm` fresh draws choose as in APGD, but by the mean chance of the margin: a mean margin would judge by the
-    draws that were given up.
-    Differs: the released code decides on the largest loss of a point's draws and reports those very draws, restarts
-    only images that were lost in less than half of them, and stops at images lost in all.
+    The objective is the log of the mean chance over the samples, which ignores the samples that hold. After a run
+    `confirm` fresh samples choose as in APGD, but by the mean chance of the margin: a mean margin would judge by the
+    samples that were given up.
+    Differs: the released code decides on the largest loss of a point's samples and reports those very samples,
+    restarts only images that are broken in less than half of them, and stops at images broken in all.
     """
 
     iterations: int
@@ -107,13 +107,14 @@ class DiffHammer(Attack):
         return State(x_adv=run.x_adv, run=run, mixed=torch.zeros_like(x), i=run.i)
 
     def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
-        at = state.run.x
-        seen = model.purified(at, rng.draw(Stream.QUERY), self.eot)  # (N,B,...)
-        run = (state.i // (self.iterations + 1)).clamp(max=len(self.losses) - 1)  # done: waits in the batch for others
-        values, grads = self._behind(model, seen, y, run.to(x.device), rng.draw(Stream.CLASSIFIER))
+        x_now = state.run.x
+        purified = model.purified(x_now, rng.draw(Stream.QUERY), self.eot)  # (N,B,...)
+        run = state.i // (self.iterations + 1)
+        run = run.clamp(max=len(self.losses) - 1)  # an image that is done may wait in the batch for others
+        values, grads = self._behind(model, purified, y, run.to(x.device), rng.draw(Stream.CLASSIFIER))
         weights, which = shared_weakness(values[..., 0], grads, threat, self.sharpness, self.em_steps)
         wanted = (weights.view(*weights.shape, 1, 1, 1) * grads).sum(dim=0)  # (B,...)
-        grad = model.vjp(at, rng.draw(Stream.QUERY), which.tolist(), wanted)
+        grad = model.vjp(x_now, rng.draw(Stream.QUERY), which.tolist(), wanted)
 
         k = state.i % (self.iterations + 1)  # (B,) updates made in this run
         share = ((k + 1.0) ** -self.decay).to(grad).view(-1, 1, 1, 1)
@@ -121,7 +122,7 @@ class DiffHammer(Attack):
         moved = self.apgd.moved(model, state.run, self._chance(values), mixed, x, y, threat, rng, self._success)
         return State(x_adv=moved.x_adv, run=moved, mixed=mixed, i=moved.i)
 
-    def _behind(self, model: Defense, seen: Tensor, y: Tensor, run: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
+    def _behind(self, model: Defense, purified: Tensor, y: Tensor, run: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
         """Of every purified image (N,B,...) the run's loss and the margin, (N,B,2), and the loss's gradient in it."""
 
         def columns(logits: Tensor, y: Tensor) -> Tensor:
@@ -129,11 +130,11 @@ class DiffHammer(Attack):
             return torch.stack([all_losses.gather(1, run.view(-1, 1))[:, 0], margin(logits, y)], dim=1)
 
         bare = model.gradient_mode("blind")
-        parts = [bare.loss_gradient(x_hat, y, rng, 1, columns) for x_hat in seen]
+        parts = [bare.loss_gradient(x_hat, y, rng, 1, columns) for x_hat in purified]
         return torch.stack([values for values, _ in parts]), torch.stack([grads for _, grads in parts])
 
     def _chance(self, values: Tensor) -> Tensor:
-        """(N,B,M) losses -> (B,M) log of the mean chance over draws, up to a constant."""
+        """(N,B,M) losses -> (B,M) log of the mean chance over samples, up to a constant."""
         return F.logsigmoid(self.sharpness * values).logsumexp(dim=0)
 
     def _success(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -143,11 +144,11 @@ class DiffHammer(Attack):
 def shared_weakness(
     losses: Tensor, grads: Tensor, threat: ThreatModel, sharpness: float, em_steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Weights (N,B) of the draws, summing to 1, and a representative draw (B,) of those that one change d of the
+    """Weights (N,B) of the samples, summing to 1, and a representative sample (B,) of those that one change d of the
     purified images, of length eps, would break together: sum_i sigma(s (L_i + d . g_i)), s the sharpness, is to be
     large (Eqs. 9, 11), for losses (N,B) and gradients (N,B,...).
 
-    The representative is the draw whose own direction makes the sum largest. From that d on, q_i = sigma(...) and d
+    The representative is the sample whose own direction makes the sum largest. From that d on, q_i = sigma(...) and d
     along sum_i q_i g_i follow from each other as long as the sum rises; the weights are the last q.
     Differs: the released code never takes the new d, so that its 5 rounds equal 1; its d is 1 per pixel, not eps; and
     it finds the representative by elu in place of sigma.
@@ -158,11 +159,11 @@ def shared_weakness(
         d = threat.ascend(flat, along, threat.eps)
         return F.logsigmoid(sharpness * (losses + (grads * d).flatten(2).sum(dim=2)))
 
-    own = torch.stack([logs(g) for g in grads])  # (N of d, N of draws, B)
+    own = torch.stack([logs(g) for g in grads])  # (N of d, N of samples, B)
     which = own.logsumexp(dim=1).argmax(dim=0)
     log_q = own.gather(0, which.expand(1, *losses.shape))[0]
     for _ in range(em_steps):
         q = log_q.softmax(dim=0).view(*losses.shape, 1, 1, 1)
-        found = logs((q * grads).sum(dim=0))
-        log_q = torch.where(found.logsumexp(dim=0) > log_q.logsumexp(dim=0), found, log_q)
+        new = logs((q * grads).sum(dim=0))
+        log_q = torch.where(new.logsumexp(dim=0) > log_q.logsumexp(dim=0), new, log_q)
     return log_q.softmax(dim=0), which

@@ -30,21 +30,21 @@ class State(NamedTuple):
     x: Tensor  # (B,C,H,W) the iterate
     parameters: tuple[Tensor, ...]  # the filters' logits (B,kh//2+1,kw//2+1,H,W) in order, then the change (B,C,H,W)
     moments: tuple[Moments, ...]  # of each
-    best: Tensor  # (B,) mean margin of x_adv over its draws
+    best: Tensor  # (B,) mean margin of x_adv over its samples
     i: Tensor  # (B,) int64 on the CPU: steps done
 
 
 @dataclass(frozen=True)
 class LowFrequency(Attack):
-    """`iterations` Adam steps on the mean margin over `eot` draws less `penalty` times the perceptual distance wherever
+    """`iterations` Adam steps on the mean margin over `eot` samples less `penalty` times the perceptual distance where
     that exceeds eps.
 
     `kernels`: heights and widths, odd, of the filters; each pixel's weights are even in both directions, and fade where
-    the clean image differs from the pixel, like exp(-d^2 / 2 `sigma`^2) in colour. `rate_filters`, `rate_change`: step
+    the clean image differs from the pixel, like exp(-d^2 / 2 `sigma`^2) in color. `rate_filters`, `rate_change`: step
     sizes for the filters' logits and for the change, made in arctanh space before the filters. `clip`: largest norm of
-    an image's gradient in each. In the end `confirm` fresh draws choose, by mean margin, between the iterate of the
+    an image's gradient in each. In the end `confirm` fresh samples choose, by mean margin, between the iterate of the
     largest margin within eps and the last one, pulled back to eps. Until one is within eps a random low-frequency
-    change stands in, so what comes back is never clean.
+    change stands in, so that the returned image is never clean.
     """
 
     iterations: int
@@ -162,19 +162,19 @@ def first_logits(kernel: Sequence[int], x: Tensor) -> Tensor:
 
 
 def patches(x: Tensor, kernel: Sequence[int]) -> Tensor:
-    """The neighbourhood of every pixel, (B,C,kh*kw,H,W); beyond the edge the image is mirrored."""
+    """The neighborhood of every pixel, (B,C,kh*kw,H,W); beyond the edge the image is mirrored."""
     padded = F.pad(x, (kernel[1] // 2, kernel[1] // 2, kernel[0] // 2, kernel[0] // 2), mode="reflect")
     return F.unfold(padded, tuple(kernel)).view(len(x), x.shape[1], kernel[0] * kernel[1], *x.shape[2:])
 
 
 def closeness(x: Tensor, kernel: Sequence[int], sigma: float) -> Tensor:
-    """(B,kh*kw,H,W): exp(-d^2 / 2 sigma^2), d the neighbour's difference in colour, summed over channels."""
+    """(B,kh*kw,H,W): exp(-d^2 / 2 sigma^2), d the neighbor's difference in color, summed over channels."""
     difference = (patches(x, kernel) - x.unsqueeze(2)).abs().sum(dim=1)
     return (-0.5 * (difference / sigma).square()).exp()
 
 
 def smooth(x: Tensor, logits: Tensor, close: Tensor) -> Tensor:
-    """Every pixel's weighted mean of its neighbourhood, (B,C,H,W)."""
+    """Every pixel's weighted mean of its neighborhood, (B,C,H,W)."""
     whole = torch.cat([logits, logits[:, :-1].flip(1)], dim=1)
     whole = torch.cat([whole, whole[:, :, :-1].flip(2)], dim=2)  # (B,kh,kw,H,W)
     weights = torch.softmax(whole.flatten(1, 2), dim=1) * close  # the centre is as close as can be: the sum is not zero

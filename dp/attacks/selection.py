@@ -17,33 +17,33 @@ def strongest(
     candidates: Sequence[Any],
     y: Tensor,
     rng: Streams,
-    draws: int,
+    samples: int,
     by: Loss = margin,
     among: Tensor | None = None,
 ) -> Any:
-    """Per image the candidate with the largest mean margin (or mean of `by`), all on the same draws of `rng`; a tie
-    goes to the first. Candidates: images (B,C,H,W), or tuples of tensors that begin with them. `among`: the images
-    (B,) that are asked about, of the others the first candidate stays. What is the same image with the same noise is
-    asked about once.
+    """Per image the candidate with the largest mean margin (or mean of `by`) over `samples` samples with the noise of
+    `rng`, which all candidates share; a tie goes to the first. Candidates: images (B,C,H,W), or tuples of tensors that
+    begin with them. `among`: the images (B,) to choose for; of the others the first candidate stays. Equal images with
+    equal noise are evaluated once.
 
-    The draws must be none that chose the candidates: the largest of many noisy scores flatters.
+    The samples must be none that chose the candidates: the largest of many noisy scores is biased upwards.
     """
-    images = [found if isinstance(found, Tensor) else found[0] for found in candidates]
-    lanes = range(len(y)) if among is None else among.nonzero()[:, 0].tolist()
-    places: dict[tuple[bytes, bytes], int] = {}  # stream and image -> which of those asked about
-    asked, at = [], torch.zeros(len(images), len(y), dtype=torch.long)
+    images = [one if isinstance(one, Tensor) else one[0] for one in candidates]
+    slots = range(len(y)) if among is None else among.nonzero()[:, 0].tolist()
+    places: dict[tuple[bytes, bytes], int] = {}  # noise and image -> its query
+    queries, index = [], torch.zeros(len(images), len(y), dtype=torch.long)
     for m, x in enumerate(images):
         pixels = x.detach().cpu()
-        for b in lanes:
-            place = places.setdefault((rng.keys[b], pixels[b].numpy().tobytes()), len(asked))
-            asked += [(m, b)] if place == len(asked) else []
-            at[m, b] = place
-    labels = y[[b for _, b in asked]]
+        for b in slots:
+            place = places.setdefault((rng.keys[b], pixels[b].numpy().tobytes()), len(queries))
+            queries += [(m, b)] if place == len(queries) else []
+            index[m, b] = place
+    labels = y[[b for _, b in queries]]
     with torch.no_grad():
-        logits = model.logits_of(asked, images, rng, draws)
-    values = by(logits.flatten(0, 1), labels.repeat(draws)).unflatten(0, (draws, len(asked))).mean(dim=0)
-    values = values[at.to(values.device)]  # (M,B)
-    best, strongest = values[0], candidates[0]
-    for value, found in zip(values[1:], candidates[1:], strict=True):
-        strongest, best = where(value > best, found, strongest), torch.maximum(value, best)
-    return strongest
+        logits = model.logits_of(queries, images, rng, samples)
+    values = by(logits.flatten(0, 1), labels.repeat(samples)).unflatten(0, (samples, len(queries))).mean(dim=0)
+    values = values[index.to(values.device)]  # (M,B)
+    best, chosen = values[0], candidates[0]
+    for value, candidate in zip(values[1:], candidates[1:], strict=True):
+        chosen, best = where(value > best, candidate, chosen), torch.maximum(value, best)
+    return chosen

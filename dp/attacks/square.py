@@ -101,9 +101,9 @@ def _square_linf(x_adv: Tensor, x: Tensor, sides: list[int], eps: float, reach_e
     """One square set to +-eps, one sign per channel."""
     corners, signs = _corners(x, sides, reach_edges, rng), _signs(x[:, :, :1, :1], rng)
     candidate = x_adv.clone()
-    for lane, (side, (top, left)) in enumerate(zip(sides, corners, strict=True)):
-        window = (lane, slice(None), slice(top, top + side), slice(left, left + side))
-        candidate[window] = x[window] + eps * signs[lane]
+    for b, (side, (top, left)) in enumerate(zip(sides, corners, strict=True)):
+        window = (b, slice(None), slice(top, top + side), slice(left, left + side))
+        candidate[window] = x[window] + eps * signs[b]
     return candidate
 
 
@@ -113,16 +113,16 @@ def _squares_l2(x_adv: Tensor, x: Tensor, sides: list[int], eps: float, reach_ed
     signs, turns = _signs(x[:, :, :1, :1], rng), rng.uniform_like(x[:, :1, 0, 0])[:, 0].tolist()
     delta, channels = x_adv - x, x.shape[1]
     spare = (eps**2 - delta.square().sum(dim=(1, 2, 3))).clamp(min=0) / channels  # (B,) squared, per channel
-    for lane, side in enumerate(sides):
-        (top, left), (top2, left2) = into[lane], out_of[lane]
-        one = delta[lane]  # (C,H,W), a view
+    for b, side in enumerate(sides):
+        (top, left), (top2, left2) = into[b], out_of[b]
+        one = delta[b]  # (C,H,W), a view
         first = (slice(None), slice(top, top + side), slice(left, left + side))
         second = (slice(None), slice(top2, top2 + side), slice(left2, left2 + side))
         both = torch.zeros_like(one[:1])
         both[first], both[second] = 1, 1
-        length = ((one * both).square().sum(dim=(1, 2), keepdim=True) + spare[lane]).sqrt()  # (C,1,1)
-        shape = _bump(side, turns[lane] > 0.5).to(x)
-        new = signs[lane] * shape + one[first] / _norm(one[first], (1, 2))
+        length = ((one * both).square().sum(dim=(1, 2), keepdim=True) + spare[b]).sqrt()  # (C,1,1)
+        shape = _bump(side, turns[b] > 0.5).to(x)
+        new = signs[b] * shape + one[first] / _norm(one[first], (1, 2))
         one[second] = 0
         one[first] = new / _norm(new, (1, 2)) * length
     return x + eps * delta / _norm(delta, (1, 2, 3))
@@ -156,7 +156,7 @@ def _bump(side: int, turned: bool) -> Tensor:
 
 
 def _hill(height: int, width: int) -> Tensor:
-    """Sum of centred squares, the c-th weighted 1 / (c+1)^2, so highest in the middle; length 1."""
+    """Sum of centered squares, the c-th weighted 1 / (c+1)^2, so highest in the middle; length 1."""
     far = torch.maximum(
         (torch.arange(height) - height // 2).abs().view(-1, 1), (torch.arange(width) - width // 2).abs()
     )

@@ -1,5 +1,5 @@
-"""StAdv (Xiao et al. 2018, arXiv 1801.02612) as DiffPure (Nie et al. 2022) runs it, with expectation over draws: a flow
-moves the pixels and their values stay.
+"""StAdv (Xiao et al. 2018, arXiv 1801.02612) as DiffPure (Nie et al. 2022) runs it, with expectation over samples: a
+flow moves the pixels and their values stay.
 """
 
 from dataclasses import dataclass
@@ -21,22 +21,22 @@ from dp.threat_models.flow import FlowModel, roughness, warp
 
 class State(NamedTuple):
     x_adv: Tensor  # (B,C,H,W) what would be returned now ...
-    proof: Tensor  # (B,2,H,W) ... and its flow
+    proof: Tensor  # (B,2,H,W) ... and its certificate of feasibility: the flow
     flow: Tensor  # (B,2,H,W) the iterate
     moments: Moments
-    best: Tensor  # (B,) mean margin of x_adv over its draws
+    best: Tensor  # (B,) mean margin of x_adv over its samples
     i: Tensor  # (B,) int64 on the CPU: steps done
 
 
 @dataclass(frozen=True)
 class StAdv(Attack):
-    """`iterations` Adam steps of `step_size` on the mean loss over `eot` draws less `smooth` / eps times the flow's
+    """`iterations` Adam steps of `step_size` on the mean loss over `eot` samples less `smooth` / eps times the flow's
     roughness; after each the flow is clipped to the bound. The first flow is zero.
 
-    `loss`: `margin`, or `ce`. In the end `confirm` fresh draws choose, by mean margin, between the flow of the largest
-    margin and the last one. A random flow stands in for both until the iterate has moved, so what comes back is never
-    clean. Differs: from DiffPure's code in that beyond the edge lies the edge pixel, not black; and the best flow is
-    chosen by the margin alone, and is the flow that had it, not the one after.
+    `loss`: `margin`, or `ce`. In the end `confirm` fresh samples choose, by mean margin, between the flow of the
+    largest margin and the last one. A random flow stands in for both until the iterate has moved, so the returned image
+    is never clean. Differs: from DiffPure's code in that beyond the edge lies the edge pixel, not black; and the best
+    flow is chosen by the margin alone, and is the flow that had it, not the one after.
     """
 
     iterations: int

@@ -2,12 +2,13 @@
 the bare classifier, or a mask that the input moves.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from dp.attacks.base import FULL, Part
+from dp.attacks.base import FULL, Attack, Part
 from dp.attacks.wrapper import Wrapped
 from dp.defense.interface import Defense
 from dp.rng import Streams
@@ -36,6 +37,17 @@ class Through(Wrapped):
         super().__post_init__()
         if not self.grad:
             raise ValueError(f"need the name of a gradient mode, got grad={self.grad!r}")
+
+    @property
+    def is_baseline(self) -> bool:
+        return False
+
+    @property
+    def is_ensemble(self) -> bool:
+        return False
+
+    def members(self, classes: int) -> Mapping[str, Attack]:
+        return {}
 
     def parts(self) -> tuple[Part, ...]:
         modes = () if self.grad == FULL else (self.grad,)

@@ -108,7 +108,7 @@ class Union(Attack):
         return tuple(ends)
 
     def current(self, state: State) -> State:
-        """Where the attack at work stands; between two of them, what the first has found."""
+        """The current iterate of the attack at work; between two attacks, the point of the first."""
         x_adv, begin = state.x_adv, 0
         for attack, part in zip(self.attacks.values(), state.parts, strict=True):
             at_work = (state.i > begin) & (state.i < begin + attack.steps)

@@ -1,7 +1,7 @@
 """An attack that hands everything on to another one: what changes one thing about an attack inherits from it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -59,8 +59,33 @@ class Wrapped(Attack):
     def criterion(self) -> str:
         return self.attack.criterion
 
+    @property
+    def gradient(self) -> str:
+        return self.attack.gradient
+
+    @property
+    def least_classes(self) -> int:
+        return self.attack.least_classes
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.attack.is_baseline
+
+    @property
+    def is_ensemble(self) -> bool:
+        return self.attack.is_ensemble
+
+    def members(self, classes: int) -> Mapping[str, Attack]:
+        return self.attack.members(classes)
+
     def parts(self) -> tuple[Part, ...]:
         return self.attack.parts()
+
+    def reach(self, threat: ThreatModel) -> float | None:
+        return self.attack.reach(threat)
+
+    def width(self, threat: ThreatModel) -> float:
+        return self.attack.width(threat)
 
     def budget(self) -> dict[str, int]:
         return self.attack.budget()

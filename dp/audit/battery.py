@@ -53,8 +53,8 @@ def entry(findings: Sequence[Finding], quick: bool) -> dict:
 
 
 def network_evaluations(evaluation: Evaluation, nfe: int) -> int:
-    """Forward passes that the attack of all images under all seeds takes, at `nfe` of the denoiser a draw and one of
-    the classifier: its draws at every point; passes backward and what chooses the points are not counted.
+    """Forward passes that the attack on all images under all seeds takes: at every point its samples, each with `nfe`
+    evaluations of the denoiser and one of the classifier. Backward passes and what chooses the points are not counted.
     """
     attack = evaluation.arms["defended"].attack
     points = attack.candidates if attack.steps else 0
@@ -70,14 +70,14 @@ def due(wanted: bool | str, evaluation: Evaluation, nfe: int) -> bool:
 
 def write(path: Path, code: str, findings: Sequence[Finding], quick: bool, **more: object) -> None:
     """The whole file or nothing; `more`: other keys of it."""
-    kept = {"code": code, **more, "entry": entry(findings, quick), "findings": [vars(f) for f in findings]}
-    write_atomic(path, (json.dumps(kept, indent=1) + "\n").encode())
+    content = {"code": code, **more, "entry": entry(findings, quick), "findings": [vars(f) for f in findings]}
+    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read(path: Path, code: str) -> dict | None:
     """The summary's entry of an audit that this code has written there, or None."""
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    return kept["entry"] if kept.get("code") == code else None
+    content = json.loads(path.read_text()) if path.exists() else {}
+    return content["entry"] if content.get("code") == code else None
 
 
 def attach(folder: Path, found: dict | None) -> dict | None:

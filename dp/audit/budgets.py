@@ -1,6 +1,4 @@
-"""Controls of an attack: noise in its place, other budgets, more work, known draws (evaluation.md section 3, checks 5,
-6, 7, 10).
-"""
+"""Controls of an attack: noise in its place, other budgets, more work, known noise (checks 5, 6, 7, 10)."""
 
 import dataclasses
 import itertools
@@ -20,26 +18,26 @@ MORE = 4  # times the work
 
 @audited("null control", needs="attack")
 def null(subject: Subject) -> Finding:
-    """Check 5: clean images, noise under the attack's candidates and draws, and the attack, by one measure."""
+    """Check 5: clean images, noise under the attack's candidates and samples, and the attack, by one measure."""
     e, name = subject.evaluation, "null control"
     if "null" not in e.arms:
         return Finding(name, "none", "a null control beside the attack", "WARN", "", 0.0)
     control, due = e.arms["null"].attack, null_control(subject.arm.attack, e.judge)
-    counts = {"candidates": (control.steps, due.steps), "draws": (control.samples, due.samples)}
+    counts = {"candidates": (control.steps, due.steps), "samples": (control.samples, due.samples)}
     short = [f"{what} {have} instead of {need}" for what, (have, need) in counts.items() if have < need]
     if control.select != due.select:
         short.append(f"selects the {control.select} instead of the {due.select}")
     if e.arms["null"].scored is not subject.arm.scored:
-        short.append("another defence is scored")
+        short.append("another defense is scored")
     group, noisy = own(subject)[0], noise(subject)
     clean, null, attacked = right(group, "clean").mean(), right(noisy).mean(), right(group).mean()
     value = f"clean {percent(clean)}, noise {percent(null)}, attacked {percent(attacked)}"
     weak = attacked >= null
     if e.judge is not None and e.judge.in_loop:
-        lost = [sum(row["lost_at"] is not None for row in g.rows) for g in (noisy, group)]
-        value, weak = f"{value}; lost on the way: noise {lost[0]}, attacked {lost[1]}", lost[1] <= lost[0]
+        broken = [sum(row["lost_at"] is not None for row in g.rows) for g in (noisy, group)]
+        value, weak = f"{value}; broken on the way: noise {broken[0]}, attacked {broken[1]}", broken[1] <= broken[0]
     verdict = "FAIL" if short else "WARN" if weak else "PASS"
-    threshold = "attacked below noise, as many candidates and draws"
+    threshold = "attacked below noise, as many candidates and samples"
     return Finding(name, "; ".join([value, *short]), threshold, verdict, _count(subject), 0.0)
 
 
@@ -90,7 +88,7 @@ def _unbounded(subject: Subject, eps: float, **changes: Any) -> tuple[str, list[
         return "PASS", []
     attack = subject.arm.attack
     short = short_steps(attack, dataclasses.replace(subject.evaluation.threat, eps=eps))
-    steps = f"{attack.steps} steps of {attack.samples} draws"
+    steps = f"{attack.steps} steps of {attack.samples} samples"
     if short:
         return "WARN", [f"above chance unbounded: {short[0]}"]
     more = _at(subject, eps, MORE, **changes)
@@ -107,7 +105,7 @@ def _over_chance(group: Group) -> bool:
 
 @audited("more work", needs="attack")
 def more_work(subject: Subject) -> Finding:
-    """Check 7: more iterations, draws or restarts never leave the defender more, beyond the interval."""
+    """Check 7: more iterations, samples or restarts never leave the defender more, beyond the interval."""
     name, attack = "more work", subject.arm.attack
     times = {"iterations": (1 / MORE, 1, MORE), "eot": (1 / MORE, 1, MORE), "restarts": (1, MORE)}
     axes: dict[str, list[tuple[float, Group]]] = {}
@@ -120,7 +118,7 @@ def more_work(subject: Subject) -> Finding:
                 axes.setdefault(key, []).append((factor, other(subject, f"{key} x{factor:g}", scaled)))
     axes = {key: points for key, points in axes.items() if len(points) > 1}
     if not axes:
-        return not_applicable(name, "the attack has no iterations, draws or restarts to change")
+        return not_applicable(name, "the attack has no iterations, samples or restarts to change")
     steps = [(a, b) for points in axes.values() for (_, a), (_, b) in itertools.pairwise(points)]
     verdict = worst([above(less, more, len(steps))[0] for less, more in steps])
     texts = [
@@ -130,33 +128,33 @@ def more_work(subject: Subject) -> Finding:
     return Finding(name, "; ".join(texts), "no rise with more work", verdict, _count(subject), 0.0)
 
 
-@audited("known draw", needs="attack")
-def known_draw(subject: Subject) -> Finding:
-    """Check 10: an attacker who knows the one draw that scores leaves clearly less than one who does not, and at most
-    chance where every image is allowed: nothing is random then, as in the last step of the eps sweep.
+@audited("known noise", needs="attack")
+def known_noise(subject: Subject) -> Finding:
+    """Check 10: an attacker who knows the noise of the one sample that scores leaves clearly less than one who does
+    not, and at most chance where every image is allowed: nothing is random then, as in the last step of the eps sweep.
     """
-    name, e = "known draw", subject.evaluation
+    name, e = "known noise", subject.evaluation
     if subject.arm.attack.batch_bound:
         return not_applicable(name, "a package does not say which image it asks about")
     if not own(subject)[1].scored:
-        return not_applicable(name, "the defence draws no noise")
-    fresh = other(subject, "fresh draw", votes=1, known_draws=False) if e.known_draws else own(subject)[0]
-    known = other(subject, "known draw", votes=1, known_draws=True)
+        return not_applicable(name, "the defense draws no noise")
+    fresh = other(subject, "fresh noise", votes=1, known_draws=False) if e.known_draws else own(subject)[0]
+    known = other(subject, "known noise", votes=1, known_draws=True)
     difference, low, _ = paired(right(known), right(fresh))
     clear = low > 0 or not _over_chance(known)
-    value = f"known draw {percent(right(known).mean())}, fresh draws {percent(right(fresh).mean())}"
+    value = f"known noise {percent(right(known).mean())}, fresh noise {percent(right(fresh).mean())}"
     verdict, notes = "PASS" if clear else "WARN", [f"{value}: {100 * difference:+.0f} points"]
     if (whole := _whole(subject)) is not None:
         unbounded, note = _unbounded(subject, whole, votes=1, known_draws=True)
         verdict, notes = worst([verdict, unbounded]), [*notes, *note]
-    goal = "clearly below fresh draws" + (", at most chance unbounded" if whole is not None else "")
-    return Finding(name, "; ".join(notes), goal, verdict, f"{len(known.rows)} images, 1 draw", 0.0)
+    goal = "clearly below fresh noise" + (", at most chance unbounded" if whole is not None else "")
+    return Finding(name, "; ".join(notes), goal, verdict, f"{len(known.rows)} images, 1 sample", 0.0)
 
 
 def _count(subject: Subject) -> str:
     e, attack = subject.evaluation, small(subject)
-    return f"{len(subject.images.ids)} images, {e.votes} draws, {attack.steps} steps of {attack.samples}"
+    return f"{len(subject.images.ids)} images, {e.votes} samples, {attack.steps} steps of {attack.samples}"
 
 
-CHECKS = (null, eps_sweep, more_work, known_draw)
+CHECKS = (null, eps_sweep, more_work, known_noise)
 QUICK = (null,)

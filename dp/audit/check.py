@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dp.attacks.base import VALUES
+from dp.audit.stages import Stage
 from dp.defense.defended import Defended
 from dp.evaluation.caveats import Caveats, Difference, Modes, mode_name
 from dp.evaluation.evaluate import Arm, Evaluation
@@ -28,7 +29,7 @@ class Finding:
     value: str  # what was measured
     threshold: str  # what it was held against
     verdict: str
-    count: str  # images, draws, iterations that went into it
+    count: str  # images, samples, iterations that went into it
     seconds: float
     curve: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of a picture: `x` and a series per name
 
@@ -138,7 +139,7 @@ def unreachable(subject: Subject) -> list[tuple[str, ...]]:
         subject.memo["unreachable"] = [
             modes
             for modes in subject.claimed
-            if not reaches(differentiated(subject, modes), one, streams(subject, one, "reach"))
+            if not reaches(differentiated(subject, modes), one, streams(subject, one, Stage.REACH))
         ]
     return subject.memo["unreachable"]
 
@@ -150,7 +151,7 @@ def differentiated(subject: Subject, modes: Sequence[str]) -> Defended:
 
 
 def reaches(model: Defended, images: Subset, rng: Streams) -> bool:
-    """Whether the defence's logits hang on the image as far as autograd knows; where not, it answers with an error."""
+    """Whether the defense's logits hang on the image as far as autograd knows; where not, it answers with an error."""
     leaf = images.x[:1].detach().requires_grad_()
     logits = model(leaf, rng.select([0]))
     if not logits.requires_grad:
@@ -162,9 +163,9 @@ def some(images: Subset, count: int) -> Subset:
     return images.select(slice(0, count))
 
 
-def streams(subject: Subject, images: Subset, stage: str) -> Streams:
+def streams(subject: Subject, images: Subset, stage: Stage) -> Streams:
     """Noise of the audit's own."""
-    return Streams(images.ids, subject.seed, f"audit-{stage}")
+    return Streams(images.ids, subject.seed, stage)
 
 
 def plural(count: int, what: str) -> str:

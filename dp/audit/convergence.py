@@ -10,12 +10,13 @@ from torch import Tensor
 
 from dp.audit.check import Finding, Subject, audited, differentiated, not_applicable, some, streams, unreachable
 from dp.audit.probes import cosine, gradient_probes, main, one_step, queried
-from dp.audit.trajectory import RISING, Track, again, beyond, climb, track, unfinished
+from dp.audit.stages import Stage
+from dp.audit.trajectory import RISING, Trajectory, again, beyond, loss_curves, trajectory, unfinished
 from dp.objectives import dlr
 from dp.subset import Subset
 
 FLAT = 0.02  # share of the first loss that an attack gains at least, if it does anything
-RANDOM = 1e-4  # spread of logits from which AutoAttack calls a defence random
+RANDOM = 1e-4  # spread of logits from which AutoAttack calls a defense random
 WALK = 1e-3  # step aside, in [0,1] units, after which a gradient should still point about the same way ...
 TURNED = 0.5  # ... by this cosine
 MISSING = (0.1, 0.5)  # share of gradients that are exactly zero: too many; most
@@ -23,18 +24,18 @@ MISSING = (0.1, 0.5)  # share of gradients that are exactly zero: too many; most
 
 @audited("loss", needs="attack")
 def loss(subject: Subject) -> Finding:
-    """Check 14. The attack runs on the few images; draws that it has not seen tell the loss (see `climb`) where it
-    stands. Still rising at the end: not converged. Flat from the start, but for noise or a share of `FLAT`: masked,
-    if not all images are lost there.
+    """Check 14. The attack runs on the few images, and samples that it has not used give the loss of its iterates (see
+    `loss_curves`). Still rising at the end: not converged. Flat from the start, but for noise or a share of `FLAT`:
+    masked, unless all images are broken there.
     """
     if subject.arm.attack.batch_bound:
         return not_applicable("loss", "a package runs as one step")
-    found = track(subject)
-    stands, best = climb(found)
-    rising, gain = unfinished(found)
-    start, rise = float(stands[0].mean()), best[-1] - stands[0]
+    path = trajectory(subject)
+    current, best = loss_curves(path)
+    rising, gain = unfinished(path)
+    start, rise = float(current[0].mean()), best[-1] - current[0]
     value = f"{start:.2f} -> {float(best[-1].mean()):.2f}, last fifth +{gain:.2g}"
-    if float(found.moved.max()) == 0:
+    if float(path.moved.max()) == 0:
         value, verdict = f"{value}: the attack never moves", "FAIL"
     elif start < 0 and not (beyond(rise) and float(rise.mean()) > -FLAT * start):
         value, verdict = f"{value}: flat from the start, masked", "WARN"
@@ -42,30 +43,30 @@ def loss(subject: Subject) -> Finding:
         value, verdict = f"{value}: still rising, not converged", "WARN"
     else:
         verdict = "PASS"
-    wrong = (found.margins > 0).double().mean(dim=(1, 2))
+    wrong = (path.margins > 0).double().mean(dim=(1, 2))
     curve = {
-        "x": found.at,
-        "loss": stands.mean(dim=1).tolist(),
+        "x": path.steps,
+        "loss": current.mean(dim=1).tolist(),
         "best": best.mean(dim=1).tolist(),
         "wrong": wrong.tolist(),
     }
     threshold = f"last fifth <= {RISING:g} of the rise"
-    return Finding("loss", value, threshold, verdict, _count(found), 0.0, curve)
+    return Finding("loss", value, threshold, verdict, _count(path), 0.0, curve)
 
 
-def _count(found: Track) -> str:
-    return f"{len(found.x_adv)} images, {found.at[-1]} steps, {len(found.returned)} draws"
+def _count(path: Trajectory) -> str:
+    return f"{len(path.x_adv)} images, {path.steps[-1]} steps, {len(path.returned)} samples"
 
 
 @audited("flags", needs="nothing")
 def flags(subject: Subject) -> Finding:
-    """Check 15. What AutoAttack warns of (Croce and Hein 2020): a random defence and no expectation over draws;
+    """Check 15. What AutoAttack warns of (Croce and Hein 2020): a random defense and no expectation over samples;
     probabilities in place of logits; gradients of the difference of logits ratio that are zero; gradients taken inside
     the forward pass; too few classes for it. Whether Square beats it is for the black-box check.
     """
     images, scored, attack = some(subject.images, 8), subject.arm.scored, subject.arm.attack
     with torch.no_grad():
-        logits = scored.logits(images.x, streams(subject, images, "flags"), 5)  # (5,B,K)
+        logits = scored.logits(images.x, streams(subject, images, Stage.FLAGS), 5)  # (5,B,K)
     classes = logits.shape[2]
     broken, doubtful = [], []
     if bool((logits >= 0).all()) and bool(((logits.sum(dim=2) - 1).abs() < 1e-3).all()):
@@ -82,14 +83,14 @@ def flags(subject: Subject) -> Finding:
     elif classes >= 3 and attack.steps and subject.claimed:
         model, rng = (
             differentiated(subject, () if () in subject.claimed else subject.claimed[0]),
-            streams(subject, images, "flags"),
+            streams(subject, images, Stage.FLAGS),
         )
         _, grad = model.loss_gradient(images.x, images.y, rng, 1, dlr)
         none = int((grad.flatten(1).abs().amax(dim=1) == 0).sum())
         doubtful += [f"zero DLR gradient on {none} images"] if none else []
     verdict = "FAIL" if broken else "WARN" if doubtful else "PASS"
     value = ", ".join(broken + doubtful) or "none"
-    return Finding("flags", value, "none", verdict, f"{len(images.ids)} images, 5 draws", 0.0)
+    return Finding("flags", value, "none", verdict, f"{len(images.ids)} images, 5 samples", 0.0)
 
 
 def _differentiates(subject: Subject, images: Subset) -> bool:
@@ -99,7 +100,7 @@ def _differentiates(subject: Subject, images: Subset) -> bool:
     sys.setprofile(lambda frame, event, arg: called.add(frame.f_code) if event == "call" else None)
     try:
         with torch.no_grad():
-            subject.arm.scored.logits(images.x[:1], streams(subject, some(images, 1), "flags"), 1)
+            subject.arm.scored.logits(images.x[:1], streams(subject, some(images, 1), Stage.FLAGS), 1)
     finally:
         sys.setprofile(before)
     return bool(called & {torch.autograd.grad.__code__, torch.autograd.backward.__code__})
@@ -109,21 +110,21 @@ def _differentiates(subject: Subject, images: Subset) -> bool:
 def indicators(subject: Subject) -> Finding:
     """Check 16. Indicators of attack failure, after Pintor et al. (2022, arXiv 2106.09947): gradients that are exactly
     zero; gradients that turn within `WALK` of a point while the noise stands still; an iterate that was worse for the
-    defence than what was returned; optimisation broken off; success on the attacked defence that the scored one does
-    not share. All but the second are read off the attack's course, with draws that it has not seen.
+    defense than what was returned; optimization broken off; success on the attacked defense that the scored one does
+    not share. All but the second come from the attack's trajectory, with samples that it has not used.
     """
     if subject.arm.attack.batch_bound:
         return not_applicable("indicators", "a package runs as one step")
-    found = track(subject)
-    silent = (found.best > 0).double().mean(dim=1) - (found.returned > 0).double().mean(dim=1)  # (R,)
-    turn, there = _same_way(subject), _elsewhere(subject, found)
-    zero = float(found.zero.nan_to_num().mean())  # 0 where it asks for none
+    path = trajectory(subject)
+    silent = (path.best > 0).double().mean(dim=1) - (path.returned > 0).double().mean(dim=1)  # (R,)
+    turn, transfer = _same_way(subject), _transfer_loss(subject, path)
+    zero = float(path.zero.nan_to_num().mean())  # 0 where it asks for none
     holds = {
         "unavailable gradients": zero > MISSING[0],
         "noisy gradients": turn is not None and turn < TURNED,
         "silent success": beyond(silent),
-        "incomplete optimisation": unfinished(found)[0],
-        "transfer failure": there is not None and beyond(there),
+        "incomplete optimization": unfinished(path)[0],
+        "transfer failure": transfer is not None and beyond(transfer),
     }
     shares = [
         f"zero gradients {zero:.2f}",
@@ -133,7 +134,7 @@ def indicators(subject: Subject) -> Finding:
     named = ", ".join(name for name, yes in holds.items() if yes) or "none"
     verdict = "FAIL" if zero > MISSING[1] else "WARN" if any(holds.values()) else "PASS"
     curve = {"x": list(range(len(holds))), "holds": [float(yes) for yes in holds.values()]}
-    return Finding("indicators", f"{named} ({', '.join(shares)})", "none", verdict, _count(found), 0.0, curve)
+    return Finding("indicators", f"{named} ({', '.join(shares)})", "none", verdict, _count(path), 0.0, curve)
 
 
 def _same_way(subject: Subject) -> float | None:
@@ -143,7 +144,7 @@ def _same_way(subject: Subject) -> float | None:
     if not gradient_probes(subject):
         return None
     probe, images = main(gradient_probes(subject)), some(subject.images, 8)
-    rng = streams(subject, images, "aside")
+    rng = streams(subject, images, Stage.ASIDE)
     query, _ = one_step(probe, images, subject.evaluation.threat, rng.draw(0))
     if query is None:
         return None
@@ -157,9 +158,9 @@ def _same_way(subject: Subject) -> float | None:
     return float(cosine(first, second)[some_gradient].mean()) if bool(some_gradient.any()) else None
 
 
-def _elsewhere(subject: Subject, found: Track) -> Tensor | None:
-    """(R,) by draw: the share of images lost on the approximate view that gives way most, less that on the scored
-    defence; None for exact gradients.
+def _transfer_loss(subject: Subject, path: Trajectory) -> Tensor | None:
+    """(R,) by sample: the share of images that are broken in the weakest approximate gradient mode, less that on the
+    scored defense; None for exact gradients.
     """
     if not subject.claimed or subject.claims_exact:
         return None
@@ -167,14 +168,14 @@ def _elsewhere(subject: Subject, found: Track) -> Tensor | None:
     for modes in subject.claimed:
         model, wrong = differentiated(subject, modes), []
         for k in range(0, len(images.ids), subject.evaluation.lanes):
-            here = images.select(slice(k, k + subject.evaluation.lanes))
-            x = found.x_adv[k : k + subject.evaluation.lanes]
+            batch = images.select(slice(k, k + subject.evaluation.lanes))
+            x = path.x_adv[k : k + subject.evaluation.lanes]
             with torch.no_grad():
-                logits = model.logits(x, streams(subject, here, again(subject)), len(found.returned))
-            wrong.append((logits.argmax(dim=2) != here.y).cpu())
+                logits = model.logits(x, streams(subject, batch, again(subject)), len(path.returned))
+            wrong.append((logits.argmax(dim=2) != batch.y).cpu())
         shares.append(torch.cat(wrong, dim=1).double().mean(dim=1))
     top = max(shares, key=lambda share: float(share.mean()))
-    return top - (found.returned > 0).double().mean(dim=1)
+    return top - (path.returned > 0).double().mean(dim=1)
 
 
 CHECKS = (loss, flags, indicators)

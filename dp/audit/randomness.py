@@ -1,5 +1,5 @@
-"""Randomness and decisions: each draw its own, none shared between attack and score, images normalised once
-(evaluation.md section 3, checks 17, 18).
+"""Randomness and decisions: each sample its own, none shared between attack and score, images normalized once
+(checks 17, 18).
 """
 
 import torch
@@ -8,16 +8,17 @@ from torch import Tensor, nn
 from dp.attacks.base import FULL, VALUES
 from dp.audit.check import Finding, Subject, audited
 from dp.audit.reruns import other, own, percent, watched, worst
+from dp.audit.stages import Stage
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
 from dp.evaluation.caveats import differences, gradients
 from dp.rng import Streams
 from dp.statistics.intervals import paired, wilson
 
-GAP = 0.02  # of clean accuracy between the attacked and the scored defence
+GAP = 0.02  # of clean accuracy between the attacked and the scored defense
 TIES = 0.1  # share of votes that a count alone leaves tied
 CLOSE = 1e-3  # of what other noise changes, for the same image in another batch
-DRAWS = 3
+SAMPLES = 3
 
 
 @audited("randomness", needs="nothing")
@@ -29,8 +30,8 @@ def randomness(subject: Subject) -> Finding:
     more = [*_eot(subject), *_shared(subject)]
     order = _order(subject)
     verdict = worst(["PASS", *["FAIL" for _ in [*faults, *more]], *["WARN" for _ in [*notes, *order]]])
-    value = "; ".join([*faults, *more, *notes, *order]) or "each draw its own, whatever the batch"
-    count = f"{len(subject.images.ids)} images, {DRAWS} draws"
+    value = "; ".join([*faults, *more, *notes, *order]) or "each sample its own, whatever the batch"
+    count = f"{len(subject.images.ids)} images, {SAMPLES} samples"
     return Finding("randomness", value, "no mismatch", verdict, count, 0.0)
 
 
@@ -44,14 +45,14 @@ def _purification(subject: Subject) -> tuple[list[str], list[str]]:
     scored = watched(subject.arm.scored, see)
 
     def ask(index: list[int], seed: int = subject.seed) -> Tensor:
-        return scored.purified(x[index], Streams([ids[k] for k in index], seed, "audit-noise"), DRAWS)
+        return scored.purified(x[index], Streams([ids[k] for k in index], seed, Stage.NOISE), SAMPLES)
 
     every = list(range(len(ids)))
     first, again = ask(every), ask(every)
     faults, notes = ([] if torch.equal(first, again) else ["the same key gives other bits"]), []
     if not used[0]:
         return faults, notes
-    unlike = (first - ask(every, subject.seed + 1)).abs().flatten(2).mean(dim=2)  # (draws,B)
+    unlike = (first - ask(every, subject.seed + 1)).abs().flatten(2).mean(dim=2)  # (samples,B)
     if bool((unlike == 0).any()):
         faults.append("another key gives the same noise")
     turned, alone = ask(every[::-1]).flip(1), ask(every[:1])
@@ -67,28 +68,28 @@ def _purification(subject: Subject) -> tuple[list[str], list[str]]:
 
 def _eot(subject: Subject) -> list[str]:
     """Whether copies of one image in one gradient share their noise."""
-    images, seen, used = subject.images, [], [False]
-    if gradients(subject.arm.attack, FULL) == {(VALUES,)}:
+    images, purified, used = subject.images, [], [False]
+    if gradients(subject.arm.attack, FULL) == ((VALUES,),):
         return []
 
     def see(rng: Streams, x_hat: Tensor) -> None:
-        seen.append(x_hat.unflatten(0, (-1, len(images.ids))))
+        purified.append(x_hat.unflatten(0, (-1, len(images.ids))))
         used[0] |= rng.used
 
-    rng = Streams(images.ids, subject.seed, "audit-eot")
-    watched(subject.arm.attacked, see).loss_gradient(images.x, images.y, rng, DRAWS)
-    copies = torch.cat(seen)  # (draws,B,...)
+    rng = Streams(images.ids, subject.seed, Stage.EOT)
+    watched(subject.arm.attacked, see).loss_gradient(images.x, images.y, rng, SAMPLES)
+    copies = torch.cat(purified)  # (samples,B,...)
     alike = [bool((copies[a] == copies[b]).all()) for a in range(len(copies)) for b in range(a)]
     return ["the EOT copies of an image share their noise"] if used[0] and any(alike) else []
 
 
 def _shared(subject: Subject) -> list[str]:
     """Whether noise that attacked or selected also scored."""
-    if not subject.arm.attack.steps or subject.evaluation.known_draws:  # known draws are said in the differences
+    if not subject.arm.attack.steps or subject.evaluation.known_draws:  # known noise is told elsewhere
         return []
-    diary = own(subject)[1]
-    both = len(diary.asked & diary.scored)
-    return [f"attack and scoring share {both} of {len(diary.scored)} draws"] if both else []
+    log = own(subject)[1]
+    both = len(log.used & log.scored)
+    return [f"attack and scoring share {both} of {len(log.scored)} samples"] if both else []
 
 
 def _order(subject: Subject) -> list[str]:
@@ -109,60 +110,60 @@ def _order(subject: Subject) -> list[str]:
 
 @audited("decisions", needs="nothing")
 def decisions(subject: Subject) -> Finding:
-    """Check 18: the attacked defence judges clean images as the scored one does, votes are not tied, and what reaches
-    the classifier's first layer was normalised once.
+    """Check 18: the attacked defense judges clean images as the scored one does, votes are not tied, and what reaches
+    the classifier's first layer was normalized once.
     """
     attacked, scored, _ = subject.arm
     faults, notes, texts = [], [], []
     gap, low, high = (0.0, 0.0, 0.0) if attacked is scored else _gap(subject)
-    texts.append(f"clean accuracy of the attacked defence {100 * gap:+.1f} points")
+    texts.append(f"clean accuracy of the attacked defense {100 * gap:+.1f} points")
     if abs(gap) > GAP and not low <= 0 <= high:
         known = (
             differences(attacked, scored) or subject.claims != ((),) or not subject.exact
         )  # an approximation, said to be one
-        (notes if known else faults).append("attacked and scored defence differ on clean images")
+        (notes if known else faults).append("attacked and scored defense differ on clean images")
     rows = own(subject)[0].rows
     tied = sum(row["ties"] for row in rows) / (2 * len(rows))
     texts.append(f"{percent(tied)} of votes tied")
     if wilson(tied, 2 * len(rows))[0] > TIES:
         notes.append("many ties")
     for name, model in {"attacked": attacked, "scored": scored}.items():
-        faults += [f"{name}: {fault}" for fault in _normalised(subject, model)]
+        faults += [f"{name}: {fault}" for fault in _normalized(subject, model)]
     verdict = "FAIL" if faults else "WARN" if notes else "PASS"
     goal = f"gap within {percent(GAP)} or chance, ties within {percent(TIES)}, mean/std once"
-    count = f"{len(rows)} images, {subject.evaluation.votes} draws"
+    count = f"{len(rows)} images, {subject.evaluation.votes} samples"
     return Finding("decisions", "; ".join([*faults, *notes, *texts]), goal, verdict, count, 0.0)
 
 
 def _gap(subject: Subject) -> tuple[float, float, float]:
-    """Clean accuracy over the draws, that of the attacked less that of the scored defence on the same noise, and its
+    """Clean accuracy over the samples, that of the attacked less that of the scored defense on the same noise, and its
     95 % interval.
     """
     images, shares = subject.images, []
     for model in (subject.arm.scored, subject.arm.attacked):
         with torch.no_grad():
-            logits = model.logits(images.x, Streams(images.ids, subject.seed, "audit-clean"), 2 * DRAWS)
+            logits = model.logits(images.x, Streams(images.ids, subject.seed, Stage.CLEAN), 2 * SAMPLES)
         shares.append((logits.argmax(dim=2) == images.y).double().mean(dim=0).cpu().numpy())
     return paired(*shares)
 
 
-def _normalised(subject: Subject, model: Defended) -> list[str]:
+def _normalized(subject: Subject, model: Defended) -> list[str]:
     """What is wrong with the way from the purified image to the first layer with weights."""
     classifier, images = model.classifier, subject.images
-    seen: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     first = next((m for m in classifier.net.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
-    hooks = [classifier.register_forward_pre_hook(lambda module, args: seen.update(given=args[0]))]
+    hooks = [classifier.register_forward_pre_hook(lambda module, args: inputs.update(given=args[0]))]
     if first is not None:
-        hooks.append(first.register_forward_pre_hook(lambda module, args: seen.setdefault("reached", args[0])))
+        hooks.append(first.register_forward_pre_hook(lambda module, args: inputs.setdefault("reached", args[0])))
     try:
         with torch.no_grad():
-            x_hat = model.purify(images.x, Streams(images.ids, subject.seed, "audit-clean").draw(0))
-            seen.clear()  # some purifiers ask the classifier themselves
+            x_hat = model.purify(images.x, Streams(images.ids, subject.seed, Stage.CLEAN).draw(0))
+            inputs.clear()  # some purifiers ask the classifier themselves
             classifier(x_hat)
     finally:
         for hook in hooks:
             hook.remove()
-    given, reached = seen["given"], seen.get("reached")
+    given, reached = inputs["given"], inputs.get("reached")
     if float(given.min()) < -CLOSE or float(given.max()) > 1 + CLOSE:
         return [
             f"what the classifier is given lies in [{float(given.min()):.2f}, {float(given.max()):.2f}], not [0, 1]"
@@ -176,7 +177,7 @@ def _normalised(subject: Subject, model: Defended) -> list[str]:
 
 
 def _once(classifier: Classifier, x: Tensor) -> Tensor:
-    """Resized and normalised as the classifier's own constants say, once."""
+    """Resized and normalized as the classifier's own constants say, once."""
     if classifier.size is not None and x.shape[2:] != (classifier.size, classifier.size):
         size = (classifier.size, classifier.size)
         x = nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Attacks on the audit's few images, by the harness itself: the run's own, watched, and others in its place."""
+"""Attacks on the audit's few images, by the harness itself: the run's own, recorded, and others in its place."""
 
 import copy
 import dataclasses
@@ -18,29 +18,29 @@ from dp.evaluation.evaluate import Arm, null_control
 from dp.evaluation.rows import Group, Unit
 from dp.rng import Streams
 from dp.statistics.intervals import mcnemar, paired
-from dp.threat_models.ball import BALLS, ThreatModel, slack
+from dp.threat_models.ball import BALLS, SLACK, ThreatModel
 
-ROUNDING = 10 * slack  # of a state
+ROUNDING = 10 * SLACK  # of a state
 LEVEL = 0.05  # of tests, shared among the comparisons of a check
 QUICK = {"iterations": 5, "eot": 4}  # at most, in the small audit
 
 
 @dataclass
-class Diary:
-    """What was seen of the run's own attack."""
+class AttackLog:
+    """What was recorded of the run's own attack."""
 
     box: int = 0  # states of an image outside [0,1]
     ball: int = 0  # ... farther from it than eps, in norms that the image alone tells
     moved: float = 0.0  # farthest that the threat model moved a pixel of a state's x_adv
-    broken: int = 0  # states with NaN or infinity
-    asked: set[bytes] = field(default_factory=set)  # keys of the noise that the attack or the judge saw
+    not_finite: int = 0  # states with NaN or infinity
+    used: set[bytes] = field(default_factory=set)  # keys of the noise that the attack or the judge used
     scored: set[bytes] = field(default_factory=set)  # keys of the noise that scored
-    calls: list[set[bytes]] = field(default_factory=list)  # keys by call of the scored defence, in order
+    calls: list[set[bytes]] = field(default_factory=list)  # keys by call of the scored defense, in order
 
 
 @dataclass(frozen=True)
 class Followed(Wrapped):
-    """`attack`, whose states are seen by `see(state, x, threat)`."""
+    """`attack`, whose every state is told to `see(state, x, threat)`."""
 
     see: Callable[[Any, Tensor, ThreatModel], None]
 
@@ -65,39 +65,39 @@ def watched(model: Defended, see: Callable[[Streams, Tensor], None]) -> Defended
 
 
 def small(subject: Subject) -> Attack:
-    """The run's attack; in the small audit with no more than `QUICK` iterations and draws."""
+    """The run's attack; in the small audit with no more than `QUICK` iterations and samples."""
     attack = subject.arm.attack
     if not subject.quick:
         return attack
     return attack.with_budget(**{key: lambda n, most=most: min(n, most) for key, most in QUICK.items()})
 
 
-def own(subject: Subject) -> tuple[Group, Diary]:
+def own(subject: Subject) -> tuple[Group, AttackLog]:
     """The run's own attack (`small`) on the images under its first seed: in full, the attacked images and rows are
     those of the run, up to the rounding of another batch size.
     """
     if "own" not in subject.memo:
-        diary, arm = Diary(), subject.arm
+        log, arm = AttackLog(), subject.arm
 
         def state(state: Any, x: Tensor, threat: ThreatModel) -> None:
             if not bool(torch.isfinite(state.x_adv).all()):
-                diary.broken += 1
+                log.not_finite += 1
                 return
             raw = state.x_adv.detach()
-            diary.box += int((raw - raw.clamp(0, 1)).flatten(1).abs().amax(dim=1).gt(ROUNDING).sum())
+            log.box += int((raw - raw.clamp(0, 1)).flatten(1).abs().amax(dim=1).gt(ROUNDING).sum())
             if threat.norm in BALLS:
-                diary.ball += int((threat.distance(raw, x) > threat.eps + ROUNDING).sum())
+                log.ball += int((threat.distance(raw, x) > threat.eps + ROUNDING).sum())
             off = threat.admit(state, x)[0] - raw
-            diary.moved = max(diary.moved, float(off.abs().max()))
+            log.moved = max(log.moved, float(off.abs().max()))
 
-        attacked = watched(arm.attacked, lambda rng, x_hat: diary.asked.update(rng.keys if rng.used else ()))
-        scored = watched(arm.scored, lambda rng, x_hat: diary.calls.append({*rng.keys} if rng.used else set()))
+        attacked = watched(arm.attacked, lambda rng, x_hat: log.used.update(rng.keys if rng.used else ()))
+        scored = watched(arm.scored, lambda rng, x_hat: log.calls.append({*rng.keys} if rng.used else set()))
         twins: Any = Arm(attacked, scored, Followed(small(subject), state))
         group = _run(subject, twins)
         scoring = -(-subject.evaluation.votes // scored.draws_per_call)  # calls of one scoring; the judge's come first
-        diary.scored = set().union(*diary.calls[-scoring:])
-        diary.asked |= set().union(*diary.calls[: -2 * scoring])
-        subject.memo["own"] = group, diary
+        log.scored = set().union(*log.calls[-scoring:])
+        log.used |= set().union(*log.calls[: -2 * scoring])
+        subject.memo["own"] = group, log
     return subject.memo["own"]
 
 
@@ -127,11 +127,11 @@ def _run(subject: Subject, arm: Arm, name: str = "defended", **changes: Any) -> 
 
 
 def right(group: Group, side: str = "adv") -> np.ndarray:
-    """(n,) share of right draws of each image; `side`: `adv` or `clean`."""
+    """(n,) share of right samples of each image; `side`: `adv` or `clean`."""
     return np.array([np.mean([c == row["label"] for c in row[side]]) for row in group.rows])
 
 
-def verdicts(group: Group, side: str = "adv") -> np.ndarray:
+def decisions(group: Group, side: str = "adv") -> np.ndarray:
     """(n,) 0 or 1: whether the vote of each image is right."""
     return np.array([float(row[f"{side}_vote"] == row["label"]) for row in group.rows])
 
@@ -142,17 +142,17 @@ def above(first: Group, second: Group, comparisons: int = 1) -> tuple[str, float
     level over `comparisons` as well.
     """
     difference, low, _ = paired(right(first), right(second))
-    votes = verdicts(first), verdicts(second)
+    votes = decisions(first), decisions(second)
     p = mcnemar(*votes)
     more = difference > 0 and votes[1].mean() > votes[0].mean()
     verdict = "FAIL" if more and p < LEVEL / comparisons else "WARN" if low > 0 else "PASS"
     return verdict, difference, p
 
 
-def worst(found: list[str]) -> str:
+def worst(verdicts: list[str]) -> str:
     """The gravest of these verdicts."""
     order = ("INFO", *[v for v in VERDICTS if v != "INFO"])
-    return max(found, key=order.index, default="PASS")
+    return max(verdicts, key=order.index, default="PASS")
 
 
 def percent(share: float) -> str:

@@ -1,6 +1,4 @@
-"""What came back: the attacked images themselves, and whether a file of them scores as they did (evaluation.md section
-3, checks 12, 13).
-"""
+"""What came back: the attacked images themselves, and whether a file of them scores as they did (checks 12, 13)."""
 
 import tempfile
 from pathlib import Path
@@ -12,10 +10,12 @@ from torch import Tensor
 from dp.attacks.base import FULL, VALUES, Attack
 from dp.audit.check import Finding, Subject, audited
 from dp.audit.reruns import ROUNDING, own, percent
+from dp.audit.stages import Stage
 from dp.defense.defended import Defended
 from dp.evaluation.caveats import gradients
 from dp.evaluation.draws import fresh_samples
 from dp.evaluation.rows import Group, Row
+from dp.evaluation.stages import Stage as Scoring
 from dp.output import rescore
 from dp.rng import Streams
 
@@ -30,17 +30,17 @@ def returned(subject: Subject) -> Finding:
     """
     name = "returned images"
     try:
-        group, diary = own(subject)
+        group, log = own(subject)
     except ValueError as error:  # the harness, or the threat model, does not take what the attack returns
         return Finding(name, str(error), "images that are allowed", "FAIL", f"{len(subject.images.ids)} images", 0.0)
     clean = _clean(group, subject.images.x.cpu())
     far, zero = max(row["distance"] for row in group.rows), _zero(subject)
     value = (
-        f"{len(clean)} clean, farthest {far:.4g}; {diary.box} states outside the box, {diary.ball} outside the ball, "
-        f"{diary.broken} not finite, pulled back by {diary.moved:.2g}; "
+        f"{len(clean)} clean, farthest {far:.4g}; {log.box} states outside the box, {log.ball} outside the ball, "
+        f"{log.not_finite} not finite, pulled back by {log.moved:.2g}; "
         f"{percent(zero)} of pixels without a gradient"
     )
-    allowed = not (clean or diary.box or diary.ball or diary.broken) and diary.moved <= ROUNDING
+    allowed = not (clean or log.box or log.ball or log.not_finite) and log.moved <= ROUNDING
     verdict = "PASS" if allowed and zero <= ZERO else "FAIL"
     goal = f"none; at most {percent(ZERO)} without a gradient"
     return Finding(name, value, goal, verdict, f"{len(group.rows)} images, {subject.arm.attack.steps} steps", 0.0)
@@ -48,7 +48,7 @@ def returned(subject: Subject) -> Finding:
 
 def _clean(group: Group, x: Tensor) -> list[int]:
     """Ids of images that come back bit for bit although the clean image was judged right; those that a judge called
-    lost before the first step are not the attack's.
+    broken before the first step are not the attack's.
     """
     same = (group.x_adv == x).flatten(1).all(dim=1).tolist()
     return [
@@ -69,23 +69,23 @@ def differentiated_by_attack(subject: Subject) -> dict[tuple[str, ...], Defended
 def _zero(subject: Subject) -> float:
     """Largest share of pixels without any gradient, over the attack's gradient modes, at a random point."""
     images, e, attack = subject.images, subject.evaluation, subject.arm.attack
-    rng = Streams(images.ids, subject.seed, "audit-gradient")
+    rng = Streams(images.ids, subject.seed, Stage.GRADIENT)
     x = e.threat.proven_noise(images.x, rng.draw(0))[0]
     shares = [0.0]
     for model in differentiated_by_attack(subject).values():
-        _, grad = model.loss_gradient(x, images.y, rng.draw(1), _draws(attack))
+        _, grad = model.loss_gradient(x, images.y, rng.draw(1), _samples(attack))
         shares.append(float((grad == 0).double().mean()))
     return max(shares)
 
 
-def _draws(attack: Attack) -> int:
+def _samples(attack: Attack) -> int:
     return min(attack.samples, 4)
 
 
 @audited("saved file", needs="nothing")
 def rescored(subject: Subject) -> Finding:
-    """Check 13: the attacked images through a file of float32: with the run's draws the very logits, with fresh ones
-    the accuracy up to the draws' own spread; rounding to 8 bits is reported apart.
+    """Check 13: the attacked images through a file of float32: with the run's samples the very logits, with fresh ones
+    the accuracy up to the samples' own spread; rounding to 8 bits is reported apart.
     """
     e, (group, _) = subject.evaluation, own(subject)
     ids = subject.images.ids.tolist()
@@ -96,22 +96,22 @@ def rescored(subject: Subject) -> Finding:
         return fresh_samples(subject.arm.scored, points, ids, subject.seed, stage, e.votes, len(ids))
 
     def rows(points: Tensor) -> list[Row]:
-        logits = score(points, "audit-rescore")
-        return [rescore.rescored(row, mine, e.ties) for row, mine in zip(group.rows, logits, strict=True)]
+        logits = score(points, Stage.RESCORE)
+        return [rescore.rescored(row, one, e.ties) for row, one in zip(group.rows, logits, strict=True)]
 
-    same = torch.equal(score(x, "adv"), group.adv)
+    same = torch.equal(score(x, Scoring.ADV), group.adv)
     news = rows(x)
     drift, rounding = rescore.difference(news, group.rows), rescore.difference(rows(eight), news)
     value = (
-        f"own draws {'equal' if same else 'differ'}, fresh draws {drift.value:+.1f} points "
+        f"own samples {'equal' if same else 'differ'}, fresh samples {drift.value:+.1f} points "
         f"(sd {drift.std:.1f}), 8 bits {rounding.value:+.1f}"
     )
     agree, near = drift.agree, abs(drift.value) <= NEAR * drift.std
-    if e.known_draws:  # chosen against the draws that scored: fresh ones do differ
-        value, agree, near = f"{value}; the attacker knows the draws", True, True
+    if e.known_draws:  # chosen against the noise that scored: fresh samples do differ
+        value, agree, near = f"{value}; the attacker knows the noise", True, True
     verdict = "FAIL" if not (same and agree) else "PASS" if near else "WARN"
-    count = f"{len(ids)} images, {e.votes} draws"
-    return Finding("saved file", value, f"equal; fresh draws within {NEAR} sd", verdict, count, 0.0)
+    count = f"{len(ids)} images, {e.votes} samples"
+    return Finding("saved file", value, f"equal; fresh samples within {NEAR} sd", verdict, count, 0.0)
 
 
 def _through_a_file(x: Tensor) -> Tensor:

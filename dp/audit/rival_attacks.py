@@ -1,5 +1,5 @@
-"""Attacks held against each other on the same images: black boxes, the parts of an ensemble, the union of all
-(evaluation.md section 3, checks 8, 9, 11).
+"""Attacks held against each other on the same images: black boxes, the parts of an ensemble, the worst case
+over all (checks 8, 9, 11).
 """
 
 import dataclasses
@@ -15,24 +15,24 @@ from dp.attacks.square import Square
 from dp.attacks.through import Through
 from dp.attacks.union import Union
 from dp.audit.check import Finding, Subject, audited, not_applicable
-from dp.audit.reruns import above, other, own, percent, right, verdicts, worst
+from dp.audit.reruns import above, decisions, other, own, percent, right, worst
 from dp.evaluation.caveats import gradients
 from dp.evaluation.rows import Group
 from dp.threat_models.ball import BALLS
 
-QUERIES, STEPS, SAMPLES, BLIND = 200, 20, 32, 20  # Square's squares, SPSA's steps and pairs in each, transfer's steps
+QUERIES, STEPS, DIRECTIONS, BLIND = 200, 20, 32, 20  # Square's squares, SPSA's steps and directions, transfer's steps
 ITERATIONS, EOT = 10, 4  # where the run's attack names none
 
 
 @audited("black box", needs="attack")
 def black_box(subject: Subject) -> Finding:
-    """Check 8: no attack without the defence's gradient leaves less than the run's, which has it."""
+    """Check 8: no attack without the defense's gradient leaves less than the run's, which has it."""
     name, attack = "black box", subject.arm.attack
     why = _no_ball(subject)
-    if why or gradients(attack, FULL) == {(VALUES,)}:
+    if why or gradients(attack, FULL) == ((VALUES,),):
         return not_applicable(name, why or "the run's attack asks for values itself")
-    found = {key: other(subject, key, part) for key, part in _black_boxes(subject).items()}
-    return _table(subject, name, found, "the run's attack leaves no more than any")
+    groups = {key: other(subject, key, part) for key, part in _black_boxes(subject).items()}
+    return _table(subject, name, groups, "the run's attack leaves no more than any")
 
 
 @audited("AutoAttack", needs="attack")
@@ -52,40 +52,41 @@ def autoattack_parts(subject: Subject) -> Finding:
     rivals["pgd_eot"] = PGD(iterations, eot, select="last")
     if attack.is_baseline:
         subject.memo.setdefault("pgd_eot", own(subject)[0])
-    found = {key: other(subject, key, part) for key, part in rivals.items()}
-    return _table(subject, name, found, "the ensemble leaves no more than its parts and PGD+EOT", whole)
+    groups = {key: other(subject, key, part) for key, part in rivals.items()}
+    subject.memo["rivals"] = tuple(rivals)
+    return _table(subject, name, groups, "the ensemble leaves no more than its parts and PGD+EOT", whole)
 
 
 @audited("union of attacks", needs="attack")
 def union(subject: Subject) -> Finding:
-    """Check 11: what is left by the strongest of all attacks run, image by image, and whether one of them alone leaves
-    less than the run's.
+    """Check 11: what the worst case over all attacks leaves, image by image, and whether one of them alone leaves less
+    than the run's.
     """
     name = "union of attacks"
     why = _no_ball(subject)
     if why:
         return not_applicable(name, why)
-    named = [*_black_boxes(subject), "autoattack", "pgd_eot"]
+    named = [*_black_boxes(subject), "autoattack", "pgd_eot", *subject.memo.get("rivals", ())]
     for key, part in _black_boxes(subject).items():
         if key == "transfer":
             other(subject, key, part)  # the cheapest, so that there is a rival even where checks 8 and 9 have not run
-    found = {key: g for key, g in subject.memo.items() if key in named or key.startswith("part ")}
-    finding = _table(subject, name, found, "no attack alone beats the run's")
-    left = np.minimum.reduce([right(own(subject)[0]), *(right(g) for g in found.values())])
+    groups = {key: group for key, group in subject.memo.items() if key in named}
+    finding = _table(subject, name, groups, "no attack alone beats the run's")
+    left = np.minimum.reduce([right(own(subject)[0]), *(right(g) for g in groups.values())])
     return dataclasses.replace(finding, value=f"union {percent(left.mean())}; {finding.value}")
 
 
-def _table(subject: Subject, name: str, found: dict[str, Group], goal: str, first: Group | None = None) -> Finding:
+def _table(subject: Subject, name: str, groups: dict[str, Group], goal: str, first: Group | None = None) -> Finding:
     """The accuracy that each leaves, with McNemar's p of the votes; WARN and FAIL as in `above`."""
-    mine = own(subject)[0] if first is None else first
-    tests = {key: above(group, mine, len(found)) for key, group in found.items()}
-    cells = [f"{key} {percent(right(found[key]).mean())} (p {p:.2g})" for key, (_, _, p) in tests.items()]
-    value = ", ".join([f"{'run' if first is None else 'ensemble'} {percent(right(mine).mean())}", *cells])
-    count = f"{len(mine.rows)} images, {subject.evaluation.votes} draws"
+    reference = own(subject)[0] if first is None else first
+    tests = {key: above(group, reference, len(groups)) for key, group in groups.items()}
+    cells = [f"{key} {percent(right(groups[key]).mean())} (p {p:.2g})" for key, (_, _, p) in tests.items()]
+    value = ", ".join([f"{'run' if first is None else 'ensemble'} {percent(right(reference).mean())}", *cells])
+    count = f"{len(reference.rows)} images, {subject.evaluation.votes} samples"
     verdict = worst([verdict for verdict, _, _ in tests.values()])
-    curve = {"accuracy": [100 * float(right(g).mean()) for g in (mine, *found.values())]}
-    curve["vote"] = [100 * float(verdicts(g).mean()) for g in (mine, *found.values())]
-    curve["x"] = [float(k) for k in range(1 + len(found))]
+    curve = {"accuracy": [100 * float(right(g).mean()) for g in (reference, *groups.values())]}
+    curve["vote"] = [100 * float(decisions(g).mean()) for g in (reference, *groups.values())]
+    curve["x"] = [float(k) for k in range(1 + len(groups))]
     return Finding(name, value, goal, verdict, count, 0.0, curve)
 
 
@@ -111,7 +112,7 @@ def _black_boxes(subject: Subject) -> dict[str, Attack]:
     return {
         "transfer": Through(PGD(BLIND, 1, select="last"), "blind"),
         "square": Square(QUERIES, eot, rescale=True),
-        "spsa": SPSA(STEPS, eot, SAMPLES, step_size=size),
+        "spsa": SPSA(STEPS, eot, directions=DIRECTIONS, step_size=size),
     }
 
 

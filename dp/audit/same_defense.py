@@ -1,12 +1,11 @@
-"""Whether what is attacked is what is scored: every difference declared, and the same noise levels (evaluation.md
-section 3, check 19).
-"""
+"""Whether what is attacked is what is scored: every difference declared, and the same noise levels (check 19)."""
 
 import numpy as np
 import torch
 
 from dp.audit.check import Finding, Subject, audited
 from dp.audit.returned_images import differentiated_by_attack
+from dp.audit.stages import Stage
 from dp.defense.defended import Defended
 from dp.evaluation.caveats import differences, mode_name
 from dp.rng import Streams
@@ -15,9 +14,9 @@ START = 0.05  # share by which the first noise level may differ: discrete clocks
 GRID = 0.1  # of the first noise level: by how much a level may be off the other grid's at the same share of the way
 
 
-@audited("same defence", needs="attack")
-def same_defence(subject: Subject) -> Finding:
-    """Check 19: hyperparameters, networks and views that differ are declared; every purification that is attacked goes
+@audited("same defense", needs="attack")
+def same_defense(subject: Subject) -> Finding:
+    """Check 19: hyperparameters, networks and gradient modes that differ are declared; every attacked purification goes
     by the noise levels of the scored one, in more or fewer steps, declared or not.
     """
     attacked, scored, _ = subject.arm
@@ -31,7 +30,7 @@ def same_defence(subject: Subject) -> Finding:
     known = [*map(str, changed)] + [f"the gradient is {mode_name(modes)}'s" for modes in taken]
     value = "; ".join(lines) or (f"declared: {', '.join(known)}" if known else "the same")
     count = f"{len(known)} differences"
-    return Finding("same defence", value, "all declared, the same noise", "FAIL" if lines else "PASS", count, 0.0)
+    return Finding("same defense", value, "all declared, the same noise", "FAIL" if lines else "PASS", count, 0.0)
 
 
 def _modes(attacked: Defended, scored: Defended) -> list[tuple[str, ...]]:
@@ -89,10 +88,10 @@ def _sigmas(subject: Subject, model: Defended) -> list[float]:
     """The noise levels of one purification, where it tells them."""
     one, levels = subject.images.select(slice(0, 1)), []
     with torch.no_grad():
-        rng = Streams(one.ids, subject.seed, "audit-levels")
+        rng = Streams(one.ids, subject.seed, Stage.LEVELS)
         model.purify(one.x, rng, on_step=lambda i, sigma, z, x0: levels.append(float(sigma)))
     return levels
 
 
-CHECKS = (same_defence,)
+CHECKS = (same_defense,)
 QUICK = CHECKS

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dp.audit.check import Finding, Subject, audited, not_applicable, some, streams
 from dp.audit.probes import cosine, gradient_probes, one_step
+from dp.audit.stages import Stage
 from dp.threat_models.ball import BALLS, ThreatModel
 
 ALONG = 0.99  # least cosine of an l2 step, or share of pixels of a linf step, with the gradient
@@ -22,7 +23,7 @@ class _Boundless(ThreatModel):
 @audited("step")
 def step(subject: Subject) -> Finding:
     """The first step of every part goes along the gradient that it was given: in l2 the cosine between the two, in linf
-    the share of pixels that move by its sign. Nothing is projected, and images are drawn to the grey by half.
+    the share of pixels that move by its sign. Nothing is projected, and images are drawn to the gray by half.
 
     A step in l2 that moves all pixels equally is a sign step, which the l2 ball cuts short.
     """
@@ -36,7 +37,8 @@ def step(subject: Subject) -> Finding:
     images = images._replace(x=0.25 + 0.5 * images.x)
     lines, verdicts = [], []
     for probe in probes:
-        query, after = one_step(probe, images, _Boundless(threat.norm, threat.eps), streams(subject, images, "step"))
+        rng = streams(subject, images, Stage.STEP)
+        query, after = one_step(probe, images, _Boundless(threat.norm, threat.eps), rng)
         line, verdict = "asks for no gradient", "FAIL"
         if query is not None:
             line, verdict = _along(after - query.x, query.gradient, threat.norm)

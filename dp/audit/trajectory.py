@@ -1,5 +1,5 @@
-"""The course of an attack: its iterates on the few images, and what they do to the scored defence on draws that the
-attack has not seen.
+"""The trajectory of an attack: its iterates on the few images, and their losses on samples of the scored defense that
+the attack has not used.
 """
 
 from typing import Any, NamedTuple
@@ -9,35 +9,36 @@ from torch import Tensor
 
 from dp.audit.check import Subject, streams
 from dp.audit.probes import Recorder
+from dp.audit.stages import Stage
 from dp.defense.known_noise import KnownNoise
 from dp.objectives import margin
 from dp.subset import Subset
 
-DRAWS = 10  # of the scored defence at every iterate looked at
-LOOKS = 40  # iterates looked at, at most
-BEYOND = 2.0  # standard errors
+SAMPLES = 10  # of the scored defense at every iterate that is evaluated
+POINTS = 40  # iterates that are evaluated, at most
+STANDARD_ERRORS = 2.0  # that a gain must exceed
 RISING = 0.1  # share of the whole rise that the last fifth of the iterations may still bring
 
 
-class Track(NamedTuple):
-    """An attack on the few images, looked at T times with R draws of the scored defence that it has not seen."""
+class Trajectory(NamedTuple):
+    """An attack on B images, evaluated T times with R samples of the scored defense that it has not used."""
 
-    at: tuple[int, ...]  # (T) iterations done
+    steps: tuple[int, ...]  # (T) iterations done
     margins: Tensor  # (T,R,B)
-    returned: Tensor  # (R,B) margins of what it returned, on other draws ...
-    best: Tensor  # (R,B) ... and on those of the iterate that was worst for the defence on the first ones
+    returned: Tensor  # (R,B) margins of what it returned, on other samples ...
+    best: Tensor  # (R,B) ... and, on those, of the iterate that was worst for the defense on the first ones
     x_adv: Tensor  # (B,C,H,W) what it returned
     moved: Tensor  # (B,) largest change of a pixel from the first iterate on
     zero: Tensor  # (B,) share of the gradients that were exactly zero; NaN where it asked for none
 
 
-def track(subject: Subject) -> Track:
-    """The attack's course, run once for all checks."""
-    if "track" not in subject.memo:
+def trajectory(subject: Subject) -> Trajectory:
+    """The attack's trajectory, computed once for all checks."""
+    if "trajectory" not in subject.memo:
         size, images = subject.evaluation.lanes, subject.images
         runs = [_run(subject, images.select(slice(k, k + size))) for k in range(0, len(images.ids), size)]
-        subject.memo["track"] = Track(
-            runs[0].at,
+        subject.memo["trajectory"] = Trajectory(
+            runs[0].steps,
             torch.cat([run.margins for run in runs], dim=2),
             torch.cat([run.returned for run in runs], dim=1),
             torch.cat([run.best for run in runs], dim=1),
@@ -45,57 +46,61 @@ def track(subject: Subject) -> Track:
             torch.cat([run.moved for run in runs]),
             torch.cat([run.zero for run in runs]),
         )
-    return subject.memo["track"]
+    return subject.memo["trajectory"]
 
 
-def _run(subject: Subject, images: Subset) -> Track:
+def _run(subject: Subject, images: Subset) -> Trajectory:
     """The attack on one batch, every iteration with streams of its own."""
     evaluation, attack, x = subject.evaluation, subject.arm.attack, images.x
-    known = KnownNoise(subject.arm.attacked, streams(subject, images, "look"), DRAWS)
+    known = KnownNoise(subject.arm.attacked, streams(subject, images, Stage.TRAJECTORY), SAMPLES)
     model = Recorder(known if evaluation.known_draws else subject.arm.attacked)
-    rng, given = streams(subject, images, "attack"), (x, images.y, evaluation.threat)
+    rng, given = streams(subject, images, Stage.ATTACK), (x, images.y, evaluation.threat)
     state: Any = attack.start(model, *given, rng.draw(0))
-    looks = {round(k * attack.steps / LOOKS) for k in range(LOOKS + 1)}
+    evaluated = {round(k * attack.steps / POINTS) for k in range(POINTS + 1)}
     points, zeros = {}, []
     for done in range(attack.steps + 1):
-        if done in looks:
+        if done in evaluated:
             points[done] = evaluation.threat.admit(attack.current(state), x)[0]
         if done < attack.steps:
             model.log.clear()
             state = attack.step(model, state, *given, rng.draw(1 + done))
             zeros += [model.log[-1].gradient.flatten(1).abs().amax(dim=1) == 0] if model.log else []
     path, x_adv = torch.stack(list(points.values())), evaluation.threat.admit(state, x)[0]  # (T,B,...)
-    margins = torch.stack([_margins(subject, images, point, "look") for point in path])  # (T,R,B)
+    margins = torch.stack([_margins(subject, images, point, Stage.TRAJECTORY) for point in path])  # (T,R,B)
     best = path[_rank(margins).argmax(dim=0).to(x.device), torch.arange(len(x), device=x.device)]
     returned, best = (_margins(subject, images, point, again(subject)) for point in (x_adv, best))
     moved = (path - path[0]).abs().flatten(2).amax(dim=(0, 2)).cpu()
     zero = torch.stack(zeros).double().mean(dim=0).cpu() if zeros else torch.full((len(x),), torch.nan)
-    return Track(tuple(points), margins, returned, best, x_adv, moved, zero)
+    return Trajectory(
+        steps=tuple(points), margins=margins, returned=returned, best=best, x_adv=x_adv, moved=moved, zero=zero
+    )
 
 
-def again(subject: Subject) -> str:
-    """The stage of the draws that judge what was returned: others than chose, but where the attack knows its judges."""
-    return "look" if subject.evaluation.known_draws else "look-again"
+def again(subject: Subject) -> Stage:
+    """The stage of the samples that evaluate what was returned: others than those that chose, unless the attack knows
+    the noise that scores.
+    """
+    return Stage.TRAJECTORY if subject.evaluation.known_draws else Stage.TRAJECTORY_AGAIN
 
 
-def _margins(subject: Subject, images: Subset, x: Tensor, stage: str) -> Tensor:
+def _margins(subject: Subject, images: Subset, x: Tensor, stage: Stage) -> Tensor:
     """(R,B) float64 on the CPU."""
     with torch.no_grad():
-        logits = subject.arm.scored.logits(x, streams(subject, images, stage), DRAWS)
+        logits = subject.arm.scored.logits(x, streams(subject, images, stage), SAMPLES)
     return torch.stack([margin(one, images.y) for one in logits]).double().cpu()
 
 
 def _rank(margins: Tensor) -> Tensor:
-    """(T,B): by draws wrong, then by mean margin."""
+    """(T,B): by wrong samples, then by mean margin."""
     mean = margins.mean(dim=1)
     return (margins > 0).double().sum(dim=1) + torch.sigmoid(mean)
 
 
-def climb(found: Track) -> tuple[Tensor, Tensor]:
-    """(T,R) the loss, the mean over images of the margin below zero, which no draw that is wrong can raise further:
-    where the attack stands, and, image by image, at its best so far.
+def loss_curves(path: Trajectory) -> tuple[Tensor, Tensor]:
+    """Two loss curves (T,R), of the current iterate and, image by image, of the best one so far. The loss is the mean
+    over images of the margin cut at zero, so that no wrong sample can raise it further.
     """
-    short = found.margins.clamp(max=0)  # (T,R,B)
+    short = path.margins.clamp(max=0)  # (T,R,B)
     mean, best = short.mean(dim=1), []
     top = torch.zeros(mean.shape[1], dtype=torch.long)
     for t in range(len(mean)):
@@ -105,15 +110,15 @@ def climb(found: Track) -> tuple[Tensor, Tensor]:
 
 
 def beyond(gains: Tensor) -> bool:
-    """Whether the mean of gains (R,), one for each draw, is above zero by more than the draws' noise."""
-    return float(gains.mean()) > BEYOND * float(gains.std()) / len(gains) ** 0.5
+    """True if the mean of gains (R,), one per sample, is above zero by more than the noise of the samples."""
+    return float(gains.mean()) > STANDARD_ERRORS * float(gains.std()) / len(gains) ** 0.5
 
 
-def unfinished(found: Track) -> tuple[bool, float]:
+def unfinished(path: Trajectory) -> tuple[bool, float]:
     """Whether the last fifth of the iterations still raised the best loss, beyond noise and by more than `RISING` of
     the rise from the first point; and by how much.
     """
-    stands, best = climb(found)
-    late = max(k for k, done in enumerate(found.at) if done <= 0.8 * found.at[-1])
-    gain, rise = best[-1] - best[late], best[-1] - stands[0]
+    current, best = loss_curves(path)
+    late = max(k for k, done in enumerate(path.steps) if done <= 0.8 * path.steps[-1])
+    gain, rise = best[-1] - best[late], best[-1] - current[0]
     return beyond(gain) and float(gain.mean()) > RISING * float(rise.mean()), float(gain.mean())

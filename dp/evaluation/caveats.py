@@ -119,9 +119,8 @@ def differences(attacked: Defended, scored: Defended) -> tuple[Difference, ...]:
     """
     if attacked.undefended:
         return ()
-    functions = tuple(unbound(model.purifier) for model in (attacked, scored))
-    another = functions[0] is not functions[1]
-    found = [Difference("purifier", *map(_name, functions))] if another else []
+    names = [_name(unbound(model.purifier)) for model in (attacked, scored)]
+    found = [Difference("purifier", *names)] if names[0] != names[1] else []
     ours, theirs = bound(attacked.purifier), bound(scored.purifier)
     keys = sorted({*ours, *theirs})
     found += [Difference(key, ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)]

@@ -32,7 +32,7 @@ class Sub(IntEnum):
 
 
 class JudgeRecord(NamedTuple):
-    """What a judge found out about a batch of points; R: samples of its first stage."""
+    """What a judge observes of a batch of points; R: samples of its first stage."""
 
     classes: Tensor  # (R,B) predicted
     wrong: Tensor  # (B,) int64: wrong predictions

@@ -1,6 +1,4 @@
-"""ThreatModel: what the attacker may do to an image and what it may use. Balls and flows; a perceptual
-distance is in `dp.threat_models.perceptual`.
-"""
+"""ThreatModel: what the attacker may do to an image, and which gradient it may use. Here: balls, linf and l2."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,7 +10,7 @@ from dp.rng import Streams
 
 BALLS = ("linf", "l2")
 OPTIONS = {"linf": "linf", "l2": "l2", "flow": "stadv", "perceptual": "low_frequency"}  # norm -> option of threat_model
-slack = 1e-6  # of float32 around a bound
+SLACK = 1e-6  # rounding of float32 around a bound
 
 
 def parse_eps(eps: float | str) -> float:
@@ -51,7 +49,7 @@ class ThreatModel:
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """x_adv pulled into the ball around x and the box; what lies in both (in l2 up to rounding) stays bit for bit.
-        In l2 the ball comes first: the cut by the box only shortens the way.
+        In l2 the ball comes first: the cut by the box only shortens the perturbation.
         """
         if self.norm == "linf":
             return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps).clamp(0.0, 1.0)
@@ -61,22 +59,24 @@ class ThreatModel:
         return torch.where(within, x_adv, x + delta * (self.eps / length)).clamp(0.0, 1.0)
 
     def ascend(self, x_adv: Tensor, grad: Tensor, step: float | Tensor) -> Tensor:
-        """One step uphill, not projected: step * sign(grad), or step * grad / |grad|_2 (a zero gradient stays where it
-        is). `step`: one length, or one per image as (B,1,1,1).
+        """One step uphill, not projected: step * sign(grad), or step * grad / |grad|_2 (a zero gradient moves nothing).
+        `step`: one length, or one per image as (B,1,1,1).
         """
         if self.norm == "linf":
             return x_adv + step * grad.sign()
         return x_adv + step * (grad / _length(grad).clamp(min=torch.finfo(grad.dtype).tiny))
 
     def random_start(self, x: Tensor, rng: Streams) -> Tensor:
-        """Uniform in the ball, then cut by the box."""
+        """A point (B,C,H,W) uniform in the ball around x, then cut by the box."""
         if self.norm == "linf":
             return self.project(x + self.eps * (2 * rng.uniform_like(x) - 1), x)
         radius = self.eps * rng.uniform_like(x[:, :1, :1, :1]) ** (1 / x[0].numel())
         return self.project(x + radius * _direction(x, rng), x)
 
     def noise(self, x: Tensor, rng: Streams) -> Tensor:
-        """The null control's candidate: uniform in +-eps, or uniform on the sphere in l2; then cut by the box."""
+        """A candidate of the random-noise baseline (null control): uniform in +-eps, or uniform on the sphere in l2;
+        then cut by the box.
+        """
         if self.norm == "linf":
             return self.random_start(x, rng)
         return self.project(x + self.eps * _direction(x, rng), x)
@@ -87,21 +87,21 @@ class ThreatModel:
         return delta.abs().amax(dim=1) if self.norm == "linf" else delta.norm(dim=1)
 
     def seen_by(self, classifier: nn.Module) -> "ThreatModel":
-        """This threat model where distances hang on the defence's classifier; a ball's do not."""
+        """This threat model for a defense with that classifier; the distances of a ball do not depend on it."""
         return self
 
     def proven_noise(self, x: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
-        """`noise`, and the proof that it is allowed, (B,...), where the image alone does not show it; else (B,0)."""
+        """`noise`, and the certificate that it is feasible: (B,...), or (B,0) where the image itself shows it."""
         return self.noise(x, rng), x.new_zeros(len(x), 0)
 
     def unchanged(self, x: Tensor) -> Tensor:
-        """The proof, (B,...), that the clean images are allowed."""
+        """The certificate, (B,...), that the clean images are feasible."""
         return x.new_zeros(len(x), 0)
 
     def admit(self, state: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the harness takes of an attack's state: feasible images (B,C,H,W), and their distance (B,), float64.
+        """Projects and checks an attack's state: feasible images (B,C,H,W), and their distance (B,), float64.
 
-        Raises ValueError where the state's `proof` does not bear out its `x_adv`.
+        Raises ValueError where the state's certificate `proof` does not show that its `x_adv` is feasible.
         """
         x_adv = self.project(state.x_adv, x)
         return x_adv, self.distance(x_adv, x)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from dp.rng import Streams
-from dp.threat_models.ball import OPTIONS, ThreatModel, slack
+from dp.threat_models.ball import OPTIONS, SLACK, ThreatModel
 
-tiny = 1e-10  # keeps the root smooth where neighbours move alike; StAdv's own value
+GUARD = 1e-10  # keeps the root smooth where neighbors move alike; StAdv's own value
 
 
 def warp(x: Tensor, flow: Tensor) -> Tensor:
@@ -37,10 +37,10 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
 
 
 def roughness(flow: Tensor) -> Tensor:
-    """(B,): how differently neighbours move, |difference|_2 over pixels and their four neighbours (StAdv, eq. 4)."""
+    """(B,): how differently neighbors move, |difference|_2 over pixels and their four neighbors (StAdv, eq. 4)."""
     total = flow.new_zeros(len(flow))
     for difference in (flow.diff(dim=2), flow.diff(dim=3)):
-        total = total + 2 * (difference.square().sum(dim=1) + tiny).sqrt().flatten(1).sum(dim=1)
+        total = total + 2 * (difference.square().sum(dim=1) + GUARD).sqrt().flatten(1).sum(dim=1)
     return total
 
 
@@ -49,7 +49,8 @@ class FlowModel(ThreatModel):
     """Images that a flow within +-`eps` (in both directions, in halves of the image's side: see `warp`) makes of x:
     StAdv's threat model as DiffPure sets it, no ball of pixels.
 
-    An image does not tell its flow, so an attack's state carries it: `proof` (B,2,H,W), and x_adv = warp(x, proof).
+    An image does not show its flow, so an attack's state carries it as a certificate of feasibility: `proof` (B,2,H,W),
+    with x_adv = warp(x, proof).
     """
 
     norm: str = "flow"
@@ -93,10 +94,10 @@ class FlowModel(ThreatModel):
         if flow.shape != (len(x), 2, *x.shape[2:]):
             raise ValueError(f"need a flow {(len(x), 2, *x.shape[2:])} as the state's proof, got {tuple(flow.shape)}")
         size = flow.detach().double().abs().flatten(1).amax(dim=1)
-        if not bool((size <= self.eps + slack).all()):  # NaN compares false
+        if not bool((size <= self.eps + SLACK).all()):  # NaN compares false
             raise ValueError(f"need a flow within {self.eps}, got {float(size.max())}")
         x_adv = warp(x, flow)
         off = (x_adv - state.x_adv).abs()
-        if not bool((off <= slack).all()):
+        if not bool((off <= SLACK).all()):
             raise ValueError(f"need attacked images that are their flow's warp, got a difference of {float(off.max())}")
         return x_adv, size.clamp(max=self.eps)

@@ -13,7 +13,7 @@ from dp.classifiers import Classifier
 from dp.rng import Streams
 from dp.threat_models.ball import OPTIONS, ThreatModel
 
-tiny = 1e-10  # LPIPS's own guard against features that are all zero
+GUARD = 1e-10  # LPIPS's own guard against features that are all zero
 
 
 class Perceptual:
@@ -35,8 +35,8 @@ class Perceptual:
 
     def features(self, x: Tensor) -> list[Tensor]:
         """(B,C,h,w) per tap, of unit length at every pixel, float64."""
-        found = [f.double() for f in self.classifier.features(x)]
-        return [f / (f.square().sum(dim=1, keepdim=True) + tiny**2).sqrt() for f in found]
+        features = [f.double() for f in self.classifier.features(x)]
+        return [f / (f.square().sum(dim=1, keepdim=True) + GUARD**2).sqrt() for f in features]
 
     def __call__(self, x: Tensor, other: Tensor) -> Tensor:
         """(B,) float64, 0 for equal images; differentiable in both."""
@@ -54,7 +54,7 @@ class Perceptual:
 class PerceptualModel(ThreatModel):
     """Images of the box within `eps` of x in a perceptual distance, that of `metric`: no ball of pixels.
 
-    The distance is the defence's own: `seen_by(classifier)` gives the threat model with it.
+    The distance is the defense's own: `seen_by(classifier)` gives the threat model with it.
     """
 
     norm: str = "perceptual"

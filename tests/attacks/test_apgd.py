@@ -195,17 +195,17 @@ def test_confirmation(restarts):
         state = attack.step(model, state, x, y, threat, rng.draw(1 + i))
         for asked, candidates, _ in model.asked:
             assert {b for _, b in asked} == set(range(8))
-            assert any(torch.equal(c, before.kept) for c in candidates)
+            assert any(torch.equal(c, before.chosen) for c in candidates)
             confirm = rng.draw(1 + i).draw(1)
             margins = torch.stack([model.model.loss(c, y, confirm, 7, margin) for c in candidates])
             torch.testing.assert_close(model.model.loss(state.x_adv, y, confirm, 7, margin), margins.amax(0))
-            assert torch.equal(state.x_adv, state.kept)
+            assert torch.equal(state.x_adv, state.chosen)
     gradients = {k for keys in model.keys if keys[0] == "gradient" for k in keys[1:]}
     confirming = {k for keys in model.keys if keys[0] != "gradient" for k in keys}
     assert confirming
     assert not gradients & confirming
     assert (threat.distance(state.x_adv, x) > 0.02).all()
-    assert torch.equal(start.kept, start.x_adv)
+    assert torch.equal(start.chosen, start.x_adv)
 
 
 def test_strongest_keeps_the_first_of_equals():

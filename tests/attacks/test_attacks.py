@@ -108,7 +108,7 @@ def test_pgd_l2_reaches_the_closed_form_optimum():
 
 
 def test_pgd_l2_sign_step_is_the_weaker_direction():
-    """Item 34: a sign step inside the l2 ball heads for sign(w), whose margin per length is smaller than w's own."""
+    """Deviation 34: a sign step inside the l2 ball goes along sign(w), whose margin per length is below w's own."""
     w = torch.zeros(1, 1, 8, 8)
     w[..., 0, 0] = 1.0
     w += 0.05

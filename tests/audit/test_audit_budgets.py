@@ -32,7 +32,7 @@ def subject(*overrides: str) -> Subject:
 
 @pytest.fixture(autouse=True)
 def _few_queries(monkeypatch):
-    for name, value in {"QUERIES": 50, "STEPS": 10, "SAMPLES": 8}.items():
+    for name, value in {"QUERIES": 50, "STEPS": 10, "DIRECTIONS": 8}.items():
         monkeypatch.setattr(comparisons, name, value)
 
 
@@ -161,12 +161,12 @@ def test_known_draw(bare):
     def flipped(x, denoiser, classifier, rng, *, on_step=None):
         return 0.5 + (x - 0.5) * (2 * (rng.uniform_like(x) > 0.5) - 1) + (4 - 0.5 * w.sum()) / w.square().sum() * w
 
-    found = {kind: controls.known_draw(made(Linear(w), flipped, kind(5, 1), images=8)) for kind in (PGD, Deaf)}
+    found = {kind: controls.known_noise(made(Linear(w), flipped, kind(5, 1), images=8)) for kind in (PGD, Deaf)}
     assert found[PGD].verdict == "PASS"
-    assert "known draw 0 %" in found[PGD].value
+    assert "known noise 0 %" in found[PGD].value
     assert found[Deaf].verdict == "FAIL"  # not even without a bound: the draw turns half of all pixels back
     assert "unbounded and" in found[Deaf].value
-    assert controls.known_draw(bare).verdict == "INFO"  # draws no noise
+    assert controls.known_noise(bare).verdict == "INFO"  # draws no noise
 
 
 def test_black_box_stronger_than_a_broken_white_box(bare):

@@ -41,15 +41,15 @@ def test_the_loss_is_the_margin_that_a_linear_model_has():
     assert trajectories.loss(subject).curve["loss"] == pytest.approx(expected, abs=1e-5)
 
 
-def course_of(margins: list[list[list[float]]]) -> course.Track:
+def course_of(margins: list[list[list[float]]]) -> course.Trajectory:
     """(T,R,B) as nested lists."""
     at = tuple(range(len(margins)))
     none = torch.zeros(len(margins[0][0]))
-    return course.Track(at, torch.tensor(margins).double(), none, none, none, none, none)
+    return course.Trajectory(at, torch.tensor(margins).double(), none, none, none, none, none)
 
 
 def test_the_best_loss_is_kept_image_by_image_and_never_counts_beyond_lost():
-    stands, best = course.climb(course_of([[[-4.0, -2.0]], [[-1.0, -3.0]], [[-2.0, 5.0]]]))
+    stands, best = course.loss_curves(course_of([[[-4.0, -2.0]], [[-1.0, -3.0]], [[-2.0, 5.0]]]))
     assert stands[:, 0].tolist() == [-3.0, -2.0, -1.0]
     assert best[:, 0].tolist() == [-3.0, -1.5, -0.5]
 
@@ -73,7 +73,7 @@ def test_an_attack_that_was_broken_off_is_found(sound):
     found = verdicts(planted(sound, attack=short), trajectories.CHECKS)
     assert found["loss"].verdict == "WARN"
     assert "still rising" in found["loss"].value
-    assert "incomplete optimisation" in found["indicators"].value
+    assert "incomplete optimization" in found["indicators"].value
 
 
 class Still(PGD):
@@ -191,12 +191,12 @@ def test_the_course_is_run_once_and_with_noise_of_its_own(monkeypatch):
     monkeypatch.setattr(Defended, "loss_gradient", counted)
     trajectories.loss(subject)
     assert len(asked) == 3
-    found = course.track(subject)
+    found = course.trajectory(subject)
     assert len(asked) == 3
-    assert found.margins.shape == (4, course.DRAWS, 4)
+    assert found.margins.shape == (4, course.SAMPLES, 4)
 
 
 def test_batches_are_no_larger_than_the_runs_and_change_nothing():
     whole = made(Linear(weights()), attack=PGD(3, 1), images=4)
     parts = dataclasses.replace(whole, evaluation=dataclasses.replace(whole.evaluation, lanes=3))
-    torch.testing.assert_close(course.track(whole).margins, course.track(parts).margins, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(course.trajectory(whole).margins, course.trajectory(parts).margins, rtol=1e-5, atol=1e-5)

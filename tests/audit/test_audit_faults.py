@@ -105,7 +105,7 @@ def peeking(sound: Subject) -> Subject:
 FAULTS = {
     "a detached purifier": (detached, "derivative", "FAIL", "no gradient"),
     "noise drawn inside a recomputed region": (leaky, "recompute", "FAIL", "gradient by"),
-    "a wrong schedule in the surrogate": (wrong_schedule, "same defence", "FAIL", "the surrogate starts at sigma"),
+    "a wrong schedule in the surrogate": (wrong_schedule, "same defense", "FAIL", "the surrogate starts at sigma"),
     "the surrogate's gradient reported as full": (surrogate_as_full, "derivative", "FAIL", "relative error"),
     "softmax in place of logits": (lambda s: classified(s, Softmax), "flags", "FAIL", "probabilities"),
     "clean images returned": (lambda s: planted(s, attack=Fixed(0.0)), "returned images", "FAIL", f"{IMAGES} clean"),
@@ -121,7 +121,7 @@ FAULTS = {
         peeking,
         "randomness",
         "FAIL",
-        f"attack and scoring share {3 * IMAGES} of {3 * IMAGES} draws",
+        f"attack and scoring share {3 * IMAGES} of {3 * IMAGES} samples",
     ),
     "mean and std applied twice": (
         lambda s: classified(s, Twice, mean=[0.2], std=[0.4]),
@@ -133,7 +133,7 @@ FAULTS = {
         lambda s: planted(s, arm="null", attack=Null(2, 1, "last")),
         "null control",
         "FAIL",
-        "draws 1 instead of 2",
+        "samples 1 instead of 2",
     ),
 }
 
@@ -150,8 +150,8 @@ def test_a_planted_fault_is_found_by_the_check_named_for_it(fault, sound):
 def test_of_a_sound_run_no_check_fails(monkeypatch):
     """With 8 images, so that McNemar's p of a comparison can be small enough to fail it: at least .008."""
     for module, values in (
-        (comparisons, {"QUERIES": 10, "STEPS": 4, "SAMPLES": 4, "BLIND": 5}),
-        (course, {"DRAWS": 3}),
+        (comparisons, {"QUERIES": 10, "STEPS": 4, "DIRECTIONS": 4, "BLIND": 5}),
+        (course, {"SAMPLES": 3}),
     ):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
@@ -160,7 +160,7 @@ def test_of_a_sound_run_no_check_fails(monkeypatch):
     found = {f.check: f for f in audit.audit(composed_subject(*given, quick=False))}
     assert len(found) == len(audit.checks(quick=False))
     assert [f for f in found.values() if f.verdict == "FAIL"] == []
-    assert {found[name].verdict for name in ("flags", "step", "derivative", "randomness", "same defence")} == {"PASS"}
+    assert {found[name].verdict for name in ("flags", "step", "derivative", "randomness", "same defense")} == {"PASS"}
 
 
 def test_mean_and_std_applied_once_are_no_fault(sound):

@@ -55,7 +55,7 @@ def test_a_sound_defence_has_no_failure(purifier):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_can_be_audited(name, monkeypatch):
     """No error, no failure, and a reason where a check does not apply."""
-    monkeypatch.setattr(course, "DRAWS", 2)
+    monkeypatch.setattr(course, "SAMPLES", 2)
     norm = name if name in OWN else "l2"
     given = (f"attack={name}", f"threat_model={norm}", "purifier=diffpure", "purifier.steps=1", "protocol.images=1")
     subject = composed_subject(*given, *small_budget(name))

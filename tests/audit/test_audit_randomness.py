@@ -1,7 +1,6 @@
 """Randomness, decisions, sameness and what came back: sound runs pass, each planted fault is found by its check."""
 
 import copy
-import dataclasses
 import functools
 
 import pytest
@@ -15,7 +14,7 @@ from dp.classifiers import Classifier
 from dp.defense.defended import Defended
 from dp.evaluation.caveats import differences
 from dp.rng import Streams
-from tests.helpers.audited import EXACT, Fixed, composed_subject, copied, planted
+from tests.helpers.audited import EXACT, Fixed, composed_subject, copied, planted, saying
 from tests.helpers.compose import small_budget
 
 IMAGES = 4
@@ -61,9 +60,9 @@ def test_no_kind_of_run_is_called_broken(attack, more):
 
 def test_declared_surrogate_of_another_step_count_passes():
     found = subject("threat_model.grad=surrogate", *small_budget("pgd_eot"))
-    assert sameness.same_defence(found).verdict == "PASS"
-    silent = dataclasses.replace(found, claims=EXACT, declared=())
-    finding = sameness.same_defence(silent)
+    assert sameness.same_defense(found).verdict == "PASS"
+    silent = saying(found, gradients=EXACT, differences=())
+    finding = sameness.same_defense(silent)
     assert finding.verdict == "FAIL"
     assert "steps=3 instead of 2" in finding.value
 
@@ -134,7 +133,7 @@ def test_noise_levels_of_a_declared_surrogate(sound, times, words):
     purify = functools.partial(sound.arm.scored.purifier, t=times[0], steps=times)
     found = planted(sound, (("surrogate",),), attacked=copied(Defended, sound.arm.scored, purifier=purify))
     declared = differences(found.arm.attacked, found.arm.scored)
-    finding = sameness.same_defence(dataclasses.replace(found, declared=declared))
+    finding = sameness.same_defense(saying(found, differences=declared))
     assert finding.verdict == ("FAIL" if words else "PASS")
     assert words in finding.value
 
@@ -142,10 +141,10 @@ def test_noise_levels_of_a_declared_surrogate(sound, times, words):
 @pytest.mark.parametrize("grad", ["blind", "bpda"])
 def test_another_view_that_nobody_claims(sound, grad):
     attacked = sound.arm.scored.gradient_mode(grad)
-    finding = sameness.same_defence(planted(sound, attacked=attacked))
+    finding = sameness.same_defense(planted(sound, attacked=attacked))
     assert finding.verdict == "FAIL"
     assert f"not declared: the gradient is {grad}'s" in finding.value
-    assert sameness.same_defence(planted(sound, ((grad,),), attacked=attacked)).verdict == "PASS"
+    assert sameness.same_defense(planted(sound, ((grad,),), attacked=attacked)).verdict == "PASS"
 
 
 class Inverted(Classifier):
@@ -171,7 +170,7 @@ def test_another_network_is_attacked(sound):
         next(other.parameters()).mul_(1.1)
     attacked = copied(Defended, sound.arm.scored)
     attacked.denoiser = other
-    finding = sameness.same_defence(planted(sound, attacked=attacked))
+    finding = sameness.same_defense(planted(sound, attacked=attacked))
     assert finding.verdict == "FAIL"
     assert "another denoiser" in finding.value
 
@@ -187,4 +186,4 @@ def test_file_that_scores_otherwise(sound):
     wobbly = planted(sound, scored=copied(Wobbly, sound.arm.scored))
     finding = results.rescored(wobbly)
     assert finding.verdict == "FAIL"
-    assert "own draws differ" in finding.value
+    assert "own samples differ" in finding.value

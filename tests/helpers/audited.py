@@ -61,6 +61,11 @@ def planted(subject: Subject, claims: tuple[tuple[str, ...], ...] = (), arm: str
     return dataclasses.replace(subject, evaluation=evaluation, caveats=caveats)
 
 
+def saying(subject: Subject, **facts: Any) -> Subject:
+    """The subject whose run says something else of itself."""
+    return dataclasses.replace(subject, caveats=dataclasses.replace(subject.caveats, **facts))
+
+
 def copied(kind: type[Defended], model: Defended, **changes: Any) -> Defended:
     """The same defence as another class, some parts of it changed."""
     twin = kind(model.purifier, model.denoiser, model.classifier, model.draws_per_call, model.variants)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 
+from dp.runs.compose import arguments
 from dp.runs.validate import check_call
 from dp.spelling import near_matches
 from tests.helpers.compose import composed
@@ -22,13 +23,13 @@ from tests.helpers.compose import composed
     ],
 )
 def test_check_call_names_the_key(group, change, said):
-    node = {**composed()[group], **change}
+    node = {**arguments(composed()[group]), **change}
     with pytest.raises(ValueError, match=said):
         check_call({group: node})
 
 
 def test_missing_key_of_a_partial():
-    node = composed()["purifier"]
+    node = arguments(composed()["purifier"])
     del node["tau"]
     with pytest.raises(ValueError, match=r"missing key purifier\.tau"):
         check_call({"purifier": node})
