@@ -30,11 +30,11 @@ def build(config: dict) -> Evaluation:
     device, protocol = device_of(config), config["protocol"]
     if device.startswith("cuda"):  # the same bytes again on the same kind of machine, and float32 that is float32
         torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
+    scored = defense(config, device)
     subset: Subset = _make(config, config["dataset"]["loader"])
     attack: Attack = _make(config, config["attack"])
     threat = _make(config, config["threat_model"])
     check_norm(attack, config["choices"]["attack"], threat.norm)
-    scored = defense(config, device)
     threat = threat.seen_by(scored.classifier)
     attacked = scored.gradient_mode(threat.grad)
     bare = Defended(none.purify, None, scored.classifier)

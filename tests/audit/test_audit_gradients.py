@@ -18,7 +18,7 @@ from dp.audit import trajectory as course
 from dp.audit.check import Subject, streams
 from dp.defense.defended import Defended
 from dp.threat_models.ball import ThreatModel
-from tests.helpers.audited import SMALL, Leaky, Linear, composed_subject, made, planted, verdicts, weights
+from tests.helpers.audited import SMALL, Leaky, Linear, composed_subject, made, planted, saying, verdicts, weights
 from tests.helpers.compose import small_budget
 
 ATTACKS = (
@@ -85,7 +85,7 @@ def test_the_relative_error_of_a_scaled_gradient_is_known():
     errors, _ = gradients._differences(subject, subject.images, ())
     torch.testing.assert_close(errors, torch.full_like(errors, 0.01 / 1.01), rtol=1e-3, atol=0)
     assert gradients.derivative(subject).verdict == "FAIL"
-    assert gradients.derivative(dataclasses.replace(subject, exact=False)).verdict == "WARN"
+    assert gradients.derivative(saying(subject, straight_through=True)).verdict == "WARN"
     assert gradients.derivative(made(Linear(weights()))).verdict == "PASS"
 
 

@@ -69,7 +69,7 @@ def test_straight_through_clamp_is_not_the_derivative():
     assert best_relative_error(model, x, y, ids, gradients["plain"]) < 1e-5
     assert best_relative_error(model, x, y, ids, gradients["straight_through"]) > 1e-3
     for overrides, name in (
-        (["purifier.clamp=straight_through"], "approximate"),
+        (["purifier.clamp=straight_through"], "approximate (straight-through clamp)"),
         (["threat_model.grad=surrogate"], "surrogate"),
         (["threat_model.grad=adjoint", "purifier=diffpure_ode"], "adjoint"),
         ([], "exact"),

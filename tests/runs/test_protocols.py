@@ -9,7 +9,7 @@ from dp.attacks.bpda import BPDA
 from dp.attacks.null import Null
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.through import Through
-from dp.defense.known_noise import KnownDraws
+from dp.defense.known_noise import KnownNoise
 from dp.output import report
 from dp.rng import Streams
 from dp.runs.build import build
@@ -56,7 +56,7 @@ def test_dwbox_gives_the_attacker_the_draws_that_score():
     evaluation = build(small("protocol=dwbox", "attack.iterations=2", "attack.eot=3", "protocol.votes=2"))
     group = evaluation.run(evaluation.plan()[0])
     model, ids = evaluation.arms["defended"].attacked, list(group.unit.ids)
-    known = KnownDraws(model, Streams(ids, 5, "adv"), 2)
+    known = KnownNoise(model, Streams(ids, 5, "adv"), 2)
     with torch.no_grad():
         seen = known.logits(group.x_adv, Streams(ids, 5, "attack"), 2).transpose(0, 1)
         blind = model.logits(group.x_adv, Streams(ids, 5, "attack"), 2).transpose(0, 1)
@@ -74,7 +74,7 @@ def test_bpda_is_the_gradient_at_the_purified_image():
     evaluation = build(small())
     model, x, y = evaluation.arms["defended"].scored, *evaluation.subset[1:]
     rng = Streams([3, 4], 0, "a")
-    _, grad = model.view("bpda").loss_gradient(x, y, rng, 3)
+    _, grad = model.gradient_mode("bpda").loss_gradient(x, y, rng, 3)
     expected = torch.zeros_like(x)
     for x_hat in model.purified(x, rng, 3):
         leaf = x_hat.clone().requires_grad_()
@@ -84,7 +84,7 @@ def test_bpda_is_the_gradient_at_the_purified_image():
     _, full = model.loss_gradient(x, y, rng, 3)
     assert torch.cosine_similarity(full.flatten(), grad.flatten(), dim=0) < 0.99
     with torch.no_grad():
-        torch.testing.assert_close(model.view("bpda").logits(x, rng, 3), model.logits(x, rng, 3), rtol=0, atol=0)
+        torch.testing.assert_close(model.gradient_mode("bpda").logits(x, rng, 3), model.logits(x, rng, 3), rtol=0, atol=0)
 
 
 def test_hills_bpda_climbs_the_loss_of_the_mean_logits():
@@ -138,7 +138,7 @@ def test_the_null_control_rejects():
 
 
 @pytest.mark.parametrize("protocol", ["diffbreak_vote", "hill", "strict"])
-def test_the_table_row_tells_how_it_was_judged(protocol, tmp_path, monkeypatch):
+def test_the_table_row_tells_how_it_was_decided(protocol, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     budget = ["attack.iterations=2", "attack.eot=2"]
     if protocol == "strict":
@@ -162,4 +162,4 @@ def test_the_table_row_tells_how_it_was_judged(protocol, tmp_path, monkeypatch):
     console.print(report.row_table(summary))
     text = console.export_text()
     assert f"protocol {protocol}" in text
-    assert ("judged during the attack" if protocol != "strict" else "by the judge's draws") in text
+    assert ("decided in-loop" if protocol != "strict" else "by the in-loop samples") in text

@@ -17,6 +17,7 @@ from dp.classifiers import Classifier
 from dp.defense.defended import Defended
 from dp.evaluation.evaluate import null_control
 from dp.output import report
+from dp.output.published import published_rows
 from dp.purifiers import none
 from dp.rng import Streams
 from dp.runs.build import build
@@ -436,7 +437,7 @@ def test_a_row_says_what_it_is_and_finds_no_published_one(name):
     config = composed("dataset=cifar10", "purifier=diffpure", f"attack={name}", f"threat_model={name}")
     for eps in (config["threat_model"]["eps"], "8/255", 0.5):
         altered = {**config, "threat_model": {**config["threat_model"], "eps": eps}}
-        assert report.published_rows(altered, "diffpure") == []
+        assert published_rows(altered) == []
     figure = {"value": 10.0, "wilson95": [5.0, 15.0], "seed_std": None, "n": 32, "draws": 10}
     sides = {side: {"single": figure, "vote": figure} for side in ("standard", "robust")}
     told = {"differences": [], "departures": [], "scaled": [], "audited": None, "weaknesses": [], "batch_bound": False}
