@@ -84,7 +84,9 @@ def test_bpda_is_the_gradient_at_the_purified_image():
     _, full = model.loss_gradient(x, y, rng, 3)
     assert torch.cosine_similarity(full.flatten(), grad.flatten(), dim=0) < 0.99
     with torch.no_grad():
-        torch.testing.assert_close(model.gradient_mode("bpda").logits(x, rng, 3), model.logits(x, rng, 3), rtol=0, atol=0)
+        torch.testing.assert_close(
+            model.gradient_mode("bpda").logits(x, rng, 3), model.logits(x, rng, 3), rtol=0, atol=0
+        )
 
 
 def test_hills_bpda_climbs_the_loss_of_the_mean_logits():
