@@ -79,7 +79,9 @@ def defense(config: dict, device: str) -> Defended:
     variants = {name: _variant(config, node) for name, node in nodes.items() if node}
     size = config["dataset"]["draws_per_call"]
     scored = Defended(purify, denoiser, classifier, draws_per_call=size, variants=variants)
-    scored.networks.to(device)
+    for own in scored.networks.to(device):
+        if isinstance(own, PurifierModule):
+            own.dtype = dtype
     return scored
 
 

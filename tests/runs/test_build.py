@@ -1,0 +1,111 @@
+"""Objects of a run: what is built, on what terms, and what is not."""
+
+import sys
+
+import pytest
+import torch
+
+from dp.defense.defended import unbound
+from dp.purifiers.module import PurifierModule
+from dp.rng import Streams
+from dp.runs.build import build
+from dp.runs.compose import make
+from dp.weights.needed import needed
+from tests.helpers import compose
+from tests.helpers.compose import composed
+
+MODULE = """
+from torch import nn
+
+from dp.purifiers.module import PurifierModule
+
+
+class Gain(PurifierModule):
+    def __init__(self, gain: float):
+        super().__init__()
+        self.net = nn.Conv2d(1, 1, 1, bias=False)
+        nn.init.constant_(self.net.weight, gain)
+
+    def forward(self, x, denoiser, classifier, rng, *, on_step=None):
+        return self.evaluate(self.net, x)
+
+
+def half(x, denoiser, classifier, rng, *, on_step=None):
+    return 0.5 * x
+"""
+YAML = """
+# A gain, for the tests.
+defaults: [override /denoiser@_global_.denoiser: none]
+_target_: gain_of_the_tests.Gain
+gain: 0.9
+gradients:
+  half: {_target_: gain_of_the_tests.half, _partial_: true}
+"""
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """A purifier with weights of its own in a folder of plug-ins."""
+    (tmp_path / "mine" / "purifier").mkdir(parents=True)
+    (tmp_path / "mine" / "purifier" / "gain.yaml").write_text(YAML)
+    (tmp_path / "gain_of_the_tests.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(compose, "CONFIG_DIRS", [str(tmp_path / "mine")])
+    yield
+    sys.modules.pop("gain_of_the_tests", None)
+
+
+@pytest.mark.parametrize("purifier", ["none", "gain"])
+def test_without_a_denoiser_none_is_fetched_or_built(outside, purifier):
+    config = composed("dataset=digits", f"purifier={purifier}", "protocol.images=2")
+    assert config["choices"]["denoiser"] == "none"
+    assert [asset.file for asset in needed(config)] == ["digits_classifier.safetensors"]
+    assert build(config).arms["defended"].scored.denoiser is None
+    elsewhere = composed("dataset=cifar10", f"purifier={purifier}")
+    assert not any("edm" in asset.file for asset in needed(elsewhere))
+    assert any("edm" in asset.file for asset in needed(composed("dataset=cifar10")))
+
+
+@pytest.mark.parametrize("memory", ["store", "recompute", "auto"])
+def test_a_purifiers_own_network_is_handled_as_a_denoisers(outside, memory):
+    config = composed("purifier=gain", "protocol.images=2", f"memory={memory}", "dtype=bfloat16")
+    model = build(config).arms["defended"].scored
+    own = unbound(model.purifier)
+    assert isinstance(own, PurifierModule)
+    assert own.memory == ("store" if memory == "auto" else memory)
+    assert own.dtype == torch.bfloat16
+    with torch.no_grad():
+        x = torch.full((1, 1, 2, 2), 1.001)
+        out = own(x, None, None, None)
+    assert out.dtype == torch.float32  # states stay wide ...
+    assert float(out[0, 0, 0, 0]) == pytest.approx(0.8984375)  # ... .9 and 1.001 are rounded: the network's precision
+    assert {id(p) for p in own.parameters()} < {id(p) for p in model.parameters()}
+    with torch.no_grad():
+        model.purify(torch.rand(1, 1, 16, 16), Streams([0], 0, "test"))
+    assert model.nfe == 1
+
+
+def test_a_gradient_variant_with_a_target_of_its_own_is_attacked(outside):
+    config = composed("purifier=gain", "threat_model.grad=half", "protocol.images=2")
+    arm = build(config).arms["defended"]
+    x = torch.rand(2, 1, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(arm.attacked.purifier(x, None, None, None), 0.5 * x)
+        torch.testing.assert_close(arm.scored.purifier(x, None, None, None), 0.9 * x)
+    with pytest.raises(ValueError, match="need a gradient variant third"):
+        build(composed("purifier=gain", "threat_model.grad=third", "protocol.images=2"))
+
+
+def test_a_target_outside_the_known_packages_is_refused(outside):
+    with pytest.raises(ValueError, match=r"need _target_ below dp, torch, torchvision, timm, got os\.system"):
+        make({"_target_": "os.system", "command": "true"})
+    with pytest.raises(ValueError, match=r"got gain_of_the_tests\.half"):
+        make({"_target_": "gain_of_the_tests.half", "_partial_": True})
+    assert composed("purifier=gain")["plugins"]["modules"] == ["gain_of_the_tests"]
+
+
+def test_reserved_keys_reach_no_function():
+    node = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 3, "published": "x"}
+    reserved = {"per_dataset": {"default": {"in_channels": 9}}, "gradients": {}, "version": 2}
+    assert make({**node, **reserved}).out_channels == 2
