@@ -35,9 +35,9 @@ def purify(
     """Purify x (B,C,H,W) in [0,1] by the paper's Algorithms 1 and 2 and return x_hat in [0,1].
 
     NFE = steps + steps of stage 1, or 2 * steps with `resample_stage2`.
-    `t_l`, `t_s`: times of the strong and the weak noise, 0 < t_s <= t_l <= 1.
+    `t_l`, `t_s`: times of the strong and the weak noise, 0 < t_s <= t_l <= 1. Both are on the grid, see `two_stage_grid`.
     `tau`: threshold of the mask, in [0,1]. `phi`: form of the attention map, see `attention_maps`.
-    `jump`: U of the resampling, in 1/1000 of the time range. `steps`: number of equal steps from t_l to 0.
+    `jump`: U of the resampling, in 1/1000 of the time range. `steps`: number of steps from t_l to 0.
     `eq8_literal`: the mask's orientation as Eq. 8 and Alg. 1 print it, opposite to Eq. 5 (deviation 1: orientation of
     the mask). `resample_stage2`: resample after every step, as Alg. 1 prints it (deviation 20: which steps are
     resampled). `random_mask`: a control of ours, as many pixels as the mask has at random places.
@@ -50,18 +50,33 @@ def purify(
     strong = 1 - mask if eq8_literal else mask  # Differs (deviation 1: orientation of the mask)
     known = to_pm1(x)
     z = renoise(known, 0.0, denoiser.sigma(t_l), rng.randn_like(known))  # Differs (deviation 15: uniform start at t_l)
-    for i, (t, t_next) in enumerate(pairwise(time_grid(t_l, steps))):
+    for i, (t, t_next) in enumerate(pairwise(two_stage_grid(t_l, t_s, steps))):
         sigma, sigma_next = denoiser.sigma(t), denoiser.sigma(t_next) if t_next > 0 else 0.0
         x0 = denoiser(z, sigma)
         if on_step is not None:
             on_step(i, sigma, z, x0)
         z = ancestral_step(z, x0, sigma, sigma_next, rng.randn_like(z), eta=1.0)  # Eq. 7
-        stage1 = t >= t_s - 1e-9  # Alg. 1: t_s <= t <= t_l (deviation 18: border between the stages)
+        stage1 = t_next >= t_s  # Differs (deviation 60: last insertion of known pixels)
         if stage1:  # Eqs. 6-8: outside the mask, the input noised to this level
             z = strong * z + (1 - strong) * renoise(known, 0.0, sigma_next, rng.randn_like(z))
         if stage1 or resample_stage2:
             z = _resample(z, denoiser, rng, t_next, sigma_next, jump)
     return to_01(z, clamp)
+
+
+def two_stage_grid(t_l: float, t_s: float, steps: int) -> list[float]:
+    """`steps` + 1 falling times from t_l to 0 that contain t_s: equal steps from t_l to t_s and equal steps from t_s to 0.
+
+    Their numbers are in proportion to the two stretches of time, at least one each. With t_s = t_l there is one stretch.
+    Raises ValueError for fewer steps than stretches.
+    """
+    if t_s == t_l:
+        return time_grid(t_l, steps)
+    if steps < 2:
+        raise ValueError(f"need steps >= 2 with t_s < t_l, one for each stage, got steps={steps}")
+    strong = min(max(round(steps * (t_l - t_s) / t_l), 1), steps - 1)
+    first = [round(t_l - (t_l - t_s) * k / strong, 12) for k in range(strong)]
+    return [*first, *time_grid(t_s, steps - strong)]
 
 
 def _check(t_l: float, t_s: float, jump: int, random_mask: bool, mask_grad: str) -> None:

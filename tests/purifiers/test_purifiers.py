@@ -1,6 +1,7 @@
 """The contract of every purifier, found by its yaml, and the methods' own algebra."""
 
 import functools
+from itertools import pairwise
 
 import pytest
 import torch
@@ -77,10 +78,10 @@ HETERO = {"t_l": 0.2, "t_s": 0.1, "tau": 0.5, "jump": 10, "steps": 5}
 
 
 @pytest.mark.parametrize(
-    ("extra", "nfe"), [({}, 8), ({"resample_stage2": True}, 10), ({"t_s": 0.2}, 6), ({"steps": 10}, 16)]
+    ("extra", "nfe"), [({}, 7), ({"resample_stage2": True}, 10), ({"t_s": 0.2}, 5), ({"steps": 10}, 15)]
 )
 def test_hetero_nfe(extra, nfe):
-    """steps + stage-1 steps (times >= t_s: .2, .16, .12 of five), 2 steps with resample_stage2."""
+    """steps + stage-1 steps (two of five, from .2 to .15 to .1), 2 steps with resample_stage2."""
     model = Defended(functools.partial(hetero.purify, **{**HETERO, **extra}), Counting(), Taps())  # pyright: ignore[reportArgumentType]
     model.purify(half_bright(), Streams([0], 0, "adv"))
     assert model.nfe == nfe
@@ -123,13 +124,13 @@ def test_hetero_two_steps_by_hand():
 
     u = 2 * x - 1
     state = abar[200].sqrt() * u + (1 - abar[200]).sqrt() * noises[0]
-    unknown = posterior(state, 200, 100, noises[1])
-    known = abar[100].sqrt() * u + (1 - abar[100]).sqrt() * noises[2]
+    unknown = posterior(state, 200, 150, noises[1])
+    known = abar[150].sqrt() * u + (1 - abar[150]).sqrt() * noises[2]
     state = mask * unknown + (1 - mask) * known  # Eq. 5 orientation: generated where the mask is
-    ratio = abar[110] / abar[100]
+    ratio = abar[160] / abar[150]
     state = ratio.sqrt() * state + (1 - ratio).sqrt() * noises[3]  # U = 10 forward
-    state = abar[100].sqrt() * x0_of(state, 110) + (1 - abar[100]).sqrt() * eps_of(state, 110)  # one DDIM step back
-    expected = ((x0_of(state, 100) + 1) / 2).clamp(0, 1)  # the last step, at t < t_s, goes to x0
+    state = abar[150].sqrt() * x0_of(state, 160) + (1 - abar[150]).sqrt() * eps_of(state, 160)  # one DDIM step back
+    expected = ((x0_of(state, 150) + 1) / 2).clamp(0, 1)  # the last step, at t < t_s, goes to x0
     got = hetero.purify(
         x,
         Gaussian(mean, std),
@@ -142,6 +143,63 @@ def test_hetero_two_steps_by_hand():
         steps=2,
     )
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def test_the_weak_time_is_on_the_grid():
+    """Equal steps on both sides of t_s, in proportion, at least one each."""
+    for t_l, t_s, steps, strong in ((0.2, 0.1, 5, 2), (0.2, 0.05, 100, 75), (0.2, 0.19, 4, 1), (0.2, 0.01, 2, 1)):
+        times = hetero.two_stage_grid(t_l, t_s, steps)
+        assert (times[0], times[strong], times[-1], len(times)) == (t_l, t_s, 0.0, steps + 1)
+        for stretch in (times[: strong + 1], times[strong:]):
+            lengths = [a - b for a, b in pairwise(stretch)]
+            assert lengths == pytest.approx([lengths[0]] * len(lengths))
+    assert hetero.two_stage_grid(0.2, 0.2, 4) == pytest.approx([0.2, 0.15, 0.1, 0.05, 0.0])
+    with pytest.raises(ValueError, match="need steps >= 2 with t_s < t_l"):
+        hetero.two_stage_grid(0.2, 0.1, 1)
+
+
+def test_every_weak_time_gives_another_image_and_the_surrogate_has_the_same():
+    """On the old grid any t_s between two of its times gave the same bits."""
+    x, outs = half_bright(), []
+    for t_s in (0.155, 0.16, 0.17, 0.18, 0.19, 0.199):
+        levels = {}
+        for steps in (5, 3):  # the defense and its surrogate
+            denoiser = Counting()
+            given = {**HETERO, "t_s": t_s, "steps": steps, "tau": 0.99}
+            out = hetero.purify(x, denoiser, Taps(), Streams([0], 0, "a"), **given)
+            levels[steps] = denoiser.asked
+            outs += [out] if steps == 5 else []
+        assert denoiser.sigma(t_s) in levels[5]
+        assert denoiser.sigma(t_s) in levels[3]
+    assert all(not torch.equal(a, b) for k, a in enumerate(outs) for b in outs[:k])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_one_time_is_uniform_purification(steps):
+    """With t_s = t_l there is no stage 1, and what is left is DDPM from t_l on the same noise."""
+    x = torch.rand(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ours = hetero.purify(
+        x, Gaussian(0.1, 0.6), Taps(), Streams([3, 4], 0, "a"), **{**HETERO, "t_s": 0.2, "steps": steps}
+    )
+    uniform = diffpure.purify(x, Gaussian(0.1, 0.6), Taps(), Streams([3, 4], 0, "a"), t=0.2, steps=steps, eta=1.0)
+    assert torch.equal(ours, uniform)
+
+
+def test_the_index_of_a_time():
+    """DiffPure's code noises to index 1000 t - 1 of the schedule: sigma .719 at t = .2, not .724."""
+    sigmas = {}
+    for shift in (0, 1):
+        denoiser = Counting()
+        given = {"t": 0.2, "steps": 4, "eta": 0.0, "index_shift": shift}
+        diffpure.purify(half_bright(), denoiser, Taps(), Streams([0], 0, "a"), **given)
+        sigmas[shift] = denoiser.asked
+    betas = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
+    abar = torch.cumprod(1 - betas, 0)
+    for shift, indices in ((0, (200, 150, 100, 50)), (1, (199, 149, 99, 49))):
+        assert sigmas[shift] == pytest.approx([float((1 / abar[k] - 1).sqrt()) for k in indices], rel=1e-9)
+    with pytest.raises(ValueError, match="need 0 <= index_shift"):
+        given = {"t": 0.2, "steps": 4, "eta": 0.0, "index_shift": 51}
+        diffpure.purify(half_bright(), Gaussian(), Taps(), Streams([0], 0, "a"), **given)
 
 
 def watched(purify, *args, **given) -> list[torch.Tensor]:

@@ -217,7 +217,7 @@ class Eyes(torch.nn.Module):
         ("hetero_fixed", "cifar10", 100, 4),
         ("hetero_official_rev_b", "cifar10", 50, 2),  # deviation 33: 50-step DDIM at t = .1
         ("hetero_official_rev_b", "imagenet", 100, 4),
-        ("hetero", "digits", 8, 5),
+        ("hetero", "digits", 7, 5),
         ("diffpure", "cifar10", 100, 20),
         ("diffpure_sde", "cifar10", 100, 20),
         ("diffpure_sde", "digits", 20, 5),

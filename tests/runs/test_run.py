@@ -64,7 +64,7 @@ def test_row_summary_and_second_start(tiny, monkeypatch, capsys):
         assert (summary[name]["single"]["draws"], summary[name]["vote"]["draws"]) == (1, 3)
         assert set(summary[name]["vote"]) == {"value", "seed_std", "wilson95", "n", "draws"}
     assert summary["audited"] is None
-    assert summary["caveats"]["nfe"] == summary["caveats"]["attack_nfe"] == 8
+    assert summary["caveats"]["nfe"] == summary["caveats"]["attack_nfe"] == 7
     assert set(summary) >= {"format", "per_seed", "seconds", "config", "versions", "commit", "caveats", "code"}
     assert summary["config"]["attack"]["iterations"] == 2
     before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
