@@ -199,9 +199,8 @@ def begin(folder: Path, config: dict, code: str, overwrite: bool) -> None:
     if overwrite and start.exists():
         aside = folder / f"old-{len(list(folder.glob('old-*')))}"
         aside.mkdir()
-        for path in sorted(
-            folder.iterdir(), key=lambda path: path.name == START
-        ):  # START moves last, so an interrupted move goes on
+        # START moves last: if a move is interrupted, the next start continues it.
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == START):
             if path.is_file() and not path.name.startswith(".lock"):
                 shutil.move(path, aside / path.name)
     if start.exists():
