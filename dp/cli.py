@@ -1,4 +1,4 @@
-"""The console command `dp`: it forwards to one command of dp/commands/ and does nothing else."""
+"""The console command `dp`. It forwards to one command of dp/commands/."""
 
 import importlib
 import sys
@@ -9,7 +9,7 @@ COMMANDS = {
     "run": "attack and score a defense, and print the table row",
     "audit": "check on a few images whether a configuration's number can be trusted",
     "rescore": "score the attacked images of a finished run again, also by other defenses",
-    "fetch": "bring the weights and data that a configuration needs into the cache",
+    "fetch": "download the weights and data that a configuration needs into the cache",
     "train": "train a denoiser or a classifier",
     "archive": "copy finished runs to results/measured/",
     "tables": "write results/tables/ from results/measured/",

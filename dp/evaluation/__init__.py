@@ -1,1 +1,1 @@
-"""The loop that attacks, scores with fresh noise and writes rows."""
+"""The loop that attacks images, scores them with fresh noise, and makes rows."""

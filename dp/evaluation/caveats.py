@@ -1,6 +1,6 @@
 """Caveats: the facts that a reader of a row must know, as data.
 
-`dp/runs/caveats.py` computes them once per run; the announcement, the audit and the summary get the same object;
+`dp/runs/caveats.py` computes them once per run. The announcement, the audit and the summary get the same object, and
 `dp/output/report.py` makes sentences of it.
 """
 
@@ -19,7 +19,7 @@ Modes = tuple[str, ...]  # gradient modes that are applied one after another, th
 
 
 class Difference(NamedTuple):
-    """A hyperparameter of the purifier that the attacked and the scored defense do not share. None: it has none."""
+    """A hyperparameter that differs between the attacked and the scored purifier. A purifier without it has None."""
 
     key: str
     attacked: Any
@@ -31,7 +31,7 @@ class Difference(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A value of the configuration, by its path, beside the one that it is held against."""
+    """A value of the configuration, by its path, that differs from its reference value."""
 
     key: str
     value: Any
@@ -39,31 +39,33 @@ class Change(NamedTuple):
 
 
 class ShortSteps(NamedTuple):
-    """An attack whose steps together are shorter than the way that they may need, in the norm's units."""
+    """An attack whose steps together may be too short, in units of the norm.
+
+    `reach`: the length of all steps together; `needed`: the distance that they may have to cover.
+    """
 
     attack: str
     reach: float
     needed: float
 
     def __str__(self) -> str:
-        way = f"cover {self.reach:.3g} together and may need {self.needed:.3g}"
-        return f"the steps of {self.attack} {way}: raise its step_size, or set it to null"
+        lengths = f"cover {self.reach:.3g} together and may need {self.needed:.3g}"
+        return f"the steps of {self.attack} {lengths}: raise its step_size, or set it to null"
 
 
 @dataclass(frozen=True)
 class Caveats:
     """What weakens or qualifies one row.
 
-    `gradients`: what the attack's parts differentiate, as tuples of gradient modes; () is the scored defense's own
-    gradient, ("values",) none at all. `straight_through`: the last clamp passes
-    gradients that it would stop. `differences`: hyperparameters that differ between the attacked and the scored
-    purifier. `departures`: where a named protocol is not run as it is defined. `scaled`: values that stand in for those
-    of the dataset's model dataset. `no_surrogate`: the protocol asks for a surrogate, the purifier has none, so it is
-    attacked exactly. `masks_spared`: attacks that would add the purifier's mask to the
-    protocol's own, which this run does without. `criterion`,
-    `attack_samples`: what the attack goes by, and how many samples of it. `batch_bound`: an image's result depends on
-    the other images in its batch. `nfe`, `attack_nfe`: network evaluations of one scored sample, and of one sample of
-    the costliest gradient mode.
+    `gradients`: the gradients that the attack's parts take, as tuples of gradient modes. () is the gradient of the
+    scored defense itself, and ("values",) is none. `straight_through`: the gradient ignores the last clamp.
+    `differences`: hyperparameters that differ between the attacked and the scored purifier. `departures`: values that
+    differ from the named protocol's. `scaled`: values that are scaled to this dataset from a larger one.
+    `short_steps`: attacks whose steps may be too short. `no_surrogate`: the protocol names a surrogate but the purifier
+    has none, so the attack takes the exact gradient. `masks_spared`: variants of the protocol's attack that would also
+    attack the purifier's mask, if this run uses none of them. `criterion`, `attack_samples`: the attack's criterion,
+    and the number of samples in it. `batch_bound`: an image's result depends on the other images in its batch. `nfe`,
+    `attack_nfe`: network evaluations of one scored sample, and of one sample in the costliest gradient mode.
     """
 
     gradients: tuple[Modes, ...]
@@ -81,7 +83,7 @@ class Caveats:
     attack_nfe: int
 
     def as_data(self) -> dict:
-        """Plain data for a summary: named tuples become mappings."""
+        """The caveats as plain data for a summary. Named tuples become mappings."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
 
@@ -92,39 +94,41 @@ def _plain(value: Any) -> Any:
 
 
 def gradients(attack: Attack, grad: str) -> tuple[Modes, ...]:
-    """What the parts of an attack differentiate, sorted, each once: `()` is the defense's own gradient, `("values",)`
-    none at all. `grad`: the threat model's.
+    """The gradients that the parts of an attack take, as sorted tuples of gradient modes without duplicates.
+
+    () is the gradient of the defense itself, and ("values",) is none. `grad`: the threat model's gradient mode.
     """
-    found = set()
+    taken = set()
     for part in attack.parts():
         modes = [mode for mode in (grad, *part.modes, part.attack.gradient) if mode != FULL]
         path = tuple(mode for k, mode in enumerate(modes) if k == 0 or mode != modes[k - 1])
-        found.add((VALUES,) if part.attack.gradient == VALUES else path)
-    return tuple(sorted(found))
+        taken.add((VALUES,) if part.attack.gradient == VALUES else path)
+    return tuple(sorted(taken))
 
 
 def mode_name(modes: Sequence[str]) -> str:
-    """Gradient modes in one word, for people."""
+    """The name of gradient modes that are applied one after another, such as `surrogate+bpda`."""
     return "+".join(modes) or FULL
 
 
 def bound(purify: Any) -> dict[str, Any]:
-    """The hyperparameters that a purifier is bound to."""
+    """The hyperparameters of a purifier, by name."""
     return bound(purify.func) | purify.keywords if isinstance(purify, functools.partial) else {}
 
 
 def differences(attacked: Defended, scored: Defended) -> tuple[Difference, ...]:
-    """Every hyperparameter of the purifier that differs, in the order of their names, and first the purifier if it is
-    another one. Without purification there is nothing to compare.
+    """The hyperparameters that differ between two purifiers, sorted by name.
+
+    If the purifiers themselves differ, that difference comes first. An attacked bare classifier has no differences.
     """
     if attacked.undefended:
         return ()
     names = [_name(unbound(model.purifier)) for model in (attacked, scored)]
-    found = [Difference("purifier", *names)] if names[0] != names[1] else []
-    ours, theirs = bound(attacked.purifier), bound(scored.purifier)
-    keys = sorted({*ours, *theirs})
-    found += [Difference(key, ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)]
-    return tuple(found)
+    unequal = [Difference("purifier", *names)] if names[0] != names[1] else []
+    first, second = bound(attacked.purifier), bound(scored.purifier)
+    keys = sorted({*first, *second})
+    unequal += [Difference(key, first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)]
+    return tuple(unequal)
 
 
 def _name(purify: Any) -> str:
@@ -133,17 +137,17 @@ def _name(purify: Any) -> str:
 
 
 def short_steps(attack: Attack, threat: ThreatModel) -> tuple[ShortSteps, ...]:
-    """The parts of an attack whose steps cannot take a point to every place of the ball, whatever the gradient."""
-    found = []
+    """The parts of an attack whose steps together are too short to reach every point of the ball."""
+    short = []
     for part in attack.parts():
         reach, needed = part.attack.reach(threat), part.attack.width(threat)
         if reach is not None and reach < needed:
-            found.append(ShortSteps(part.name or type(part.attack).__name__, reach, needed))
-    return tuple(found)
+            short.append(ShortSteps(part.name or type(part.attack).__name__, reach, needed))
+    return tuple(short)
 
 
 def changes(values: Any, references: Any, path: str) -> Sequence[Change]:
-    """Every leaf of plain data that differs from the other's; the paths begin with `path`."""
+    """The leaves of two nodes of plain data that differ. Their paths begin with `path`."""
     if isinstance(values, dict) and isinstance(references, dict):
         keys = sorted({*values, *references})
         return [c for key in keys for c in changes(values.get(key), references.get(key), f"{path}.{key}")]

@@ -1,4 +1,4 @@
-"""Fresh samples of the scored defense, and what they decide."""
+"""Fresh samples of the scored defense, and the decisions by them."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,9 +20,11 @@ def fresh_samples(
     width: int,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> Tensor:
-    """Logits (B,samples,K) on the CPU of images x (B,C,H,W), in batches of `width` images. The last batch is padded, so
-    that no result depends on the other images in its batch. `stage` names the noise. `on_batch(images)` is called after
-    every batch. Raises ValueError for a logit that is not finite.
+    """Logits (B,samples,K), on the CPU, of images x (B,C,H,W) in [0,1].
+
+    The images are scored in batches of `width`. The last batch is padded, so that no result depends on the other images
+    in its batch. `stage` names the noise. `on_batch(images)` is called after every batch. Raises ValueError for a logit
+    that is not finite.
     """
     parts = []
     for first in range(0, len(x), width):
@@ -35,13 +37,14 @@ def fresh_samples(
         on_batch(len(batch))
     logits = torch.cat(parts)
     if not bool(torch.isfinite(logits).all()):
-        raise ValueError("need finite logits, got NaN or infinity: look at the weights, the dtype and the images")
+        raise ValueError("need finite logits, got NaN or infinity: check the weights, the dtype and the images")
     return logits
 
 
 def decided(logits: Tensor, ties: str) -> tuple[dict[str, int], bool]:
-    """The predicted class of one image by each rule over its logits (samples,K), and whether the vote's count was tied.
-    `ties`: how such a tie is broken, see `metrics.vote`.
+    """The predicted class of one image by each decision rule, and whether its vote was tied.
+
+    `logits`: (samples,K); `ties`: how a tie is broken, see `metrics.vote`.
     """
     vote, tied = metrics.vote(logits.numpy(), ties)
     wide = logits.double()

@@ -1,4 +1,4 @@
-"""The loop: attack an image, then score it with fresh samples of the defense. The harness scores, never the attack."""
+"""The loop: attack an image, then score it with fresh samples of the defense. An attack never scores itself."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,8 +25,10 @@ from dp.threat_models.ball import ThreatModel
 
 
 class Arm(NamedTuple):
-    """A condition of the experiment. The attack differentiates `attacked`, and `scored` is scored: the same object,
-    unless another gradient mode of it is attacked.
+    """A condition of the experiment: the defense, the undefended classifier, or the null control.
+
+    The attack differentiates `attacked`, and the rows are scores of `scored`. Both are the same object unless the
+    attack uses another gradient mode.
     """
 
     attacked: Defended
@@ -36,14 +38,15 @@ class Arm(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that a run attacks and scores. `lanes` images share each call (the batch slots), and the last batch is
-    padded, so that an image's row never depends on the other images in its batch.
+    """Everything that a run attacks and scores.
 
-    `arms`: the conditions by name, `defended`, `undefended`, `null`; `votes`: fresh samples that score an image;
-    `ties`: how a tied vote is broken, see `metrics.vote`; `judge`: evaluates points during the attack; `known_draws`:
-    the attacker knows the noise that will score (DW-box); `window`: images per batch slot of a unit, where a judge
-    drops broken images: with 1 their slots stay empty. Raises ValueError for settings that do not fit together, and for
-    images outside [0,1].
+    `arms`: the conditions by name, `defended`, `undefended`, `null`. `votes`: the number of fresh samples that score an
+    image. `lanes`: the number of batch slots; so many images share each call. The last batch is padded, so that an
+    image's row never depends on the other images in its batch. `ties`: how a tied vote is broken, see `metrics.vote`.
+    `judge`: the in-loop evaluation. `known_draws`: the attacker knows the noise that will score (DW-box). `window`:
+    images per batch slot in a unit, if broken images are dropped; with 1 the slot of a dropped image stays empty.
+
+    Raises ValueError for settings that do not fit together, and for images outside [0,1].
     """
 
     subset: Subset
@@ -72,7 +75,7 @@ class Evaluation:
             raise ValueError(f"need window >= 1, got window={self.window}")
         if self.known_draws and any(arm.attack.batch_bound for arm in self.arms.values()):
             raise ValueError(
-                "need an attack that says which image it asks about where the noise is known, got a package's"
+                "need an attack that names the image of each query, because the noise is known, got one of a package"
             )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"need seeds that differ, got {list(self.seeds)}")
@@ -86,19 +89,23 @@ class Evaluation:
             )
 
     def plan(self, done: Iterable[tuple[str, int, int]] = ()) -> list[Unit]:
-        """The units still to do, given the (arm, seed, id) that are `done` already, in the order of the arms."""
+        """The units that are not yet done, by seed and then by condition. `done`: (arm, seed, id) of finished rows."""
         done = set(done)
         units = []
         for seed in self.seeds:
             for arm in self.arms:
-                todo = [i for i in self.subset.ids.tolist() if (arm, seed, i) not in done]
+                left = [i for i in self.subset.ids.tolist() if (arm, seed, i) not in done]
                 size = self.lanes * (self.window if self._refills(arm) else 1)
-                units += [Unit(arm, seed, tuple(todo[k : k + size])) for k in range(0, len(todo), size)]
+                units += [Unit(arm, seed, tuple(left[k : k + size])) for k in range(0, len(left), size)]
         return units
 
     def run(self, unit: Unit, on_step: Callable[[int, int], None] = lambda step, steps: None) -> Group:
-        """Attacks and scores the images of a unit; `on_step(mean iterations done, steps)` after every iteration."""
-        began = time.perf_counter()
+        """Attack and score the images of a unit.
+
+        `on_step(mean iterations done, steps)` is called after every iteration. Raises ValueError if an attacked image
+        or a logit is not finite.
+        """
+        start_time = time.perf_counter()
         arm, null = self.arms[unit.arm], unit.arm == "null"
         position = {i: k for k, i in enumerate(self.subset.ids.tolist())}
         images = self.subset.select(torch.tensor([position[i] for i in unit.ids]))
@@ -108,19 +115,19 @@ class Evaluation:
         if not bool(torch.isfinite(x_adv).all()):
             raise ValueError(f"need finite attacked images, got NaN from {type(arm.attack).__name__}")
         clean = None if null else self._score(arm.scored, images.x, unit, Stage.CLEAN)
-        # The random-noise baseline is scored with samples of its own, as independent of its selection as the attack's.
+        # The null control has its own scoring samples, so that they too are independent of its selection samples.
         adv = self._score(arm.scored, x_adv, unit, Stage.NULL_ADV if null else Stage.ADV)
         rows = [
             self._row(unit, k, int(images.y[k]), None if clean is None else clean[k], adv[k], outcomes[k])
             for k in range(len(unit.ids))
         ]
-        return Group(unit, rows, x_adv.cpu(), clean, adv, time.perf_counter() - began)
+        return Group(unit, rows, x_adv.cpu(), clean, adv, time.perf_counter() - start_time)
 
     def _refills(self, arm: str) -> bool:
         return self.judge is not None and self.judge.retire and not self.arms[arm].attack.batch_bound
 
     def _attack(self, arm: Arm, unit: Unit, images: Subset, on_step: Callable[[int, int], None]) -> list[Outcome]:
-        """The outcomes of the images; every iteration gets streams of its own."""
+        """The outcomes of the images. Every iteration has noise of its own."""
         stages = {stage: stage for stage in (Stage.ATTACK, Stage.SELECT, Stage.ADV)}
         if unit.arm == "null":
             stages = {Stage.ATTACK: Stage.NULL, Stage.SELECT: Stage.NULL_SELECT, Stage.ADV: Stage.NULL_ADV}
@@ -148,11 +155,10 @@ class Evaluation:
         return fresh_samples(model, x, unit.ids, unit.seed, stage, samples=self.votes, width=self.lanes)
 
     def _row(self, unit: Unit, k: int, label: int, clean: Tensor | None, adv: Tensor, outcome: Outcome) -> Row:
-        adv_by, adv_tied = decided(adv, self.ties)
-        clean_by, clean_tied = (dict.fromkeys(adv_by), False) if clean is None else decided(clean, self.ties)
-        decisions = {
-            f"{side}_{rule}": c for side, by in (("clean", clean_by), ("adv", adv_by)) for rule, c in by.items()
-        }
+        by_adv, adv_tied = decided(adv, self.ties)
+        by_clean, clean_tied = (dict.fromkeys(by_adv), False) if clean is None else decided(clean, self.ties)
+        decisions = {f"clean_{rule}": c for rule, c in by_clean.items()}
+        decisions |= {f"adv_{rule}": c for rule, c in by_adv.items()}
         return Row(
             arm=unit.arm,
             seed=unit.seed,
@@ -172,8 +178,10 @@ class Evaluation:
 
 
 def null_control(attack: Attack, judge: Judge | None = None) -> Null:
-    """The random-noise baseline of an attack: as many candidates as it evaluates, selected on as many samples. Under a
-    judge, which evaluates both equally often and keeps the worst point, every candidate is handed on.
+    """The null control of an attack: random noise with as many candidates and selection samples as the attack has.
+
+    With an in-loop evaluation the null control selects nothing itself: its current candidate is evaluated as often as
+    the attack's current point, and the worst one counts.
     """
     ends = attack.phase_ends if attack.steps else (1,)
     if judge is not None:
@@ -183,6 +191,6 @@ def null_control(attack: Attack, judge: Judge | None = None) -> Null:
 
 
 def evaluate(evaluation: Evaluation, done: Iterable[tuple[str, int, int]] = ()) -> Iterator[Group]:
-    """The groups of all units that are not `done`, one after the other in this process."""
+    """The results of all units that are not `done`, one after another in this process."""
     for unit in evaluation.plan(done):
         yield evaluation.run(unit)

@@ -1,4 +1,4 @@
-"""In-loop evaluations: which images are broken while the attack runs, and which point of an image is its worst."""
+"""In-loop evaluation: it finds the images that an attack has broken so far, and the worst point of each image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,39 +18,42 @@ RULES = ("any", "all", "vote", "mean_logits")
 
 
 class Evaluations(IntEnum):
-    """Sub-streams of the judge's noise: one that all evaluations of an image share, or one for each."""
+    """Sub-streams of the noise of in-loop evaluations: one that all evaluations share, or one for each."""
 
     SHARED = 0
-    OWN = 1  # before the first iteration; those after it follow
+    OWN = 1  # of the evaluation before the first iteration; the numbers of later ones follow
 
 
 class Sub(IntEnum):
     """Sub-streams of one evaluation."""
 
-    FIRST = 0  # the only stage, or the first of two
+    FIRST = 0  # the first stage, or the only one
     SECOND = 1
 
 
 class JudgeRecord(NamedTuple):
-    """What a judge observes of a batch of points; R: samples of its first stage."""
+    """The result of an in-loop evaluation of B points with R first-stage samples."""
 
-    classes: Tensor  # (R,B) predicted
-    wrong: Tensor  # (B,) int64: wrong predictions
-    margin: Tensor  # (B,) mean margin
-    broken: Tensor  # (B,) bool: by the rule
+    classes: Tensor  # (R,B) int64: predicted classes
+    wrong: Tensor  # (B,) int64: number of wrong predictions
+    margin: Tensor  # (B,): mean margin
+    broken: Tensor  # (B,) bool: broken by the rule
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Evaluates the current point of every image before the first and after each `every` iterations, with `draws`
-    samples of the scored defense.
+    """The in-loop evaluation. It evaluates the current point of every image with `draws` samples of the scored defense.
 
-    `rule`: an image is broken if `any` or `all` of the samples are wrong, or their plurality `vote`, or the class of
-    their `mean_logits`. `screen` > 0: two stages; so many samples of a first stage must say so before the `draws` of
-    the second decide (Hill et al. 2021). `retire`: a broken image is dropped. `in_loop`: every evaluation has fresh
-    samples, and being broken is the protocol's decision, as in the papers that judge this way. Otherwise all
-    evaluations of an image share their samples, and fresh ones score the point that is worst by them, or the one that
-    the attack has chosen with samples of its own.
+    It does so before the first iteration and after every `every` iterations. `rule`: an image is broken if `any` or
+    `all` of the samples are wrong, or if their plurality `vote` or the class of their `mean_logits` is wrong.
+    `screen` > 0 adds a first stage: only if the rule holds for its `screen` samples do the `draws` samples of the
+    second stage decide (Hill et al. 2021). `retire`: the attack on a broken image stops.
+
+    `in_loop`: this evaluation is the protocol's decision, as in some papers, and each evaluation has fresh samples.
+    Otherwise all evaluations of an image share their samples, and other, fresh samples score one point in the end: the
+    worst one by these evaluations, or the one that the attack has chosen with selection samples of its own.
+
+    Raises ValueError for counts out of range and for an unknown rule.
     """
 
     every: int
@@ -68,8 +71,9 @@ class Judge:
     def evaluate(
         self, model: Defended, x_adv: Tensor, y: Tensor, rng: Streams, steps: Sequence[int], ties: str
     ) -> JudgeRecord:
-        """Of points x_adv (B,C,H,W) with labels y (B,). `steps`: iterations done, by slot; `ties`: see
-        `metrics.vote`.
+        """Evaluate points x_adv (B,C,H,W) in [0,1] with labels y (B,).
+
+        `steps`: the iterations done for each point; `ties`: how a tied vote is broken, see `metrics.vote`.
         """
         number = [Evaluations.OWN + i for i in steps] if self.in_loop else Evaluations.SHARED
         rng, labels = rng.draw(number), y.cpu()
@@ -85,7 +89,7 @@ class Judge:
         return JudgeRecord(classes=classes, wrong=(classes != labels).sum(dim=0), margin=margins, broken=broken)
 
     def _broken(self, logits: Tensor, y: Tensor, ties: str) -> Tensor:
-        """(B,) bool from logits (R,B,K), by the rule."""
+        """(B,) bool: True if the rule calls the point broken. `logits`: (R,B,K)."""
         wrong = logits.argmax(dim=2) != y
         if self.rule in ("any", "all"):
             return wrong.any(dim=0) if self.rule == "any" else wrong.all(dim=0)

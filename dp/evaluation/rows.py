@@ -1,4 +1,4 @@
-"""Rows and units: what an evaluation does in one go, and what it writes of each image."""
+"""Units, the pieces of work of an evaluation, and rows, the results for each image."""
 
 from typing import NamedTuple, TypedDict
 
@@ -6,15 +6,17 @@ from torch import Tensor
 
 
 class Row(TypedDict):
-    """One image under one condition and seed. `clean`, `adv`: the class of every sample; `*_vote`: their plurality,
-    with ties broken as configured; `*_mean_logits`, `*_mean_softmax`: the class of the samples' mean.
+    """The result of one image under one condition and seed.
+
+    `clean`, `adv`: the class of every sample of the clean and of the attacked image. `*_vote`: their plurality, with
+    ties broken as configured. `*_mean_logits`, `*_mean_softmax`: the class of the mean over the samples.
     """
 
     arm: str  # defended | undefended | null
     seed: int
     id: int
     label: int
-    clean: list[int]  # empty under `null`, which shares those of `defended`
+    clean: list[int]  # empty under `null`, whose clean images are those of `defended`
     clean_vote: int | None
     clean_mean_logits: int | None
     clean_mean_softmax: int | None
@@ -22,18 +24,19 @@ class Row(TypedDict):
     adv_vote: int
     adv_mean_logits: int
     adv_mean_softmax: int
-    ties: int  # votes above that a count alone leaves tied
-    seen: list[int]  # classes by the judge's samples at the image's worst point; empty without a judge
-    looks: int  # in-loop evaluations, each of the attack's current point
-    lost_at: int | None  # iterations done when the judge's rule first held: first broken at
-    iterations: int  # done when the image was finished
-    distance: float  # of the attacked image, in the threat model's norm
+    ties: int  # how many of the two votes were tied before the tie was broken
+    seen: list[int]  # classes of the in-loop samples at the worst point; empty without in-loop evaluation
+    looks: int  # number of in-loop evaluations
+    lost_at: int | None  # iterations done when the in-loop rule first called the image broken
+    iterations: int  # iterations of the attack on this image
+    distance: float  # of the attacked image from the clean one, in the threat model's norm
     nfe: int  # denoiser evaluations of one scored purification
 
 
 class Unit(NamedTuple):
-    """Work that is done in one go: images of one condition under one seed, one for each batch slot, or several where a
-    judge drops broken images.
+    """A piece of work: images under one condition and seed, one for each batch slot.
+
+    If broken images are dropped, a unit has several images for each slot.
     """
 
     arm: str
@@ -42,8 +45,9 @@ class Unit(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The results of a unit: rows, attacked images x_adv (B,C,H,W) and the logits of every sample, `clean` (None under
-    `null`) and `adv` (B,samples,K).
+    """The results of a unit: rows, attacked images, the logits of every sample, and the seconds it took.
+
+    `x_adv`: (B,C,H,W) in [0,1]; `clean`, `adv`: (B,samples,K), with `clean` None under `null`.
     """
 
     unit: Unit
@@ -55,7 +59,7 @@ class Group(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Unit `unit` has done `step` of `steps` attack iterations; `rows` once it is scored and saved."""
+    """Progress: `step` of `steps` attack iterations of a unit are done. `rows` is set when it is scored and saved."""
 
     unit: Unit
     step: int

@@ -1,5 +1,6 @@
-"""Batch slots: an attack on any number of images in batches of a fixed size. An image that is finished gives its slot
-to the next one, and no result depends on the other images in a batch.
+"""Batch slots: an attack on any number of images, in batches of a fixed size.
+
+When an image is finished, its slot is refilled with the next image. No result depends on the other images in a batch.
 """
 
 from collections import deque
@@ -26,29 +27,29 @@ class Sub(IntEnum):
     """Sub-streams of an attack's noise."""
 
     START = 0
-    STEP = 1  # of the first step; those of the others follow
+    STEP = 1  # of the first step; the numbers of later steps follow
 
 
 @dataclass
 class Outcome:
     """State and outcome of one image under attack."""
 
-    x_adv: Tensor | None = None  # (C,H,W) feasible: its worst point by the judge, or the attack's own choice
-    distance: float = 0.0  # of that point, in the threat model's norm
+    x_adv: Tensor | None = None  # (C,H,W) in the threat model: the worst point in-loop, or the attack's choice
+    distance: float = 0.0  # of x_adv, in the threat model's norm
     steps: int = 0  # iterations done
-    evaluations: int = 0  # by the judge
-    broken_at: int | None = None  # iterations done when the judge's rule first held
-    classes: list[int] = field(default_factory=list)  # that the judge's samples predict at that point
-    worst: tuple[int, float] = (-1, 0.0)  # wrong samples and mean margin at that point
-    state: Any = None  # the attack's, one row, between batches
+    evaluations: int = 0  # in-loop evaluations
+    broken_at: int | None = None  # iterations done when the in-loop rule first called it broken
+    classes: list[int] = field(default_factory=list)  # classes of the in-loop samples at x_adv
+    worst: tuple[int, float] = (-1, 0.0)  # number of wrong in-loop samples and mean margin at x_adv
+    state: Any = None  # the attack's state of this image, between batches
 
 
 @dataclass
 class Slots:
-    """`attack` on `images` (any number), `width` at a time, with in-loop evaluations by `judge` if there is one.
+    """Runs `attack` on any number of `images` in `width` batch slots.
 
-    `attacked(ids)`: the defense for the images of a batch; `streams(stage, ids)`: their noise, for the stages `ATTACK`
-    and `SELECT`; `ties`: see `metrics.vote`.
+    `attacked(ids)`: the attacked defense for the images of a batch. `streams(stage, ids)`: their noise, for the stages
+    `ATTACK` and `SELECT`. `judge`: the in-loop evaluation, if there is one. `ties`: see `metrics.vote`.
     """
 
     attack: Attack
@@ -62,14 +63,17 @@ class Slots:
     ties: str = "softmax"
 
     def run(self, on_step: Callable[[int, int], None]) -> list[Outcome]:
-        """The outcomes of all images, in their order; `on_step(mean iterations done, steps)` after every step."""
+        """The outcomes of all images, in their order.
+
+        `on_step(mean iterations done, steps)` is called after every step.
+        """
         self.outcomes = [Outcome() for _ in self.images.ids]
-        alive, begin = list(range(len(self.outcomes))), 0
+        left, begin = list(range(len(self.outcomes))), 0
         for end in self.attack.phase_ends:
-            alive, begin = self._phase(alive, begin, end, on_step), end
-        if self.judge is None:  # the attack's own choice stands
-            for first in range(0, len(alive), self.width):
-                batch = alive[first : first + self.width]
+            left, begin = self._phase(left, begin, end, on_step), end
+        if self.judge is None:  # the attack's own choice is returned
+            for first in range(0, len(left), self.width):
+                batch = left[first : first + self.width]
                 for k, x_adv, distance in zip(batch, *self._feasible(batch), strict=False):
                     self.outcomes[k].x_adv, self.outcomes[k].distance = x_adv.clone(), distance
         for outcome in self.outcomes:
@@ -77,9 +81,9 @@ class Slots:
         return self.outcomes
 
     def _phase(self, images: list[int], begin: int, end: int, on_step: Callable[[int, int], None]) -> list[int]:
-        """Takes `images` from iteration `begin` to `end`, and returns those that are still to be attacked then.
+        """Attack `images` from iteration `begin` to `end`. Returns the images that are not dropped by then.
 
-        Slots are refilled only where the judge is due, so that one call of it serves all slots.
+        Slots are refilled only when an in-loop evaluation is due, so that all slots are evaluated in one call.
         """
         waiting, active, done = deque(images), [], []
         while waiting or active:
@@ -99,7 +103,7 @@ class Slots:
                 if self._dropped(k):
                     self.outcomes[k].state = None
                 elif self.outcomes[k].steps == end:
-                    self.outcomes[k].state = each(torch.clone, self.outcomes[k].state)  # frees the batch it lay in
+                    self.outcomes[k].state = each(torch.clone, self.outcomes[k].state)  # frees its batch
                     done.append(k)
             active = [k for k in running if not self._dropped(k) and self.outcomes[k].steps < end]
         return sorted(done)
@@ -117,26 +121,26 @@ class Slots:
         return all((self.outcomes[k].steps - begin) % every == 0 for k in active)
 
     def _dropped(self, k: int) -> bool:
-        """True if the image is broken and is attacked no further."""
+        """True if the image is broken and its attack has stopped."""
         return self.judge is not None and self.judge.retire and self.outcomes[k].broken_at is not None
 
     def _has_chosen(self, steps: int) -> bool:
-        """True if the attack has ended with a point that it chose with fresh samples of its own. The judge, whose few
-        samples have compared that point with earlier ones, then leaves it in place, unless its evaluations are the
-        decision.
+        """True if the attack has ended with a point that it chose with selection samples of its own.
+
+        This point is then returned. The few in-loop samples do not overrule it, unless they are the decision.
         """
         assert self.judge is not None
         return steps == self.attack.steps and self.attack.selection_samples > 0 and not self.judge.in_loop
 
     def _batch(self, images: list[int]) -> tuple[list[int], Tensor, Tensor, list[int]]:
-        """Positions, x, y and ids of a full batch; the first image is repeated in empty slots."""
+        """Positions, x, y and ids of a full batch. The first image is repeated in empty slots."""
         slots = [*images, *[images[0]] * (self.width - len(images))]
         return slots, self.images.x[slots], self.images.y[slots], self.images.ids[slots].tolist()
 
     def _begin(self, entering: list[int]) -> None:
         _, x, y, ids = self._batch(entering)
         rng = self.streams(Stage.ATTACK, ids).draw(Sub.START)
-        self._keep(entering, self.attack.start(self.attacked(ids), x, y, self.threat, rng))
+        self._store(entering, self.attack.start(self.attacked(ids), x, y, self.threat, rng))
         if self.judge is not None:
             self._evaluate(entering, entering)
 
@@ -144,16 +148,16 @@ class Slots:
         slots, x, y, ids = self._batch(running)
         state = cat([self.outcomes[k].state for k in slots])
         rng = self.streams(Stage.ATTACK, ids).draw([Sub.STEP + self.outcomes[k].steps for k in slots])
-        self._keep(running, self.attack.step(self.attacked(ids), state, x, y, self.threat, rng))
+        self._store(running, self.attack.step(self.attacked(ids), state, x, y, self.threat, rng))
         for k in running:
             self.outcomes[k].steps += 1
 
-    def _keep(self, images: list[int], state: Any) -> None:
+    def _store(self, images: list[int], state: Any) -> None:
         for position, k in enumerate(images):
             self.outcomes[k].state = slot(state, position)
 
     def _feasible(self, images: list[int]) -> tuple[Tensor, list[float]]:
-        """A full batch of the images' points as the threat model allows them, and their distances."""
+        """The points of a full batch, projected into the threat model, and their distances."""
         slots, x, _, _ = self._batch(images)
         state = cat([self.outcomes[k].state for k in slots])
         if self.judge is not None:
@@ -163,7 +167,7 @@ class Slots:
         return points, distances.tolist()
 
     def _evaluate(self, running: list[int], due: list[int]) -> None:
-        """The judge evaluates a full batch; what it finds counts for the images that are due."""
+        """Evaluate a full batch in-loop, and record the result of the images that are due."""
         assert self.judge is not None
         slots, _, y, ids = self._batch(running)
         points, distances = self._feasible(running)

@@ -1,1 +1,1 @@
-"""What a run leaves behind and what a person sees of it."""
+"""The files that a run writes, and the text that it prints."""

@@ -1,4 +1,4 @@
-"""The terminal that a run writes to."""
+"""The console that a run prints to."""
 
 import sys
 

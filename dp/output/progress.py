@@ -1,4 +1,4 @@
-"""Progress of a run for a person: a bar on a terminal, plain lines elsewhere, time to go, robust accuracy so far."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere; the time to go and the robust accuracy so far."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,15 +21,15 @@ from dp.output.tracking import Tracker
 
 
 class Bar:
-    """Work done out of `total`, in any unit: a bar on a terminal, elsewhere a plain line every ten seconds. A context
-    manager; call it with the work done so far and a line about it.
+    """Shows how much of a job is done: a bar on a terminal, elsewhere a plain line every ten seconds.
 
-    Both say the time to go; an estimate of over an hour is said once, in words.
+    Use it as a context manager, and call it with the work done so far and a line of text. `total`: the whole work, in
+    any unit. Both forms show the time to go. If the first estimate is over an hour, it is also printed as a line.
     """
 
     def __init__(self, console: Console, total: float):
         self.console, self.total = console, total
-        self.began = self.said = time.monotonic()
+        self.start_time = self.last_line = time.monotonic()
         self.announced = False
         columns = (
             TextColumn("{task.description}"),
@@ -50,7 +50,7 @@ class Bar:
             self.bar.stop()
 
     def __call__(self, done: float, line: str) -> None:
-        elapsed = time.monotonic() - self.began
+        elapsed = time.monotonic() - self.start_time
         left = elapsed * (self.total - done) / done if done else None
         to_go = "time to go not known yet" if left is None else f"{clock(left)} to go"
         if not self.announced and left is not None and elapsed > 20:
@@ -59,14 +59,16 @@ class Bar:
                 self.console.print(f"estimate: {to_go}")
         if self.bar and self.task is not None:
             self.bar.update(self.task, completed=done, description=line)
-        elif time.monotonic() - self.said > 10:
-            self.said = time.monotonic()
+        elif time.monotonic() - self.last_line > 10:
+            self.last_line = time.monotonic()
             self.console.print(f"{100 * done / self.total:3.0f} %, {to_go}: {line}")
 
 
 class Display:
-    """A run's bar: call it with every event; use it as a context manager. `rows`: what an earlier start has judged
-    already. Time to go comes from a cost per unit in network evaluations.
+    """The progress of a run. Use it as a context manager, and call it with every event.
+
+    `units`: the work of this start; `rows`: the rows that earlier starts have written. The time to go is estimated
+    from the network evaluations that each unit needs.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class Display:
         self.evaluation, self.tracker = evaluation, tracker
         self.done = 0.0
         self.part: dict[Unit, float] = {}
-        self.verdicts: list[tuple[bool, bool]] = []  # single, vote
+        self.right: list[tuple[bool, bool]] = []  # for each defended row: right by its first sample, right by the vote
         self.count(rows)
         self.bar = Bar(console, sum(sum(self.cost(unit)) for unit in units))
 
@@ -96,42 +98,47 @@ class Display:
             self.count(event.rows)
             if event.unit.arm == "defended":
                 single, vote = self.robust()
-                self.tracker.log({"robust/single": single, "robust/vote": vote, "images": len(self.verdicts)})
+                self.tracker.log({"robust/single": single, "robust/vote": vote, "images": len(self.right)})
         self.show(event)
 
     def cost(self, unit: Unit) -> tuple[float, float]:
-        """Work of attacking and of scoring a unit, per image; a gradient counts as three evaluations of the defence."""
+        """The work per image of attacking a unit, and of scoring it, in evaluations of the defense.
+
+        A gradient counts as three evaluations.
+        """
         attack = self.evaluation.arms[unit.arm].attack
-        draws, votes = attack.steps * attack.samples, self.evaluation.votes
+        samples, votes = attack.steps * attack.samples, self.evaluation.votes
         if unit.arm == "undefended":
             return 0.3 * attack.steps, 0.3
         if unit.arm == "null":
-            return (draws if attack.select == "best" else 0.01 * attack.steps), votes
-        return 3.0 * draws, 2.0 * votes
+            return (samples if attack.select == "best" else 0.01 * attack.steps), votes
+        return 3.0 * samples, 2.0 * votes
 
     def count(self, rows: Iterable[Row]) -> None:
+        """Add the rows of the defended condition to the robust accuracy so far."""
         for row in rows:
             if row["arm"] == "defended":
-                self.verdicts.append((row["adv"][0] == row["label"], row["adv_vote"] == row["label"]))
+                self.right.append((row["adv"][0] == row["label"], row["adv_vote"] == row["label"]))
 
     def robust(self) -> tuple[float, float]:
-        """Percent of attacked images still classified right, by a single draw and by the vote, so far."""
-        n = len(self.verdicts)
-        return 100 * sum(s for s, _ in self.verdicts) / n, 100 * sum(v for _, v in self.verdicts) / n
+        """The robust accuracy so far in percent, by a single sample and by the vote. It needs at least one row."""
+        n = len(self.right)
+        return 100 * sum(single for single, _ in self.right) / n, 100 * sum(vote for _, vote in self.right) / n
 
     def show(self, event: Event) -> None:
+        """Update the bar, or print a line, for an event."""
         seeds, ids = list(self.evaluation.seeds), event.unit.ids
         line = f"seed {event.unit.seed} ({seeds.index(event.unit.seed) + 1}/{len(seeds)}), {event.unit.arm}"
         line += f", {len(ids)} images from id {ids[0]}, iteration {event.step}/{event.steps}"
-        if self.verdicts:
-            line += f", robust so far {self.robust()[0]:.1f} % of {len(self.verdicts)}"
+        if self.right:
+            line += f", robust so far {self.robust()[0]:.1f} % of {len(self.right)}"
         self.bar(self.done + sum(self.part.values()), line)
 
 
 class Downloads:
-    """Bars of downloads: name, bar, MB, speed, time to go; off a terminal a line every ten seconds. A context manager.
+    """The progress of downloads: a bar for each file on a terminal, elsewhere a line every ten seconds.
 
-    `file(name)` begins a bar and returns what to call with the bytes so far and in all (None: not known).
+    Use it as a context manager. Both forms show the megabytes, the speed and the time to go.
     """
 
     def __init__(self, console: Console):
@@ -155,17 +162,21 @@ class Downloads:
             self.bar.stop()
 
     def file(self, name: str, megabytes: float | None = None) -> Callable[[int, int | None], None]:
-        began = said = time.monotonic()
+        """Begin the bar of one file. Returns a function of (bytes so far, bytes of the whole file).
+
+        The second argument of that function is None if the size is not known. `megabytes`: the expected size.
+        """
+        start_time = last_line = time.monotonic()
         first: int | None = None  # bytes that an earlier start had fetched
         task = self.bar.add_task(name, total=None if megabytes is None else 1e6 * megabytes) if self.bar else None
 
         def on_bytes(done: int, total: int | None) -> None:
-            nonlocal said, first
+            nonlocal last_line, first
             now, first = time.monotonic(), done if first is None else first
             if self.bar and task is not None:
                 self.bar.update(task, completed=done, total=total)
-            elif now - said > 10:
-                said, speed = now, max(0, done - first) / (now - began)
+            elif now - last_line > 10:
+                last_line, speed = now, max(0, done - first) / (now - start_time)
                 left = f", {clock((total - done) / speed)} to go" if total and speed else ""
                 whole = f" of {total / 1e6:.1f}" if total else ""
                 self.console.print(f"{name}: {done / 1e6:.1f}{whole} MB, {speed / 1e6:.1f} MB/s{left}")

@@ -1,4 +1,4 @@
-"""The papers' own rows, as data, for the configuration that a run repeats."""
+"""Results that papers published, for the same configuration as a run."""
 
 import csv
 from collections.abc import Sequence
@@ -10,7 +10,10 @@ PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 
 
 def published_rows(config: dict, folder: Path = PUBLISHED) -> list[dict]:
-    """The papers' rows for this method, dataset, classifier, attack and threat model; most configurations have none."""
+    """The published rows for the method, dataset, classifier, attack and threat model of a configuration.
+
+    `folder` holds the tables, table*.csv. Most configurations have no published row.
+    """
     choices, threat = config["choices"], config["threat_model"]
     rows = []
     for path in sorted(folder.glob("table*.csv")):
@@ -30,7 +33,7 @@ def published_rows(config: dict, folder: Path = PUBLISHED) -> list[dict]:
 
 
 def published_lines(rows: Sequence[dict]) -> list[str]:
-    """The papers' figures as they print them, with what is doubtful about them."""
+    """One line of text for each published row: its figures as printed, and why they are doubtful if they are."""
     return [
         f"published ({row['source']}, {row['printed']} {row['setting']}".rstrip()
         + f"): standard {_plus_minus(row, 'standard')}, robust {_plus_minus(row, 'robust')}"

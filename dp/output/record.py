@@ -1,4 +1,4 @@
-"""The record of a run: parts and rows that survive any kill, merged into one sorted file, and the summary."""
+"""The files of a run: parts and rows, which survive a kill at any moment; the sorted file of all rows; the summary."""
 
 import fcntl
 import hashlib
@@ -20,11 +20,11 @@ from dp.evaluation.rows import Group, Row
 
 ROOT = Path(__file__).parents[2]
 IMAGES, SUMMARY, START = "images.jsonl", "summary.json", "start.json"
-FORMAT = 2  # of summary.json
+FORMAT = 2  # the format version of summary.json
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """The whole file or nothing, even through a power cut: temporary file, fsync, rename."""
+    """Write the whole file or nothing, even if the power fails: temporary file, fsync, rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
@@ -34,7 +34,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, lines: Iterable[dict]) -> None:
-    """One write and one fsync for all lines; what a kill leaves half-written is a torn last line."""
+    """Append lines to a .jsonl file with one write and one fsync. A kill can only leave an incomplete last line."""
     data = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode()
     with path.open("ab") as file:
         file.write(data)
@@ -43,8 +43,11 @@ def append(path: Path, lines: Iterable[dict]) -> None:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The whole lines of a .jsonl file; a torn last line is left out, a broken one before it is an error."""
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn or empty
+    """The complete lines of a .jsonl file. An incomplete last line is left out.
+
+    Raises ValueError if another line cannot be parsed.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1]  # after the last newline there is nothing, or an incomplete line
     try:
         return [json.loads(line) for line in lines]
     except json.JSONDecodeError as error:
@@ -54,15 +57,16 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def read_rows(folder: Path) -> dict[tuple[str, int, int], Row]:
-    """All rows that shards have written, by (arm, seed, id); the same row written twice counts once."""
+    """All rows that any shard has written, by (arm, seed, id). A row that was written twice counts once."""
     rows = [row for path in sorted(folder.glob("rows-*.jsonl")) for row in read_lines(path)]
     return {(row["arm"], row["seed"], row["id"]): Row(**row) for row in rows}
 
 
 class Writer:
-    """The one writer of a shard: first the part (images and logits), then its rows.
+    """Writes the results of a shard. Each shard has only one writer at a time.
 
-    `label` names the shard's files. Raises OSError while another process writes the same shard.
+    `label` is part of the names of the shard's files. `patience`: seconds to wait for another writer of this shard.
+    Raises OSError if another process still writes the same shard after that time.
     """
 
     def __init__(self, folder: Path, label: str, patience: float = 10.0):
@@ -75,6 +79,7 @@ class Writer:
         self.next = self._drop_orphans()
 
     def write(self, group: Group) -> None:
+        """Save the results of a unit: first its part, with images and logits, then its rows and its time."""
         tensors = {
             "ids": torch.tensor(group.unit.ids),
             "x_adv": group.x_adv.float().contiguous(),
@@ -90,10 +95,11 @@ class Writer:
         self.next += 1
 
     def close(self) -> None:
+        """Let other processes write this shard."""
         self._lock.close()
 
     def _drop_orphans(self) -> int:
-        """Delete parts that a kill left without rows; the next free part number."""
+        """Delete the parts that a kill left without rows. Returns the next free part number."""
         done = set() if not self.rows.exists() else {(r["arm"], r["seed"], r["id"]) for r in read_lines(self.rows)}
         highest = -1
         for path in self.folder.glob(f"part-{self.label}-*.safetensors"):
@@ -118,7 +124,7 @@ def _stored(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _take(lock, what: str, patience: float) -> None:
-    """Wait a little: the workers of a killed run need a moment to notice."""
+    """Lock a file. Waits up to `patience` seconds, because the workers of a killed run need a moment to end."""
     until = time.monotonic() + patience
     while True:
         try:
@@ -132,15 +138,21 @@ def _take(lock, what: str, patience: float) -> None:
 
 
 def read_part(path: Path) -> dict:
-    """`arm`, `seed`, `ids` (B,), `x_adv` (B,C,H,W), `adv` and, except under null, `clean` (B,draws,K)."""
+    """The content of a part: `arm`, `seed`, `ids` (B,), `x_adv` (B,C,H,W) in [0,1], and logits (B,samples,K).
+
+    The logits are `adv`, and `clean` in all conditions but the null control.
+    """
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a safetensors handle is no dict)
-        found = file.metadata()
-    return {"arm": found["arm"], "seed": int(found["seed"]), **tensors}
+        metadata = file.metadata()
+    return {"arm": metadata["arm"], "seed": int(metadata["seed"]), **tensors}
 
 
 def merge(folder: Path) -> list[Row]:
-    """All rows sorted by (arm, seed, id), written to images.jsonl: the file that `byte for byte` is about."""
+    """Write all rows to images.jsonl, sorted by (arm, seed, id), and return them.
+
+    This file is the same, byte for byte, for any order of the work, any shards and any number of workers.
+    """
     rows = read_rows(folder)
     ordered = [rows[key] for key in sorted(rows)]
     write_atomic(folder / IMAGES, "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in ordered).encode())
@@ -148,12 +160,15 @@ def merge(folder: Path) -> list[Row]:
 
 
 def seconds(folder: Path) -> float:
-    """Worker seconds spent on all units so far."""
+    """The worker seconds that all units have taken so far."""
     return sum(line["seconds"] for path in folder.glob("timing-*.jsonl") for line in read_lines(path))
 
 
 def read_summary(folder: Path) -> dict | None:
-    """The summary of a finished run, or None. Raises ValueError for one of another format."""
+    """The summary of a finished run, or None if the run is not finished.
+
+    Raises ValueError if the summary has another format.
+    """
     path = folder / SUMMARY
     if not path.exists():
         return None
@@ -166,12 +181,15 @@ def read_summary(folder: Path) -> dict | None:
 
 
 def write_summary(folder: Path, summary: dict) -> None:
+    """Write summary.json into the folder of a run."""
     write_atomic(folder / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
 
 
 def begin(folder: Path, config: dict, code: str, overwrite: bool) -> None:
-    """Make the folder, or check that a partial run in it was made by this code; `overwrite` moves what is there into
-    `old-<n>`.
+    """Make the folder of a run. If a partial run is in it, check that the same code made it.
+
+    `overwrite` moves the files of the earlier run into `old-<n>`. Raises ValueError for a partial run of other code,
+    and NotADirectoryError if the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,7 +199,8 @@ def begin(folder: Path, config: dict, code: str, overwrite: bool) -> None:
     if overwrite and start.exists():
         aside = folder / f"old-{len(list(folder.glob('old-*')))}"
         aside.mkdir()
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == START):  # while it is there, a move goes on
+        # START moves last: if a move is interrupted, the next start continues it.
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == START):
             if path.is_file() and not path.name.startswith(".lock"):
                 shutil.move(path, aside / path.name)
     if start.exists():
@@ -196,7 +215,7 @@ def begin(folder: Path, config: dict, code: str, overwrite: bool) -> None:
 
 
 def code_hash() -> str:
-    """SHA-256 over dp/, without its commands, run.py and the embedded weights: what can change a row."""
+    """SHA-256 of everything in the code that can change a row: run.py, dp/ without dp/commands/, embedded weights."""
     digest, commands = hashlib.sha256(), ROOT / "dp" / "commands"
     for path in sorted([*(ROOT / "dp").rglob("*.py"), *(ROOT / "dp").rglob("*.safetensors"), ROOT / "run.py"]):
         if path.exists() and commands not in path.parents:
@@ -205,7 +224,7 @@ def code_hash() -> str:
 
 
 def provenance() -> dict:
-    """`versions`, `commit`, `dirty` and `platform` of this machine: information, never compared."""
+    """`versions`, `commit`, `dirty` and `platform` of this machine. This is information and is never compared."""
     names = ("torch", "numpy", "hydra-core", "omegaconf", "safetensors", "scikit-learn")
     return {
         "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in names}},
@@ -217,7 +236,7 @@ def provenance() -> dict:
 
 def _git(*args: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True)
+        answer = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip() or None
+    return answer.stdout.strip() or None

@@ -1,6 +1,6 @@
-"""What a person reads of a run: the announcement, the table row and what weakens it. All sentences are made here.
+"""The text about a run: the announcement, the table row and its caveats. Only this module makes sentences of facts.
 
-Returns text and tables. Caveats come as the plain data of `Caveats.as_data`, which a summary keeps.
+Functions take the plain data of `Caveats.as_data`, which a summary holds too, and return text and tables.
 """
 
 import re
@@ -37,7 +37,7 @@ BROKEN = {
     "vote": "their vote is wrong",
     "mean_logits": "their mean is wrong",
 }
-MODES = {  # gradient modes that every defense has; others are named as the purifier's yaml names them
+MODES = {  # the common gradient modes in words; another one is called by its name in the purifier's yaml
     "surrogate": "the purifier's cheaper surrogate",
     "adjoint": "the continuous adjoint in place of the derivative",
     "bpda": "the identity in place of the derivative (BPDA)",
@@ -45,7 +45,7 @@ MODES = {  # gradient modes that every defense has; others are named as the puri
     "mask_soft": "a soft mask that the input moves",
     "mask_straight_through": "a soft mask's derivative in place of the hard mask's, which is zero",
 }
-NOT_BALLS = {  # what is said beside a row under such a threat model
+NOT_BALLS = {  # a note for rows under threat models that are no l_p balls
     "flow": "pixels move, by halves of the image's side; no l_p ball, not for an l_p column",
     "perceptual": "the classifier's own features with equal weights, not VGG16-LPIPS: the bound is on another scale "
     "than published ones, the figure not comparable; no l_p ball, not for an l_p column",
@@ -54,7 +54,10 @@ AUDIT = {"FAIL": "AUDIT FAILED, do not trust this row", "WARN": "audit warns"}
 
 
 def announcement(key: str, setup: Any, evaluation: Evaluation, caveats: dict, workers: int) -> list[str]:
-    """What is attacked, what is scored, how much of it, and every caveat; `setup`: the command's `compose.Setup`."""
+    """The lines that a run prints before it starts: what is attacked and scored, the amount of work, every caveat.
+
+    `setup`: the command's `compose.Setup`; `caveats`: `Caveats.as_data()`.
+    """
     config, choices, threat = setup.config, setup.config["choices"], evaluation.threat
     attack, judge = evaluation.arms["defended"].attack, evaluation.judge
     samples = "samples with noise that the attacker knows" if evaluation.known_draws else "samples with fresh noise"
@@ -73,7 +76,7 @@ def announcement(key: str, setup: Any, evaluation: Evaluation, caveats: dict, wo
 
 
 def through(grad: str, caveats: dict) -> str:
-    """What the gradient of the attacked defense is the gradient of."""
+    """The function that the attack differentiates, in words. `grad`: the threat model's gradient mode."""
     if grad == FULL:
         return "the scored defense itself"
     changed = ", ".join(str(Difference(**d)) for d in caveats["differences"])
@@ -81,85 +84,87 @@ def through(grad: str, caveats: dict) -> str:
 
 
 def mode_words(mode: str) -> str:
+    """A gradient mode in words."""
     return MODES.get(mode, f"its gradient variant {mode}")
 
 
 def gradient_words(caveats: dict) -> str:
-    """Whether the attack's gradient is the scored defense's: exact, approximate, or the gradient modes."""
-    own = "approximate (straight-through clamp)" if caveats["straight_through"] else "exact"
-    words = {(): own, (VALUES,): "none"}
+    """The kind of gradient that the attack takes: exact, approximate, none, or the names of the gradient modes."""
+    exact = "approximate (straight-through clamp)" if caveats["straight_through"] else "exact"
+    words = {(): exact, (VALUES,): "none"}
     return ", ".join(words.get(tuple(modes), mode_name(modes)) for modes in caveats["gradients"])
 
 
 def rule_name(rule: str, samples: int) -> str:
-    """The decision rule in words."""
+    """A decision rule in words. `samples`: the number of samples that it decides by."""
     return RULES[rule].format(samples)
 
 
 def broken_when(judge: Judge) -> str:
-    """When the in-loop evaluation calls an image broken."""
-    asks = f"{judge.draws} samples" + (f", and {judge.screen} others before" if judge.screen else "")
-    return f"{asks}: broken if {BROKEN[judge.rule]}"
+    """The rule by which the in-loop evaluation calls an image broken, in words."""
+    samples = f"{judge.draws} samples" + (f", after a first stage of {judge.screen} others" if judge.screen else "")
+    return f"{samples}: broken if {BROKEN[judge.rule]}"
 
 
 def judge_line(judge: Judge, attack: Attack) -> str:
-    """How the in-loop evaluation goes along with an attack."""
-    after = "attacked no further then" if judge.retire else "attacked on"
-    chosen = "the attack's own samples choose" if attack.selection_samples else "the worst point stands"
-    what = "this is the decision itself (in-loop)" if judge.in_loop else f"else {chosen}; fresh samples score"
+    """The in-loop evaluation during an attack, in words."""
+    after = "its attack then stops" if judge.retire else "its attack goes on"
+    own = "the attack's selection samples choose its point"
+    point = own if attack.selection_samples else "its worst point is returned"
+    what = "this evaluation decides (in-loop)" if judge.in_loop else f"otherwise {point}; fresh samples score"
     every = "every iteration" if judge.every == 1 else f"every {judge.every} iterations"
-    return f"evaluated in-loop {every} by {broken_when(judge)}, and {after}; {what}"
+    return f"in-loop evaluation {every} by {broken_when(judge)}, and {after}; {what}"
 
 
 def criteria_lines(config: dict, caveats: dict, votes: int, judge: Judge | None, attack: Attack) -> list[str]:
-    """What the attack goes by and what decides, where they are not the same."""
+    """A line if the attack and the decision use different criteria; no line for single samples."""
     decides, samples = rule_name(config["protocol"]["report"][0], votes), votes
     if judge is not None and judge.in_loop:
         decides, samples = f"in-loop evaluation: {broken_when(judge)}", judge.draws
-    known, own = config["protocol"]["known_draws"], caveats["attack_samples"]
-    if not attack.steps or own == samples == 1:
+    known, attack_samples = config["protocol"]["known_draws"], caveats["attack_samples"]
+    if not attack.steps or attack_samples == samples == 1:
         return []
-    whose = "the samples that score" if known else f"{own} samples of its own"
-    return [f"the attack goes by {caveats['criterion']} {whose}; what decides is the {decides}"]
+    whose = "the samples that score" if known else f"{attack_samples} samples of its own"
+    return [f"the attack uses {caveats['criterion']} {whose}; the decision is by the {decides}"]
 
 
 def caveat_lines(config: dict, caveats: dict) -> list[str]:
-    """Everything in which this run is not what its name says, but for what is scaled to the dataset."""
+    """A line for each caveat, but for the values that are scaled to the dataset."""
     protocol, lines = config["choices"]["protocol"], []
     modes = [mode_name(m) for m in caveats["gradients"] if tuple(m) not in ((), (VALUES,))]
     if modes:
         who = "the gradient is" if len(modes) == len(caveats["gradients"]) else "some attacks' gradients are"
-        lines.append(f"attacked is not what is scored: {who} not the scored defense's: {', '.join(modes)}")
-    lines += [f"attacked is not what is scored: {Difference(**found)}" for found in caveats["differences"]]
+        lines.append(f"attacked differs from scored: {who} not the scored defense's: {', '.join(modes)}")
+    lines += [f"attacked differs from scored: {Difference(**fields)}" for fields in caveats["differences"]]
     if caveats["straight_through"]:
-        clamp = "the last clamp passes gradients that it would stop (clamp=straight_through)"
-        lines.append(f"attacked is not what is scored: {clamp}")
+        clamp = "the gradient ignores the last clamp (clamp=straight_through)"
+        lines.append(f"attacked differs from scored: {clamp}")
     if caveats["no_surrogate"]:
-        lines.append("the purifier has no surrogate: it is attacked through its exact gradient")
+        lines.append("the purifier has no surrogate: the attack takes its exact gradient")
     for c in caveats["departures"]:
-        lines.append(
-            f"protocol {protocol} is not run as it is defined: {c['key']} {c['value']} instead of {c['reference']}"
-        )
-    lines += [str(ShortSteps(**found)) for found in caveats["short_steps"]]
+        lines.append(f"departs from protocol {protocol}: {c['key']} {c['value']} instead of {c['reference']}")
+    lines += [str(ShortSteps(**fields)) for fields in caveats["short_steps"]]
     lines += [f"the purifier's mask is not attacked: add attack={attack}" for attack in caveats["masks_spared"]]
     if caveats["batch_bound"]:
-        lines.append("rows depend on which images share a batch: order, shards and batch slots may change them")
+        lines.append("rows depend on the other images in a batch: order, shards and batch slots may change them")
     return lines
 
 
 def quick_budget_line(setup: Any, images: int) -> list[str]:
-    """The command of the full budget, where this is the embedded benchmark's quick one."""
+    """The command of the full budget, if this run has the quick budget of the embedded benchmark; else no line."""
     config, choices = setup.config, setup.config["choices"]
     quick = images < config["dataset"].get("full_size", 0) and config["dataset"].get("scaled_from") is not None
     if not (quick and choices["attack"] in ("pgd_eot", "pgd_eot_official") and choices["protocol"] == "default"):
         return []
     given = [o for o in setup.overrides if not re.match(r"\+|protocol\.|attack\.(iterations|eot)=", o)]
     given = [o for o in given if re.split(r"[.=]", o)[0] not in config["key_ignores"]]
-    return [f"this is the quick budget; the full one: {' '.join(['python run.py +experiment=digits/full', *given])}"]
+    return [
+        f"this is the quick budget; for the full one: {' '.join(['python run.py +experiment=digits/full', *given])}"
+    ]
 
 
 def cells(figure: dict | None) -> tuple[str, str, str]:
-    """Value, 95 % interval and standard deviation over seeds, as text."""
+    """The value, the 95 % interval and the standard deviation over seeds of a figure, as text."""
     if figure is None:
         return "-", "", ""
     low, high = figure["wilson95"]
@@ -168,14 +173,20 @@ def cells(figure: dict | None) -> tuple[str, str, str]:
 
 
 def headline(summary: dict) -> tuple[str, str, str]:
-    """The protocol's own rule and the names of its robust and null figures: in-loop ones, where it decides so."""
+    """The protocol's first decision rule, and the summary keys of its robust and null figures.
+
+    The keys are those of the in-loop figures if the protocol decides in-loop.
+    """
     protocol = summary["config"]["protocol"]
     in_loop = bool(protocol["judge"]) and protocol["judge"]["in_loop"] and "seen" in summary
     return protocol["report"][0], "seen" if in_loop else "robust", "null_seen" if in_loop else "null"
 
 
 def row_table(summary: dict) -> Table:
-    """The table row of one run, every figure in percent; columns are the protocol's rules, the first is its own."""
+    """The table of one run, every figure in percent, with columns for each of the protocol's decision rules.
+
+    The first rule is the protocol's own.
+    """
     config, choices = summary["config"], summary["config"]["choices"]
     threat, rules, judge = config["threat_model"], config["protocol"]["report"], config["protocol"]["judge"]
     samples, n = summary["robust"]["vote"]["draws"], summary["robust"]["single"]["n"]
@@ -192,8 +203,8 @@ def row_table(summary: dict) -> Table:
     in_loop = bool(judge) and judge["in_loop"]
     when = "decided in-loop" if in_loop else "by the in-loop samples"
     if judge:
-        asked = [judge["screen"], judge["draws"]] if judge.get("screen") else [judge["draws"]]
-        when += f" ({', then '.join(map(str, asked))} samples)"
+        counts = [judge["screen"], judge["draws"]] if judge.get("screen") else [judge["draws"]]
+        when += f" ({', then '.join(map(str, counts))} samples)"
     for name, label in (*ROWS, ("seen", f"robust, {when}"), ("null_seen", f"null control, {when}")):
         if name in summary:
             figures = [cell for rule in rules for cell in cells(summary[name].get(rule))]
@@ -202,55 +213,55 @@ def row_table(summary: dict) -> Table:
 
 
 def version_name(config: dict, group: str) -> str:
-    """The chosen option, with the version of its numbers where they have moved."""
+    """The name of the chosen option, with its version if its numbers have changed."""
     version = config[group].get("version", 1)
     return config["choices"][group] + (f" (version {version})" if version > 1 else "")
 
 
 def warnings(summary: dict) -> list[str]:
-    """What weakens this evaluation, the audit's findings first."""
+    """The lines below a row: findings of the audit, caveats, scaled values, ties, and whether the run was audited."""
     config, choices, caveats = summary["config"], summary["config"]["choices"], summary["caveats"]
     rule, robust, null = headline(summary)
     lines = [*audit_lines(summary["audited"]), *caveat_lines(config, caveats)]
     if caveats["scaled"]:
         origin = config["dataset"]["scaled_from"]["dataset"]
         values = "; ".join(f"{c['key']} {c['value']} for {c['reference']}" for c in caveats["scaled"])
-        lines.append(f"scaled to {config['dataset']['name']}, beside the values for {origin}: {values}")
+        lines.append(f"scaled to {config['dataset']['name']} from the values for {origin}: {values}")
     norm = config["threat_model"]["norm"]
     if norm in NOT_BALLS:
         lines.append(f"{norm}: {NOT_BALLS[norm]}")
     attacked = choices["attack"] != "none" and null in summary
     if attacked and summary[robust][rule]["value"] >= summary[null][rule]["value"]:
         lines.append(f"the attack does not beat random noise of the same size ({rule})")
-    ties = f"vote ties: {summary['ties']}, settled by {config['protocol']['ties']}"
+    ties = f"vote ties: {summary['ties']}, broken by {config['protocol']['ties']}"
     return [*lines, f"{ties}; {audit_word(summary['audited'])}"]
 
 
 def audit_word(audited: dict | None) -> str:
-    """How a run was audited, in a few words; `audited` as in its summary."""
+    """How a run was audited, in a few words. `audited`: that entry of its summary."""
     if not audited:
         return "unaudited"
     return f"audited: {audited['checks']} checks, {audited['FAIL']} FAIL, {audited['WARN']} WARN"
 
 
 def audit_lines(audited: dict | None) -> list[str]:
-    """What an audit holds against a run, the gravest first."""
+    """A line for each finding of an audit that failed or warned, failures first."""
     findings = (audited or {}).get("findings", [])
     ordered = [f for status in AUDIT for f in findings if f["verdict"] == status]
     return [f"{AUDIT[f['verdict']]}: {f['check']}: {f['value']} (need {f['threshold']})" for f in ordered]
 
 
 def show(summary: dict, console: Console) -> None:
-    """Print the table row, the published one, and what weakens it."""
+    """Print the table of a run, the published rows, the lines of `warnings`, and its cost."""
     console.print(row_table(summary))
     for line in [*published_lines(published_rows(summary["config"])), *warnings(summary)]:
         console.print(line)
-    caveats, took = summary["caveats"], f"{clock(summary['seconds'])} of worker time"
-    console.print(f"NFE {caveats['nfe']} scored, {caveats['attack_nfe']} attacked; {took}; {summary['device']}")
+    caveats, time_taken = summary["caveats"], f"{clock(summary['seconds'])} of worker time"
+    console.print(f"NFE {caveats['nfe']} scored, {caveats['attack_nfe']} attacked; {time_taken}; {summary['device']}")
 
 
 def clock(seconds: float) -> str:
-    """`7 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Seconds as text: `7 s`, `3 min 20 s`, `2 h 05 min`."""
     s = round(seconds)
     if s < 60:
         return f"{s} s"

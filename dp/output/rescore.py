@@ -1,4 +1,4 @@
-"""Saved attacked images scored again: with the run's own draws, with fresh ones, or by another defence."""
+"""Score the saved attacked images of a run again: with its own samples, with fresh ones, or by another defense."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,99 +14,107 @@ from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.rows import Row
 from dp.output import record
 
-STAGES = {"defended": "adv", "undefended": "adv", "null": "null-adv"}  # of a run's own draws, by arm
+STAGES = {"defended": "adv", "undefended": "adv", "null": "null-adv"}  # of a run's own samples, by condition
 FRESH = "rescore"
-FAR = 3.0  # standard deviations of a paired difference that chance rarely exceeds: 0.3 %
+FAR = 3.0  # standard deviations: chance alone exceeds them in 0.3 % of paired differences
 
 
 class Saved(NamedTuple):
-    """What a finished run holds of one arm and seed, images in the order of their ids."""
+    """The rows and attacked images of one condition and seed of a finished run, in the order of their ids."""
 
     arm: str
     seed: int
     rows: list[Row]
-    x_adv: Tensor  # (N,C,H,W) float32
+    x_adv: Tensor  # (N,C,H,W) float32 in [0,1]
 
 
 class Difference(NamedTuple):
-    """Of the share of right draws: first minus second scoring, percent, and its standard deviation."""
+    """The share of right samples in a first scoring minus that in a second, in points, with its standard deviation."""
 
     value: float
     std: float
 
     @property
     def agree(self) -> bool:
+        """True if chance alone explains the difference."""
         return abs(self.value) <= FAR * self.std + 1e-9
 
 
 def finished(folder: Path) -> dict:
-    """The summary of a finished run. Raises ValueError for a folder that is none."""
+    """The summary of a finished run. Raises ValueError if the folder holds no finished run."""
     if not folder.is_dir():
         raise ValueError(f"need the folder of a run, results/runs/<key>, got {folder}")
     summary = record.read_summary(folder)
     if summary is None:
-        raise ValueError(f"need a finished run with {record.SUMMARY}, got {folder}: start it again, it goes on")
+        raise ValueError(f"need a finished run with {record.SUMMARY}, got {folder}: its command goes on")
     return summary
 
 
 def saved(folder: Path) -> list[Saved]:
-    """All arms and seeds of a finished run. Raises ValueError where attacked images are missing."""
+    """The rows and attacked images of a finished run, by condition and seed.
+
+    Raises ValueError if attacked images are missing.
+    """
     parts = [record.read_part(path) for path in sorted(folder.glob("part-*.safetensors"))]
     images = {(p["arm"], p["seed"], int(i)): x for p in parts for i, x in zip(p["ids"], p["x_adv"], strict=True)}
     rows = record.read_rows(folder)
-    gone = len(rows.keys() - images.keys())
-    if gone or not rows:
-        raise ValueError(f"need part-*.safetensors with the attacked images of every row, got {folder} without {gone}")
-    found: dict[tuple[str, int], list[int]] = {}
+    missing = len(rows.keys() - images.keys())
+    if missing or not rows:
+        raise ValueError(
+            f"need part-*.safetensors with the attacked images of every row, got {folder} without {missing}"
+        )
+    groups: dict[tuple[str, int], list[int]] = {}
     for arm, seed, i in sorted(rows):
-        found.setdefault((arm, seed), []).append(i)
+        groups.setdefault((arm, seed), []).append(i)
     return [
         Saved(arm, seed, [rows[arm, seed, i] for i in ids], torch.stack([images[arm, seed, i] for i in ids]))
-        for (arm, seed), ids in found.items()
+        for (arm, seed), ids in groups.items()
     ]
 
 
 def score(
     model: Defended, evaluation: Evaluation, kept: Saved, stage: str, on_batch: Callable[[int], None] = lambda n: None
 ) -> list[Row]:
-    """The rows of `kept` with other draws of the attacked images: `evaluation.votes` of `model`, `evaluation.lanes`
-    images a call as in a run; `stage` names the noise. `on_batch(images)` after every batch.
+    """The rows of `kept`, with `evaluation.votes` other samples by `model` of each attacked image.
+
+    As in a run, a call has `evaluation.lanes` images. `stage` names the noise. `on_batch(images)` is called after every
+    batch.
     """
     ids, x = [row["id"] for row in kept.rows], kept.x_adv.to(evaluation.device)
     logits = fresh_samples(model, x, ids, kept.seed, stage, evaluation.votes, evaluation.lanes, on_batch)
-    return [rescored(row, mine, evaluation.ties) for row, mine in zip(kept.rows, logits, strict=True)]
+    return [rescored(row, one, evaluation.ties) for row, one in zip(kept.rows, logits, strict=True)]
 
 
 def rescored(row: Row, logits: Tensor, ties: str) -> Row:
-    """The row of an attacked image whose draws gave these logits, (draws,K)."""
-    by, tied = decided(logits, ties)
+    """A row with new samples of its attacked image. `logits`: (samples,K); `ties`: see `metrics.vote`."""
+    decisions, tied = decided(logits, ties)
     classes = logits.argmax(dim=1).tolist()
-    return Row(**{**row, "adv": classes, "ties": int(tied), **{f"adv_{rule}": c for rule, c in by.items()}})
+    return Row(**{**row, "adv": classes, "ties": int(tied), **{f"adv_{rule}": c for rule, c in decisions.items()}})
 
 
 def unequal(before: Sequence[Row], after: Sequence[Row]) -> int:
-    """Rows in which any draw has another class."""
+    """The number of rows in which any sample has another class."""
     return sum(a["adv"] != b["adv"] for a, b in zip(before, after, strict=True))
 
 
 def difference(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> Difference:
-    """Paired over images: the share of right draws before minus after.
+    """The paired difference over images: the share of right samples before, minus that after.
 
-    Where both are draws of the same defence, each image's right draws are dealt to the two scorings by chance: of f
-    right ones among 2R, the first has a hypergeometric number, with variance f (2R-f) / (4 (2R-1)). One draw a row
-    makes this McNemar's test.
+    If both scorings use the same defense, chance alone divides the right samples of an image between them. Of f right
+    ones among 2R, the first scoring then has a hypergeometric number, with variance f (2R-f) / (4 (2R-1)). With one
+    sample per row this is McNemar's test. Raises ValueError if the numbers of samples differ.
     """
     total = spread = 0.0
     for a, b in zip(before, after, strict=True):
         first, second = (sum(c == row["label"] for c in row["adv"]) for row in (a, b))
-        draws, f = len(a["adv"]), first + second
-        if len(b["adv"]) != draws:
-            raise ValueError(f"need as many draws in both scorings, got {draws} and {len(b['adv'])}")
-        total += (first - second) / draws
-        spread += f * (2 * draws - f) / (draws**2 * (2 * draws - 1))
+        samples, f = len(a["adv"]), first + second
+        if len(b["adv"]) != samples:
+            raise ValueError(f"need as many samples in both scorings, got {samples} and {len(b['adv'])}")
+        total += (first - second) / samples
+        spread += f * (2 * samples - f) / (samples**2 * (2 * samples - 1))
     return Difference(100 * total / len(before), 100 * math.sqrt(spread) / len(before))
 
 
 def eight_bits(kept: Saved) -> Saved:
-    """The images as an 8-bit file would hold them."""
+    """The same images, rounded as an 8-bit file would hold them."""
     return kept._replace(x_adv=(kept.x_adv * 255).round() / 255)

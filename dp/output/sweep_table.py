@@ -11,7 +11,7 @@ from dp.output.report import cells, headline
 
 
 def sweep_table(runs: Sequence[dict], title: str) -> Table:
-    """One line per cell of a sweep: its overrides, then its figures by its protocol's rules, or its error."""
+    """The table of a sweep, with one line for each of its runs: the overrides, then the figures or the error."""
     table, failed = Table(title=title, box=box.SIMPLE_HEAD), []
     shared = set.intersection(*(set(run["overrides"].split()) for run in runs)) if len(runs) > 1 else set()
     for name in ("cell", "standard", "", "robust", "", "standard, 2nd rule", "robust, 2nd rule", "NFE"):
@@ -32,7 +32,7 @@ def sweep_table(runs: Sequence[dict], title: str) -> Table:
 
 
 def sweep_frame(runs: Sequence[dict]) -> pd.DataFrame:
-    """The same as data, with the folder of every cell and the error of those that failed."""
+    """The same as data: one line for each run, with its overrides, folder, figures in percent, and error if any."""
     lines = []
     for run in runs:
         line = {"overrides": run["overrides"], "folder": run["folder"], "error": run["error"]}

@@ -1,14 +1,19 @@
-"""Tracking: mirrors a run to Weights & Biases. The files under results/ are the record, never this."""
+"""Tracking: copies the figures of a run to Weights & Biases. The files under results/ remain the record."""
 
 from pathlib import Path
 from typing import Literal, Protocol
 
 
 class Tracker(Protocol):
-    """`log` takes running figures, `finish` the summary."""
+    """What a run reports its figures to."""
 
-    def log(self, figures: dict[str, float]) -> None: ...
-    def finish(self, summary: dict) -> None: ...
+    def log(self, figures: dict[str, float]) -> None:
+        """Report figures while the run goes on."""
+        ...
+
+    def finish(self, summary: dict) -> None:
+        """Report the summary, and end."""
+        ...
 
 
 class NoTracking:
@@ -18,15 +23,16 @@ class NoTracking:
         pass
 
     def log(self, figures: dict[str, float]) -> None:
-        pass
+        """Does nothing."""
 
     def finish(self, summary: dict) -> None:
-        pass
+        """Does nothing."""
 
 
 class WandB:
-    """W&B run with id = the run's key, so that a resumed run goes on in the same dashboard; offline where there is no
-    account.
+    """A run of Weights & Biases whose id is the run's key, so that a resumed run continues in the same dashboard.
+
+    `mode`: None means online if an account is set up, else offline.
     """
 
     def __init__(
@@ -39,7 +45,7 @@ class WandB:
         group: str | None = None,
         mode: Literal["online", "offline"] | None = None,
     ):
-        import wandb  # here: it costs a second
+        import wandb  # imported here because it takes a second
 
         if mode is None:
             mode = "online" if wandb.api.api_key else "offline"
@@ -48,9 +54,11 @@ class WandB:
         )
 
     def log(self, figures: dict[str, float]) -> None:
+        """Report figures while the run goes on."""
         self.run.log(figures)
 
     def finish(self, summary: dict) -> None:
+        """Report the figures of the summary, and end the W&B run."""
         for name in ("standard", "robust", "undefended", "null", "seen", "null_seen"):
             for rule, figure in summary.get(name, {}).items():
                 self.run.summary[f"{name}/{rule}"] = figure["value"]

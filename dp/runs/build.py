@@ -1,4 +1,4 @@
-"""From plain configuration to objects: each is built once, in every process that works on a run."""
+"""From plain configuration to objects. Every process that works on a run builds each object once."""
 
 import functools
 from collections.abc import Callable
@@ -23,12 +23,12 @@ from dp.subset import Subset
 
 
 def build(config: dict) -> Evaluation:
-    """All objects of a run, from plain configuration. Raises ValueError for what does not fit together."""
+    """All objects of a run, from plain configuration. Raises ValueError for settings that do not fit together."""
     check_targets(config)
     check_protocol(config["protocol"], config["window"])
     check_precision(config)
     device, protocol = device_of(config), config["protocol"]
-    if device.startswith("cuda"):  # the same bytes again on the same kind of machine, and float32 that is float32
+    if device.startswith("cuda"):  # so that rows repeat byte for byte, and float32 is not TF32
         torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
     scored = defense(config, device)
     subset: Subset = _make(config, config["dataset"]["loader"])
@@ -41,14 +41,14 @@ def build(config: dict) -> Evaluation:
     judge = _make(config, protocol["judge"]) if protocol["judge"] and attack.steps else None
     for modes in gradients(attack, threat.grad):
         if modes != (VALUES,):
-            scored.gradient_modes(modes)  # raises for one that this purifier does not have
+            scored.gradient_modes(modes)  # raises ValueError for a mode that this purifier does not have
     arms = {
         "defended": Arm(attacked, scored, attack),
         "undefended": Arm(bare, bare, attack),
         "null": Arm(attacked, scored, null_control(attack, judge)),
     }
     first = subset.select(slice(0, 1))
-    nfe = dry_nfe(attacked, first)  # also finds bad hyperparameters before any work
+    nfe = dry_nfe(attacked, first)  # this call also finds bad hyperparameters before any work
     dry_nfe(scored, first)
     set_memory(config, scored, first, nfe, device)
     return Evaluation(
@@ -67,7 +67,7 @@ def build(config: dict) -> Evaluation:
 
 
 def defense(config: dict, device: str) -> Defended:
-    """The scored defense: networks on the device, in the memory format and precision of the run."""
+    """The scored defense. Its networks are on the device, in the memory format and precision of the run."""
     dtype = getattr(torch, config["dtype"])
 
     def network(node: dict) -> Any:
@@ -86,7 +86,7 @@ def defense(config: dict, device: str) -> Defended:
 
 
 def _variant(config: dict, node: dict) -> dict | Callable:
-    """What an attacker puts in the purification's place: changed hyperparameters, or a purifier of its own."""
+    """A gradient variant: changed hyperparameters of the purifier, or another purifier in its place."""
     return _make(config, node) if "_target_" in node else {k: v for k, v in node.items() if k != "per_dataset"}
 
 
@@ -95,16 +95,20 @@ def _make(config: dict, node: Any, **more: Any) -> Any:
 
 
 def dry_nfe(model: Defended, one: Subset) -> int:
-    """Network evaluations of one purification, counted by running it around an exact Gaussian denoiser."""
+    """The network evaluations of one purification, counted by running it once with a cheap Gaussian denoiser."""
     classifier = model.classifier
-    dry = Defended(model.purifier, Gaussian(), classifier)
+    cheap = Defended(model.purifier, Gaussian(), classifier)
     with torch.no_grad():
-        dry(one.x.to(next(classifier.parameters()).device), Streams(one.ids, 0, "dry"))
-    return dry.nfe
+        cheap(one.x.to(next(classifier.parameters()).device), Streams(one.ids, 0, "dry"))
+    return cheap.nfe
 
 
 def set_memory(config: dict, scored: Defended, one: Subset, nfe: int, device: str) -> None:
-    """Let the networks of the purification store their activations, or recompute those that do not fit (`memory`)."""
+    """Set how the purification's networks keep activations for the backward pass, as the key `memory` says.
+
+    `store` keeps all of them, and `recompute` keeps those of the newest calls only. `auto` measures one call and keeps those of
+    as many calls as fit into half of the free memory.
+    """
     networks = [m for m in (scored.denoiser, *scored.networks) if isinstance(m, Denoiser | PurifierModule)]
     for network in networks:
         network.memory = "store" if config["memory"] == "auto" else config["memory"]

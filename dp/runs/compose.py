@@ -1,6 +1,4 @@
-"""From a command line to plain data: Hydra's composition, the values that hang on the dataset, and the objects that
-nodes describe.
-"""
+"""From a command line to plain data: Hydra's composition, values that depend on the dataset, and objects of nodes."""
 
 import re
 import sys
@@ -20,20 +18,20 @@ from omegaconf.errors import OmegaConfBaseException
 ROOT = Path(__file__).parents[2]
 CONF = (
     ROOT / "dp" / "conf" if (ROOT / "dp" / "conf").is_dir() else ROOT / "conf"
-)  # in an installed wheel, in a checkout
+)  # dp/conf in an installed wheel, conf in a checkout
 VERSION_BASE = "1.3"  # of Hydra's behavior
 GROUPS = ("dataset", "classifier", "denoiser", "purifier", "attack", "threat_model", "protocol", "tracking")
-PACKAGES = ("dp", "torch", "torchvision", "timm")  # that a `_target_` may name; plug-ins add theirs
+PACKAGES = ("dp", "torch", "torchvision", "timm")  # allowed in a `_target_`; plug-ins add their modules
 
-# Keys of a node that are no arguments of its `_target_`. They never reach a function.
+# Keys of a node that are no arguments of its `_target_`. They are removed before the call.
 RESERVED = ("per_dataset", "gradients", "published", "version")
 
 
 class Setup(NamedTuple):
-    """What a command asks for, as plain data.
+    """The configuration of a command, as plain data.
 
-    `config`: the composed configuration, with the chosen options under `choices` and the folders and modules of
-    plug-ins under `plugins`; `defaults`: the same options without any key that the command changes; `overrides`: the
+    `config`: the composed configuration. It has the chosen options under `choices`, and the folders and modules of
+    plug-ins under `plugins`. `defaults`: the configuration of the same options with no key changed. `overrides`: the
     words of the command.
     """
 
@@ -43,9 +41,10 @@ class Setup(NamedTuple):
 
 
 def per_dataset(key: str, *, _parent_: Any, _root_: Any) -> Any:
-    """${per_dataset:key}: the value of `key` for the chosen dataset, from the nearest `per_dataset` table upwards.
+    """The resolver ${per_dataset:key}: the value of `key` for the chosen dataset.
 
-    A table maps dataset names, or `default`, to values by key. Raises ValueError where no table has a value.
+    It comes from the `per_dataset` table of this node, or else of the nearest node above. A table maps dataset names,
+    or `default`, to values by key. Raises ValueError if no table has a value.
     """
     name, tables, node = _root_.dataset.name, [], _parent_
     while node is not None:
@@ -65,7 +64,7 @@ def per_dataset(key: str, *, _parent_: Any, _root_: Any) -> Any:
 
 
 def available_gradient(name: str, *, _root_: Any) -> str:
-    """${available_gradient:surrogate}: the gradient variant, or `full` where the purifier has none of this name."""
+    """The resolver ${available_gradient:NAME}: this gradient variant if the purifier has it, else `full`."""
     variants = _root_.purifier.get("gradients") or {}
     return name if variants.get(name) is not None else "full"
 
@@ -82,14 +81,14 @@ def resolved(cfg: DictConfig, choices: Mapping[str, str]) -> dict:
 
 
 def composed(*overrides: str, config_dirs: Sequence[str | Path] = ()) -> dict:
-    """The plain configuration that `python run.py overrides...` would run. `config_dirs`: folders of plug-ins."""
+    """The plain configuration of `python run.py overrides...`. `config_dirs`: folders of plug-ins."""
     folders = [str(Path(folder).absolute()) for folder in config_dirs]
     cfg = _composed(overrides, folders)
     return with_plugins(resolved(_without_hydra(cfg), cfg.hydra.runtime.choices), folders)
 
 
 def _composed(overrides: Sequence[str], folders: Sequence[str]) -> DictConfig:
-    """Hydra's own composition, its node `hydra` included; also in the middle of a run, which has one already."""
+    """Hydra's own composition, with its node `hydra`. It also works inside a run, which Hydra has composed already."""
     running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     search = [f"hydra.searchpath=[{','.join('file://' + folder for folder in folders)}]"] if folders else []
     try:
@@ -104,13 +103,13 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
 
 
 def setup(*overrides: str, config_dirs: Sequence[str | Path] = ()) -> Setup:
-    """What a command with these overrides asks for."""
+    """The `Setup` of a command with these overrides. `config_dirs`: folders of plug-ins."""
     config = composed(*overrides, config_dirs=config_dirs)
     return Setup(config, defaults_of(config), tuple(overrides))
 
 
 def setup_of(cfg: DictConfig) -> Setup:
-    """The same for the configuration that Hydra's own entry has composed."""
+    """The `Setup` of the configuration that Hydra's own entry has composed."""
     hydra = HydraConfig.get()
     check_overrides(hydra.overrides.task)
     config = with_plugins(resolved(cfg, hydra.runtime.choices), plugin_folders(hydra))
@@ -118,20 +117,21 @@ def setup_of(cfg: DictConfig) -> Setup:
 
 
 def plugin_folders(hydra: Any) -> list[str]:
-    """The folders of plug-ins in Hydra's own node of a composed configuration: --config-dir."""
+    """The folders that --config-dir names. `hydra`: the node of this name in a composed configuration."""
     return [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
 
 
 def defaults_of(config: dict) -> dict:
-    """The configuration of the same options and search path, without any key that a command or a preset changes. A key
-    that has no value of its own, because no table names the dataset, is left out.
+    """The configuration of the same options and plug-ins, without the keys that a command or a preset changes.
+
+    A key is left out if it has no value because no table names the dataset.
     """
     cfg = _composed([f"{group}={option}" for group, option in config["choices"].items()], config["plugins"]["folders"])
     return _valued(_without_hydra(cfg))
 
 
 def _valued(node: DictConfig) -> dict:
-    """A node as plain data, without the keys whose value cannot be resolved."""
+    """A node as plain data. Keys whose value cannot be resolved are left out."""
     plain = {}
     for key in node:
         try:
@@ -145,8 +145,9 @@ def _valued(node: DictConfig) -> dict:
 
 
 def with_plugins(config: dict, folders: Sequence[str]) -> dict:
-    """The configuration with the plug-ins' folders and the top modules that their yamls name. The working folder
-    becomes importable where there are any.
+    """The configuration with the folders of plug-ins and the top modules that their yamls name, under `plugins`.
+
+    If there are plug-ins, the working folder becomes importable. Raises ValueError if a folder does not exist.
     """
     modules = sorted({target.partition(".")[0] for folder in folders for target in _targets(Path(folder))})
     if folders and str(Path.cwd()) not in sys.path:
@@ -165,7 +166,7 @@ def _targets(folder: Path) -> Iterator[str]:
 
 
 def nodes(value: Any) -> Iterator[dict]:
-    """Every mapping in plain data, outermost first."""
+    """Every mapping in plain data. An outer mapping comes before those inside it."""
     if isinstance(value, dict):
         yield value
     for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
@@ -173,9 +174,9 @@ def nodes(value: Any) -> Iterator[dict]:
 
 
 def make(node: Any, *args: Any, modules: Sequence[str] = (), **more: Any) -> Any:
-    """The object that a plain node describes by its `_target_`, its reserved keys taken off.
+    """The object that a plain node describes by its `_target_`. Reserved keys are removed first.
 
-    `modules`: top modules of plug-ins. Raises ValueError for a target outside `PACKAGES` and them.
+    `modules`: top modules of plug-ins. Raises ValueError for a target outside `PACKAGES` and these modules.
     """
     for each in nodes(node):
         top = str(each.get("_target_", "dp")).partition(".")[0]
@@ -188,7 +189,7 @@ def make(node: Any, *args: Any, modules: Sequence[str] = (), **more: Any) -> Any
 
 
 def arguments(node: Any) -> Any:
-    """The node without the reserved keys of itself and of every node in it that has a `_target_`."""
+    """The node without its reserved keys and those of all nodes inside it."""
     if isinstance(node, list):
         return [arguments(child) for child in node]
     if not isinstance(node, dict):
@@ -197,12 +198,12 @@ def arguments(node: Any) -> Any:
 
 
 def is_reserved(key: str, value: Any) -> bool:
-    """Whether this key of a node is no argument; `version` only where it is a number, for AutoAttack takes a text."""
+    """True if a key of a node is no argument. `version` is one if it is text: AutoAttack takes it."""
     return key in RESERVED and (key != "version" or isinstance(value, int))
 
 
 def check_overrides(given: Sequence[str]) -> None:
-    """Raises ValueError for key={}, which Hydra merges into what is there: it changes nothing."""
+    """Raises ValueError for key={}: Hydra merges it into the existing mapping, so it changes nothing."""
     idle = [o for o in given if re.fullmatch(r"[^+~=]+=\s*\{\s*\}", o)]
     if idle:
         key = idle[0].partition("=")[0]
@@ -210,12 +211,15 @@ def check_overrides(given: Sequence[str]) -> None:
 
 
 def value_of(override: str) -> Any:
-    """The value of `key=value`, by the grammar of the command line. Raises Hydra's error for what is no override."""
+    """The value of `key=value`, by the grammar of the command line. Raises Hydra's error for other text."""
     return OverridesParser.create().parse_override(override).value()
 
 
 def keys_below(parent: str, overrides: Sequence[str]) -> list[str]:
-    """The keys of a node in a command's configuration, read with its group options alone: for near matches."""
+    """The keys of the node `parent` in a command's configuration, for near matches.
+
+    Only the options of groups are read from the command; other overrides may be wrong.
+    """
     node: Any = composed(*[a for a in overrides if a.partition("=")[0] in GROUPS and "," not in a])
     for name in parent.split(".") if parent else ():
         node = node.get(name, {}) if isinstance(node, dict) else {}

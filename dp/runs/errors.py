@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and one line for any error that a user can cause."""
+"""How a command ends: the exit code, and one line for any error that a user can cause."""
 
 import sys
 from collections.abc import Callable
@@ -16,11 +16,11 @@ DONE, MISTAKE, INTERRUPTED = 0, 2, 130  # exit codes; 1 is a check that fails
 
 
 def command(main: Callable[[], int], interrupted: str = "interrupted; the same command goes on") -> int:
-    """The exit code of `main`: 2 for a user's error, said in one line, 130 for an interruption."""
+    """Run `main` and return its exit code: 2 after a user's error, which is printed in one line, 130 if interrupted."""
     try:
         return main()
-    except KeyboardInterrupt as stop:
-        console.print(str(stop) or interrupted)
+    except KeyboardInterrupt as interrupt:
+        console.print(str(interrupt) or interrupted)
         return INTERRUPTED
     except USER_ERRORS as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
@@ -28,7 +28,7 @@ def command(main: Callable[[], int], interrupted: str = "interrupted; the same c
 
 
 def sentence(error: BaseException) -> str:
-    """One line for a person out of any error that a user can cause."""
+    """The message of an error that a user can cause, in one line."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return sentence(error.__cause__)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:

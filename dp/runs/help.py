@@ -1,4 +1,4 @@
-"""What `dp run --help` prints: examples, the options of every group, and exit codes, read from the yamls."""
+"""The text of `dp run --help`: examples, the options of every group, and exit codes. Options come from the yamls."""
 
 import sys
 import textwrap
@@ -10,7 +10,7 @@ import yaml
 from dp.runs.compose import CONF, GROUPS
 
 WIDTH = 120  # columns
-LABEL = 14  # columns of a group's name
+LABEL = 14  # columns for the name of a group
 EXAMPLES = (
     ("", "the embedded benchmark, two minutes on two cores"),
     ("purifier=diffpure purifier.t=0.15", "another defense, with one value changed"),
@@ -34,7 +34,7 @@ exit codes: 0 done; 2 a mistake in the command, said in one line, or a failed ce
 
 
 def text(folders: Sequence[str | Path] = ()) -> str:
-    """The help; `folders`: further folders of yamls, from --config-dir."""
+    """The help text. `folders`: further folders of yamls, from --config-dir."""
     program = "python run.py" if Path(sys.argv[0]).name == "run.py" else "dp run"
     wide = max(len(given) for given, _ in EXAMPLES)
     lines = [HEAD.format(program=program), "examples"]
@@ -51,31 +51,31 @@ def text(folders: Sequence[str | Path] = ()) -> str:
 
 
 def options(group: str, folders: Sequence[str | Path] = ()) -> dict[str, Path]:
-    """Every option of a group with its yaml, sorted by name; one of `folders` hides one of conf/."""
-    found = {}
+    """Every option of a group with its yaml, sorted by name. An option in `folders` replaces one of conf/."""
+    paths = {}
     for root in (CONF, *map(Path, folders)):
         for path in (root / group).rglob("*.yaml"):
-            found[path.relative_to(root / group).with_suffix("").as_posix()] = path
-    return dict(sorted(found.items()))
+            paths[path.relative_to(root / group).with_suffix("").as_posix()] = path
+    return dict(sorted(paths.items()))
 
 
 def described(group: str, folders: Sequence[str | Path] = ()) -> dict[str, str]:
     """The description of every option of a group: the first comment line of its yaml, "" if there is none.
 
-    Aliases, which do nothing but name another option, are left out.
+    Aliases, which only name another option, are left out.
     """
     texts = {name: path.read_text() for name, path in options(group, folders).items()}
     return {name: description(text) for name, text in texts.items() if not is_alias(text)}
 
 
 def description(text: str) -> str:
-    """The first comment line of a yaml that is neither a directive of Hydra's nor a command."""
+    """The first comment line of a yaml that is neither a directive for Hydra nor a command."""
     comments = [line.lstrip("# ").rstrip() for line in text.splitlines() if line.startswith("#")]
     return next((line for line in comments if not line.startswith(("@", "python "))), "")
 
 
 def is_alias(text: str) -> bool:
-    """True for a yaml of one defaults list with one option, and no comment."""
+    """True for a yaml that has one defaults list with one entry, and no comment."""
     content = yaml.safe_load(text)
     return (
         "#" not in text
@@ -92,14 +92,15 @@ def _defaults() -> dict[str, str]:
 
 
 def _presets(folders: Sequence[str | Path]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    """The names of all presets, by folder."""
+    presets: dict[str, list[str]] = {}
     for name in options("experiment", folders):
         folder, slash, preset = name.rpartition("/")
-        found.setdefault(folder + slash, []).append(preset)
-    return found
+        presets.setdefault(folder + slash, []).append(preset)
+    return presets
 
 
 def _entry(name: str, words: str) -> list[str]:
-    """A name and what belongs to it, wrapped."""
+    """Lines with a name and the words that belong to it, wrapped."""
     indent = " " * (LABEL + 2)
     return textwrap.wrap(f"  {name:{LABEL}}{words}", WIDTH, subsequent_indent=indent, break_on_hyphens=False)

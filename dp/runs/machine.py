@@ -1,4 +1,4 @@
-"""What a configuration asks of this machine: a device, processes, a share of the images."""
+"""What a configuration needs of this machine: a device, processes, a share of the images."""
 
 import os
 import re
@@ -7,21 +7,28 @@ import torch
 
 
 def device_of(config: dict) -> str:
-    """`auto` is CUDA where there is one."""
-    device, there = str(config["device"]), torch.cuda.is_available()
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) or (device.startswith("cuda") and not there):
-        raise ValueError(f"need device auto, cpu or, where there is one, cuda, got device={device}")
-    return ("cuda" if there else "cpu") if device == "auto" else device
+    """The name of the device. `auto` becomes `cuda` if there is one, else `cpu`.
+
+    Raises ValueError for an unknown device, and for `cuda` on a machine without one.
+    """
+    device, has_cuda = str(config["device"]), torch.cuda.is_available()
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) or (device.startswith("cuda") and not has_cuda):
+        raise ValueError(f"need device auto, cpu or, if there is one, cuda, got device={device}")
+    return ("cuda" if has_cuda else "cpu") if device == "auto" else device
 
 
 def free_bytes(device: str) -> float:
+    """The free memory of a device, in bytes."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def workers_of(config: dict) -> int:
-    """Worker processes: as told, or one per core on a CPU and one on a GPU."""
+    """The number of worker processes. `auto` means one per core on a CPU, and one on a GPU.
+
+    Raises ValueError for other text and for numbers below 1.
+    """
     if config["workers"] != "auto":
         if not isinstance(config["workers"], int) or config["workers"] < 1:
             raise ValueError(f"need workers auto or >= 1, got workers={config['workers']}")
@@ -32,7 +39,7 @@ def workers_of(config: dict) -> int:
 
 
 def shard_of(config: dict) -> tuple[int, int]:
-    """k/n -> (k, n)."""
+    """The shard `k/n` as (k, n). Raises ValueError unless 1 <= k <= n."""
     part, _, parts = str(config["shard"]).partition("/")
     if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
         raise ValueError(f"need shard k/n with 1 <= k <= n, got shard={config['shard']}")

@@ -26,7 +26,7 @@ from dp.subset import Subset
 
 @dataclass
 class Job:
-    """A run that is ready to be done: its objects, and the facts about it."""
+    """A run that is ready to start: its objects and its caveats."""
 
     setup: Setup
     folder: Path
@@ -37,16 +37,17 @@ class Job:
 
     @property
     def config(self) -> dict:
+        """The composed configuration."""
         return self.setup.config
 
     @property
     def rows(self) -> set[tuple[str, int, int]]:
-        """(arm, seed, id) of every row that the finished run has."""
+        """The (arm, seed, id) of every row that the run has when it is finished."""
         return {(u.arm, u.seed, i) for u in self.evaluation.plan() for i in u.ids}
 
 
 def judged(setup: Setup, folder: Path) -> dict | None:
-    """Do what is missing of a run; its summary, or None while other shards are still to come."""
+    """Do what is missing of a run. Returns its summary, or None while other shards are not finished."""
     check_run(setup.config)
     summary = resume(setup, folder)
     if summary is not None:
@@ -57,7 +58,7 @@ def judged(setup: Setup, folder: Path) -> dict | None:
 
 
 def resume(setup: Setup, folder: Path) -> dict | None:
-    """The summary of a run that is finished already, with the audit that it is asked for; else None."""
+    """The summary of a run that is finished already, or None. If the command asks for an audit, it is added."""
     config, code = setup.config, record.code_hash()
     summary = None if config["overwrite"] else record.read_summary(folder)
     if summary is None:
@@ -72,7 +73,7 @@ def resume(setup: Setup, folder: Path) -> dict | None:
 
 
 def prepare(setup: Setup, folder: Path) -> Job:
-    """Check the configuration, fetch its files, build its objects, and say what will be done."""
+    """Check the configuration, fetch its files, build its objects, and print the announcement."""
     check_kinds(setup.config, setup.defaults)
     fetch_missing(setup.config)
     job = built(setup, folder, record.code_hash())
@@ -84,28 +85,29 @@ def prepare(setup: Setup, folder: Path) -> Job:
 
 
 def built(setup: Setup, folder: Path, code: str) -> Job:
-    """The objects of a run and its caveats."""
+    """The objects of a run, and its caveats."""
     evaluation = build(setup.config)
     return Job(setup, folder, code, evaluation, caveats_of(setup, evaluation))
 
 
 def execute(job: Job) -> None:
-    """Attack and score what is left of this process's shard; every finished unit is saved at once."""
+    """Attack and score what is left of this process's shard. Every unit is saved when it is finished."""
     (part, parts), workers, evaluation = shard_of(job.config), workers_of(job.config), job.evaluation
     rows = record.read_rows(job.folder)
     subset = evaluation.subset.select(slice(part - 1, None, parts))
-    window = max(1, min(evaluation.window, len(subset.ids) // (evaluation.lanes * workers)))  # work for every worker
-    own = replace(evaluation, subset=subset, window=window)
-    units = own.plan(rows)
+    # A smaller window if there are few images, so that every worker has work.
+    window = max(1, min(evaluation.window, len(subset.ids) // (evaluation.lanes * workers)))
+    shard = replace(evaluation, subset=subset, window=window)
+    units = shard.plan(rows)
     if not units:
         return
     if rows:
-        console.print(f"going on: {len(rows)} of {len(job.rows)} rows are there")
+        console.print(f"going on: {len(rows)} of {len(job.rows)} rows are done")
     tracker: Tracker = make(job.config["tracking"])(job.folder.name, job.folder, job.config)
     job.tracker = tracker
     try:
         audit_first(job)
-        with Display(console, own, units, rows.values(), tracker) as display:
+        with Display(console, shard, units, rows.values(), tracker) as display:
             label = f"{part}of{parts}"
             run_units(build, job.config, units, job.folder, label, min(workers, len(units)), display)
     except KeyboardInterrupt:
@@ -114,7 +116,7 @@ def execute(job: Job) -> None:
 
 
 def summarize(job: Job) -> dict | None:
-    """Merge the rows, write the summary and hand it on; None while rows of other shards are missing."""
+    """Merge the rows, write the summary and return it. Returns None while rows of other shards are missing."""
     config, evaluation, missing = job.config, job.evaluation, len(job.rows - set(record.read_rows(job.folder)))
     if missing:
         console.print(f"shard {config['shard']} is done; {missing} of {len(job.rows)} rows are left to the others")
@@ -140,11 +142,11 @@ def summarize(job: Job) -> dict | None:
 
 
 def audit_first(job: Job) -> None:
-    """The quick audit before a long job or of a finished one, unless it is there; what it finds stops nothing."""
+    """Run the quick audit, if it is due and not done already. Its findings are printed and never stop the run."""
     path = job.folder / battery.FILE
     if not battery.due(job.config["audit"], job.evaluation, job.caveats.nfe) or battery.read(path, job.code):
         return
-    console.print("a quick audit (audit=false: none, auto: before long jobs)")
+    console.print("quick audit (audit=false: none; audit=auto: only before long jobs)")
     findings = audited(subject_of(job, battery.QUICK_IMAGES, quick=True), console)
     battery.write(path, job.code, findings, quick=True)
     for line in report.audit_lines(battery.entry(findings, quick=True)):
@@ -152,22 +154,24 @@ def audit_first(job: Job) -> None:
 
 
 def subject_of(job: Job, images: int, quick: bool) -> Subject:
-    """The first images of a run, and what the run says of itself, for the audit."""
+    """The first images of a run, with its evaluation and caveats, for the audit."""
     few, device = job.evaluation.subset.select(slice(0, images)), job.evaluation.device
     return Subject(job.evaluation, Subset(few.ids, few.x.to(device), few.y.to(device)), job.caveats, quick)
 
 
 def audited(subject: Subject, to: Console) -> list[Finding]:
-    """What the audit finds, with its progress on a console."""
+    """The findings of the audit. Its progress is printed to a console."""
     with Bar(to, 1.0) as bar:
         return list(battery.audit(subject, lambda done, of, name: bar(done / of, f"audit {done + 1}/{of}: {name}")))
 
 
 def fetch_missing(config: dict) -> None:
-    """Fetch what the configuration names and the cache lacks, sizes first. Raises FileNotFoundError, in one line that
-    names every file that could not be had, its size, its address and the folder.
+    """Fetch the files of a configuration that the cache does not have. Their sizes are printed first.
+
+    Raises FileNotFoundError if a file cannot be fetched. The message is one line with the name, size and address of
+    every such file, and the folder.
     """
-    from dp.files.fetch import fetch  # here: an HTTP library is only needed where something is missing
+    from dp.files.fetch import fetch  # imported here: most runs need no HTTP library
     from dp.weights.needed import missing
 
     absent, failed = missing(config), []
@@ -179,7 +183,7 @@ def fetch_missing(config: dict) -> None:
             try:
                 fetch(asset, downloads.file(asset.file, asset.megabytes), tries=3)
             except (ValueError, OSError) as error:
-                failed.append(str(error).rpartition(": ")[0])  # without its advice
+                failed.append(str(error).rpartition(": ")[0])  # without the advice at its end
     if failed:
-        advice = "connect and run this again, or put them there by hand (DP_CACHE names another folder)"
+        advice = "connect and run this again, or put the files there yourself (DP_CACHE names another folder)"
         raise FileNotFoundError(f"missing {len(failed)} of {len(absent)} files: {'; '.join(failed)}: {advice}")

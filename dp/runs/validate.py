@@ -1,4 +1,4 @@
-"""A configuration held against the signatures that it will call, before anything runs."""
+"""Checks of a configuration against the signatures that it will call, before anything runs."""
 
 import inspect
 import pydoc
@@ -16,11 +16,11 @@ PROTOCOL_KEYS = ("seeds", "votes", "ties", "report", "grad", "attack", "attack_v
 
 
 def check_run(config: dict) -> None:
-    """Raises ValueError where the keys that govern a run's folder are not what they should be."""
+    """Raises ValueError for wrong values of `overwrite` and `shard`."""
     if not isinstance(config["overwrite"], bool):
         raise ValueError(f"need overwrite true or false, got overwrite={config['overwrite']}")
     if config["overwrite"] and str(config["shard"]) != "1/1":
-        raise ValueError("need shard=1/1 with overwrite=true, or one shard moves the rows of the others aside")
+        raise ValueError("need shard=1/1 with overwrite=true, because a shard would move the rows of the others aside")
 
 
 def check_precision(config: dict) -> None:
@@ -31,8 +31,10 @@ def check_precision(config: dict) -> None:
 
 
 def check_targets(config: dict) -> None:
-    """Every `_target_` of the configuration exists and takes just the keys that it is given. A gradient variant of the
-    purifier with a `_target_` of its own is held against that, another against the purifier's.
+    """Check that every `_target_` of the configuration exists and takes exactly the keys that it is given.
+
+    A gradient variant is checked against its own `_target_` if it has one, else against the purifier's. Raises
+    ValueError.
     """
     for group in GROUPS:
         check_call(arguments(config[group]), group)
@@ -46,14 +48,15 @@ def check_targets(config: dict) -> None:
             continue
         if not isinstance(variant, dict):
             raise ValueError(f"need {where} as a mapping, such as {{steps: 3}}, got {variant!r}")
-        own = variant if "_target_" in variant else {**arguments(purifier), **variant}
-        check_call(arguments(own), where)
+        node = variant if "_target_" in variant else {**arguments(purifier), **variant}
+        check_call(arguments(node), where)
 
 
 def check_call(node: Any, where: str = "") -> None:
-    """Every `_target_` in `node` exists and takes just the keys it is given, of the types its signature names.
+    """Check that every `_target_` in `node` exists and takes exactly the keys that it is given, with their types.
 
-    `where`: the node's dotted name, for the message. Positional arguments of a `_partial_` come later.
+    `where`: the node's dotted name, for the message. The positional arguments of a `_partial_` are not checked, because
+    they are given later. Raises ValueError.
     """
     if not isinstance(node, dict):
         return
@@ -84,7 +87,7 @@ def check_call(node: Any, where: str = "") -> None:
 
 
 def _check_type(where: str, value: Any, annotation: Any) -> None:
-    """Plain types only; text is let through where a number is wanted and the class itself reads it (eps)."""
+    """Check a value against plain types only. eps is not checked: it may be text, which its class reads."""
     wanted = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
     if not all(w in SIMPLE for w in wanted) or where.endswith(".eps"):
         return
@@ -94,9 +97,9 @@ def _check_type(where: str, value: Any, annotation: Any) -> None:
 
 
 def check_kinds(config: dict, defaults: dict, name: str = "") -> None:
-    """Raises ValueError where a value is not of the kind that the yaml has in its place: a mapping, a list, a number.
+    """Raises ValueError if a value is not a mapping, a list or a number where the yaml has one.
 
-    Null is let through, as many keys take it; so is text for eps, which may be a fraction.
+    null is allowed, because many keys take it. Text is allowed for eps, which may be a fraction.
     """
     for key, value in config.items():
         where, default = f"{name}.{key}".lstrip("."), defaults.get(key)
@@ -112,7 +115,7 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def check_protocol(protocol: dict, window: int) -> None:
-    """Raises ValueError where a protocol's own keys are not what they should be."""
+    """Raises ValueError for missing or wrong keys of a protocol, and for a `window` that is no whole number."""
     absent = [key for key in PROTOCOL_KEYS if key not in protocol]
     if absent:
         raise ValueError(f"need protocol.{absent[0]}, got a protocol without it")

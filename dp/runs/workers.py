@@ -1,4 +1,4 @@
-"""Units over worker processes, one thread each: on a CPU faster than threads inside one process, and no row notices."""
+"""Units of a run in worker processes of one thread each. On a CPU this is faster than threads, and rows are equal."""
 
 import multiprocessing
 import os
@@ -27,22 +27,22 @@ def run_units(
     workers: int,
     on_event: Callable[[Event], None],
 ) -> None:
-    """Do all units and save them under `folder`. `build` makes the evaluation from plain `config`, once in each
-    process.
+    """Do all units in `workers` processes and save them under `folder`.
 
-    `shard` names this process's files. Raises what a worker raised (ValueError, OSError), OSError when one died.
+    `build` makes the evaluation from plain `config`, once in each process. `shard` is part of the names of the files.
+    `on_event` gets the progress. Raises the ValueError or OSError of a worker, and OSError if a worker died.
     """
     if workers == 1:
         _work_through(build(config), units, Writer(folder, f"{shard}-0"), on_event)
         return
     context = multiprocessing.get_context("spawn")
-    todo, events = context.Queue(), context.Queue()
+    tasks, events = context.Queue(), context.Queue()
     for unit in units:
-        todo.put(unit)
+        tasks.put(unit)
     for _ in range(workers):
-        todo.put(None)
+        tasks.put(None)
     processes = [
-        context.Process(target=_worker, args=(build, config, folder, f"{shard}-{w}", todo, events), daemon=True)
+        context.Process(target=_worker, args=(build, config, folder, f"{shard}-{w}", tasks, events), daemon=True)
         for w in range(workers)
     ]
     for process in processes:
@@ -65,7 +65,7 @@ def _listen(processes: list, events, on_event: Callable[[Event], None]) -> None:
             dead = [p for p in processes if p.exitcode not in (None, 0)]
             if dead:
                 raise OSError(
-                    f"a worker died (exit code {dead[0].exitcode}), perhaps out of memory: what is judged is saved; "
+                    f"a worker died (exit code {dead[0].exitcode}), perhaps out of memory: finished rows are saved; "
                     "start again with fewer workers"
                 ) from None
             continue
@@ -77,21 +77,22 @@ def _listen(processes: list, events, on_event: Callable[[Event], None]) -> None:
             on_event(event)
 
 
-def _worker(build: Build, config: dict, folder: Path, label: str, todo, events) -> None:
+def _worker(build: Build, config: dict, folder: Path, label: str, tasks, events) -> None:
     follow_parent()
     try:
-        units = iter(todo.get, None)
+        units = iter(tasks.get, None)
         _work_through(build(config), units, Writer(folder, label), events.put)
         events.put(None)
-    except (ValueError, OSError) as error:  # sent as plain ones: not every subclass can be pickled
+    except (ValueError, OSError) as error:  # sent as these two types, because not every subclass can be pickled
         events.put((ValueError if isinstance(error, ValueError) else OSError)(str(error)))
     except BaseException:
         events.put(RuntimeError(f"in a worker process:\n{traceback.format_exc()}"))
 
 
 def follow_parent() -> None:
-    """In a child process: an interrupt is the parent's to answer, and with the parent this process ends too, for a
-    killed run must leave no writer behind.
+    """Call this in a child process: it ignores interrupts, which the parent handles, and ends with the parent.
+
+    So a killed run leaves no writer behind.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -151,12 +151,12 @@ def test_a_row_says_what_its_audit_found_and_does_not_change(tiny, few, monkeypa
     few(passes, fails, tells)
     code, out, _, plain = row(monkeypatch, capsys, *tiny, "results=plain")
     assert code == 0
-    assert "settled by softmax; unaudited" in out
+    assert "broken by softmax; unaudited" in out
     assert not (plain / "audit.json").exists()
     code, out, _, folder = row(monkeypatch, capsys, *tiny, "audit=true")
     assert code == 0
     assert out.count("AUDIT FAILED, do not trust this row: fails: [0.3] (need 0)") == 2  # before the job, with its row
-    assert "settled by softmax; audited: 3 checks, 1 FAIL, 0 WARN" in out
+    assert "broken by softmax; audited: 3 checks, 1 FAIL, 0 WARN" in out
     kept = json.loads((folder / "audit.json").read_text())
     assert [f["check"] for f in kept["findings"]] == ["passes", "fails", "tells"]
     assert json.loads((folder / "summary.json").read_text())["audited"] == kept["entry"]

@@ -185,11 +185,11 @@ def test_row_table_names_the_setting_and_every_figure():
     [
         (
             {"caveat": {"differences": [{"key": "n", "attacked": 10, "scored": 500}]}},
-            "attacked is not what is scored: n=10 instead of 500",
+            "attacked differs from scored: n=10 instead of 500",
         ),
         (
             {"caveat": {"differences": [{"key": "mask_grad", "attacked": "soft", "scored": None}]}},
-            "attacked is not what is scored: mask_grad=soft",
+            "attacked differs from scored: mask_grad=soft",
         ),
         (
             {"caveat": {"gradients": [["surrogate", "bpda"]]}},
@@ -199,18 +199,18 @@ def test_row_table_names_the_setting_and_every_figure():
             {"caveat": {"gradients": [[], ["mask_soft"]]}},
             "some attacks' gradients are not the scored defense's: mask_soft",
         ),
-        ({"caveat": {"straight_through": True}}, "the last clamp passes gradients that it would stop"),
-        ({"caveat": {"no_surrogate": True}}, "has no surrogate: it is attacked through its exact gradient"),
+        ({"caveat": {"straight_through": True}}, "the gradient ignores the last clamp"),
+        ({"caveat": {"no_surrogate": True}}, "has no surrogate: the attack takes its exact gradient"),
         (
             {"caveat": {"departures": [{"key": "attack", "value": "square", "reference": "strict"}]}},
-            "protocol official is not run as it is defined: attack square instead of strict",
+            "departs from protocol official: attack square instead of strict",
         ),
         (
             {"caveat": {"short_steps": [{"attack": "PGD", "reach": 0.02, "needed": 0.25}]}},
             "the steps of PGD cover 0.02 together and may need 0.25",
         ),
         ({"caveat": {"masks_spared": ["strict_mask"]}}, "the purifier's mask is not attacked: add attack=strict_mask"),
-        ({"caveat": {"batch_bound": True}}, "rows depend on which images share a batch"),
+        ({"caveat": {"batch_bound": True}}, "rows depend on the other images in a batch"),
         ({"robust": 90.0, "null": 90.0}, "does not beat random noise"),
         ({"robust": 91.0, "null": 90.0}, "does not beat random noise"),
     ],
@@ -223,7 +223,7 @@ def test_warnings(settings, words):
 def test_what_is_scaled_names_the_dataset_that_it_stands_in_for():
     scaled = summary(caveat={"scaled": [{"key": "protocol.votes", "value": 10, "reference": 20}]})
     scaled["config"]["dataset"]["scaled_from"] = {"dataset": "cifar10"}
-    assert any("beside the values for cifar10: protocol.votes 10 for 20" in line for line in warnings(scaled))
+    assert any("from the values for cifar10: protocol.votes 10 for 20" in line for line in warnings(scaled))
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_no_attack_need_not_beat_random_noise():
 
 
 def test_ties_are_always_told():
-    assert any("vote ties: 3, settled by softmax" in line for line in warnings(summary()))
+    assert any("vote ties: 3, broken by softmax" in line for line in warnings(summary()))
 
 
 RUNS = [

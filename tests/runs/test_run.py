@@ -113,7 +113,7 @@ def test_workers_and_shards_give_the_same_bytes(tiny, monkeypatch, capsys):
         (["shard=3/2"], "need shard k/n with 1 <= k <= n, got shard=3/2"),
         (["workers=0"], "need workers auto or >= 1"),
         (["results=blocked"], "need to make the folder blocked/digits-hetero"),
-        (["device=tpu"], "need device auto, cpu or, where there is one, cuda, got device=tpu"),
+        (["device=tpu"], "need device auto, cpu or, if there is one, cuda, got device=tpu"),
         (["protocol.seeds=5"], "need protocol.seeds as a list, such as [2024"),
         (["protocol.seeds=[a]"], "a list of seeds"),
         (["protocol.votes=many"], "need protocol.votes as a number"),
@@ -208,7 +208,7 @@ def test_sweep_keeps_good_cells_and_a_rerun_does_what_is_missing(tiny, monkeypat
     given = [o for o in tiny if not o.startswith(("attack", "protocol.seeds"))]
     code, out, err = cli(monkeypatch, capsys, *sweep, *given)
     assert code == 2
-    assert "4 cells, 1 failed" in out
+    assert "4 runs, 1 failed" in out
     assert err.count("error: ") == 1
     assert "need 0 < t_s <= t_l" in err
     assert len(list(Path("results/runs").glob("*/summary.json"))) == 3
@@ -231,7 +231,7 @@ def test_eight_cells_make_eight_folders(tiny, monkeypatch, capsys):
     sweep = ["-m", "purifier.t_l=.2,.3", "purifier.t_s=.05,.1", "purifier.tau=.5,.8"]
     code, out, _ = cli(monkeypatch, capsys, *sweep, *given, *tinier)
     assert code == 0
-    assert "8 cells, 0 failed" in out
+    assert "8 runs, 0 failed" in out
     assert len(list(Path("results/runs").glob("*/summary.json"))) == 8
 
 
