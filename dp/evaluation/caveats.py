@@ -53,6 +53,13 @@ class ShortSteps(NamedTuple):
         return f"the steps of {self.attack} {lengths}: raise its step_size, or set it to null"
 
 
+class Fact(NamedTuple):
+    """A number that a purifier tells of itself on the run's images, such as the share of pixels in its mask."""
+
+    name: str
+    value: float
+
+
 @dataclass(frozen=True)
 class Caveats:
     """What weakens or qualifies one row.
@@ -65,7 +72,8 @@ class Caveats:
     has none, so the attack takes the exact gradient. `masks_spared`: variants of the protocol's attack that would also
     attack the purifier's mask, if this run uses none of them. `criterion`, `attack_samples`: the attack's criterion,
     and the number of samples in it. `batch_bound`: an image's result depends on the other images in its batch. `nfe`,
-    `attack_nfe`: network evaluations of one scored sample, and of one sample in the costliest gradient mode.
+    `attack_nfe`: network evaluations of one scored sample, and of one sample in the costliest gradient mode. `facts`:
+    what the scored purifier tells of itself on the first images.
     """
 
     gradients: tuple[Modes, ...]
@@ -81,6 +89,7 @@ class Caveats:
     batch_bound: bool
     nfe: int
     attack_nfe: int
+    facts: tuple[Fact, ...]
 
     def as_data(self) -> dict:
         """The caveats as plain data for a summary. Named tuples become mappings."""
@@ -88,7 +97,7 @@ class Caveats:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Difference | Change | ShortSteps):
+    if isinstance(value, Difference | Change | ShortSteps | Fact):
         return value._asdict()
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 

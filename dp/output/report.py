@@ -70,6 +70,7 @@ def announcement(key: str, setup: Any, evaluation: Evaluation, caveats: dict, wo
         f"{images} images x {len(evaluation.seeds)} seeds on {evaluation.device}, {workers} workers",
         *([judge_line(judge, attack)] if judge is not None else []),
         *criteria_lines(config, caveats, evaluation.votes, judge, attack),
+        *fact_lines(config, caveats),
         *caveat_lines(config, caveats),
     ]
     return lines + quick_budget_line(setup, images)
@@ -256,8 +257,16 @@ def show(summary: dict, console: Console) -> None:
     console.print(row_table(summary))
     for line in [*published_lines(published_rows(summary["config"])), *warnings(summary)]:
         console.print(line)
+    for line in fact_lines(summary["config"], summary["caveats"]):
+        console.print(line)
     caveats, time_taken = summary["caveats"], f"{clock(summary['seconds'])} of worker time"
     console.print(f"NFE {caveats['nfe']} scored, {caveats['attack_nfe']} attacked; {time_taken}; {summary['device']}")
+
+
+def fact_lines(config: dict, caveats: dict) -> list[str]:
+    """One line of what the purifier tells of itself, or none."""
+    facts = ", ".join(f"{fact['name']} {fact['value']:.4g}" for fact in caveats["facts"])
+    return [f"{config['choices']['purifier']}: {facts}"] if facts else []
 
 
 def clock(seconds: float) -> str:

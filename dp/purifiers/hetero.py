@@ -35,7 +35,7 @@ def purify(
     """Purify x (B,C,H,W) in [0,1] by the paper's Algorithms 1 and 2 and return x_hat in [0,1].
 
     NFE = steps + steps of stage 1, or 2 * steps with `resample_stage2`.
-    `t_l`, `t_s`: times of the strong and the weak noise, 0 < t_s <= t_l <= 1. Both are on the grid, see `two_stage_grid`.
+    `t_l`, `t_s`: times of the strong and the weak noise, 0 < t_s <= t_l <= 1; the grid has both, see `two_stage_grid`.
     `tau`: threshold of the mask, in [0,1]. `phi`: form of the attention map, see `attention_maps`.
     `jump`: U of the resampling, in 1/1000 of the time range. `steps`: number of steps from t_l to 0.
     `eq8_literal`: the mask's orientation as Eq. 8 and Alg. 1 print it, opposite to Eq. 5 (deviation 1: orientation of
@@ -64,11 +64,35 @@ def purify(
     return to_01(z, clamp)
 
 
-def two_stage_grid(t_l: float, t_s: float, steps: int) -> list[float]:
-    """`steps` + 1 falling times from t_l to 0 that contain t_s: equal steps from t_l to t_s and equal steps from t_s to 0.
+def facts(
+    x: Tensor,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    *,
+    t_l: float,
+    t_s: float,
+    tau: float,
+    phi: str = "softmax_max",
+    eq8_literal: bool = False,
+    **_: object,
+) -> dict[str, float]:
+    """The share of pixels of x (B,C,H,W) in [0,1] that get the strong noise, in percent, and both noise levels."""
+    mask = _mask(x, classifier, phi, tau, "constant", 1.0, None)
+    share = float((1 - mask if eq8_literal else mask).mean())
+    return {
+        "strong noise on % of the pixels": 100 * share,
+        "t_l": t_l,
+        "sigma at t_l": denoiser.sigma(t_l),
+        "t_s": t_s,
+        "sigma at t_s": denoiser.sigma(t_s),
+    }
 
-    Their numbers are in proportion to the two stretches of time, at least one each. With t_s = t_l there is one stretch.
-    Raises ValueError for fewer steps than stretches.
+
+def two_stage_grid(t_l: float, t_s: float, steps: int) -> list[float]:
+    """`steps` + 1 falling times from t_l to 0 that contain t_s: equal steps from t_l to t_s, and from t_s to 0.
+
+    Their numbers are in proportion to the two parts of the time, at least one each. With t_s = t_l there is one part.
+    Raises ValueError for fewer steps than parts.
     """
     if t_s == t_l:
         return time_grid(t_l, steps)

@@ -78,6 +78,33 @@ def purify(
     return to_01(z / (1 + denoiser.sigma(0.0) ** 2) ** 0.5, clamp)
 
 
+def facts(
+    x: Tensor,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    *,
+    t_l: float,
+    t_s: float,
+    jump: int,
+    n: int,
+    tau: float | None,
+    top: float | None,
+    mask_input_bug: bool,
+    **_: object,
+) -> dict[str, float]:
+    """The share of pixels of x (B,C,H,W) in [0,1] that get the strong noise, in percent, and the times that the grid
+    leaves of t_l and t_s: the first index, and the last one at which known pixels are inserted, with the jump (0 if
+    they never are; deviation 17: weak noise that remains).
+    """
+    seen = _imagenet_normalized(to_pm1(x)) if mask_input_bug else x
+    mask, grid = _mask(seen, classifier, tau, top, "constant", 1.0), index_grid(n, t_l)
+    inserted = [k + jump for k, k_next in pairwise(grid) if k_next >= LEVELS * t_s]
+    weak = min(inserted, default=0) / LEVELS
+    levels = {"sigma at t_l": denoiser.sigma(grid[0] / LEVELS), "sigma at t_s": denoiser.sigma(weak)}
+    share = 100 * float(mask.mean())
+    return {"strong noise on % of the pixels": share, "t_l": grid[0] / LEVELS, "t_s": weak, **levels}
+
+
 def _mask(
     x: Tensor, classifier: Classifier, tau: float | None, top: float | None, mask_grad: str, temperature: float
 ) -> Tensor:

@@ -3,12 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from dp.defense.defended import Defended
 from dp.evaluation.caveats import (
     FULL,
     VALUES,
     Caveats,
     Change,
+    Fact,
     Modes,
     bound,
     changes,
@@ -18,7 +21,9 @@ from dp.evaluation.caveats import (
 )
 from dp.evaluation.evaluate import Evaluation
 from dp.runs.build import dry_nfe
-from dp.runs.compose import Setup, arguments
+from dp.runs.compose import Setup, arguments, make
+
+FACT_IMAGES = 32  # images on which a purifier tells of itself
 
 
 def caveats_of(setup: Setup, evaluation: Evaluation) -> Caveats:
@@ -42,7 +47,20 @@ def caveats_of(setup: Setup, evaluation: Evaluation) -> Caveats:
         batch_bound=attack.batch_bound,
         nfe=dry_nfe(scored, first),
         attack_nfe=max(dry_nfe(model, first) for model in models),
+        facts=_facts(config, evaluation),
     )
+
+
+def _facts(config: dict, evaluation: Evaluation) -> tuple[Fact, ...]:
+    """What the purifier tells of itself on the first images, by the function that its yaml names under `facts`."""
+    node = config["purifier"].get("facts")
+    if node is None:
+        return ()
+    scored, images = evaluation.arms["defended"].scored, evaluation.subset.select(slice(0, FACT_IMAGES))
+    tell = make(node, modules=config["plugins"]["modules"])
+    with torch.no_grad():
+        told = tell(images.x.to(evaluation.device), scored.denoiser, scored.classifier, **bound(scored.purifier))
+    return tuple(Fact(name, float(value)) for name, value in told.items())
 
 
 def departures(setup: Setup, scaled_keys: set[str]) -> Iterator[Change]:

@@ -24,7 +24,7 @@ GROUPS = ("dataset", "classifier", "denoiser", "purifier", "attack", "threat_mod
 PACKAGES = ("dp", "torch", "torchvision", "timm")  # allowed in a `_target_`; plug-ins add their modules
 
 # Keys of a node that are no arguments of its `_target_`. They are removed before the call.
-RESERVED = ("per_dataset", "gradients", "published", "version")
+RESERVED = ("per_dataset", "gradients", "facts", "published", "version")
 
 
 class Setup(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 from dp.runs.compose import nodes
 
 # Keys that cannot change a row: tables whose values are in other keys, labels, and addresses of files.
-NOT_HASHED = ("per_dataset", "published", "url", "megabytes", "files", "full_size", "scaled_from")
+NOT_HASHED = ("per_dataset", "facts", "published", "url", "megabytes", "files", "full_size", "scaled_from")
 # Options that were added later, by path, with the value that changes nothing. They are hashed only if they differ.
 NEUTRAL: dict[str, Any] = {"protocol.attack_variants": []}
 

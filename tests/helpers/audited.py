@@ -44,6 +44,7 @@ NONE = Caveats(
     batch_bound=False,
     nfe=0,
     attack_nfe=0,
+    facts=(),
 )
 
 

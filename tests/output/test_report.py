@@ -51,6 +51,7 @@ def caveats(**changes):
         "batch_bound": False,
         "nfe": 195,
         "attack_nfe": 195,
+        "facts": [],
     }
     return none | changes
 

@@ -174,6 +174,23 @@ def test_every_weak_time_gives_another_image_and_the_surrogate_has_the_same():
     assert all(not torch.equal(a, b) for k, a in enumerate(outs) for b in outs[:k])
 
 
+def test_what_the_methods_tell_of_themselves():
+    """The mask is the bright half; the released grid rounds t_s up by a step and the jump: 110 + 3 in place of 100."""
+    x, denoiser = half_bright(), Gaussian()
+    told = hetero.facts(x, denoiser, Taps(), **{**HETERO, "tau": 0.9})
+    assert told == {
+        "strong noise on % of the pixels": 50.0,
+        "t_l": 0.2,
+        "sigma at t_l": denoiser.sigma(0.2),
+        "t_s": 0.1,
+        "sigma at t_s": denoiser.sigma(0.1),
+    }
+    given = {"t_l": 0.2, "t_s": 0.1, "jump": 3, "n": 100, "tau": 0.5, "top": None, "mask_input_bug": False}
+    told = hetero_official.facts(x, denoiser, Taps(), **given)
+    assert (told["t_l"], told["t_s"], told["strong noise on % of the pixels"]) == (0.2, 0.113, 50.0)
+    assert hetero_official.facts(x, denoiser, Taps(), **{**given, "n": 10, "t_s": 0.15})["t_s"] == 0  # never inserted
+
+
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_one_time_is_uniform_purification(steps):
     """With t_s = t_l there is no stage 1, and what is left is DDPM from t_l on the same noise."""
@@ -197,8 +214,8 @@ def test_the_index_of_a_time():
     abar = torch.cumprod(1 - betas, 0)
     for shift, indices in ((0, (200, 150, 100, 50)), (1, (199, 149, 99, 49))):
         assert sigmas[shift] == pytest.approx([float((1 / abar[k] - 1).sqrt()) for k in indices], rel=1e-9)
+    given = {"t": 0.2, "steps": 4, "eta": 0.0, "index_shift": 51}
     with pytest.raises(ValueError, match="need 0 <= index_shift"):
-        given = {"t": 0.2, "steps": 4, "eta": 0.0, "index_shift": 51}
         diffpure.purify(half_bright(), Gaussian(), Taps(), Streams([0], 0, "a"), **given)
 
 
