@@ -6,13 +6,13 @@ DOCS := $(VENV)/.docs
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-# pip's answer as a dot for each package that it fetches; what goes wrong it says on the other channel.
+# One dot for each package that pip fetches. Errors of pip go to standard error and are shown.
 DOTS := awk '/^Collecting/ { printf "."; fflush() } /^Installing collected/ { printf " fetched, now unpacking"; fflush() } END { print "" }'
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-all test-fast coverage fmt lint type docs tables figures bench clean
 
-help:  ## this list
+help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml setup.py constraints.txt
@@ -28,46 +28,46 @@ $(DOCS): $(STAMP)
 	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[docs]' | $(DOTS)
 	@touch $@
 
-setup: $(STAMP)  ## virtual environment with pinned packages
+setup: $(STAMP)  ## make the virtual environment with pinned packages
 
-run: setup  ## the main job: attack and score the embedded benchmark (quick budget)
+run: setup  ## attack and score the embedded benchmark (quick budget, two minutes)
 	$(BIN)/python run.py
 
-test: setup  ## all checks: lint, types, tests
+test: setup  ## run all checks: lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -n 2 --durations=15
 
-test-all: test docs  ## the same, and the docs
+test-all: test docs  ## run all checks, and build the docs
 
-test-fast: setup  ## the tests that take seconds
+test-fast: setup  ## run only the tests that take seconds
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-coverage: setup  ## all tests again, a quarter slower: which lines of dp/ they reach
+coverage: setup  ## run all tests and report which lines of dp/ they reach
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 fmt: setup  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lint: setup  ## ruff
+lint: setup  ## check the style with ruff
 	$(BIN)/ruff check .
 
-type: setup  ## pyright
+type: setup  ## check the types with pyright
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-docs: $(DOCS)  ## the documentation as a site, in site/; fails at any warning
+docs: $(DOCS)  ## build the documentation in site/; a warning is an error
 	$(BIN)/mkdocs build --quiet --strict --site-dir site
 
-tables: setup  ## results/tables from results/measured and results/published
+tables: setup  ## write results/tables from results/measured and results/published
 	$(BIN)/python scripts/tables.py
 
-figures: setup  ## results/figures from results/measured
+figures: setup  ## draw results/figures from results/measured
 	$(BIN)/python scripts/figures.py
 
-bench: setup  ## speed and memory as ratios, measured side by side
+bench: setup  ## measure speed and memory as ratios
 	$(BIN)/python scripts/studies/bench.py
 
-clean:  ## remove the environment, caches and the site; results stay
+clean:  ## remove the environment, caches and the site; keep results
 	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage* *.egg-info build site
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
-"""Four small digits commands in this tree and in a worktree of the commit before the redesign: the same rows, byte for
-byte but for renamed fields. Deleted when the redesign is done.
+"""Run four small commands in this tree and in a worktree of an earlier commit, and compare their rows byte for byte.
+
+Renamed fields count as equal. Delete this file when the redesign is done.
 """
 
 import json
@@ -10,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BEFORE = "64d60b3"
-RENAMED: dict[str, str] = {}  # field of a row then -> now
+RENAMED: dict[str, str] = {}  # old field of a row -> new field
 SMALL = ["protocol.images=6", "protocol.seeds=[5]", "protocol.votes=3", "dataset.lanes=4", "dataset.draws_per_call=2"]
 COMMANDS = [
     ["purifier=hetero", "attack=pgd_eot", "attack.iterations=3", "attack.eot=2"],
@@ -21,6 +22,7 @@ COMMANDS = [
 
 
 def rows(tree: Path, command: list[str]) -> list[str]:
+    """The lines of images.jsonl after a command in a source tree."""
     with tempfile.TemporaryDirectory() as out:
         given = [sys.executable, "run.py", *SMALL, *command, f"results={out}", "workers=2"]
         subprocess.run(given, cwd=tree, check=True, stdout=subprocess.DEVNULL)
@@ -29,6 +31,7 @@ def rows(tree: Path, command: list[str]) -> list[str]:
 
 
 def main() -> int:
+    """The command. Returns how many commands have different rows."""
     before = Path(tempfile.gettempdir()) / f"dp-{BEFORE}"
     if not before.exists():
         subprocess.run(["git", "worktree", "add", "--detach", str(before), BEFORE], cwd=ROOT, check=True)

@@ -1,4 +1,4 @@
-"""Controls of an attack: noise in its place, other budgets, more work, known noise (checks 5, 6, 7, 10)."""
+"""Checks of the attack's budget: random noise in its place, other eps, more work, known noise."""
 
 import dataclasses
 import itertools
@@ -13,20 +13,23 @@ from dp.statistics.intervals import paired, wilson
 
 LEVELS = (2, 4, 8, 16, 32, 64)  # of 255, in l-infinity
 FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the run's eps in other norms
-MORE = 4  # times the work
+MORE = 4  # factor of "more work"
 
 
-@audited("null control", needs="attack")
+@audited("null control", "clean, random noise and attacked accuracy by one measure", needs="attack")
 def null(subject: Subject) -> Finding:
-    """Check 5: clean images, noise under the attack's candidates and samples, and the attack, by one measure."""
+    """Compare the accuracy on clean images, under random noise and under the attack.
+
+    The random noise should have as many candidates and samples as the attack, and the attack should leave less.
+    """
     e, name = subject.evaluation, "null control"
     if "null" not in e.arms:
-        return Finding(name, "none", "a null control beside the attack", "WARN", "", 0.0)
-    control, due = e.arms["null"].attack, null_control(subject.arm.attack, e.judge)
-    counts = {"candidates": (control.steps, due.steps), "samples": (control.samples, due.samples)}
+        return Finding(name, "the run has none", "a null control beside the attack", "WARN", "-", 0.0)
+    control, expected = e.arms["null"].attack, null_control(subject.arm.attack, e.judge)
+    counts = {"candidates": (control.steps, expected.steps), "samples": (control.samples, expected.samples)}
     short = [f"{what} {have} instead of {need}" for what, (have, need) in counts.items() if have < need]
-    if control.select != due.select:
-        short.append(f"selects the {control.select} instead of the {due.select}")
+    if control.select != expected.select:
+        short.append(f"selects the {control.select} instead of the {expected.select}")
     if e.arms["null"].scored is not subject.arm.scored:
         short.append("another defense is scored")
     group, noisy = own(subject)[0], noise(subject)
@@ -35,17 +38,19 @@ def null(subject: Subject) -> Finding:
     weak = attacked >= null
     if e.judge is not None and e.judge.in_loop:
         broken = [sum(row["lost_at"] is not None for row in g.rows) for g in (noisy, group)]
-        value, weak = f"{value}; broken on the way: noise {broken[0]}, attacked {broken[1]}", broken[1] <= broken[0]
-    verdict = "FAIL" if short else "WARN" if weak else "PASS"
-    threshold = "attacked below noise, as many candidates and samples"
-    return Finding(name, "; ".join([value, *short]), threshold, verdict, _count(subject), 0.0)
+        value, weak = f"{value}; broken in-loop: noise {broken[0]}, attacked {broken[1]}", broken[1] <= broken[0]
+    status = "FAIL" if short else "WARN" if weak else "PASS"
+    threshold = "attacked below noise; noise with as many candidates and samples"
+    return Finding(name, "; ".join([value, *short]), threshold, status, _count(subject), 0.0)
 
 
-@audited("eps sweep", needs="attack")
+@audited("eps sweep", "accuracy over the budget, up to an unbounded attacker", needs="attack")
 def eps_sweep(subject: Subject) -> Finding:
-    """Check 6: accuracy over the budget. At eps = 1 the attacker may put another image in place of this one, so what is
-    left above chance is the attack's weakness: it fails if steps that can reach every point, four times as many of
-    them, do not help and the gradient is claimed exact; otherwise the budget is named.
+    """Measure the accuracy over eps. It should fall, and reach chance where every image is allowed.
+
+    There the attacker may replace the image by any other, so accuracy above chance is a weakness of the attack. The
+    check fails if the steps can reach every point, four times the iterations do not help, and the gradient is declared
+    exact. Otherwise it warns and names the budget.
     """
     name, threat = "eps sweep", subject.evaluation.threat
     whole = _whole(subject)
@@ -55,25 +60,25 @@ def eps_sweep(subject: Subject) -> Finding:
         groups.append((whole, _at(subject, whole)))
     curve = [right(own(subject)[0], "clean"), *(right(g) for _, g in groups)]
     rises = [paired(a, b)[1] > 0 for a, b in itertools.pairwise(curve)]
-    verdict, notes = "WARN" if any(rises) else "PASS", ["accuracy rises with eps"] if any(rises) else []
+    status, notes = "WARN" if any(rises) else "PASS", ["accuracy rises with eps"] if any(rises) else []
     if whole is not None:
         unbounded, note = _unbounded(subject, whole)
-        verdict, notes = worst([verdict, unbounded]), [*notes, *note]
+        status, notes = worst([status, unbounded]), [*notes, *note]
     points = [0.0, *(eps for eps, _ in groups)]
     shares = [float(c.mean()) for c in curve]
     text = ", ".join(f"{eps:.3g}: {percent(share)}" for eps, share in zip(points, shares, strict=True))
     series = {"x": points, "accuracy": [100 * share for share in shares]}
-    goal = "falling" + (", at most chance unbounded" if whole is not None else "")
-    return Finding(name, "; ".join([text, *notes]), goal, verdict, _count(subject), 0.0, series)
+    goal = "falls with eps" + ("; at most chance unbounded" if whole is not None else "")
+    return Finding(name, "; ".join([text, *notes]), goal, status, _count(subject), 0.0, series)
 
 
 def _whole(subject: Subject) -> float | None:
-    """The eps at which every image is allowed; None where the norm is not that of a ball."""
+    """The eps at which every image is allowed. None if the threat model is not a ball."""
     return {"linf": 1.0, "l2": float(subject.images.x[0].numel()) ** 0.5}.get(subject.evaluation.threat.norm)
 
 
 def _at(subject: Subject, eps: float, times: int = 1, **changes: Any) -> Group:
-    """The run's attack at another eps, with so many times its iterations, under `changes` of the evaluation."""
+    """The run's attack at another eps, with `times` as many iterations. `changes`: other fields of the evaluation."""
     e = subject.evaluation
     if eps == e.threat.eps and times == 1 and not changes:
         return own(subject)[0]
@@ -82,7 +87,7 @@ def _at(subject: Subject, eps: float, times: int = 1, **changes: Any) -> Group:
 
 
 def _unbounded(subject: Subject, eps: float, **changes: Any) -> tuple[str, list[str]]:
-    """The verdict on what is left where every image is allowed, and why."""
+    """The status of the accuracy where every image is allowed, and the reason."""
     group = _at(subject, eps, **changes)
     if not _over_chance(group):
         return "PASS", []
@@ -94,18 +99,18 @@ def _unbounded(subject: Subject, eps: float, **changes: Any) -> tuple[str, list[
     more = _at(subject, eps, MORE, **changes)
     helped = f"{MORE} times its iterations leave {percent(right(more).mean())}"
     if not _over_chance(more) or paired(right(more), right(group))[1] > 0:
-        return "WARN", [f"above chance unbounded: {steps} are a weak budget, {helped}"]
-    verdict = "FAIL" if subject.claims_exact else "WARN"
-    return verdict, [f"above chance unbounded and {helped}: optimizer or gradient ({subject.claimed_names}) broken"]
+        return "WARN", [f"above chance unbounded: {steps} are too few, {helped}"]
+    status = "FAIL" if subject.claims_exact else "WARN"
+    return status, [f"above chance unbounded and {helped}: optimizer or gradient ({subject.claimed_names}) broken"]
 
 
 def _over_chance(group: Group) -> bool:
     return wilson(float(right(group).mean()), len(group.rows))[0] > 1 / group.adv.shape[2]
 
 
-@audited("more work", needs="attack")
+@audited("more work", "more iterations, samples and restarts", needs="attack")
 def more_work(subject: Subject) -> Finding:
-    """Check 7: more iterations, samples or restarts never leave the defender more, beyond the interval."""
+    """Run the attack with fewer and with more iterations, samples and restarts. More work should not leave more."""
     name, attack = "more work", subject.arm.attack
     times = {"iterations": (1 / MORE, 1, MORE), "eot": (1 / MORE, 1, MORE), "restarts": (1, MORE)}
     axes: dict[str, list[tuple[float, Group]]] = {}
@@ -120,35 +125,37 @@ def more_work(subject: Subject) -> Finding:
     if not axes:
         return not_applicable(name, "the attack has no iterations, samples or restarts to change")
     steps = [(a, b) for points in axes.values() for (_, a), (_, b) in itertools.pairwise(points)]
-    verdict = worst([above(less, more, len(steps))[0] for less, more in steps])
+    status = worst([above(less, more, len(steps))[0] for less, more in steps])
     texts = [
         f"{key} " + ", ".join(f"x{factor:g} {percent(right(g).mean())}" for factor, g in points)
         for key, points in axes.items()
     ]
-    return Finding(name, "; ".join(texts), "no rise with more work", verdict, _count(subject), 0.0)
+    return Finding(name, "; ".join(texts), "accuracy does not rise with more work", status, _count(subject), 0.0)
 
 
-@audited("known noise", needs="attack")
+@audited("known noise", "an attacker who knows the noise that scores", needs="attack")
 def known_noise(subject: Subject) -> Finding:
-    """Check 10: an attacker who knows the noise of the one sample that scores leaves clearly less than one who does
-    not, and at most chance where every image is allowed: nothing is random then, as in the last step of the eps sweep.
+    """Compare an attacker who knows the noise of the one scoring sample with one who does not.
+
+    Known noise should leave clearly less. The defense is then deterministic, so accuracy above chance where every image
+    is allowed is a weakness of the attack, as in the eps sweep.
     """
     name, e = "known noise", subject.evaluation
     if subject.arm.attack.batch_bound:
-        return not_applicable(name, "a package does not say which image it asks about")
+        return not_applicable(name, "a package's attack does not name the image of a query")
     if not own(subject)[1].scored:
-        return not_applicable(name, "the defense draws no noise")
+        return not_applicable(name, "the defense uses no noise")
     fresh = other(subject, "fresh noise", votes=1, known_draws=False) if e.known_draws else own(subject)[0]
     known = other(subject, "known noise", votes=1, known_draws=True)
     difference, low, _ = paired(right(known), right(fresh))
     clear = low > 0 or not _over_chance(known)
     value = f"known noise {percent(right(known).mean())}, fresh noise {percent(right(fresh).mean())}"
-    verdict, notes = "PASS" if clear else "WARN", [f"{value}: {100 * difference:+.0f} points"]
+    status, notes = "PASS" if clear else "WARN", [f"{value}: {100 * difference:+.0f} points"]
     if (whole := _whole(subject)) is not None:
         unbounded, note = _unbounded(subject, whole, votes=1, known_draws=True)
-        verdict, notes = worst([verdict, unbounded]), [*notes, *note]
-    goal = "clearly below fresh noise" + (", at most chance unbounded" if whole is not None else "")
-    return Finding(name, "; ".join(notes), goal, verdict, f"{len(known.rows)} images, 1 sample", 0.0)
+        status, notes = worst([status, unbounded]), [*notes, *note]
+    goal = "clearly below fresh noise" + ("; at most chance unbounded" if whole is not None else "")
+    return Finding(name, "; ".join(notes), goal, status, f"{len(known.rows)} images, 1 sample", 0.0)
 
 
 def _count(subject: Subject) -> str:

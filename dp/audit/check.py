@@ -1,4 +1,4 @@
-"""One check of the audit: what is audited, what a check needs, and what it found."""
+"""A check of the audit: its subject, what it needs, and its finding."""
 
 import dataclasses
 import time
@@ -21,26 +21,28 @@ VERDICTS = ("PASS", "WARN", "FAIL", "INFO")
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found. PASS: as it should be; WARN: the number may be too high; FAIL: the number is wrong or the
-    evaluation broken; INFO: there is nothing to hold it against.
+    """The result of one check.
+
+    Its status is PASS: as it should be; WARN: the number may be too high; FAIL: the number is wrong or the evaluation
+    is broken; INFO: there is nothing to compare with, or the check does not apply.
     """
 
-    check: str  # its name, one or two words, as in a table
+    check: str  # the name of the check
     value: str  # what was measured
-    threshold: str  # what it was held against
-    verdict: str
-    count: str  # images, samples, iterations that went into it
+    threshold: str  # what the value should be
+    verdict: str  # the status
+    count: str  # the images, samples and iterations that were used
     seconds: float
-    curve: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of a picture: `x` and a series per name
+    curve: Mapping[str, Sequence[float]] = field(default_factory=dict)  # for a plot: `x`, and values by name
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is audited: a run's evaluation and what is claimed of it.
+    """The subject of an audit: the evaluation of a run and its caveats.
 
-    `images`: the few images that checks ask about, on the evaluation's device; `caveats`: what the run says of itself;
-    `quick`: the quick audit before a long job; `memo`: what one check computed at length and another needs, by name; a
-    changed copy starts without.
+    `images`: the few images that the checks use, on the evaluation's device. `caveats`: what the run declares.
+    `quick`: True for the quick audit before a long job. `memo`: results of one check that another needs, by name. A
+    copy with `dataclasses.replace` has an empty memo.
     """
 
     evaluation: Evaluation
@@ -51,62 +53,67 @@ class Subject:
 
     @property
     def arm(self) -> Arm:
-        """The defended arm: attacked, scored, attack."""
+        """The defended condition: attacked, scored, attack."""
         return self.evaluation.arms["defended"]
 
     @property
     def claims(self) -> tuple[Modes, ...]:
-        """The gradient modes that the run says it takes."""
+        """The gradients that the run declares, as tuples of gradient modes."""
         return self.caveats.gradients
 
     @property
     def exact(self) -> bool:
-        """False if an approximation inside the purification is part of its own gradient."""
+        """False if the defense's own gradient contains an approximation (a straight-through clamp)."""
         return not self.caveats.straight_through
 
     @property
     def declared(self) -> tuple[Difference, ...]:
-        """The differences between the attacked and the scored purifier that the summary lists."""
+        """The differences between the attacked and the scored purifier that the run declares."""
         return self.caveats.differences
 
     @property
     def claimed(self) -> list[tuple[str, ...]]:
-        """The claims without `values`, which is no gradient."""
+        """The declared gradients without `values`, which is none."""
         return [modes for modes in self.claims if modes != (VALUES,)]
 
     @property
     def claims_exact(self) -> bool:
-        """True if some part of the attack is said to take the scored defense's own gradient."""
+        """True if the run declares that a part of the attack takes the exact gradient of the scored defense."""
         return self.exact and () in self.claims
 
     def called(self, modes: tuple[str, ...]) -> str:
-        """A claim in one word."""
+        """The name of a declared gradient."""
         return mode_name(modes) if modes else "exact" if self.exact else "approximate"
 
     @property
     def claimed_names(self) -> str:
-        """All claims, for people."""
+        """The names of all declared gradients, separated by commas."""
         return ", ".join(sorted(map(self.called, self.claims)))
 
     @property
     def seed(self) -> int:
+        """The first seed of the run."""
         return self.evaluation.seeds[0]
 
 
 @dataclass(frozen=True)
 class Check:
-    """A check under the `name` that its findings bear. It is timed, and what it `needs` is seen to: an attack that asks
-    for a `gradient`, any `attack`, or `nothing`. Without it the check does not apply; where the attack asks for a
-    gradient and there is none, both kinds fail.
+    """A check of the audit. Call it with a subject; it returns its finding, with the seconds it took.
+
+    `sees`: what the check sees, in a few words. `needs`: an attack that takes a `gradient`, any `attack`, or `nothing`.
+    If the need is not met, the check does not apply. A check that needs a gradient or an attack fails if the attack
+    takes a gradient that does not reach the image.
     """
 
     name: str
+    sees: str
     needs: str
     of: Callable[[Subject], Finding]
 
     def __call__(self, subject: Subject) -> Finding:
-        began = time.perf_counter()
-        return dataclasses.replace(self._unmet(subject) or self.of(subject), seconds=time.perf_counter() - began)
+        start_time = time.perf_counter()
+        finding = self._unmet(subject) or self.of(subject)
+        return dataclasses.replace(finding, seconds=time.perf_counter() - start_time)
 
     def _unmet(self, subject: Subject) -> Finding | None:
         if self.needs == "nothing":
@@ -114,24 +121,24 @@ class Check:
         if subject.arm.attack.steps == 0:
             return not_applicable(self.name, "there is no attack")
         if self.needs == "gradient" and not subject.claimed:
-            return not_applicable(self.name, "the attack asks for no gradient")
-        broken = ", ".join(map(subject.called, unreachable(subject)))
-        return (
-            Finding(self.name, f"no gradient: {broken} is cut off", "one", "FAIL", "1 image", 0.0) if broken else None
-        )
+            return not_applicable(self.name, "the attack takes no gradient")
+        names = ", ".join(map(subject.called, unreachable(subject)))
+        value = f"no gradient: {names} does not reach the image"
+        return Finding(self.name, value, "a gradient", "FAIL", "1 image", 0.0) if names else None
 
 
-def audited(name: str, needs: str = "gradient") -> Callable[[Callable[[Subject], Finding]], Check]:
-    """Makes a `Check` of a function."""
-    return lambda check: Check(name, needs, check)
+def audited(name: str, sees: str, needs: str = "gradient") -> Callable[[Callable[[Subject], Finding]], Check]:
+    """A decorator that makes a `Check` of a function. See `Check` for the arguments."""
+    return lambda function: Check(name, sees, needs, function)
 
 
 def not_applicable(name: str, why: str) -> Finding:
+    """The finding of a check that does not apply. `why`: the reason, in words."""
     return Finding(name, f"does not apply: {why}", "-", "INFO", "-", 0.0)
 
 
 def unreachable(subject: Subject) -> list[tuple[str, ...]]:
-    """The claimed gradients that do not reach the image; found once."""
+    """The declared gradients that do not reach the image. They are computed once."""
     if subject.arm.attack.steps == 0:
         return []
     if "unreachable" not in subject.memo:
@@ -145,13 +152,16 @@ def unreachable(subject: Subject) -> list[tuple[str, ...]]:
 
 
 def differentiated(subject: Subject, modes: Sequence[str]) -> Defended:
-    """The defense that a claimed gradient is taken of. `Arm.attacked` has the threat model's gradient mode already."""
+    """The defense whose gradient the attack takes in these modes.
+
+    `Arm.attacked` already has the threat model's gradient mode.
+    """
     others = [mode for mode in modes if mode != subject.evaluation.threat.grad]
     return subject.arm.attacked.gradient_modes(others)
 
 
 def reaches(model: Defended, images: Subset, rng: Streams) -> bool:
-    """Whether the defense's logits hang on the image as far as autograd knows; where not, it answers with an error."""
+    """True if autograd finds a path from the defense's logits back to the image."""
     leaf = images.x[:1].detach().requires_grad_()
     logits = model(leaf, rng.select([0]))
     if not logits.requires_grad:
@@ -160,13 +170,15 @@ def reaches(model: Defended, images: Subset, rng: Streams) -> bool:
 
 
 def some(images: Subset, count: int) -> Subset:
+    """The first `count` images."""
     return images.select(slice(0, count))
 
 
 def streams(subject: Subject, images: Subset, stage: Stage) -> Streams:
-    """Noise of the audit's own."""
+    """The audit's own noise for one purpose, `stage`."""
     return Streams(images.ids, subject.seed, stage)
 
 
 def plural(count: int, what: str) -> str:
+    """A count with its noun, such as `1 image` or `2 images`."""
     return f"{count} {what}" + ("" if count == 1 else "s")

@@ -1,6 +1,4 @@
-"""Whether the attack does its work: its loss by iteration, AutoAttack's flags and the indicators of attack failure
-(checks 14 to 16).
-"""
+"""Checks that the attack works: its loss by iteration, AutoAttack's warnings, and the indicators of attack failure."""
 
 import sys
 from types import CodeType
@@ -15,34 +13,35 @@ from dp.audit.trajectory import RISING, Trajectory, again, beyond, loss_curves, 
 from dp.objectives import dlr
 from dp.subset import Subset
 
-FLAT = 0.02  # share of the first loss that an attack gains at least, if it does anything
-RANDOM = 1e-4  # spread of logits from which AutoAttack calls a defense random
-WALK = 1e-3  # step aside, in [0,1] units, after which a gradient should still point about the same way ...
-TURNED = 0.5  # ... by this cosine
-MISSING = (0.1, 0.5)  # share of gradients that are exactly zero: too many; most
+FLAT = 0.02  # an attack that works raises the loss by at least this share of its first value
+RANDOM = 1e-4  # spread of logits above which AutoAttack calls a defense random
+NEARBY = 1e-3  # distance per pixel, in [0,1] units, at which a gradient should still point the same way
+TURNED = 0.5  # a cosine below it means that the gradient has turned
+MISSING = (0.1, 0.5)  # shares of gradients that are exactly zero: above the first WARN, above the second FAIL
 
 
-@audited("loss", needs="attack")
+@audited("loss", "the loss by iteration", needs="attack")
 def loss(subject: Subject) -> Finding:
-    """Check 14. The attack runs on the few images, and samples that it has not used give the loss of its iterates (see
-    `loss_curves`). Still rising at the end: not converged. Flat from the start, but for noise or a share of `FLAT`:
-    masked, unless all images are broken there.
+    """Measure the loss of the attack's iterates (see `loss_curves`) with samples that the attack has not used.
+
+    If the loss still rises at the end, the attack has not converged. If it is flat from the start, beyond noise and a
+    share of `FLAT`, the gradient is masked, unless all images are broken at the start.
     """
     if subject.arm.attack.batch_bound:
-        return not_applicable("loss", "a package runs as one step")
+        return not_applicable("loss", "a package's attack runs as one step")
     path = trajectory(subject)
     current, best = loss_curves(path)
     rising, gain = unfinished(path)
     start, rise = float(current[0].mean()), best[-1] - current[0]
-    value = f"{start:.2f} -> {float(best[-1].mean()):.2f}, last fifth +{gain:.2g}"
+    value = f"{start:.2f} -> {float(best[-1].mean()):.2f}, of which +{gain:.2g} in the last fifth"
     if float(path.moved.max()) == 0:
-        value, verdict = f"{value}: the attack never moves", "FAIL"
+        value, status = f"{value}: the attack never moves", "FAIL"
     elif start < 0 and not (beyond(rise) and float(rise.mean()) > -FLAT * start):
-        value, verdict = f"{value}: flat from the start, masked", "WARN"
+        value, status = f"{value}: flat from the start, masked", "WARN"
     elif rising:
-        value, verdict = f"{value}: still rising, not converged", "WARN"
+        value, status = f"{value}: still rising, not converged", "WARN"
     else:
-        verdict = "PASS"
+        status = "PASS"
     wrong = (path.margins > 0).double().mean(dim=(1, 2))
     curve = {
         "x": path.steps,
@@ -50,19 +49,21 @@ def loss(subject: Subject) -> Finding:
         "best": best.mean(dim=1).tolist(),
         "wrong": wrong.tolist(),
     }
-    threshold = f"last fifth <= {RISING:g} of the rise"
-    return Finding("loss", value, threshold, verdict, _count(path), 0.0, curve)
+    threshold = f"at most {RISING:g} of the rise in the last fifth"
+    return Finding("loss", value, threshold, status, _count(path), 0.0, curve)
 
 
 def _count(path: Trajectory) -> str:
     return f"{len(path.x_adv)} images, {path.steps[-1]} steps, {len(path.returned)} samples"
 
 
-@audited("flags", needs="nothing")
+@audited("flags", "the warnings of AutoAttack", needs="nothing")
 def flags(subject: Subject) -> Finding:
-    """Check 15. What AutoAttack warns of (Croce and Hein 2020): a random defense and no expectation over samples;
-    probabilities in place of logits; gradients of the difference of logits ratio that are zero; gradients taken inside
-    the forward pass; too few classes for it. Whether Square beats it is for the black-box check.
+    """Repeat the warnings of AutoAttack (Croce and Hein 2020).
+
+    They are: a random defense and only one sample per gradient; probabilities in place of logits; zero gradients of the
+    difference of logits ratio; gradients taken inside the forward pass; too few classes for a loss. Its last warning,
+    that Square is stronger, belongs to the black-box check.
     """
     images, scored, attack = some(subject.images, 8), subject.arm.scored, subject.arm.attack
     with torch.no_grad():
@@ -71,9 +72,9 @@ def flags(subject: Subject) -> Finding:
     broken, doubtful = [], []
     if bool((logits >= 0).all()) and bool(((logits.sum(dim=2) - 1).abs() < 1e-3).all()):
         broken.append("probabilities instead of logits")
-    random = float((logits - logits[:1]).abs().max()) > RANDOM and not subject.evaluation.known_draws
-    if random and attack.steps and attack.samples == 1:
-        doubtful.append("random output, EOT 1")
+    is_random = float((logits - logits[:1]).abs().max()) > RANDOM and not subject.evaluation.known_draws
+    if is_random and attack.steps and attack.samples == 1:
+        doubtful.append("random output and EOT 1")
     needed = max([probe.attack.least_classes for probe in gradient_probes(subject)], default=2)
     broken += [f"{classes} classes for a loss that needs {needed}"] if classes < needed else []
     if _differentiates(subject, images):
@@ -86,15 +87,15 @@ def flags(subject: Subject) -> Finding:
             streams(subject, images, Stage.FLAGS),
         )
         _, grad = model.loss_gradient(images.x, images.y, rng, 1, dlr)
-        none = int((grad.flatten(1).abs().amax(dim=1) == 0).sum())
-        doubtful += [f"zero DLR gradient on {none} images"] if none else []
-    verdict = "FAIL" if broken else "WARN" if doubtful else "PASS"
+        zero = int((grad.flatten(1).abs().amax(dim=1) == 0).sum())
+        doubtful += [f"zero DLR gradient on {zero} images"] if zero else []
+    status = "FAIL" if broken else "WARN" if doubtful else "PASS"
     value = ", ".join(broken + doubtful) or "none"
-    return Finding("flags", value, "none", verdict, f"{len(images.ids)} images, 5 samples", 0.0)
+    return Finding("flags", value, "none", status, f"{len(images.ids)} images, 5 samples", 0.0)
 
 
 def _differentiates(subject: Subject, images: Subset) -> bool:
-    """Whether one forward pass, without a graph, asks autograd for gradients."""
+    """True if one forward pass, without a graph, calls autograd for gradients."""
     called: set[CodeType] = set()
     before = sys.getprofile()
     sys.setprofile(lambda frame, event, arg: called.add(frame.f_code) if event == "call" else None)
@@ -106,19 +107,21 @@ def _differentiates(subject: Subject, images: Subset) -> bool:
     return bool(called & {torch.autograd.grad.__code__, torch.autograd.backward.__code__})
 
 
-@audited("indicators", needs="attack")
+@audited("indicators", "indicators of attack failure (Pintor et al. 2022)", needs="attack")
 def indicators(subject: Subject) -> Finding:
-    """Check 16. Indicators of attack failure, after Pintor et al. (2022, arXiv 2106.09947): gradients that are exactly
-    zero; gradients that turn within `WALK` of a point while the noise stands still; an iterate that was worse for the
-    defense than what was returned; optimization broken off; success on the attacked defense that the scored one does
-    not share. All but the second come from the attack's trajectory, with samples that it has not used.
+    """Compute indicators of attack failure, after Pintor et al. (2022, arXiv 2106.09947).
+
+    They are: gradients that are exactly zero; gradients that turn within `NEARBY` of a point under the same noise; an
+    iterate that was worse for the defense than the returned point; an optimization that stopped too early; success on
+    the attacked defense that the scored one does not share. All but the second come from the attack's trajectory, with
+    samples that the attack has not used.
     """
     if subject.arm.attack.batch_bound:
-        return not_applicable("indicators", "a package runs as one step")
+        return not_applicable("indicators", "a package's attack runs as one step")
     path = trajectory(subject)
     silent = (path.best > 0).double().mean(dim=1) - (path.returned > 0).double().mean(dim=1)  # (R,)
-    turn, transfer = _same_way(subject), _transfer_loss(subject, path)
-    zero = float(path.zero.nan_to_num().mean())  # 0 where it asks for none
+    turn, transfer = _cosine_nearby(subject), _transfer_loss(subject, path)
+    zero = float(path.zero.nan_to_num().mean())  # 0 if the attack takes no gradient
     holds = {
         "unavailable gradients": zero > MISSING[0],
         "noisy gradients": turn is not None and turn < TURNED,
@@ -128,18 +131,19 @@ def indicators(subject: Subject) -> Finding:
     }
     shares = [
         f"zero gradients {zero:.2f}",
-        f"cosine aside {'-' if turn is None else f'{turn:.2f}'}",
-        f"missed {float(silent.mean()):.2f}",
+        f"cosine nearby {'-' if turn is None else f'{turn:.2f}'}",
+        f"missed successes {float(silent.mean()):.2f}",
     ]
     named = ", ".join(name for name, yes in holds.items() if yes) or "none"
-    verdict = "FAIL" if zero > MISSING[1] else "WARN" if any(holds.values()) else "PASS"
+    status = "FAIL" if zero > MISSING[1] else "WARN" if any(holds.values()) else "PASS"
     curve = {"x": list(range(len(holds))), "holds": [float(yes) for yes in holds.values()]}
-    return Finding("indicators", f"{named} ({', '.join(shares)})", "none", verdict, _count(path), 0.0, curve)
+    return Finding("indicators", f"{named} ({', '.join(shares)})", "none", status, _count(path), 0.0, curve)
 
 
-def _same_way(subject: Subject) -> float | None:
-    """Mean cosine between the first gradient asked for and the same a step aside, the noise the same; over the images
-    that have one. None where no part asks or no image has one.
+def _cosine_nearby(subject: Subject) -> float | None:
+    """Mean cosine between the attack's first gradient and the gradient at a nearby point, with the same noise.
+
+    The mean is over images with a gradient that is not zero. None if there is none.
     """
     if not gradient_probes(subject):
         return None
@@ -149,18 +153,19 @@ def _same_way(subject: Subject) -> float | None:
     if query is None:
         return None
     model = queried(probe, query)
-    aside = torch.where(rng.draw(1).uniform_like(query.x) < 0.5, -WALK, WALK).to(query.x)
+    offset = torch.where(rng.draw(1).uniform_like(query.x) < 0.5, -NEARBY, NEARBY).to(query.x)
     first, second = (
         model.loss_gradient(x, images.y, rng.draw(2), 1, query.loss, query.auxiliary)[1]
-        for x in (query.x, query.x + aside)
+        for x in (query.x, query.x + offset)
     )
     some_gradient = first.flatten(1).abs().amax(dim=1) > 0
     return float(cosine(first, second)[some_gradient].mean()) if bool(some_gradient.any()) else None
 
 
 def _transfer_loss(subject: Subject, path: Trajectory) -> Tensor | None:
-    """(R,) by sample: the share of images that are broken in the weakest approximate gradient mode, less that on the
-    scored defense; None for exact gradients.
+    """(R,): for each sample, the share of wrong images on the attacked defense minus that on the scored defense.
+
+    Of several approximate gradient modes, the one with the largest share counts. None for exact gradients.
     """
     if not subject.claimed or subject.claims_exact:
         return None

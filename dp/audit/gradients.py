@@ -1,4 +1,4 @@
-"""Whether the attack's gradient is the scored defense's derivative, and good enough to go along (checks 1 to 4)."""
+"""Checks of the gradient: is it the derivative of the scored defense, and is it precise enough for an attack?"""
 
 import copy
 from collections.abc import Iterator
@@ -17,21 +17,20 @@ from dp.objectives import margin
 from dp.rng import cat_draws
 from dp.subset import Subset
 
-SWEEP = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)  # lengths of the differences, of directions of length 1
+SWEEP = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)  # lengths h of the differences, for directions of length 1
 DERIVATIVE = 1e-3  # largest relative error of an exact gradient
-GOOD = 0.9  # split-half cosine of a mean gradient that is worth its steps ...
-NOISE = 0.1  # ... and one below which it is all but noise
+GOOD = 0.9  # a mean gradient is good if its split-half cosine is above this
+NOISE = 0.1  # below this it is almost only noise
 
 
-@audited("derivative")
+@audited("derivative", "the attack's gradient against central differences of the scored defense's loss")
 def derivative(subject: Subject) -> Finding:
-    """Check 1. The gradient that the attack is given against central differences of the scored defense's loss, the
-    margin, in float64 with the same noise; the point is random noise of the threat model around the image, kept off
-    the box's ends.
+    """Compare the attack's gradient with central differences of the scored defense's loss, the margin.
 
-    A mask or a clamp has kinks, which spoil a difference that straddles one: the error of a direction is the best over
-    lengths h, that of an image the median over directions, and the verdict goes by the worst image. Only a gradient
-    that is claimed to be exact can fail, or one that is zero everywhere, which no difference could contradict.
+    Both are in float64 and use the same noise. The point is a random point of the threat model, at least .01 inside the
+    box. A mask or a clamp has kinks, and a difference across a kink is wrong. So the error of a direction is the
+    smallest over the lengths h, the error of an image is the median over directions, and the worst image decides. Only
+    a gradient that is declared exact can fail, or one that is zero everywhere.
     """
     images = some(subject.images, 2 if subject.quick else 4)
     exact = subject.claims_exact
@@ -41,17 +40,17 @@ def derivative(subject: Subject) -> Finding:
     zero = int(torch.stack(silent).any(dim=0).sum())
     best = torch.stack([e.amin(dim=0) for e in errors])  # (N,V,B)
     worst = float(best.median(dim=1).values.amax())
-    value = f"relative error {worst:.1e}" + (f", largest of a direction {float(best.amax()):.1e}" if exact else "")
+    value = f"relative error {worst:.1e}" + (f", of the worst direction {float(best.amax()):.1e}" if exact else "")
     wrong = worst > DERIVATIVE
-    verdict = "FAIL" if wrong and exact else "WARN" if wrong else "PASS"
+    status = "FAIL" if wrong and exact else "WARN" if wrong else "PASS"
     if not exact:
         value = f"approximation ({', '.join(names)}): {value}"
     if zero:
-        value, verdict = f"zero gradient on {plural(zero, 'image')}; {value}", "FAIL"
+        value, status = f"zero gradient on {plural(zero, 'image')}; {value}", "FAIL"
     sweep = _sweep(subject)
     curve = {"x": sweep, **{n: e.flatten(1).median(dim=1).values.tolist() for n, e in zip(names, errors, strict=True)}}
     count = f"{len(images.ids)} images, {plural(best.shape[1], 'direction')}, {len(sweep)} lengths"
-    return Finding("derivative", value, f"<= {DERIVATIVE:g}", verdict, count, 0.0, curve)
+    return Finding("derivative", value, f"<= {DERIVATIVE:g}", status, count, 0.0, curve)
 
 
 def _sweep(subject: Subject) -> tuple[float, ...]:
@@ -59,41 +58,43 @@ def _sweep(subject: Subject) -> tuple[float, ...]:
 
 
 def _differences(subject: Subject, images: Subset, modes: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """(H,V,B) relative errors by length, direction and image; directions are random, and the gradient's signs last.
-    And (B,) whether the gradient is zero.
+    """The relative errors (H,V,B) by length, direction and image, and (B,) True if the gradient is zero.
+
+    The directions are random, and the last one is the sign of the gradient.
     """
-    given, scored = copy.deepcopy((differentiated(subject, modes), subject.arm.scored))  # one copy where they are one
-    given, scored, samples = given.double(), scored.double(), 1 if subject.quick else 2
+    # One deepcopy of both, so that networks that they share stay shared.
+    attacked, scored = copy.deepcopy((differentiated(subject, modes), subject.arm.scored))
+    attacked, scored, samples = attacked.double(), scored.double(), 1 if subject.quick else 2
     noise, rng = streams(subject, images, Stage.DIRECTIONS), streams(subject, images, Stage.DERIVATIVE)
     x = subject.evaluation.threat.noise(images.x, noise.draw(0)).double().clamp(0.01, 0.99)
-    _, gradient = given.loss_gradient(x, images.y, rng, samples, margin)
-    ways = [noise.draw(1 + k).randn_like(x) for k in range(3 if subject.quick else 8)] + [gradient.sign()]
+    _, gradient = attacked.loss_gradient(x, images.y, rng, samples, margin)
+    directions = [noise.draw(1 + k).randn_like(x) for k in range(3 if subject.quick else 8)] + [gradient.sign()]
 
     def value(at: Tensor) -> Tensor:
         with torch.no_grad():
             return scored.loss(at, images.y, rng, samples, margin)
 
     errors = []
-    for way in ways:
-        v = way / way.flatten(1).norm(dim=1).clamp(min=SMALLEST).view(-1, 1, 1, 1)
+    for direction in directions:
+        v = direction / direction.flatten(1).norm(dim=1).clamp(min=SMALLEST).view(-1, 1, 1, 1)
         slope = (gradient * v).flatten(1).sum(dim=1)  # (B,)
         quotients = torch.stack([(value(x + h * v) - value(x - h * v)) / (2 * h) for h in _sweep(subject)])  # (H,B)
         errors.append((quotients - slope).abs() / torch.maximum(quotients.abs(), slope.abs()).clamp(min=SMALLEST))
     return torch.stack(errors, dim=1), gradient.flatten(1).abs().amax(dim=1) == 0
 
 
-@audited("recompute")
+@audited("recompute", "losses and gradients with and without activation checkpointing")
 def recompute(subject: Subject) -> Finding:
-    """Check 2. Losses and gradients with the networks' activations recomputed are those with all of them stored, bit
-    for bit; noise drawn inside a network is drawn anew when that is recomputed.
+    """Compare losses and gradients with activation checkpointing and with stored activations, bit for bit.
 
-    Where a run recomputes because it must, one that keeps as many calls as its memory holds stands in for storing.
+    They differ if a network draws noise itself, because it then draws other noise when it is recomputed. If a run must
+    recompute for lack of memory, the comparison stores the activations of as many calls as fit.
     """
     model = subject.arm.attacked
     if model.denoiser is None or model.bpda:
         return not_applicable("recompute", "no gradient passes a network of the purification")
     images = some(subject.images, 2)
-    rng, answers = streams(subject, images, Stage.RECOMPUTE), []
+    rng, results = streams(subject, images, Stage.RECOMPUTE), []
     at_once = subject.evaluation.lanes * model.draws_per_call // len(images.ids)
     keep = model.denoiser.recompute.keep * max(1, at_once)
     store = model.denoiser.memory == "store"
@@ -101,17 +102,19 @@ def recompute(subject: Subject) -> Finding:
         return not_applicable("recompute", "no call fits in memory to compare with")
     for memory, newest in ((model.denoiser.memory, keep), ("recompute", 1)):
         with _remembering(model.denoiser, memory, newest):
-            answers.append(model.loss_gradient(images.x, images.y, rng, 1, margin))
+            results.append(model.loss_gradient(images.x, images.y, rng, 1, margin))
     if model.nfe == 0:
         return not_applicable("recompute", "no purification")
-    apart = [float((a - b).abs().max()) for a, b in zip(*answers, strict=True)]
-    value = "the same bits" if not any(apart) else f"loss differs by {apart[0]:.1e}, gradient by {apart[1]:.1e}"
-    verdict, how = "FAIL" if any(apart) else "PASS", "stored" if store else f"newest {keep} of {model.nfe} calls stored"
-    return Finding("recompute", f"{value} ({how})", "0", verdict, f"{len(images.ids)} images, 1 sample", 0.0)
+    errors = [float((a - b).abs().max()) for a, b in zip(*results, strict=True)]
+    value = "equal bit for bit" if not any(errors) else f"loss differs by {errors[0]:.1e}, gradient by {errors[1]:.1e}"
+    status = "FAIL" if any(errors) else "PASS"
+    how = "activations stored" if store else f"newest {keep} of {model.nfe} calls stored"
+    return Finding("recompute", f"{value} ({how})", "equal", status, f"{len(images.ids)} images, 1 sample", 0.0)
 
 
 @contextmanager
 def _remembering(denoiser: Denoiser, memory: str, keep: int) -> Iterator[None]:
+    """Within it, the denoiser has another memory mode and keeps the activations of `keep` calls."""
     before = denoiser.memory, denoiser.recompute.keep
     denoiser.memory, denoiser.recompute.keep = memory, keep
     try:
@@ -120,10 +123,11 @@ def _remembering(denoiser: Denoiser, memory: str, keep: int) -> Iterator[None]:
         denoiser.memory, denoiser.recompute.keep = before
 
 
-@audited("methods")
+@audited("methods", "every gradient mode of the defense against the exact one")
 def methods(subject: Subject) -> Finding:
-    """Check 3. The gradients of all gradient modes that this defense has beside its own, with the same noise: mean
-    cosine over images, share of pixels with the same sign, and ratio of lengths.
+    """Compare the gradients of all other gradient modes with the defense's own gradient, with the same noise.
+
+    The value gives the mean cosine over images, the share of pixels with the same sign, and the ratio of the lengths.
     """
     scored, images = subject.arm.scored, some(subject.images, 8)
     names = [] if scored.undefended else [*scored.variants, "bpda", "blind"]
@@ -133,13 +137,13 @@ def methods(subject: Subject) -> Finding:
     if not modes:
         return not_applicable("methods", "no purification, so no other gradient")
     rng, samples = streams(subject, images, Stage.METHODS), 1 if subject.quick else 4
-    own = scored.loss_gradient(images.x, images.y, rng, samples, margin)[1]
+    exact = scored.loss_gradient(images.x, images.y, rng, samples, margin)[1]
     lines, cosines = [], []
     for name, model in modes.items():
         other = model.loss_gradient(images.x, images.y, rng, samples, margin)[1]
-        cosines.append(float(cosine(own, other).mean()))
-        signs = float((own.sign() == other.sign()).float().mean())
-        lengths = [g.flatten(1).norm(dim=1) for g in (other, own)]
+        cosines.append(float(cosine(exact, other).mean()))
+        signs = float((exact.sign() == other.sign()).float().mean())
+        lengths = [g.flatten(1).norm(dim=1) for g in (other, exact)]
         ratio = float((lengths[0] / lengths[1].clamp(min=SMALLEST)).median())
         lines.append(f"{name} {cosines[-1]:.2f}/{signs:.2f}/{ratio:.2g}")
     value = f"cosine/same signs/length: {', '.join(lines)}"
@@ -147,24 +151,24 @@ def methods(subject: Subject) -> Finding:
     return Finding("methods", value, "-", "INFO", f"{len(images.ids)} images, {plural(samples, 'sample')}", 0.0, curve)
 
 
-@audited("EOT")
+@audited("EOT", "whether the attack's samples are enough for a useful gradient")
 def expectation(subject: Subject) -> Finding:
-    """Check 4. Cosine between the mean gradients of two disjoint sets of N samples, at the first point and of the loss
-    that the attack asks about; fails where the attack's own N leaves all but noise beyond doubt.
+    """Measure the cosine between the mean gradients of two disjoint sets of N samples.
 
-    Beyond the N that were tried it is what signal and noise of the largest predict. Of several attacks
-    the `main` one counts.
+    It uses the first point and the loss of the attack; of several attacks, the `main` one. For an N above the largest
+    tried, the cosine is predicted from the signal and the noise at the largest. The check fails if the gradient of the
+    attack's own N is almost only noise, beyond doubt.
     """
     probes = gradient_probes(subject)
     if not probes or subject.evaluation.known_draws:
-        why = "the attack knows the samples that score" if probes else "a package asks for its gradients in its own way"
+        why = "the attack knows the samples that score" if probes else "a package takes its gradients in its own way"
         return not_applicable("EOT", why)
     images = some(subject.images, 4)
     probe = main(probes)
     query, _ = one_step(probe, images, subject.evaluation.threat, streams(subject, images, Stage.EOT))
     most = 8 if subject.quick else 128
     if query is None:
-        return not_applicable("EOT", f"the first step of {probe.name} asks for no gradient")
+        return not_applicable("EOT", f"the first step of {probe.name} takes no gradient")
     gradients = _samples(subject, probe, images, query, 2 * most)  # (2 most,B,D)
     sizes = [2**k for k in range(most.bit_length())]
     curve = [float(_split_half(gradients, n).mean()) for n in sizes]
@@ -172,16 +176,19 @@ def expectation(subject: Subject) -> Finding:
     n = probe.attack.samples
     split = _split_half(gradients, min(n, most))
     doubt = 2 * float(split.std()) / len(split) ** 0.5 if len(split) > 1 else 1.0
-    at, top = (_predicted(float(split.mean()) + more, max(1.0, n / most)) for more in (0.0, doubt))
-    good = f"first above {GOOD:g} at {enough}" if enough else f"none of up to {most} samples above {GOOD:g}"
-    value = f"{at:.2f} at {probe.name}'s {plural(n, 'sample')}{'' if n <= most else ' (predicted)'}; {good}"
-    verdict = "FAIL" if top < NOISE else "WARN" if at <= GOOD else "PASS"
+    at_n, at_most = (_predicted(float(split.mean()) + more, max(1.0, n / most)) for more in (0.0, doubt))
+    good = f"above {GOOD:g} from {enough} on" if enough else f"not above {GOOD:g} with up to {most} samples"
+    value = f"{at_n:.2f} at {probe.name}'s {plural(n, 'sample')}{'' if n <= most else ' (predicted)'}; {good}"
+    status = "FAIL" if at_most < NOISE else "WARN" if at_n <= GOOD else "PASS"
     count = f"{len(images.ids)} images, {2 * most} samples"
-    return Finding("EOT", value, f"> {GOOD:g}", verdict, count, 0.0, {"x": sizes, "cosine": curve})
+    return Finding("EOT", value, f"> {GOOD:g}", status, count, 0.0, {"x": sizes, "cosine": curve})
 
 
 def _samples(subject: Subject, probe: Probe, images: Subset, query: Query, samples: int) -> Tensor:
-    """(samples,B,D) float32: the gradient of the query by single samples, in calls no larger than the run's own."""
+    """(samples,B,D) float32: the gradients of single samples, for the loss and point of a query.
+
+    The calls are no larger than those of the run.
+    """
     pack = max(1, min(samples, probe.model.draws_per_call * subject.evaluation.lanes // len(images.ids)))
     model, rng, gradients = queried(probe, query), streams(subject, images, Stage.EOT_SAMPLES), []
     for first in range(0, samples, pack):
@@ -193,14 +200,17 @@ def _samples(subject: Subject, probe: Probe, images: Subset, query: Query, sampl
 
 
 def _split_half(gradients: Tensor, n: int) -> Tensor:
-    """Cosines between means of n samples: of every image, in as many disjoint pairs of means as there are."""
+    """Cosines between mean gradients of n samples, for every image and every disjoint pair of means."""
     pairs = len(gradients) // (2 * n)
     means = gradients[: 2 * n * pairs].unflatten(0, (2 * pairs, n)).mean(dim=1)  # (2 pairs,B,D)
     return cosine(means[::2].flatten(0, 1), means[1::2].flatten(0, 1))
 
 
 def _predicted(split: float, times: float) -> float:
-    """The cosine with `times` as many samples as gave `split`: r / (1 + r) for a signal of r times the noise."""
+    """The cosine with `times` as many samples as those that gave the cosine `split`.
+
+    It is r / (1 + r), where r is the ratio of signal to noise.
+    """
     rate = times * split / max(1 - split, 1e-9)
     return split if times == 1 else max(0.0, rate / (1 + rate))
 

@@ -1,4 +1,4 @@
-"""What an attack asks of a defense: its parts that take gradients, and the queries of one of their steps."""
+"""Probes: the parts of an attack that take gradients, and the gradient that one of their steps takes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from dp.rng import Streams
 from dp.subset import Subset
 from dp.threat_models.ball import ThreatModel
 
-SMALLEST = 1e-30  # below it a length counts as zero
+SMALLEST = 1e-30  # a length below it counts as zero
 
 
 class Probe(NamedTuple):
@@ -27,7 +27,7 @@ class Probe(NamedTuple):
 
 
 class Recorder(Wrapped):
-    """A defense that notes every gradient it is asked for; its gradient modes note in the same list."""
+    """A defense that records every gradient that is taken of it, in `log`. Its gradient modes share this list."""
 
     def __init__(self, model: Defense, modes: tuple[str, ...] = (), log: list[Query] | None = None):
         super().__init__(model)
@@ -35,14 +35,16 @@ class Recorder(Wrapped):
         self.log: list[Query] = [] if log is None else log
 
     def around(self, model: Defense, name: str) -> "Recorder":
+        """A recorder of the gradient mode `name`, with the same list."""
         return Recorder(model, (*self.modes, name), self.log)
 
     def answered(self, query: Query) -> None:
+        """Record a query, with the gradient modes of this defense."""
         self.log.append(query._replace(modes=self.modes))
 
 
 def gradient_probes(subject: Subject) -> list[Probe]:
-    """The parts of the attack that take gradients; a package, which asks in its own ways, is none."""
+    """The parts of the attack that take gradients. A package's attack is left out, because it runs as one step."""
     return [
         Probe(name or type(attack).__name__, attack, modes, subject.arm.attacked.gradient_modes(modes))
         for name, attack, modes in subject.arm.attack.parts()
@@ -51,7 +53,7 @@ def gradient_probes(subject: Subject) -> list[Probe]:
 
 
 def one_step(probe: Probe, images: Subset, threat: ThreatModel, rng: Streams) -> tuple[Query | None, Tensor]:
-    """The last gradient that the probe's first step asks for, if any, and where the step leads, (B,C,H,W)."""
+    """The last gradient in the first step of a probe, or None, and the point after this step, (B,C,H,W)."""
     model = Recorder(probe.model)
     state = probe.attack.start(model, images.x, images.y, threat, rng.draw(0))
     model.log.clear()
@@ -60,16 +62,16 @@ def one_step(probe: Probe, images: Subset, threat: ThreatModel, rng: Streams) ->
 
 
 def main(probes: Sequence[Probe]) -> Probe:
-    """The probe with most samples among those on the attacked defense itself, or, if none is, among all."""
+    """The probe with the most samples, among those that differentiate the attacked defense itself if there are any."""
     return max([probe for probe in probes if not probe.modes] or probes, key=lambda probe: probe.attack.samples)
 
 
 def queried(probe: Probe, query: Query) -> Defended:
-    """The defense that the query was put to."""
+    """The defense that answered the query, in its gradient mode."""
     return probe.model.gradient_modes(query.modes)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """(B,) float64 between images of (B,...), 0 where one of them is zero."""
+    """The cosine of each pair of images, (B,) float64, for a and b of shape (B,...). It is 0 if an image is zero."""
     a, b = a.flatten(1).double(), b.flatten(1).double()
     return (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=SMALLEST)

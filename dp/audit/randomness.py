@@ -1,6 +1,4 @@
-"""Randomness and decisions: each sample its own, none shared between attack and score, images normalized once
-(checks 17, 18).
-"""
+"""Checks of randomness and decisions: samples have noise of their own, and images are normalized once."""
 
 import torch
 from torch import Tensor, nn
@@ -15,48 +13,50 @@ from dp.evaluation.caveats import differences, gradients
 from dp.rng import Streams
 from dp.statistics.intervals import paired, wilson
 
-GAP = 0.02  # of clean accuracy between the attacked and the scored defense
-TIES = 0.1  # share of votes that a count alone leaves tied
-CLOSE = 1e-3  # of what other noise changes, for the same image in another batch
+GAP = 0.02  # allowed difference of clean accuracy between the attacked and the scored defense
+TIES = 0.1  # allowed share of tied votes
+CLOSE = 1e-3  # an image may change so much in another batch, relative to its change under other noise
 SAMPLES = 3
 
 
-@audited("randomness", needs="nothing")
+@audited("randomness", "keys, noise and independence of the batch", needs="nothing")
 def randomness(subject: Subject) -> Finding:
-    """Check 17: the same key gives the same bits, another key other noise, whatever the batch; the EOT copies of an
-    image differ; no noise that attacks or selects also scores.
+    """Check the noise of the defense.
+
+    The same key must give the same bits, and another key other noise, whatever the batch. The copies of an image in one
+    gradient must have noise of their own. No noise of the attack or the selection may also score.
     """
     faults, notes = _purification(subject)
     more = [*_eot(subject), *_shared(subject)]
     order = _order(subject)
-    verdict = worst(["PASS", *["FAIL" for _ in [*faults, *more]], *["WARN" for _ in [*notes, *order]]])
-    value = "; ".join([*faults, *more, *notes, *order]) or "each sample its own, whatever the batch"
+    status = worst(["PASS", *["FAIL" for _ in [*faults, *more]], *["WARN" for _ in [*notes, *order]]])
+    value = "; ".join([*faults, *more, *notes, *order]) or "each sample has its own noise, whatever the batch"
     count = f"{len(subject.images.ids)} images, {SAMPLES} samples"
-    return Finding("randomness", value, "no mismatch", verdict, count, 0.0)
+    return Finding("randomness", value, "no mismatch", status, count, 0.0)
 
 
 def _purification(subject: Subject) -> tuple[list[str], list[str]]:
-    """Faults and doubts about the scored purification itself."""
+    """Faults and doubts of the scored purification itself."""
     ids, x, used = subject.images.ids.tolist(), subject.images.x, [False]
 
-    def see(rng: Streams, x_hat: Tensor) -> None:
+    def record(rng: Streams, x_hat: Tensor) -> None:
         used[0] |= rng.used
 
-    scored = watched(subject.arm.scored, see)
+    scored = watched(subject.arm.scored, record)
 
-    def ask(index: list[int], seed: int = subject.seed) -> Tensor:
+    def purified(index: list[int], seed: int = subject.seed) -> Tensor:
         return scored.purified(x[index], Streams([ids[k] for k in index], seed, Stage.NOISE), SAMPLES)
 
     every = list(range(len(ids)))
-    first, again = ask(every), ask(every)
+    first, again = purified(every), purified(every)
     faults, notes = ([] if torch.equal(first, again) else ["the same key gives other bits"]), []
     if not used[0]:
         return faults, notes
-    unlike = (first - ask(every, subject.seed + 1)).abs().flatten(2).mean(dim=2)  # (samples,B)
-    if bool((unlike == 0).any()):
+    change = (first - purified(every, subject.seed + 1)).abs().flatten(2).mean(dim=2)  # (samples,B)
+    if bool((change == 0).any()):
         faults.append("another key gives the same noise")
-    turned, alone = ask(every[::-1]).flip(1), ask(every[:1])
-    scale = float(unlike.mean())
+    turned, alone = purified(every[::-1]).flip(1), purified(every[:1])
+    scale = float(change.mean())
     moved = [float((a - b).abs().flatten(2).mean(dim=2).median()) for a, b in ((turned, first), (alone, first[:, :1]))]
     for what, far in zip(("order", "batch"), moved, strict=True):
         if far > CLOSE * scale:
@@ -67,25 +67,25 @@ def _purification(subject: Subject) -> tuple[list[str], list[str]]:
 
 
 def _eot(subject: Subject) -> list[str]:
-    """Whether copies of one image in one gradient share their noise."""
+    """A fault if the copies of an image in one gradient share their noise."""
     images, purified, used = subject.images, [], [False]
     if gradients(subject.arm.attack, FULL) == ((VALUES,),):
         return []
 
-    def see(rng: Streams, x_hat: Tensor) -> None:
+    def record(rng: Streams, x_hat: Tensor) -> None:
         purified.append(x_hat.unflatten(0, (-1, len(images.ids))))
         used[0] |= rng.used
 
     rng = Streams(images.ids, subject.seed, Stage.EOT)
-    watched(subject.arm.attacked, see).loss_gradient(images.x, images.y, rng, SAMPLES)
+    watched(subject.arm.attacked, record).loss_gradient(images.x, images.y, rng, SAMPLES)
     copies = torch.cat(purified)  # (samples,B,...)
-    alike = [bool((copies[a] == copies[b]).all()) for a in range(len(copies)) for b in range(a)]
-    return ["the EOT copies of an image share their noise"] if used[0] and any(alike) else []
+    equal = [bool((copies[a] == copies[b]).all()) for a in range(len(copies)) for b in range(a)]
+    return ["the EOT copies of an image share their noise"] if used[0] and any(equal) else []
 
 
 def _shared(subject: Subject) -> list[str]:
-    """Whether noise that attacked or selected also scored."""
-    if not subject.arm.attack.steps or subject.evaluation.known_draws:  # known noise is told elsewhere
+    """A fault if noise of the attack or the selection also scored."""
+    if not subject.arm.attack.steps or subject.evaluation.known_draws:  # DW-box: the noise is shared on purpose
         return []
     log = own(subject)[1]
     both = len(log.used & log.scored)
@@ -93,34 +93,35 @@ def _shared(subject: Subject) -> list[str]:
 
 
 def _order(subject: Subject) -> list[str]:
-    """Whether a short attack gives other images in another order."""
+    """A doubt if a short attack gives other images when their order is reversed."""
     attack, images = subject.arm.attack, subject.images
     if not attack.steps or attack.batch_bound:
-        return ["rows depend on the batch: a package's attack"] if attack.steps else []
+        return ["rows depend on the batch: the attack is a package's"] if attack.steps else []
     half = images.select(slice(None, 4))
     short = attack.with_budget(iterations=lambda n: 1)
     turned = half.select(torch.arange(len(half.ids) - 1, -1, -1))
-    there, back = (
+    first, second = (
         other(subject, name, short, subset=part, lanes=len(half.ids)).x_adv
-        for name, part in (("there", half), ("back", turned))
+        for name, part in (("order", half), ("order reversed", turned))
     )
-    differ = int((there != back.flip(0)).flatten(1).any(dim=1).sum())
-    return [f"{differ} of {len(half.ids)} images are attacked otherwise in another order"] if differ else []
+    differ = int((first != second.flip(0)).flatten(1).any(dim=1).sum())
+    return [f"another order changes {differ} of {len(half.ids)} attacked images"] if differ else []
 
 
-@audited("decisions", needs="nothing")
+@audited("decisions", "clean gap between attacked and scored, ties, normalization", needs="nothing")
 def decisions(subject: Subject) -> Finding:
-    """Check 18: the attacked defense judges clean images as the scored one does, votes are not tied, and what reaches
-    the classifier's first layer was normalized once.
+    """Check the decisions on clean images.
+
+    The attacked and the scored defense should have the same clean accuracy, votes should rarely be tied, and the input
+    of the classifier's first layer should be normalized once.
     """
     attacked, scored, _ = subject.arm
     faults, notes, texts = [], [], []
     gap, low, high = (0.0, 0.0, 0.0) if attacked is scored else _gap(subject)
-    texts.append(f"clean accuracy of the attacked defense {100 * gap:+.1f} points")
+    texts.append(f"clean accuracy, attacked minus scored: {100 * gap:+.1f} points")
     if abs(gap) > GAP and not low <= 0 <= high:
-        known = (
-            differences(attacked, scored) or subject.claims != ((),) or not subject.exact
-        )  # an approximation, said to be one
+        # A declared approximation is a doubt and no fault.
+        known = differences(attacked, scored) or subject.claims != ((),) or not subject.exact
         (notes if known else faults).append("attacked and scored defense differ on clean images")
     rows = own(subject)[0].rows
     tied = sum(row["ties"] for row in rows) / (2 * len(rows))
@@ -129,16 +130,14 @@ def decisions(subject: Subject) -> Finding:
         notes.append("many ties")
     for name, model in {"attacked": attacked, "scored": scored}.items():
         faults += [f"{name}: {fault}" for fault in _normalized(subject, model)]
-    verdict = "FAIL" if faults else "WARN" if notes else "PASS"
-    goal = f"gap within {percent(GAP)} or chance, ties within {percent(TIES)}, mean/std once"
+    status = "FAIL" if faults else "WARN" if notes else "PASS"
+    goal = f"gap within {percent(GAP)} or chance; ties within {percent(TIES)}; mean and std applied once"
     count = f"{len(rows)} images, {subject.evaluation.votes} samples"
-    return Finding("decisions", "; ".join([*faults, *notes, *texts]), goal, verdict, count, 0.0)
+    return Finding("decisions", "; ".join([*faults, *notes, *texts]), goal, status, count, 0.0)
 
 
 def _gap(subject: Subject) -> tuple[float, float, float]:
-    """Clean accuracy over the samples, that of the attacked less that of the scored defense on the same noise, and its
-    95 % interval.
-    """
+    """Clean accuracy of the attacked minus that of the scored defense, on the same noise, with its 95 % interval."""
     images, shares = subject.images, []
     for model in (subject.arm.scored, subject.arm.attacked):
         with torch.no_grad():
@@ -148,7 +147,7 @@ def _gap(subject: Subject) -> tuple[float, float, float]:
 
 
 def _normalized(subject: Subject, model: Defended) -> list[str]:
-    """What is wrong with the way from the purified image to the first layer with weights."""
+    """Faults between the purified image and the classifier's first layer with weights."""
     classifier, images = model.classifier, subject.images
     inputs: dict[str, Tensor] = {}
     first = next((m for m in classifier.net.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
@@ -158,26 +157,24 @@ def _normalized(subject: Subject, model: Defended) -> list[str]:
     try:
         with torch.no_grad():
             x_hat = model.purify(images.x, Streams(images.ids, subject.seed, Stage.CLEAN).draw(0))
-            inputs.clear()  # some purifiers ask the classifier themselves
+            inputs.clear()  # some purifiers call the classifier themselves
             classifier(x_hat)
     finally:
         for hook in hooks:
             hook.remove()
     given, reached = inputs["given"], inputs.get("reached")
     if float(given.min()) < -CLOSE or float(given.max()) > 1 + CLOSE:
-        return [
-            f"what the classifier is given lies in [{float(given.min()):.2f}, {float(given.max()):.2f}], not [0, 1]"
-        ]
+        return [f"the classifier's input lies in [{float(given.min()):.2f}, {float(given.max()):.2f}], not [0, 1]"]
     once = _once(classifier, given)
     if reached is None or reached.shape != once.shape or classifier.mean is None:
-        return []  # no outer constants, or the first layer sees no image: nothing to hold it against
+        return []  # nothing to compare with: no mean and std, or the first layer gets no image
     off = float((reached.to(once) - once).abs().max())
     far = off > (0.05 if classifier.dtype != torch.float32 else CLOSE) * float(once.abs().max())
-    return [f"the first layer's input is {off:.2g} off (x - mean) / std: is it applied twice?"] if far else []
+    return [f"the first layer's input differs from (x - mean) / std by {off:.2g}: is it applied twice?"] if far else []
 
 
 def _once(classifier: Classifier, x: Tensor) -> Tensor:
-    """Resized and normalized as the classifier's own constants say, once."""
+    """The image, resized and normalized once by the classifier's own size, mean and std."""
     if classifier.size is not None and x.shape[2:] != (classifier.size, classifier.size):
         size = (classifier.size, classifier.size)
         x = nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)

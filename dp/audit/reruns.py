@@ -1,4 +1,4 @@
-"""Attacks on the audit's few images, by the harness itself: the run's own, recorded, and others in its place."""
+"""Attacks on the audit's few images: the run's own attack, recorded, and other attacks in its place."""
 
 import copy
 import dataclasses
@@ -20,52 +20,52 @@ from dp.rng import Streams
 from dp.statistics.intervals import mcnemar, paired
 from dp.threat_models.ball import BALLS, SLACK, ThreatModel
 
-ROUNDING = 10 * SLACK  # of a state
-LEVEL = 0.05  # of tests, shared among the comparisons of a check
-QUICK = {"iterations": 5, "eot": 4}  # at most, in the small audit
+ROUNDING = 10 * SLACK  # allowed rounding of a state
+LEVEL = 0.05  # level of tests, divided by the number of comparisons of a check
+QUICK = {"iterations": 5, "eot": 4}  # the largest budget in the quick audit
 
 
 @dataclass
 class AttackLog:
-    """What was recorded of the run's own attack."""
+    """The record of the run's own attack."""
 
-    box: int = 0  # states of an image outside [0,1]
-    ball: int = 0  # ... farther from it than eps, in norms that the image alone tells
-    moved: float = 0.0  # farthest that the threat model moved a pixel of a state's x_adv
-    not_finite: int = 0  # states with NaN or infinity
-    used: set[bytes] = field(default_factory=set)  # keys of the noise that the attack or the judge used
+    box: int = 0  # number of states outside [0,1]
+    ball: int = 0  # number of states farther from the image than eps, under l_p balls
+    moved: float = 0.0  # the largest change of a pixel by the projection of a state
+    not_finite: int = 0  # number of states with NaN or infinity
+    used: set[bytes] = field(default_factory=set)  # keys of the noise of the attack and of in-loop evaluations
     scored: set[bytes] = field(default_factory=set)  # keys of the noise that scored
-    calls: list[set[bytes]] = field(default_factory=list)  # keys by call of the scored defense, in order
+    calls: list[set[bytes]] = field(default_factory=list)  # keys of the noise in each call of the scored defense
 
 
 @dataclass(frozen=True)
 class Followed(Wrapped):
-    """`attack`, whose every state is told to `see(state, x, threat)`."""
+    """An attack that calls `see(state, x, threat)` with each of its states."""
 
     see: Callable[[Any, Tensor, ThreatModel], None]
 
     def start(self, model: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
+        """The attack's first state."""
         state = self.attack.start(model, x, y, threat, rng)
         self.see(state, x, threat)
         return state
 
     def step(self, model: Any, state: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
+        """The attack's next state."""
         state = self.attack.step(model, state, x, y, threat, rng)
         self.see(state, x, threat)
         return state
 
 
 def watched(model: Defended, see: Callable[[Streams, Tensor], None]) -> Defended:
-    """The same defense, of the same class, whose every purification, in any gradient mode, is told to
-    `see(noise, x_hat)`.
-    """
+    """A copy of the defense that calls `see(noise, x_hat)` after every purification, in any gradient mode."""
     twin = copy.copy(model)
     twin.on_purified = see
     return twin
 
 
 def small(subject: Subject) -> Attack:
-    """The run's attack; in the small audit with no more than `QUICK` iterations and samples."""
+    """The run's attack. In the quick audit it has at most the iterations and samples of `QUICK`."""
     attack = subject.arm.attack
     if not subject.quick:
         return attack
@@ -73,8 +73,9 @@ def small(subject: Subject) -> Attack:
 
 
 def own(subject: Subject) -> tuple[Group, AttackLog]:
-    """The run's own attack (`small`) on the images under its first seed: in full, the attacked images and rows are
-    those of the run, up to the rounding of another batch size.
+    """The results and the record of the run's own attack (see `small`), on the audit's images, under the first seed.
+
+    In the whole audit, attacked images and rows equal those of the run, up to the rounding of another batch size.
     """
     if "own" not in subject.memo:
         log, arm = AttackLog(), subject.arm
@@ -94,7 +95,7 @@ def own(subject: Subject) -> tuple[Group, AttackLog]:
         scored = watched(arm.scored, lambda rng, x_hat: log.calls.append({*rng.keys} if rng.used else set()))
         twins: Any = Arm(attacked, scored, Followed(small(subject), state))
         group = _run(subject, twins)
-        scoring = -(-subject.evaluation.votes // scored.draws_per_call)  # calls of one scoring; the judge's come first
+        scoring = -(-subject.evaluation.votes // scored.draws_per_call)  # calls of one scoring, after the in-loop ones
         log.scored = set().union(*log.calls[-scoring:])
         log.used |= set().union(*log.calls[: -2 * scoring])
         subject.memo["own"] = group, log
@@ -102,7 +103,10 @@ def own(subject: Subject) -> tuple[Group, AttackLog]:
 
 
 def other(subject: Subject, name: str, attack: Attack | None = None, **changes: Any) -> Group:
-    """Another `attack` (None: the run's) in the run's place, under `changes` of the evaluation; once for each name."""
+    """The results of another `attack` in place of the run's, or of the run's if it is None.
+
+    `changes`: other fields of the evaluation. A result is computed once for each `name`.
+    """
     if name not in subject.memo:
         arm = subject.arm._replace(attack=attack or subject.arm.attack)
         subject.memo[name] = _run(subject, arm, **changes)
@@ -110,7 +114,7 @@ def other(subject: Subject, name: str, attack: Attack | None = None, **changes: 
 
 
 def noise(subject: Subject) -> Group:
-    """The run's null control on the images."""
+    """The results of the run's null control on the audit's images."""
     if "null" not in subject.memo:
         arm = subject.evaluation.arms["null"]
         if subject.quick:
@@ -127,33 +131,35 @@ def _run(subject: Subject, arm: Arm, name: str = "defended", **changes: Any) -> 
 
 
 def right(group: Group, side: str = "adv") -> np.ndarray:
-    """(n,) share of right samples of each image; `side`: `adv` or `clean`."""
+    """(n,): the share of right samples of each image. `side`: `adv` or `clean`."""
     return np.array([np.mean([c == row["label"] for c in row[side]]) for row in group.rows])
 
 
 def decisions(group: Group, side: str = "adv") -> np.ndarray:
-    """(n,) 0 or 1: whether the vote of each image is right."""
+    """(n,): 1 if the vote of an image is right, else 0. `side`: `adv` or `clean`."""
     return np.array([float(row[f"{side}_vote"] == row["label"]) for row in group.rows])
 
 
 def above(first: Group, second: Group, comparisons: int = 1) -> tuple[str, float, float]:
-    """Whether `second` leaves more accuracy than `first` on the same images: the verdict, the mean difference and the
-    p of McNemar's test of the votes. WARN: the paired 95 % interval of the difference is above 0; FAIL: p is below the
-    level over `comparisons` as well.
+    """Test if `second` leaves more accuracy than `first` on the same images.
+
+    Returns the status, the mean difference, and the p of McNemar's test of the votes. WARN means that the paired 95 %
+    interval of the difference is above 0. FAIL means that p is below the level, divided by `comparisons`.
     """
     difference, low, _ = paired(right(first), right(second))
     votes = decisions(first), decisions(second)
     p = mcnemar(*votes)
     more = difference > 0 and votes[1].mean() > votes[0].mean()
-    verdict = "FAIL" if more and p < LEVEL / comparisons else "WARN" if low > 0 else "PASS"
-    return verdict, difference, p
+    status = "FAIL" if more and p < LEVEL / comparisons else "WARN" if low > 0 else "PASS"
+    return status, difference, p
 
 
-def worst(verdicts: list[str]) -> str:
-    """The gravest of these verdicts."""
+def worst(statuses: list[str]) -> str:
+    """The gravest of these statuses."""
     order = ("INFO", *[v for v in VERDICTS if v != "INFO"])
-    return max(verdicts, key=order.index, default="PASS")
+    return max(statuses, key=order.index, default="PASS")
 
 
 def percent(share: float) -> str:
+    """A share in [0,1] as text, such as `42 %`."""
     return f"{100 * share:.0f} %"

@@ -1,4 +1,4 @@
-"""What came back: the attacked images themselves, and whether a file of them scores as they did (checks 12, 13)."""
+"""Checks of the attacked images: are they allowed, and does a file of them have the same score?"""
 
 import tempfile
 from pathlib import Path
@@ -19,55 +19,60 @@ from dp.evaluation.stages import Stage as Scoring
 from dp.output import rescore
 from dp.rng import Streams
 
-NEAR = 1.96  # standard deviations
-ZERO = 0.5  # share of pixels without a gradient above which it is called masked
+NEAR = 1.96  # standard deviations: a larger difference is a warning
+ZERO = 0.5  # above this share of pixels without a gradient, the gradient is masked
 
 
-@audited("returned images", needs="attack")
+@audited("returned images", "what the attack returned", needs="attack")
 def returned(subject: Subject) -> Finding:
-    """Check 12: images that come back clean, the attack's own states that are outside the box or the ball, not finite,
-    or moved by the threat model, and pixels without a gradient.
+    """Check the images and states of the attack.
+
+    No image should come back clean. No state should be outside the box or the ball, or hold NaN. The projection should
+    not move a state. Most pixels should have a gradient.
     """
     name = "returned images"
     try:
         group, log = own(subject)
-    except ValueError as error:  # the harness, or the threat model, does not take what the attack returns
-        return Finding(name, str(error), "images that are allowed", "FAIL", f"{len(subject.images.ids)} images", 0.0)
+    except ValueError as error:  # the evaluation or the threat model refuses the attacked images
+        return Finding(name, str(error), "allowed images", "FAIL", f"{len(subject.images.ids)} images", 0.0)
     clean = _clean(group, subject.images.x.cpu())
     far, zero = max(row["distance"] for row in group.rows), _zero(subject)
     value = (
-        f"{len(clean)} clean, farthest {far:.4g}; {log.box} states outside the box, {log.ball} outside the ball, "
-        f"{log.not_finite} not finite, pulled back by {log.moved:.2g}; "
+        f"{len(clean)} images clean, largest distance {far:.4g}; "
+        f"{log.box} states outside the box, {log.ball} outside the ball, "
+        f"{log.not_finite} not finite, moved by the projection by {log.moved:.2g}; "
         f"{percent(zero)} of pixels without a gradient"
     )
     allowed = not (clean or log.box or log.ball or log.not_finite) and log.moved <= ROUNDING
-    verdict = "PASS" if allowed and zero <= ZERO else "FAIL"
-    goal = f"none; at most {percent(ZERO)} without a gradient"
-    return Finding(name, value, goal, verdict, f"{len(group.rows)} images, {subject.arm.attack.steps} steps", 0.0)
+    status = "PASS" if allowed and zero <= ZERO else "FAIL"
+    goal = f"none of these; at most {percent(ZERO)} of pixels without a gradient"
+    return Finding(name, value, goal, status, f"{len(group.rows)} images, {subject.arm.attack.steps} steps", 0.0)
 
 
 def _clean(group: Group, x: Tensor) -> list[int]:
-    """Ids of images that come back bit for bit although the clean image was judged right; those that a judge called
-    broken before the first step are not the attack's.
+    """The ids of images that come back unchanged although the clean image was classified correctly.
+
+    Images that were broken in-loop before the first step are left out.
     """
-    same = (group.x_adv == x).flatten(1).all(dim=1).tolist()
+    unchanged = (group.x_adv == x).flatten(1).all(dim=1).tolist()
     return [
         row["id"]
-        for row, equal in zip(group.rows, same, strict=True)
+        for row, equal in zip(group.rows, unchanged, strict=True)
         if equal and row["lost_at"] != 0 and row["clean_vote"] == row["label"]
     ]
 
 
 def differentiated_by_attack(subject: Subject) -> dict[tuple[str, ...], Defended]:
-    """The defenses that the run's attack differentiates, by their gradient modes on top of the attacked one; none for
-    an attack that asks for values.
+    """The defenses that the run's attack differentiates, by the gradient modes on top of the attacked defense.
+
+    There is none if the attack takes no gradient.
     """
     every = [modes for modes in gradients(subject.arm.attack, FULL) if modes != (VALUES,)]
     return {modes: subject.arm.attacked.gradient_modes(modes) for modes in every}
 
 
 def _zero(subject: Subject) -> float:
-    """Largest share of pixels without any gradient, over the attack's gradient modes, at a random point."""
+    """The share of pixels whose gradient is zero, at a random point; of several gradient modes the largest share."""
     images, e, attack = subject.images, subject.evaluation, subject.arm.attack
     rng = Streams(images.ids, subject.seed, Stage.GRADIENT)
     x = e.threat.proven_noise(images.x, rng.draw(0))[0]
@@ -82,15 +87,17 @@ def _samples(attack: Attack) -> int:
     return min(attack.samples, 4)
 
 
-@audited("saved file", needs="nothing")
+@audited("saved file", "attacked images saved, loaded and scored again", needs="nothing")
 def rescored(subject: Subject) -> Finding:
-    """Check 13: the attacked images through a file of float32: with the run's samples the very logits, with fresh ones
-    the accuracy up to the samples' own spread; rounding to 8 bits is reported apart.
+    """Save the attacked images in float32, load them, and score them again.
+
+    With the run's own samples the logits must be equal. With fresh samples the accuracy may differ by chance only. The
+    effect of rounding to 8 bits is reported but not tested.
     """
     e, (group, _) = subject.evaluation, own(subject)
     ids = subject.images.ids.tolist()
     x = _through_a_file(group.x_adv).to(e.device)
-    eight = torch.empty_like(x).copy_((x * 255).round() / 255)
+    rounded = torch.empty_like(x).copy_((x * 255).round() / 255)
 
     def score(points: Tensor, stage: str) -> Tensor:
         return fresh_samples(subject.arm.scored, points, ids, subject.seed, stage, e.votes, len(ids))
@@ -99,23 +106,23 @@ def rescored(subject: Subject) -> Finding:
         logits = score(points, Stage.RESCORE)
         return [rescore.rescored(row, one, e.ties) for row, one in zip(group.rows, logits, strict=True)]
 
-    same = torch.equal(score(x, Scoring.ADV), group.adv)
-    news = rows(x)
-    drift, rounding = rescore.difference(news, group.rows), rescore.difference(rows(eight), news)
+    equal = torch.equal(score(x, Scoring.ADV), group.adv)
+    fresh = rows(x)
+    drift, rounding = rescore.difference(fresh, group.rows), rescore.difference(rows(rounded), fresh)
     value = (
-        f"own samples {'equal' if same else 'differ'}, fresh samples {drift.value:+.1f} points "
-        f"(sd {drift.std:.1f}), 8 bits {rounding.value:+.1f}"
+        f"own samples {'equal' if equal else 'differ'}, fresh samples {drift.value:+.1f} points "
+        f"(sd {drift.std:.1f}), rounding to 8 bits {rounding.value:+.1f}"
     )
     agree, near = drift.agree, abs(drift.value) <= NEAR * drift.std
-    if e.known_draws:  # chosen against the noise that scored: fresh samples do differ
+    if e.known_draws:  # the attack used the noise that scored, so fresh samples differ
         value, agree, near = f"{value}; the attacker knows the noise", True, True
-    verdict = "FAIL" if not (same and agree) else "PASS" if near else "WARN"
+    status = "FAIL" if not (equal and agree) else "PASS" if near else "WARN"
     count = f"{len(ids)} images, {e.votes} samples"
-    return Finding("saved file", value, f"equal; fresh samples within {NEAR} sd", verdict, count, 0.0)
+    return Finding("saved file", value, f"own samples equal; fresh samples within {NEAR} sd", status, count, 0.0)
 
 
 def _through_a_file(x: Tensor) -> Tensor:
-    """Saved and loaded, in the memory format it had, on which the last bit of a convolution hangs."""
+    """The images after saving and loading. They keep their memory format: a convolution's last bit depends on it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x_adv.safetensors"
         save_file({"x_adv": x.float().contiguous()}, path)

@@ -1,46 +1,46 @@
-"""Whether what is attacked is what is scored: every difference declared, and the same noise levels (check 19)."""
+"""A check that the attacked defense is the scored one: every difference is declared, and noise levels are the same."""
 
 import numpy as np
 import torch
 
-from dp.audit.check import Finding, Subject, audited
+from dp.audit.check import Finding, Subject, audited, plural
 from dp.audit.returned_images import differentiated_by_attack
 from dp.audit.stages import Stage
 from dp.defense.defended import Defended
 from dp.evaluation.caveats import differences, mode_name
 from dp.rng import Streams
 
-START = 0.05  # share by which the first noise level may differ: discrete clocks round
-GRID = 0.1  # of the first noise level: by how much a level may be off the other grid's at the same share of the way
+START = 0.05  # relative tolerance of the first noise level, because discrete networks round it
+GRID = 0.1  # tolerance of the other noise levels, relative to the first one
 
 
-@audited("same defense", needs="attack")
+@audited("same defense", "every difference between attacked and scored", needs="attack")
 def same_defense(subject: Subject) -> Finding:
-    """Check 19: hyperparameters, networks and gradient modes that differ are declared; every attacked purification goes
-    by the noise levels of the scored one, in more or fewer steps, declared or not.
+    """Check that the run declares every difference of hyperparameters, networks and gradient modes.
+
+    Declared or not, every attacked purification must follow the noise levels of the scored one, in more or fewer steps.
     """
     attacked, scored, _ = subject.arm
     taken = sorted({*differentiated_by_attack(subject), *_modes(attacked, scored)} - {()})
     claimed = {*subject.claims, *((mode,) for modes in subject.claims for mode in modes)}
     changed = differences(attacked, scored)
-    silent = [difference for difference in changed if difference not in subject.declared]
-    lines = [f"not declared: {line}" for line in silent]
+    lines = [f"not declared: {difference}" for difference in changed if difference not in subject.declared]
     lines += [f"not declared: the gradient is {mode_name(modes)}'s" for modes in taken if modes not in claimed]
     lines += _networks(attacked, scored) + _levels(subject)
-    known = [*map(str, changed)] + [f"the gradient is {mode_name(modes)}'s" for modes in taken]
-    value = "; ".join(lines) or (f"declared: {', '.join(known)}" if known else "the same")
-    count = f"{len(known)} differences"
-    return Finding("same defense", value, "all declared, the same noise", "FAIL" if lines else "PASS", count, 0.0)
+    listed = [*map(str, changed)] + [f"the gradient is {mode_name(modes)}'s" for modes in taken]
+    value = "; ".join(lines) or (f"declared: {', '.join(listed)}" if listed else "the same")
+    goal, count = "all differences declared; the same noise levels", plural(len(listed), "difference")
+    return Finding("same defense", value, goal, "FAIL" if lines else "PASS", count, 0.0)
 
 
 def _modes(attacked: Defended, scored: Defended) -> list[tuple[str, ...]]:
-    """The gradient modes of the scored defense that are attacked in its place, by what they lack."""
+    """The gradient modes that the attacked defense has and the scored one has not: blind, BPDA."""
     blind, bpda = attacked.undefended and not scored.undefended, attacked.bpda and not scored.bpda
     return [modes for modes, holds in ((("blind",), blind), (("bpda",), bpda)) if holds]
 
 
 def _networks(attacked: Defended, scored: Defended) -> list[str]:
-    """Networks of other weights; that the bare classifier has no denoiser is for `_modes`."""
+    """A line for each network whose weights differ. A missing denoiser is no such difference; see `_modes`."""
     pairs = [
         ("denoiser", attacked.denoiser, scored.denoiser),
         ("classifier", attacked.classifier, scored.classifier),
@@ -57,10 +57,10 @@ def _networks(attacked: Defended, scored: Defended) -> list[str]:
 
 
 def _levels(subject: Subject) -> list[str]:
-    """Attacked purifications that start at another noise level than the scored one, or go down another way."""
+    """A line for each attacked purification whose noise levels are not those of the scored one."""
     scored, lines = _sigmas(subject, subject.arm.scored), []
-    asked = {mode_name(modes): model for modes, model in differentiated_by_attack(subject).items() if modes}
-    for name, model in {"attacked": subject.arm.attacked, **asked}.items():
+    modes_taken = {mode_name(modes): model for modes, model in differentiated_by_attack(subject).items() if modes}
+    for name, model in {"attacked": subject.arm.attacked, **modes_taken}.items():
         sigmas, what = _sigmas(subject, model), "surrogate" if name == "attacked" else name
         if not sigmas or not scored:
             continue
@@ -68,7 +68,9 @@ def _levels(subject: Subject) -> list[str]:
         if abs(sigmas[0] / top - 1) > START:
             lines.append(f"wrong schedule: the {what} starts at sigma {sigmas[0]:.3g}, the scored one at {top:.3g}")
         elif max(sigmas) > max(scored) * (1 + START):
-            lines.append(f"wrong schedule: the {what} goes up to sigma {max(sigmas):.3g} of at most {max(scored):.3g}")
+            lines.append(
+                f"wrong schedule: the {what} reaches sigma {max(sigmas):.3g}, the scored one {max(scored):.3g}"
+            )
         elif _off(sigmas, scored) > GRID:
             ends, wanted = (", ".join(f"{s:.3g}" for s in grid[-3:]) for grid in (sigmas, scored))
             lines.append(f"wrong schedule: the {what} ends at sigma {ends}, the scored one at {wanted}")
@@ -76,16 +78,18 @@ def _levels(subject: Subject) -> list[str]:
 
 
 def _off(first: list[float], second: list[float]) -> float:
-    """Largest distance of a level of the coarser grid from the finer one at the same share of the way to 0, over the
-    highest level; levels that come again count once.
+    """The largest difference between two grids of noise levels, relative to the highest level.
+
+    Both grids go down to 0. The coarser one is compared with the finer one at the same fractions of its steps. Levels
+    that are repeated count once.
     """
     coarse, fine = sorted(([*sorted({*grid}, reverse=True), 0.0] for grid in (first, second)), key=len)
-    there = np.interp(np.linspace(0, 1, len(coarse)), np.linspace(0, 1, len(fine)), fine)
-    return float(np.abs(there - coarse).max()) / coarse[0]
+    expected = np.interp(np.linspace(0, 1, len(coarse)), np.linspace(0, 1, len(fine)), fine)
+    return float(np.abs(expected - coarse).max()) / coarse[0]
 
 
 def _sigmas(subject: Subject, model: Defended) -> list[float]:
-    """The noise levels of one purification, where it tells them."""
+    """The noise levels of one purification, in order. Empty if the purifier does not call `on_step`."""
     one, levels = subject.images.select(slice(0, 1)), []
     with torch.no_grad():
         rng = Streams(one.ids, subject.seed, Stage.LEVELS)

@@ -1,4 +1,4 @@
-"""Whether an attack goes where its gradient points."""
+"""A check that an attack steps along its gradient."""
 
 from dataclasses import dataclass
 
@@ -9,52 +9,53 @@ from dp.audit.probes import cosine, gradient_probes, one_step
 from dp.audit.stages import Stage
 from dp.threat_models.ball import BALLS, ThreatModel
 
-ALONG = 0.99  # least cosine of an l2 step, or share of pixels of a linf step, with the gradient
+ALONG = 0.99  # smallest cosine of an l2 step, or share of pixels of a linf step, along the gradient
 
 
 @dataclass(frozen=True)
 class _Boundless(ThreatModel):
-    """Lets every step through, so that it can be seen."""
+    """A threat model without a projection, so that a step stays as the attack made it."""
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Returns x_adv unchanged."""
         return x_adv
 
 
-@audited("step")
+@audited("step", "whether the attack steps along its gradient")
 def step(subject: Subject) -> Finding:
-    """The first step of every part goes along the gradient that it was given: in l2 the cosine between the two, in linf
-    the share of pixels that move by its sign. Nothing is projected, and images are drawn to the gray by half.
+    """Compare the first step of every part of the attack with the gradient that the part got.
 
-    A step in l2 that moves all pixels equally is a sign step, which the l2 ball cuts short.
+    In l2 the value is the cosine between the two. In linf it is the share of pixels that move by the gradient's sign.
+    Nothing is projected, and images are moved halfway to gray, so that the box does not cut a step. A step in l2 that
+    moves all pixels equally is a sign step, which the projection on the l2 ball would shorten.
     """
     threat, probes = subject.evaluation.threat, gradient_probes(subject)
     if threat.norm not in BALLS or not probes:
-        why = (
-            "a package makes its steps itself" if threat.norm in BALLS else f"steps of pixels are none in {threat.norm}"
-        )
+        ball = threat.norm in BALLS
+        why = "a package makes its own steps" if ball else f"steps under {threat.norm} do not follow pixel gradients"
         return not_applicable("step", why)
     images = some(subject.images, 4)
     images = images._replace(x=0.25 + 0.5 * images.x)
-    lines, verdicts = [], []
+    lines, statuses = [], []
     for probe in probes:
         rng = streams(subject, images, Stage.STEP)
         query, after = one_step(probe, images, _Boundless(threat.norm, threat.eps), rng)
-        line, verdict = "asks for no gradient", "FAIL"
+        line, status = "takes no gradient", "FAIL"
         if query is not None:
-            line, verdict = _along(after - query.x, query.gradient, threat.norm)
+            line, status = _along(after - query.x, query.gradient, threat.norm)
         lines.append(f"{probe.name} {line}")
-        verdicts.append(verdict)
-    verdict = max(verdicts, key=("PASS", "WARN", "FAIL").index)
+        statuses.append(status)
+    status = max(statuses, key=("PASS", "WARN", "FAIL").index)
     threshold = f">= {ALONG:g}"
-    return Finding("step", ", ".join(lines), threshold, verdict, f"{len(images.ids)} images, 1 step each", 0.0)
+    return Finding("step", ", ".join(lines), threshold, status, f"{len(images.ids)} images, 1 step each", 0.0)
 
 
 def _along(moved: Tensor, grad: Tensor, norm: str) -> tuple[str, str]:
-    """In words and as a verdict, over the images that have a gradient."""
-    there = grad.flatten(1).abs().amax(dim=1) > 0
-    if not bool(there.any()):
+    """The comparison in words, and its status, over the images whose gradient is not zero."""
+    nonzero = grad.flatten(1).abs().amax(dim=1) > 0
+    if not bool(nonzero.any()):
         return "zero gradient", "FAIL"
-    moved, grad = moved[there].flatten(1), grad[there].flatten(1)
+    moved, grad = moved[nonzero].flatten(1), grad[nonzero].flatten(1)
     if not bool(moved.abs().amax() > 0):
         return "does not move", "FAIL"
     if norm == "linf":

@@ -1,6 +1,4 @@
-"""The trajectory of an attack: its iterates on the few images, and their losses on samples of the scored defense that
-the attack has not used.
-"""
+"""The trajectory of an attack: its iterates, and their losses on samples that the attack has not used."""
 
 from typing import Any, NamedTuple
 
@@ -14,26 +12,26 @@ from dp.defense.known_noise import KnownNoise
 from dp.objectives import margin
 from dp.subset import Subset
 
-SAMPLES = 10  # of the scored defense at every iterate that is evaluated
-POINTS = 40  # iterates that are evaluated, at most
-STANDARD_ERRORS = 2.0  # that a gain must exceed
-RISING = 0.1  # share of the whole rise that the last fifth of the iterations may still bring
+SAMPLES = 10  # samples of the scored defense at every evaluated iterate
+POINTS = 40  # the largest number of evaluated iterates
+STANDARD_ERRORS = 2.0  # a gain counts if it exceeds so many
+RISING = 0.1  # the last fifth of the iterations may bring this share of the whole rise
 
 
 class Trajectory(NamedTuple):
     """An attack on B images, evaluated T times with R samples of the scored defense that it has not used."""
 
-    steps: tuple[int, ...]  # (T) iterations done
-    margins: Tensor  # (T,R,B)
-    returned: Tensor  # (R,B) margins of what it returned, on other samples ...
-    best: Tensor  # (R,B) ... and, on those, of the iterate that was worst for the defense on the first ones
-    x_adv: Tensor  # (B,C,H,W) what it returned
-    moved: Tensor  # (B,) largest change of a pixel from the first iterate on
-    zero: Tensor  # (B,) share of the gradients that were exactly zero; NaN where it asked for none
+    steps: tuple[int, ...]  # (T): iterations done
+    margins: Tensor  # (T,R,B): margins of the iterates
+    returned: Tensor  # (R,B): margins of the returned point, on other samples
+    best: Tensor  # (R,B): margins, on these other samples, of the iterate with the worst result in `margins`
+    x_adv: Tensor  # (B,C,H,W) in [0,1]: the returned point
+    moved: Tensor  # (B,): largest change of a pixel since the first iterate
+    zero: Tensor  # (B,): share of gradients that were exactly zero; NaN if the attack takes none
 
 
 def trajectory(subject: Subject) -> Trajectory:
-    """The attack's trajectory, computed once for all checks."""
+    """The trajectory of the run's attack. It is computed once for all checks."""
     if "trajectory" not in subject.memo:
         size, images = subject.evaluation.lanes, subject.images
         runs = [_run(subject, images.select(slice(k, k + size))) for k in range(0, len(images.ids), size)]
@@ -50,7 +48,7 @@ def trajectory(subject: Subject) -> Trajectory:
 
 
 def _run(subject: Subject, images: Subset) -> Trajectory:
-    """The attack on one batch, every iteration with streams of its own."""
+    """The trajectory on one batch. Every iteration has noise of its own."""
     evaluation, attack, x = subject.evaluation, subject.arm.attack, images.x
     known = KnownNoise(subject.arm.attacked, streams(subject, images, Stage.TRAJECTORY), SAMPLES)
     model = Recorder(known if evaluation.known_draws else subject.arm.attacked)
@@ -77,46 +75,49 @@ def _run(subject: Subject, images: Subset) -> Trajectory:
 
 
 def again(subject: Subject) -> Stage:
-    """The stage of the samples that evaluate what was returned: others than those that chose, unless the attack knows
-    the noise that scores.
+    """The stage of the samples that evaluate the returned point.
+
+    They differ from those that found the worst iterate, unless the attack knows the noise that scores.
     """
     return Stage.TRAJECTORY if subject.evaluation.known_draws else Stage.TRAJECTORY_AGAIN
 
 
 def _margins(subject: Subject, images: Subset, x: Tensor, stage: Stage) -> Tensor:
-    """(R,B) float64 on the CPU."""
+    """The margins (R,B) of points x, float64 on the CPU."""
     with torch.no_grad():
         logits = subject.arm.scored.logits(x, streams(subject, images, stage), SAMPLES)
     return torch.stack([margin(one, images.y) for one in logits]).double().cpu()
 
 
 def _rank(margins: Tensor) -> Tensor:
-    """(T,B): by wrong samples, then by mean margin."""
+    """(T,B): the order of points, by the number of wrong samples and then by the mean margin."""
     mean = margins.mean(dim=1)
     return (margins > 0).double().sum(dim=1) + torch.sigmoid(mean)
 
 
 def loss_curves(path: Trajectory) -> tuple[Tensor, Tensor]:
-    """Two loss curves (T,R), of the current iterate and, image by image, of the best one so far. The loss is the mean
-    over images of the margin cut at zero, so that no wrong sample can raise it further.
+    """Two loss curves (T,R): of the current iterate, and of the best iterate so far for each image.
+
+    The loss is the mean over images of the margin, cut at zero so that a wrong sample cannot raise it further.
     """
-    short = path.margins.clamp(max=0)  # (T,R,B)
-    mean, best = short.mean(dim=1), []
+    losses = path.margins.clamp(max=0)  # (T,R,B)
+    mean, best = losses.mean(dim=1), []
     top = torch.zeros(mean.shape[1], dtype=torch.long)
     for t in range(len(mean)):
         top = torch.where(mean[t] > mean.gather(0, top[None])[0], t, top)
-        best.append(short.gather(0, top.view(1, 1, -1).expand(1, *short.shape[1:]))[0].mean(dim=1))
-    return short.mean(dim=2), torch.stack(best)
+        best.append(losses.gather(0, top.view(1, 1, -1).expand(1, *losses.shape[1:]))[0].mean(dim=1))
+    return losses.mean(dim=2), torch.stack(best)
 
 
 def beyond(gains: Tensor) -> bool:
-    """True if the mean of gains (R,), one per sample, is above zero by more than the noise of the samples."""
+    """True if the mean of the gains (R,), one per sample, is above zero by more than their noise."""
     return float(gains.mean()) > STANDARD_ERRORS * float(gains.std()) / len(gains) ** 0.5
 
 
 def unfinished(path: Trajectory) -> tuple[bool, float]:
-    """Whether the last fifth of the iterations still raised the best loss, beyond noise and by more than `RISING` of
-    the rise from the first point; and by how much.
+    """True if the last fifth of the iterations still raised the best loss, and by how much.
+
+    The gain counts if it is beyond noise and more than `RISING` of the whole rise.
     """
     current, best = loss_curves(path)
     late = max(k for k, done in enumerate(path.steps) if done <= 0.8 * path.steps[-1])

@@ -28,22 +28,19 @@ def verdicts(rows: list[dict]) -> dict[str, torch.Tensor]:
     it was not.
     """
     seeds = sorted({row["seed"] for row in rows})
-    by = {(row["arm"], row["seed"], row["id"]): row for row in rows}
+    by_key = {(row["arm"], row["seed"], row["id"]): row for row in rows}
     labels = {row["id"]: row["label"] for row in rows}
     ids = sorted(labels)
     arrays = {"ids": torch.tensor(ids), "seeds": torch.tensor(seeds)}
     arrays["labels"] = torch.tensor([labels[i] for i in ids])
     for arm in sorted({row["arm"] for row in rows}):
         for side in ("clean", "adv", "seen"):
-            classes = [[by[arm, seed, i].get(side, []) for i in ids] for seed in seeds]
+            classes = [[by_key[arm, seed, i].get(side, []) for i in ids] for seed in seeds]
             if classes[0][0]:
                 arrays[f"{arm}.{side}"] = torch.from_numpy(np.array(classes, dtype=np.int16))
         if f"{arm}.seen" in arrays:
-            lost = [
-                [-1 if by[arm, seed, i]["lost_at"] is None else by[arm, seed, i]["lost_at"] for i in ids]
-                for seed in seeds
-            ]
-            arrays[f"{arm}.lost_at"] = torch.tensor(lost)
+            broken_at = [[by_key[arm, seed, i]["lost_at"] for i in ids] for seed in seeds]
+            arrays[f"{arm}.lost_at"] = torch.tensor([[-1 if k is None else k for k in row] for row in broken_at])
     return arrays
 
 
@@ -54,7 +51,7 @@ def archive(folder: Path, measured: Path = MEASURED) -> Path:
     """
     if record.read_summary(folder) is None:
         raise ValueError(
-            f"need a finished run with {record.SUMMARY}, got {folder}: start it again, it goes on where it stopped"
+            f"need a finished run with {record.SUMMARY}, got {folder}: its command goes on where it stopped"
         )
     rows = record.read_lines(folder / record.IMAGES)
     copy = measured / folder.name
@@ -65,7 +62,7 @@ def archive(folder: Path, measured: Path = MEASURED) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0 if all runs are copied, 2 after a user's error."""
+    """The command. Returns 0 if all runs are copied, 2 after a user's error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, results/runs/<key>")
     args = parser.parse_args(argv)

@@ -1,6 +1,7 @@
-"""dp audit: every check of dp/audit/ on a few images of a configuration.
+"""dp audit: run every check of dp/audit/ on a few images of a configuration.
 
-Prints a table, and writes results/audits/<key>.json and .png (<key>-quick with --quick). Exit code 1 if a check fails.
+It prints a table, and writes results/audits/<key>.json and .png (<key>-quick with --quick). The exit code is 1 if a
+check fails.
 """
 
 import textwrap
@@ -34,18 +35,19 @@ GRAY = "#777777"
 
 
 def table(findings: Sequence[Finding], title: str) -> Table:
-    """A line per check."""
-    shown = Table(box=box.SIMPLE_HEAD, title=Text(title), padding=(0, 1))
+    """A table with one line for each check."""
+    result = Table(box=box.SIMPLE_HEAD, title=Text(title), padding=(0, 1))
     for name in ("check", "value", "threshold", "status", "of", "time"):
         narrow = name in ("check", "status", "time")
-        shown.add_column(name, justify="right" if name == "time" else "left", no_wrap=narrow, overflow="fold")
+        result.add_column(name, justify="right" if name == "time" else "left", no_wrap=narrow, overflow="fold")
     for f in findings:
         status = Text(f.verdict, style=STYLES[f.verdict])
-        shown.add_row(f.check, Text(f.value), Text(f.threshold), status, f.count, report.clock(f.seconds))
-    return shown
+        result.add_row(f.check, Text(f.value), Text(f.threshold), status, f.count, report.clock(f.seconds))
+    return result
 
 
 def derivative(axis: Axes, curve: dict, subject: Subject) -> None:
+    """Plot the error of the gradient over the length of the differences."""
     for color, (name, errors) in zip(COLORS, _series(curve), strict=False):
         axis.plot(curve["x"], errors, "o-", color=color, markersize=3, label=name)
     axis.axhline(gradients.DERIVATIVE, color=GRAY, linestyle="--", linewidth=1)
@@ -54,6 +56,7 @@ def derivative(axis: Axes, curve: dict, subject: Subject) -> None:
 
 
 def eps_sweep(axis: Axes, curve: dict, subject: Subject) -> None:
+    """Plot the accuracy over eps."""
     threat, at = subject.evaluation.threat, range(len(curve["x"]))
     unit = 255 if threat.norm == "linf" else 1
     axis.plot(at, curve["accuracy"], "o-", color=COLORS[0], markersize=3)
@@ -64,6 +67,7 @@ def eps_sweep(axis: Axes, curve: dict, subject: Subject) -> None:
 
 
 def expectation(axis: Axes, curve: dict, subject: Subject) -> None:
+    """Plot the cosine of two mean gradients over their number of samples."""
     axis.plot(curve["x"], curve["cosine"], "o-", color=COLORS[0], markersize=3)
     axis.axvline(subject.arm.attack.samples, color=GRAY, linestyle="--", linewidth=1)
     axis.axhline(gradients.GOOD, color=GRAY, linestyle=":", linewidth=1)
@@ -73,6 +77,7 @@ def expectation(axis: Axes, curve: dict, subject: Subject) -> None:
 
 
 def trajectory(axis: Axes, curve: dict, subject: Subject) -> None:
+    """Plot the loss over the iterations."""
     for color, name, label in zip(COLORS, ("loss", "best"), ("current iterate", "best so far"), strict=False):
         axis.plot(curve["x"], curve[name], "-", color=color, label=label)
     axis.axhline(0, color=GRAY, linestyle=":", linewidth=1)
@@ -80,11 +85,11 @@ def trajectory(axis: Axes, curve: dict, subject: Subject) -> None:
     axis.legend(frameon=False, fontsize=8)
 
 
-PANELS: dict[str, tuple[str, Callable[[Axes, dict, Subject], None]]] = {  # by the finding's name
+PANELS: dict[str, tuple[str, Callable[[Axes, dict, Subject], None]]] = {  # by the name of the check
     "derivative": ("gradient against differences", derivative),
     "eps sweep": ("accuracy over the budget", eps_sweep),
     "EOT": ("mean gradients of disjoint samples", expectation),
-    "loss": ("loss on samples that the attack has not seen", trajectory),
+    "loss": ("loss on samples that the attack has not used", trajectory),
 }
 
 
@@ -93,7 +98,7 @@ def _series(curve: dict) -> list[tuple[str, Sequence[float]]]:
 
 
 def picture(findings: Sequence[Finding], subject: Subject, title: str, path: Path) -> None:
-    """Four panels. A panel whose check has no curve says why."""
+    """Draw four panels and save them at `path`. A panel whose check has no curve gives the reason."""
     by_name = {f.check: f for f in findings}
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), layout="constrained")
     for axis, (name, (words, draw)) in zip(axes.flat, PANELS.items(), strict=True):
@@ -112,22 +117,22 @@ def picture(findings: Sequence[Finding], subject: Subject, title: str, path: Pat
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0 if no check fails, 1 if one does, 2 after a user's error, 130 if interrupted."""
-    made = parser(__doc__, "configuration, as for dp run (default: digits, hetero, pgd_eot)")
-    made.add_argument("--quick", action="store_true", help="the quick audit, as before a long job")
-    made.add_argument("--images", type=int, default=None, help="how many images (16; --quick: 8)")
-    args = made.parse_intermixed_args(argv)
-    torch.set_num_threads(1)  # as in a run: a sum's last bits depend on it
+    """The command. Returns 0 if no check fails, 1 if one fails, 2 after a user's error, 130 if interrupted."""
+    arguments = parser(__doc__, "configuration, as for dp run (default: digits, hetero, pgd_eot)")
+    arguments.add_argument("--quick", action="store_true", help="the quick audit, as before a long job")
+    arguments.add_argument("--images", type=int, default=None, help="number of images (16; with --quick 8)")
+    args = arguments.parse_intermixed_args(argv)
+    torch.set_num_threads(1)  # as in a run, because the last bits of a sum depend on it
 
     def audit() -> int:
         setup = compose.setup(*args.overrides, config_dirs=args.config_dirs)
         return audited(setup, args.quick, args.images, wide_console(soft_wrap=False))
 
-    return command(audit, "interrupted; nothing is kept")
+    return command(audit, "interrupted; nothing is saved")
 
 
 def audited(setup: compose.Setup, quick: bool, images: int | None, console: Console) -> int:
-    """Audit a configuration, print what is found and write it. Returns 1 if a check fails."""
+    """Audit a configuration, print the findings and write them. Returns 0, or 1 if a check fails."""
     images = (battery.QUICK_IMAGES if quick else 2 * battery.QUICK_IMAGES) if images is None else images
     if images < 1:
         raise ValueError(f"need --images >= 1, got {images}")

@@ -1,4 +1,4 @@
-"""dp fetch: bring the weights and data that a configuration needs into the cache folder (DP_CACHE, or ~/.cache/dp)."""
+"""dp fetch: download the weights and data of a configuration into the cache folder (DP_CACHE, or ~/.cache/dp)."""
 
 import sys
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from dp.weights.needed import needed
 LISTED = ("dataset", "classifier", "denoiser")
 EPILOG = """examples:
   dp fetch dataset=cifar10 purifier=hetero          what `dp run dataset=cifar10 purifier=hetero` needs
-  dp fetch +experiment=table1/hetero --dry-run      what a preset needs, and how big it is
+  dp fetch +experiment=table1/hetero --dry-run      what a preset needs, and its size
   dp fetch --list                                   every file of every option
 
 An interrupted download goes on where it stopped. Exit codes: 0 all files are there; 2 a file could not be fetched, or a
@@ -29,29 +29,29 @@ mistake in the command; 130 interrupted."""
 
 
 def whereabouts(asset: Asset) -> str:
-    """missing, embedded, or there."""
+    """The state of a file: `missing`, `embedded` or `there`."""
     if not is_there(asset):
         return "missing"
     return "embedded" if locate(asset).is_relative_to(ASSETS) else "there"
 
 
 def table(assets: dict[Asset, str], last: str) -> Table:
-    """A row per asset; `last` heads the column of the dictionary's values."""
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("file", overflow="fold")
-    shown.add_column("MB", justify="right")
+    """A table with one row for each file. `last`: the head of a column for the values of `assets`."""
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    result.add_column("file", overflow="fold")
+    result.add_column("MB", justify="right")
     for name in ("state", "address", *([last] if last else [])):
-        shown.add_column(name, overflow="fold")
+        result.add_column(name, overflow="fold")
     for asset, text in assets.items():
-        here = whereabouts(asset)
-        size = f"{locate(asset).stat().st_size / 1e6:.1f}" if here != "missing" and locate(asset).is_file() else "?"
+        state = whereabouts(asset)
+        size = f"{locate(asset).stat().st_size / 1e6:.1f}" if state != "missing" and locate(asset).is_file() else "?"
         size = f"{asset.megabytes:g}" if asset.megabytes is not None else size
-        shown.add_row(asset.file, size, here, asset.url or "", *([text] if last else []))
-    return shown
+        result.add_row(asset.file, size, state, asset.url or "", *([text] if last else []))
+    return result
 
 
 def total(assets: list[Asset]) -> str:
-    """How much is to be downloaded, where it goes, and how many files must come otherwise."""
+    """A line with the size of the downloads, their folder, and the number of files that cannot be fetched."""
     by_hand = [asset for asset in assets if not can_be_fetched(asset)]
     fetched = [asset for asset in assets if asset not in by_hand]
     unknown = sum(asset.megabytes is None for asset in fetched)
@@ -62,7 +62,7 @@ def total(assets: list[Asset]) -> str:
 
 
 def can_be_fetched(asset: Asset) -> bool:
-    """True if it has an address that a download can use."""
+    """True if the file has an address that can be downloaded."""
     try:
         direct(asset)
     except ValueError:
@@ -73,7 +73,7 @@ def can_be_fetched(asset: Asset) -> bool:
 def list_all(console: Console, config_dirs: Sequence[str | Path] = ()) -> None:
     """Print every file of every option, with the options that need it."""
     wanted: dict[Asset, str] = {}
-    beside: list[str] = []
+    unknown: list[str] = []
     for group in LISTED:
         for option in options(group, config_dirs):
             name = f"{group}={option}"
@@ -81,17 +81,17 @@ def list_all(console: Console, config_dirs: Sequence[str | Path] = ()) -> None:
                 config = composed(*dict.fromkeys(("dataset=cifar10", name)), config_dirs=config_dirs)
                 assets = needed(config[group])
             except USER_ERRORS as error:
-                beside.append(f"{name}: not known ({sentence(error)})")
+                unknown.append(f"{name}: not known ({sentence(error)})")
                 continue
             for asset in assets:
                 wanted[asset] = f"{wanted[asset]}, {name}" if asset in wanted else name
     console.print(table(wanted, "for"))
-    for line in [*beside, total([asset for asset in wanted if not is_there(asset)])]:
+    for line in [*unknown, total([asset for asset in wanted if not is_there(asset)])]:
         console.print(line)
 
 
 def bring(assets: list[Asset], console: Console) -> list[str]:
-    """Fetch the files. Returns a line for each that could not be had; the others are there."""
+    """Fetch the files. Returns one line of text for each file that could not be fetched."""
     failed = []
     with Downloads(console) as downloads:
         for asset in assets:
@@ -105,11 +105,11 @@ def bring(assets: list[Asset], console: Console) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0 if all files are there, 2 after a user's error or a failed download, 130 if interrupted."""
-    made = parser(__doc__, "configuration, as for dp run (default: digits, which is embedded)", EPILOG)
-    made.add_argument("--list", action="store_true", help="every file of every option; downloads nothing")
-    made.add_argument("--dry-run", action="store_true", help="say what is needed and how big it is, and stop")
-    args = made.parse_intermixed_args(argv)
+    """The command. Returns 0 if all files are there, 2 after an error or a failed download, 130 if interrupted."""
+    arguments = parser(__doc__, "configuration, as for dp run (default: digits, which is embedded)", EPILOG)
+    arguments.add_argument("--list", action="store_true", help="list every file of every option; download nothing")
+    arguments.add_argument("--dry-run", action="store_true", help="list the needed files and sizes; download nothing")
+    args = arguments.parse_intermixed_args(argv)
     console = wide_console()
 
     def fetch_all() -> int:

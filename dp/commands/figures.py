@@ -1,7 +1,7 @@
 """dp figures: draw results/figures/ from results/measured/.
 
-tradeoff_<dataset>.png: standard and robust accuracy over the noise time. adjoint_error.png: the error of the adjoint
-gradient.
+It draws tradeoff_<dataset>.png, the standard and robust accuracy over the noise time, and adjoint_error.png, the error
+of the adjoint gradient.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from dp.runs.errors import DONE, command
 
 MEASURED, FIGURES = Path("results/measured"), Path("results/figures")
 STANDARD, ROBUST, GRAY = "#0b6e99", "#c1440e", "#777777"
-THEIR_DT, THEIR_END = 1e-3, 1e-5  # DiffPure's own
-STEP_COLORS = ("#9ecae1", "#4292c6", ROBUST, "#08306b")  # from the longest step to the shortest; red: THEIR_DT
+DIFFPURE_DT, DIFFPURE_END = 1e-3, 1e-5  # the solver's step and the end time in DiffPure's code
+STEP_COLORS = ("#9ecae1", "#4292c6", ROBUST, "#08306b")  # from the longest step to the shortest; red: DIFFPURE_DT
 
 
 def uniform_runs(dataset: str, images: int) -> list[dict]:
-    """Summaries of uniform purification on this many images, by noise time."""
+    """The summaries of uniform purification on so many images, sorted by noise time."""
     plain = {"purifier": "diffpure", "attack": "pgd_eot", "threat_model": "linf", "protocol": "default"}
     summaries = [record.read_summary(path.parent) for path in sorted(MEASURED.glob(f"*/{record.SUMMARY}"))]
     runs = [
@@ -42,8 +42,9 @@ def uniform_runs(dataset: str, images: int) -> list[dict]:
 
 
 def tradeoff(dataset: str, images: int) -> Path:
-    """Standard and robust accuracy over t with Wilson intervals, by a single sample and by the vote. Raises ValueError
-    for fewer than two runs.
+    """Draw standard and robust accuracy over the noise time, with Wilson intervals, for a single sample and the vote.
+
+    Raises ValueError if there are fewer than two runs.
     """
     runs = uniform_runs(dataset, images)
     if len(runs) < 2:
@@ -67,7 +68,7 @@ def tradeoff(dataset: str, images: int) -> Path:
 
 
 def _accuracies(axis: Axes, runs: list[dict], rule: str) -> None:
-    """The curves of one decision rule over the noise time."""
+    """Draw the curves of one decision rule over the noise time."""
     t = [s["config"]["purifier"]["t"] for s in runs]
     gray: dict[str, Any] = {"textcoords": "offset points", "color": GRAY}
     for name, color in (("standard", STANDARD), ("robust", ROBUST)):
@@ -89,8 +90,9 @@ def _accuracies(axis: Axes, runs: list[dict], rule: str) -> None:
 
 
 def adjoint_error() -> Path:
-    """Relative error and wrong signs of the adjoint gradient over the end time of the reversal, a line for each step of
-    the solver; what scripts/studies/adjoint.py measured.
+    """Draw the relative error and the wrong signs of the adjoint gradient over the end time of the reversal.
+
+    There is one line for each step of the solver. The data come from scripts/studies/adjoint.py.
     """
     with (MEASURED / "adjoint.csv").open() as file:
         rows: list[dict] = [
@@ -122,28 +124,30 @@ def adjoint_error() -> Path:
 
 
 def _lines_per_step(axis, rows: list[dict], name: str) -> None:
-    """`name` over the end time: float64 as lines, float32 as circles. DiffPure's own step has a color of its own, and
-    its value at DiffPure's end time is written beside it.
+    """Draw the column `name` over the end time: float64 as lines, float32 as circles.
+
+    The step of DiffPure has a color of its own, and its value at DiffPure's end time is written beside the point.
     """
     for dt, color in zip(sorted({row["dt"] for row in rows}, reverse=True), STEP_COLORS, strict=True):
-        theirs = dt == THEIR_DT
-        label = f"dt = {dt:g}" + (", DiffPure's" if theirs else "")
+        is_diffpure = dt == DIFFPURE_DT
+        label = f"dt = {dt:g}" + (", DiffPure's" if is_diffpure else "")
         for dtype, style in (("float64", "-"), ("float32", "o")):
-            here = [row for row in rows if (row["dtype"], row["dt"]) == (dtype, dt)]
-            ends, values = [row["end"] for row in here], [row[name] for row in here]
-            line = {"label": label, "linewidth": 2.4 if theirs else 1.2} if style == "-" else {"mfc": "none"}
+            points = [row for row in rows if (row["dtype"], row["dt"]) == (dtype, dt)]
+            ends, values = [row["end"] for row in points], [row[name] for row in points]
+            line = {"label": label, "linewidth": 2.4 if is_diffpure else 1.2} if style == "-" else {"mfc": "none"}
             axis.plot(ends, values, style, color=color, markersize=5, **line)
-    (value,) = (row[name] for row in rows if (row["dtype"], row["dt"], row["end"]) == ("float64", THEIR_DT, THEIR_END))
-    axis.plot(THEIR_END, value, "o", color=ROBUST, markersize=9)
-    said = f"{value:.2f}" if axis.get_yscale() == "log" else f"{value:.0f} %"
-    axis.annotate(said, (THEIR_END, value), xytext=(-9, 0), textcoords="offset points", ha="right", va="center", color=ROBUST, weight="bold")  # fmt: skip  # noqa: E501
+    diffpure = ("float64", DIFFPURE_DT, DIFFPURE_END)
+    (value,) = (row[name] for row in rows if (row["dtype"], row["dt"], row["end"]) == diffpure)
+    axis.plot(DIFFPURE_END, value, "o", color=ROBUST, markersize=9)
+    text = f"{value:.2f}" if axis.get_yscale() == "log" else f"{value:.0f} %"
+    axis.annotate(text, (DIFFPURE_END, value), xytext=(-9, 0), textcoords="offset points", ha="right", va="center", color=ROBUST, weight="bold")  # fmt: skip  # noqa: E501
     axis.set_xlim(2e-6, 4.5e-2)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0 if the figures are drawn, 2 after a user's error."""
+    """The command. Returns 0 if the figures are drawn, 2 after a user's error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--images", type=int, default=128, help="size of the runs to draw (default 128)")

@@ -14,20 +14,20 @@ BLOCK = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTA
 
 
 def lists() -> dict[str, str]:
-    """The Markdown table for every marker `<!-- generated: NAME -->`, by its name; README's row is none of them."""
-    found = {f"options {group}": _options(group) for group in (*GROUPS, "experiment")}
-    found["options run"] = _table(("key", "default", "meaning"), _run_keys())
-    found["metrics"] = _table(
+    """The Markdown table for every marker `<!-- generated: NAME -->` in docs/, by its name."""
+    tables = {f"options {group}": _options(group) for group in (*GROUPS, "experiment")}
+    tables["options run"] = _table(("key", "default", "meaning"), _run_keys())
+    tables["metrics"] = _table(
         ("rule", "score of one image", "what it says"), ((f"`{k}`", *v) for k, v in RULES.items())
     )
-    found["checks"] = _table(("check", "quick audit", "what it sees"), _checks())
-    return found
+    tables["checks"] = _table(("check", "quick audit", "what it sees"), _checks())
+    return tables
 
 
 def filled(page: str) -> str:
-    """A page with its generated blocks made anew."""
-    made = lists()
-    return BLOCK.sub(lambda m: m[1] + made[m[2]] + m[3] if m[2] in made else m[0], page)
+    """The text of a page with new generated blocks."""
+    tables = lists()
+    return BLOCK.sub(lambda m: m[1] + tables[m[2]] + m[3] if m[2] in tables else m[0], page)
 
 
 def _options(group: str) -> str:
@@ -41,17 +41,17 @@ def _options(group: str) -> str:
 def _run_keys() -> Iterator[tuple[str, str, str]]:
     """The keys of conf/config.yaml that a user sets: name, default, comment."""
     for line in (CONF / "config.yaml").read_text().splitlines():
-        found = re.fullmatch(r"(\w+): +(\S+) +# (.+)", line)
-        if found:
-            yield f"`{found[1]}`", f"`{found[2]}`", found[3]
+        key = re.fullmatch(r"(\w+): +(\S+) +# (.+)", line)
+        if key:
+            yield f"`{key[1]}`", f"`{key[2]}`", key[3]
 
 
 def _checks() -> Iterator[tuple[str, str, str]]:
+    """The checks of the audit: name, whether the quick audit has it, and what it sees."""
     quick = {check.name for check in battery.checks(quick=True)}
     for check in battery.checks(quick=False):
-        first = re.split(r"(?<=[.;:]) ", " ".join((check.of.__doc__ or "").split()), maxsplit=1)[0].rstrip(".;:")
         anchor = check.name.lower().replace(" ", "-")
-        yield f"[{check.name}](#{anchor})", "yes" if check.name in quick else "no", first
+        yield f"[{check.name}](#{anchor})", "yes" if check.name in quick else "no", check.sees
 
 
 def _table(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> str:

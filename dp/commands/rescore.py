@@ -1,7 +1,7 @@
 """dp rescore: score the saved attacked images of a finished run again.
 
-With fresh samples; with the run's own (--own); or by other defenses (--against, or overrides such as
-purifier=diffpure), which gives a transfer matrix. Exit code 1 if samples that should agree do not.
+It uses fresh samples, or the run's own samples (--own), or other defenses (--against, or overrides such as
+purifier=diffpure), which gives a transfer matrix. The exit code is 1 if results differ that should agree.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,15 +33,15 @@ Rows = dict[str, list[Row]]  # by condition
 
 
 class Scorer(NamedTuple):
-    """A defense that scores images, under its name."""
+    """A defense that scores images, with its name."""
 
     name: str
     evaluation: Evaluation
-    nfe: int  # of one purification
+    nfe: int  # network evaluations of one purification
 
 
 class Work:
-    """Adds up the work that a bar shows."""
+    """The sum of the work done, for a bar. Call it with a line of text and the additional work."""
 
     def __init__(self, bar: Bar):
         self.bar, self.done = bar, 0
@@ -52,7 +52,7 @@ class Work:
 
 
 def scorer(name: str, config: dict) -> Scorer:
-    """The scored defense of a configuration, whatever attacks it."""
+    """The scored defense of a configuration, without its attack."""
     attack = compose.composed("attack=none")["attack"]
     config = {**config, "attack": attack, "choices": {**config["choices"], "attack": "none"}}
     config["threat_model"] = {**config["threat_model"], "grad": "full"}
@@ -63,14 +63,15 @@ def scorer(name: str, config: dict) -> Scorer:
 
 
 def changed(config: dict, overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> dict:
-    """The configuration of a run with another defense: groups first, then single keys.
+    """The configuration of a run with another defense. Overrides of groups are applied first, then those of keys.
 
-    `config_dirs`: folders of plug-ins, beside the run's own. Raises ValueError for what is no part of a defense.
+    `config_dirs`: folders of plug-ins, beside those of the run. Raises ValueError for an override of anything but the
+    defense, and for an unknown key.
     """
     parts = [override.partition("=")[::2] for override in overrides]
-    strange = [key for key, _ in parts if key.split(".")[0] not in DEFENSE]
-    if strange:
-        raise ValueError(f"need overrides of {', '.join(DEFENSE)} and their keys, got {strange[0]}")
+    refused = [key for key, _ in parts if key.split(".")[0] not in DEFENSE]
+    if refused:
+        raise ValueError(f"need overrides of {', '.join(DEFENSE)} and their keys, got {refused[0]}")
     groups = {key: value for key, value in parts if key in DEFENSE}
     if groups:
         folders = [*dict.fromkeys([*config["plugins"]["folders"], *map(str, config_dirs)])]
@@ -98,7 +99,7 @@ def rescored(by: Scorer, saved: again.Saved, stage: str, work: Callable[[str, in
 
 
 def compare(folder: Path, summary: dict, own: bool, bits: int | None, console: Console) -> bool:
-    """Print the run's own figures beside those of the same images scored again. Returns whether they agree."""
+    """Print the figures of a run beside those of the same images scored again. Returns True if they agree."""
     config = summary["config"]
     by, groups = scorer(config["choices"]["purifier"], config), again.saved(folder)
     before: Rows = {}
@@ -120,15 +121,15 @@ def compare(folder: Path, summary: dict, own: bool, bits: int | None, console: C
     agree = True
     for arm in before:
         unequal, gap = again.unequal(before[arm], after[arm]), again.difference(before[arm], after[arm])
-        good = unequal == 0 if own else gap.agree
-        agree &= good or known
-        answer = "the attacker knew the run's samples" if known else "agrees" if good else "DIFFERS"
-        chance = f"{gap.value:+.2f} (sd by chance {gap.std:.2f})"
+        equal = unequal == 0 if own else gap.agree
+        agree &= equal or known
+        answer = "the attacker knew the run's samples" if known else "agrees" if equal else "DIFFERS"
+        chance = f"{gap.value:+.2f} (chance: sd {gap.std:.2f})"
         table.add_row(arm, *_cells(before[arm], after[arm], rule), chance, str(unequal), answer)
     for arm in rounded:
         unequal, gap = again.unequal(after[arm], rounded[arm]), again.difference(after[arm], rounded[arm])
         cells = _cells(after[arm], rounded[arm], rule)
-        table.add_row(f"{arm}: as floats, then in {bits} bits", *cells, f"{gap.value:+.2f}", str(unequal), "")
+        table.add_row(f"{arm}: floats, then rounded to {bits} bits", *cells, f"{gap.value:+.2f}", str(unequal), "")
     console.print(table)
     return agree
 
@@ -137,7 +138,7 @@ def _headed(title: str, rule: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=title)
     for name in ("condition", "images x seeds", f"run, {rule}", "scored again"):
         table.add_column(name, justify="left" if name == "condition" else "right")
-    for name in ("right samples, run - again", "rows that differ", "answer"):
+    for name in ("right samples, run - again", "rows that differ", "result"):
         table.add_column(name, justify="right")
     return table
 
@@ -183,13 +184,13 @@ def _name(folder: Path, summary: dict) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0 if all agrees, 1 if samples that should agree differ, 2 after a user's error, 130 if interrupted."""
-    made = parser(__doc__, "the folder of a finished run, results/runs/<key>, then another defense: purifier=...")
-    made.add_argument("--own", action="store_true", help="the run's own samples: every class must be equal")
-    made.add_argument("--against", nargs="+", default=[], metavar="RUN", help="also the defenses of other runs")
-    made.add_argument("--bits", type=int, choices=[8], help="also as an 8-bit file would hold the images")
-    args = made.parse_intermixed_args(argv)
-    torch.set_num_threads(1)  # as in a run: a sum's last bits depend on it
+    """The command. Returns 0 if results agree, 1 if they differ, 2 after a user's error, 130 if interrupted."""
+    arguments = parser(__doc__, "the folder of a finished run, results/runs/<key>, then another defense: purifier=...")
+    arguments.add_argument("--own", action="store_true", help="use the run's own samples: every class must be equal")
+    arguments.add_argument("--against", nargs="+", default=[], metavar="RUN", help="also the defenses of other runs")
+    arguments.add_argument("--bits", type=int, choices=[8], help="also score the images rounded as in an 8-bit file")
+    args = arguments.parse_intermixed_args(argv)
+    torch.set_num_threads(1)  # as in a run, because the last bits of a sum depend on it
 
     def rescore() -> int:
         words = [*args.overrides, *args.against]
@@ -198,14 +199,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("need the folder of a finished run, results/runs/<key>, got none")
         return scored_again(folders, overrides, args.config_dirs, args.own, args.bits, wide_console())
 
-    return command(rescore, "interrupted; nothing is kept")
+    return command(rescore, "interrupted; nothing is saved")
 
 
 def scored_again(
     folders: list[Path], overrides: list[str], config_dirs: list[str], own: bool, bits: int | None, console: Console
 ) -> int:
-    """Compare the run with its images scored again, or print the transfer matrix. Returns 1 if what should agree
-    differs.
+    """Compare a run with its images scored again, or print the transfer matrix of several runs or defenses.
+
+    Returns 0, or 1 if results differ that should agree. Raises ValueError for options that do not fit together.
     """
     if (own or bits) and (overrides or len(folders) > 1):
         raise ValueError("need --own and --bits without other defenses, got both")

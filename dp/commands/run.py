@@ -17,11 +17,11 @@ from dp.runs.errors import DONE, INTERRUPTED, MISTAKE, USER_ERRORS, sentence
 from dp.runs.keys import run_key
 from dp.runs.sweep import begin_sweep, finish_sweep, note_cell
 
-failures: list[str] = []  # of this process's runs
+failures: list[str] = []  # the errors of runs in this process
 
 
 def help_text(*, _root_: Any) -> str:
-    """${dp_help:}: the help, as a template of Hydra's, with the options of --config-dir."""
+    """The resolver ${dp_help:}: the help text as a template for Hydra, with the options of --config-dir."""
     return help.text(compose.plugin_folders(_root_.hydra)).replace("$", "$$")
 
 
@@ -30,13 +30,13 @@ OmegaConf.register_new_resolver("dp_help", help_text, replace=True)
 
 @hydra.main(version_base=compose.VERSION_BASE, config_path=str(compose.CONF), config_name="config")
 def job(cfg: DictConfig) -> None:
-    """Hydra's entry. Launchers pickle it for other processes, so it holds nothing."""
+    """Hydra's entry. Launchers pickle it for other processes, so it holds no objects."""
     one(cfg)
 
 
 def one(cfg: DictConfig) -> None:
-    """One run, or one cell of a sweep. A user's error is noted, not raised, so that the other cells go on."""
-    from dp.output.report import show  # here: --help needs neither torch nor pandas
+    """One run, alone or in a sweep. A user's error is printed and not raised, so that a sweep goes on."""
+    from dp.output.report import show  # imported here: --help needs neither torch nor pandas
     from dp.runs.pipeline import judged
 
     folder, summary, error = None, None, None
@@ -45,7 +45,7 @@ def one(cfg: DictConfig) -> None:
         folder = Path(setup.config["results"]) / run_key(setup.config)
         summary = judged(setup, folder)
         if summary is None:
-            error = "waits for the other shards"
+            error = "waiting for the other shards"
         else:
             show(summary, console)
         console.print(f"results: {folder}")
@@ -58,15 +58,15 @@ def one(cfg: DictConfig) -> None:
 
 
 def main() -> int:
-    """Run what the command line asks for. Returns 0 if done, 2 after a user's error, 130 if interrupted."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here
+    """The command. Returns 0 if all is done, 2 after a user's error, 130 if interrupted."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises errors instead of printing them
     failures.clear()
     notes = begin_sweep()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # also where SIGINT is ignored
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # works even if SIGINT is ignored
     try:
         job()
-    except KeyboardInterrupt as stop:
-        console.print(str(stop) or "interrupted before anything was scored; the same command starts again")
+    except KeyboardInterrupt as interrupt:
+        console.print(str(interrupt) or "interrupted before anything was scored; the same command starts again")
         return INTERRUPTED
     except USER_ERRORS as error:
         print(f"error: {sentence(error)}", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""dp tables: write results/tables/, what was measured beside what was published, as markdown and CSV.
+"""dp tables: write measured and published results to results/tables/, as markdown and CSV.
 
-It reads results/measured/ and results/published/ and computes nothing anew.
+It reads results/measured/ and results/published/, and runs nothing.
 """
 
 import argparse
@@ -17,16 +17,16 @@ from dp.runs.errors import DONE, command
 
 MEASURED, TABLES = Path("results/measured"), Path("results/tables")
 ORDER = ["dataset", "threat", "attack", "purifier", "images", "settings", "protocol", "rule"]
-SETTINGS = ("t", "t_l", "t_s", "tau", "jump", "steps", "n", "eta")  # hyperparameters that tell runs apart
+SETTINGS = ("t", "t_l", "t_s", "tau", "jump", "steps", "n", "eta")  # hyperparameters that distinguish runs
 PRINTED = ["table", "printed", "setting", "classifier", "norm", "eps", "attack", "standard", "robust", "flag", "note"]
 
 
 def measured(folder: Path = MEASURED) -> pd.DataFrame:
-    """One line per run below `folder` and decision rule, figures in percent. Raises ValueError if there is no run."""
+    """One line for each run below `folder` and each decision rule, in percent. Raises ValueError if there is no run."""
     lines = []
     for path in sorted(folder.glob(f"*/{record.SUMMARY}")):
         summary = record.read_summary(path.parent)
-        assert summary is not None, "it has just been found"
+        assert summary is not None, "its file exists"
         lines += [line(summary, path.parent.name, side, rule) for side, rule in reported(summary)]
     if not lines:
         raise ValueError(f"need archived runs in {folder}, got none: dp archive results/runs/<key>")
@@ -34,7 +34,7 @@ def measured(folder: Path = MEASURED) -> pd.DataFrame:
 
 
 def reported(summary: dict) -> Iterator[tuple[str, str]]:
-    """(side, rule) of every robust figure: each of the protocol's rules, then the first by the in-loop samples."""
+    """The (side, rule) of every robust figure: each of the protocol's rules, then the first one by in-loop samples."""
     protocol = summary["config"]["protocol"]
     for rule in protocol["report"]:
         yield "robust", rule
@@ -43,7 +43,7 @@ def reported(summary: dict) -> Iterator[tuple[str, str]]:
 
 
 def line(summary: dict, key: str, side: str, rule: str) -> dict:
-    """One line of the table: `side` is robust, by fresh samples, or seen, by the in-loop samples."""
+    """One line of the table. `side`: `robust`, by fresh samples, or `seen`, by in-loop samples."""
     config, choices, caveats = summary["config"], summary["config"]["choices"], summary["caveats"]
     cells = {
         "dataset": choices["dataset"],
@@ -76,12 +76,12 @@ def line(summary: dict, key: str, side: str, rule: str) -> dict:
 
 
 def settings(purifier: dict) -> str:
-    """The hyperparameters that tell runs of one purifier apart."""
+    """The hyperparameters that distinguish runs of one purifier, as text."""
     return " ".join(f"{k}={purifier[k]}" for k in SETTINGS if purifier.get(k) is not None)
 
 
 def published(folder: Path = PUBLISHED) -> pd.DataFrame:
-    """The papers' rows as they are printed."""
+    """The published rows, as the papers print them."""
     paths = sorted(folder.glob("table*.csv"))
     rows = pd.concat([pd.read_csv(path, dtype=str, keep_default_na=False) for path in paths])
     for name in ("standard", "robust"):
@@ -91,7 +91,7 @@ def published(folder: Path = PUBLISHED) -> pd.DataFrame:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A GitHub table; numbers with one decimal."""
+    """A GitHub table. Numbers have one decimal."""
     text = frame.map(lambda v: f"{v:.1f}" if isinstance(v, float) else str(v))
     lines = ["| " + " | ".join(cells) + " |" for cells in [list(frame.columns), *text.to_numpy().tolist()]]
     lines.insert(1, "|" + "---|" * len(frame.columns))
@@ -100,18 +100,18 @@ def markdown(frame: pd.DataFrame) -> str:
 
 def write() -> int:
     """Write all tables, and print the measured one."""
-    ours = measured()
+    rows = measured()
     TABLES.mkdir(parents=True, exist_ok=True)
-    ours.to_csv(TABLES / "measured.csv", index=False, float_format="%.2f")
+    rows.to_csv(TABLES / "measured.csv", index=False, float_format="%.2f")
     note = "Percent. Intervals: Wilson 95 % over images. seed_std: standard deviation over seeds, no interval.\n\n"
-    (TABLES / "measured.md").write_text("# Measured\n\n" + note + markdown(ours))
-    if PUBLISHED.is_dir():  # in the repository alone, not in an installed wheel
+    (TABLES / "measured.md").write_text("# Measured\n\n" + note + markdown(rows))
+    if PUBLISHED.is_dir():  # it is in the repository and not in an installed wheel
         (TABLES / "published.md").write_text("# Published, as printed\n\n" + markdown(published()))
-    console.print(ours.drop(columns=["key", "published"]).to_string(index=False, float_format="%.1f"))
+    console.print(rows.drop(columns=["key", "published"]).to_string(index=False, float_format="%.1f"))
     return DONE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0 if the tables are written, 2 after a user's error."""
+    """The command. Returns 0 if the tables are written, 2 after a user's error."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
     return command(write)

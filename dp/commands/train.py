@@ -1,4 +1,4 @@
-"""dp train: train the network that a configuration names, and write it as safetensors where the configuration finds it.
+"""dp train: train the network of a configuration, and write it as safetensors to the place where runs look for it.
 
 usage: dp train [dataset=digits|cifar10|svhn] model=denoiser|classifier [out=FILE.safetensors] [KEY=VALUE ...]
        torchrun --nproc_per_node=4 scripts/train.py ...     the same gradients from several processes
@@ -13,8 +13,8 @@ training.optimizer.lr=..., or choose another file by training=<name>. The networ
 denoiser=...; the loss follows from the denoiser's adapter, EDM or eps. device=auto|cpu|cuda. tracking=wandb mirrors the
 curve. overwrite=true starts again. --config-dir DIR adds a folder of yamls.
 
-results/runs/train-<key>/ keeps the state (every training.save_every steps), loss.csv, loss.png, samples.png and
-summary.json. The same command goes on where it stopped, whatever stopped it; on a CPU it ends with the same bits.
+results/runs/train-<key>/ has the state (every training.save_every steps), loss.csv, loss.png, samples.png and
+summary.json. The same command goes on where it stopped. On a CPU an interrupted training ends with the same bits.
 Exit codes: 0 done, 2 a mistake in the command, 130 interrupted.
 """
 
@@ -54,14 +54,14 @@ from dp.training import tasks
 from dp.training.distributed import world
 from dp.training.trainer import Training, keep
 
-# Keys of the training yaml that are read here; the others are the arguments of its loop.
+# Keys of the training yaml that this file reads. The other keys are arguments of the training loop.
 OWN = ("data", "files", "task", "precision", "threads", "embedded", "test_images", "samples")
-TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 1.0)  # at which a denoiser is evaluated
-WORDS = ("model=", "out=", "training=")  # words of the command that are no overrides
+TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 1.0)  # noise times at which a denoiser is evaluated
+WORDS = ("model=", "out=", "training=")  # words of the command that are no overrides of the configuration
 
 
 def composed(words: Sequence[str], config_dirs: Sequence[str] = ()) -> tuple[dict, str, Path | None]:
-    """The configuration of a command, its `model` and its `out`."""
+    """The configuration of a command, its `model` and its `out`. Raises ValueError for a wrong model or file name."""
     given = dict(w.split("=", 1) for w in words if w.startswith((*WORDS, "dataset=")))
     model, out = given.get("model"), given.get("out")
     if model not in ("denoiser", "classifier"):
@@ -76,16 +76,19 @@ def composed(words: Sequence[str], config_dirs: Sequence[str] = ()) -> tuple[dic
 
 
 def key_of(config: dict, model: str) -> str:
-    """Same network, data and recipe, same key."""
+    """The key of a training. Equal networks, data and recipes have equal keys."""
     node = {k: v for k, v in compose.arguments(config[model]).items() if k != "net"}
     recipe = {k: v for k, v in config["training"].items() if k not in ("log_every", "save_every", "samples", "files")}
-    kept = [config["dataset"]["name"], model, node, config[model]["net"]["net"], recipe]
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
+    hashed = [config["dataset"]["name"], model, node, config[model]["net"]["net"], recipe]
+    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:10]
     return f"train-{config['dataset']['name']}-{model}-{digest}"
 
 
 def destination(config: dict, model: str, out: Path | None) -> Path:
-    """Where the weights go: `out`, dp/assets/ for the embedded ones, or the cache folder."""
+    """The file for the weights: `out` if given, else in dp/assets/ for embedded weights, else in the cache folder.
+
+    Raises ValueError if the configuration names a file of another format and `out` is not given.
+    """
     file = config[model]["net"]["file"]
     if out is not None:
         return out
@@ -97,7 +100,7 @@ def destination(config: dict, model: str, out: Path | None) -> Path:
 
 
 def unlike(config: dict, model: str, path: Path, sha256: str) -> str:
-    """The options with which the configuration finds these weights; "" if it finds them without."""
+    """The overrides with which a run finds these weights, or "" if it finds them without."""
     node, words = config[model]["net"], []
     name = path.name if path.parent.absolute() in (ASSETS, cache_folder().absolute()) else str(path.absolute())
     if name != node["file"]:
@@ -108,7 +111,7 @@ def unlike(config: dict, model: str, path: Path, sha256: str) -> str:
 
 
 def adapter_of(config: dict, model: str, device: str) -> Denoiser | Classifier:
-    """The configuration's adapter around a fresh network, seeded."""
+    """The configuration's adapter around a new network with seeded weights. Raises ValueError for wrong settings."""
     node = compose.arguments(config[model])
     if not isinstance(node.get("net"), dict) or not node["net"].get("net"):
         raise ValueError(f"need a network under {model}.net.net, got none: choose {model}=... that names one")
@@ -126,7 +129,7 @@ def adapter_of(config: dict, model: str, device: str) -> Denoiser | Classifier:
 
 
 def training_of(config: dict, adapter: Denoiser | Classifier) -> Training:
-    """The recipe around the network, at its first step."""
+    """The training of a network by the recipe, at its first step."""
     recipe = config["training"]
     loop = {k: v for k, v in recipe.items() if k not in OWN}
     check_call({"training": loop})
@@ -140,11 +143,11 @@ def _make(config: dict, node: Any) -> Any:
 
 
 class Display:
-    """Progress and time to go: a bar on a terminal, a line every ten seconds elsewhere; figures to the tracker."""
+    """The progress of a training, on the console and to a tracker. Call it with the training after every step."""
 
     def __init__(self, training: Training, tracker: Tracker):
-        self.tracker, self.first, self.began = tracker, training.step, time.monotonic()
-        self.said, self.logged = self.began, len(training.history)
+        self.tracker, self.first, self.start_time = tracker, training.step, time.monotonic()
+        self.last_line, self.logged = self.start_time, len(training.history)
         columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn(compact=True))
         self.bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
         self.task = self.bar.add_task("training", total=training.steps) if self.bar else None
@@ -157,19 +160,20 @@ class Display:
         if self.bar and self.task is not None:
             self.bar.start()
             self.bar.update(self.task, completed=training.step, description=f"step {training.step}{loss}")
-        elif time.monotonic() - self.said > 10:
-            self.said = time.monotonic()
-            left = (self.said - self.began) / (training.step - self.first) * (training.steps - training.step)
+        elif time.monotonic() - self.last_line > 10:
+            self.last_line = time.monotonic()
+            left = (self.last_line - self.start_time) / (training.step - self.first) * (training.steps - training.step)
             done = 100 * training.step / training.steps
             console.print(f"{done:3.0f} %, {clock(left)} to go: step {training.step}/{training.steps}{loss}")
 
     def stop(self) -> None:
+        """Remove the bar."""
         if self.bar:
             self.bar.stop()
 
 
 def curve(training: Training, folder: Path) -> None:
-    """loss.csv and loss.png: the mean loss of each stretch of training.log_every steps."""
+    """Write loss.csv, the mean loss of every training.log_every steps, and at the end loss.png."""
     lines = "".join(f"{step},{loss:.8g}\n" for step, loss in training.history)
     record.write_atomic(folder / "loss.csv", f"step,loss\n{lines}".encode())
     if training.step == training.steps:
@@ -182,7 +186,7 @@ def curve(training: Training, folder: Path) -> None:
 
 
 def evaluate(config: dict, model: str, adapter: Denoiser | Classifier, training: Training, folder: Path) -> dict:
-    """Figures on test images, and samples.png."""
+    """Figures on test images. For a denoiser it also writes samples.png."""
     recipe = config["training"]
     test = _make(config, {**config["dataset"]["loader"], "images": recipe["test_images"]})
     adapter.net.load_state_dict(training.result.state_dict())
@@ -194,17 +198,17 @@ def evaluate(config: dict, model: str, adapter: Denoiser | Classifier, training:
         return {"accuracy": percent}
     task = training.task
     assert isinstance(task, tasks.Denoising)
-    found = tasks.held_out(task, test, TIMES, recipe["seed"])
-    words = ", ".join(f"{loss:.3f} at {sigma:.3g}" for sigma, loss in found.items())
+    losses = tasks.held_out(task, test, TIMES, recipe["seed"])
+    words = ", ".join(f"{loss:.3f} at {sigma:.3g}" for sigma, loss in losses.items())
     console.print(f"denoiser: loss on {len(test.x)} test images by sigma: {words}")
     if recipe["samples"]:
         x = to_01(tasks.samples(adapter, (64, *test.x.shape[1:]), **recipe["samples"], seed=recipe["seed"]))
         plt.imsave(folder / "samples.png", tasks.grid(x, columns=8, times=3).numpy())
-    return {f"loss/sigma={sigma:.4g}": loss for sigma, loss in found.items()}
+    return {f"loss/sigma={sigma:.4g}": loss for sigma, loss in losses.items()}
 
 
 def start(config: dict) -> str:
-    """Join the other processes that torchrun started, if it did; the device of this one."""
+    """Join the other processes if torchrun started this one. Returns the device of this process."""
     device = device_of(config)
     if "LOCAL_RANK" in os.environ:
         if device == "cuda":
@@ -218,7 +222,7 @@ def start(config: dict) -> str:
 
 
 def learn(training: Training, config: dict, key: str, folder: Path) -> Tracker:
-    """Go on from the kept state, or from the first step; the tracker."""
+    """Train from the saved state, or from the first step. Returns the tracker."""
     state = folder / "state.pt"
     if config["overwrite"] and world()[0] == 0:
         state.unlink(missing_ok=True)
@@ -276,7 +280,10 @@ def train(words: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0 if trained, 2 after a user's error, 130 if interrupted. Prints the help if there are no words."""
+    """The command. Returns 0 if the training is done, 2 after a user's error, 130 if interrupted.
+
+    Without words it prints the help.
+    """
     given = sys.argv[1:] if argv is None else argv
     if not given or {"-h", "--help"} & set(given):
         print(__doc__)

@@ -102,25 +102,24 @@ def rule_name(rule: str, samples: int) -> str:
 
 def broken_when(judge: Judge) -> str:
     """The rule by which the in-loop evaluation calls an image broken, in words."""
-    samples = f"{judge.draws} samples" + (f", after a first stage of {judge.screen} others" if judge.screen else "")
-    return f"{samples}: broken if {BROKEN[judge.rule]}"
+    first_stage = f"{judge.screen}, then " if judge.screen else ""
+    return f"{first_stage}{judge.draws} samples: broken if {BROKEN[judge.rule]}"
 
 
 def judge_line(judge: Judge, attack: Attack) -> str:
     """The in-loop evaluation during an attack, in words."""
-    after = "its attack then stops" if judge.retire else "its attack goes on"
-    own = "the attack's selection samples choose its point"
-    point = own if attack.selection_samples else "its worst point is returned"
-    what = "this evaluation decides (in-loop)" if judge.in_loop else f"otherwise {point}; fresh samples score"
+    after = "stops" if judge.retire else "goes on"
+    point = "the attack's selection samples choose a point" if attack.selection_samples else "the worst point counts"
+    what = "this evaluation is the decision" if judge.in_loop else f"otherwise {point}; fresh samples score"
     every = "every iteration" if judge.every == 1 else f"every {judge.every} iterations"
-    return f"in-loop evaluation {every} by {broken_when(judge)}, and {after}; {what}"
+    return f"in-loop evaluation {every}, {broken_when(judge)}; then its attack {after}; {what}"
 
 
 def criteria_lines(config: dict, caveats: dict, votes: int, judge: Judge | None, attack: Attack) -> list[str]:
     """A line if the attack and the decision use different criteria; no line for single samples."""
     decides, samples = rule_name(config["protocol"]["report"][0], votes), votes
     if judge is not None and judge.in_loop:
-        decides, samples = f"in-loop evaluation: {broken_when(judge)}", judge.draws
+        decides, samples = f"in-loop evaluation ({broken_when(judge)})", judge.draws
     known, attack_samples = config["protocol"]["known_draws"], caveats["attack_samples"]
     if not attack.steps or attack_samples == samples == 1:
         return []

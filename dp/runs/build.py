@@ -106,8 +106,8 @@ def dry_nfe(model: Defended, one: Subset) -> int:
 def set_memory(config: dict, scored: Defended, one: Subset, nfe: int, device: str) -> None:
     """Set how the purification's networks keep activations for the backward pass, as the key `memory` says.
 
-    `store` keeps all of them, and `recompute` keeps those of the newest calls only. `auto` measures one call and keeps those of
-    as many calls as fit into half of the free memory.
+    `store` keeps all of them, and `recompute` keeps those of the newest calls only. `auto` measures one call, and keeps
+    those of as many calls as fit into half of the free memory.
     """
     networks = [m for m in (scored.denoiser, *scored.networks) if isinstance(m, Denoiser | PurifierModule)]
     for network in networks:

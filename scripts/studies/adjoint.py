@@ -1,8 +1,8 @@
-"""Measure the adjoint gradient of DiffPure's SDE and ODE against the exact one.
+"""Measure the error of the adjoint gradient of DiffPure's SDE and ODE against the exact gradient.
 
-Over the end time and the step of the reversal. Writes results/measured/adjoint.csv, which dp figures draws. On the
-embedded digits: the gradient of the cross-entropy through the whole defense with respect to the image, one sample per
-image, with the same noise for both gradients.
+The error is measured over the end time and the step of the reversal, on the embedded digits. The gradient is that of
+the cross-entropy with respect to the image, through the whole defense. There is one sample per image, and both
+gradients use the same noise. The study writes results/measured/adjoint.csv, which dp figures draws.
 """
 
 import argparse
@@ -31,7 +31,7 @@ STEPS = [5e-3, 2e-3, 1e-3, 5e-4]
 
 
 def gradient(model: Defended, subset: Subset, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Purified images and the loss's gradient, both (B,C,H,W)."""
+    """Purified images and the gradient of the loss, both (B,C,H,W)."""
     leaf = subset.x.to(dtype).requires_grad_()
     x_hat = model.purify(leaf, Streams(subset.ids, 0, "adjoint"))
     (grad,) = torch.autograd.grad(cross_entropy(model.classifier(x_hat), subset.y).sum(), leaf)
@@ -39,8 +39,9 @@ def gradient(model: Defended, subset: Subset, dtype: torch.dtype) -> tuple[Tenso
 
 
 def compare(exact: Tensor, other: Tensor) -> dict[str, float]:
-    """Over images: relative error |g' - g| / |g|, cosine, and the share of pixels with equal sign, which is all that an
-    l-infinity attack sees.
+    """Errors of a gradient over images: relative error |g' - g| / |g|, cosine, and share of pixels with equal sign.
+
+    An l-infinity attack uses only the sign.
     """
     g, h = exact.flatten(1).double(), other.flatten(1).double()
     error, cosine = (h - g).norm(dim=1) / g.norm(dim=1), torch.cosine_similarity(g, h)
@@ -54,19 +55,20 @@ def compare(exact: Tensor, other: Tensor) -> dict[str, float]:
 
 
 def measure(parts: Defended, subset: Subset, method: str, dtype: torch.dtype, t: float, end: float, dt: float) -> dict:
-    """One row of the table."""
+    """One row of the table: a method and precision at a noise time t, an end time and a step."""
     purify, plain = METHODS[method]
-    found = []
+    results = []
     for solver in (plain, "adjoint"):
         bound = functools.partial(purify, t=t, dt=dt, end=end, beta_min=0.1, beta_max=20.0, solver=solver)
-        found.append(gradient(Defended(bound, parts.denoiser, parts.classifier), subset, dtype))
-    (x_hat, exact), (x_hat_adjoint, other) = found
+        results.append(gradient(Defended(bound, parts.denoiser, parts.classifier), subset, dtype))
+    (x_hat, exact), (x_hat_adjoint, other) = results
     row: dict[str, Any] = {"method": method, "dtype": str(dtype).removeprefix("torch."), "t": t, "end": end, "dt": dt}
     row |= {"images": len(subset.ids), "output_difference_max": (x_hat - x_hat_adjoint).abs().max().item()}
     return row | compare(exact, other)
 
 
 def main() -> int:
+    """The command. Returns 0 when the table is written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=8, help="test images (default 8, ten minutes on one core)")
     parser.add_argument("--t", type=float, default=0.1, help="noise time (default .1, DiffPure's on CIFAR-10)")

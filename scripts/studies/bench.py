@@ -1,14 +1,14 @@
-"""Speed and memory as ratios: each pair is measured side by side, in turn, in this one process, on one thread.
+"""Measure speed and memory as ratios. The two sides of a ratio are measured in turn, in one process with one thread.
 
-The figures are medians over the turns: of this process's seconds on a CPU, of wall time on a GPU.
+Each figure is a median over the turns: of the process's CPU seconds on a CPU, of wall time on a GPU.
 
-By default on the embedded digits. Other modes:
+By default the networks are those of the embedded digits. Other modes:
   --full      networks of CIFAR-10's full size (denoiser=edm_cifar10, wrn_28_10) with random weights
-  --official  against the released code's own attack loop (a checkout of GaozhengPei/Purification on PYTHONPATH), on
-              small networks, or with --full on large ones
-  --switches  bf16, samples in one call and, on a GPU or where --compile asks for it, torch.compile, on a GPU TF32 too,
-              switched on one at a time
-  --refill    batch slots that broken images leave to others
+  --official  the released code's own attack loop (a checkout of GaozhengPei/Purification on PYTHONPATH), on small
+              networks, or with --full on large ones
+  --switches  one at a time: bf16, several samples in one call, on a GPU TF32, and torch.compile (on a GPU or with
+              --compile)
+  --refill    batch slots that are refilled when an image is broken
   --loading   memory and time to load weights
 """
 
@@ -44,23 +44,27 @@ console = Console(width=118, highlight=False)
 
 
 class Ratios:
-    """The table that grows a line per pair."""
+    """A table with one line for each ratio."""
 
     def __init__(self, title: str):
         self.table = Table("measured", "ratio", "at most", "", box=box.SIMPLE_HEAD, title=title)
 
     def add(self, name: str, one: float, other: float, *, bound: float | None = None, unit: str = "s") -> None:
+        """Add the line of one / other, and print it to standard error. `bound`: what the ratio should not exceed."""
         limit = "" if bound is None else f"{bound:.2f}"
         self.table.add_row(name, f"{one / other:.3f}", limit, f"{one:.4g} / {other:.4g} {unit}")
         print(f"{name}: {one / other:.3f} ({one:.4g} / {other:.4g} {unit})", file=sys.stderr, flush=True)
 
     def show(self) -> None:
+        """Print the table."""
         console.print(self.table)
 
 
 def costs(ratios: Ratios, turns: int, make: Callable[..., dict], full: bool) -> Evaluation:
-    """What recomputation and the attack loop cost, in time and memory, on the networks of make(overrides). The bounds
-    are for networks of full size.
+    """Measure the time and memory of activation checkpointing and of the attack loop.
+
+    The networks are those of make(overrides). The bounds are for networks of full size. Returns the evaluation with
+    memory=store.
     """
     bounds = (1.45, 1.10, 1.3) if full else (None, None, None)
     store, recompute = (build(make(f"memory={m}")) for m in ("store", "recompute"))
@@ -82,7 +86,7 @@ def costs(ratios: Ratios, turns: int, make: Callable[..., dict], full: bool) -> 
 
 
 def full_size(turns: int, images: int, overrides: list[str]) -> None:
-    """`costs` on the public CIFAR-10 networks with random weights, one sample per call."""
+    """Measure `costs` on the public CIFAR-10 networks with random weights, one sample per call."""
     ratios = Ratios(f"edm_cifar10 and wrn_28_10, random weights, {images} images x 1 sample, 10 steps, one thread")
     base = ("denoiser=edm_cifar10", f"dataset.lanes={images}", "dataset.draws_per_call=1", *_diffpure(overrides))
     costs(ratios, turns, lambda *more: bench_tools.random_config(*base, *more, images=images), full=True)
@@ -90,13 +94,13 @@ def full_size(turns: int, images: int, overrides: list[str]) -> None:
 
 
 def _diffpure(overrides: list[str]) -> list[str]:
-    """Ten steps of uniform purification, unless another purifier is asked for."""
+    """The overrides of uniform purification with ten steps, unless they name another purifier."""
     named = any(o.startswith("purifier=") for o in overrides)
     return overrides if named else ["purifier=diffpure", "purifier.steps=10", "threat_model.grad=full", *overrides]
 
 
 def embedded(turns: int, overrides: list[str]) -> None:
-    """Time and memory on the digits or on another configuration whose files are there."""
+    """Measure time and memory on the digits, or on another configuration whose files are in the cache."""
     base = ["protocol.images=32", *_diffpure(overrides)]
     ratios = Ratios("one thread, 32 images x samples per call")
     store = costs(ratios, turns, lambda *more: compose.composed(*base, *more), full=False)
@@ -114,7 +118,7 @@ def embedded(turns: int, overrides: list[str]) -> None:
 
 
 def _one_by_one(evaluation: Evaluation) -> tuple[Defended, int]:
-    """The attacked defense with one sample per call, and how many samples a call had."""
+    """A copy of the attacked defense with one sample per call, and the number of samples per call before."""
     model = evaluation.arms["defended"].attacked
     return Defended(model.purifier, model.denoiser, model.classifier, draws_per_call=1), model.draws_per_call
 
@@ -126,55 +130,56 @@ def _stored(evaluation: Evaluation, steps: int) -> int:
     return activation_bytes(Defended(purify, model.denoiser, model.classifier), one.x, Streams(one.ids, 0, "b"))
 
 
-def _lanes(tiny: list[str]) -> None:
-    """Predictions with other numbers of batch slots than 32, whose rounding differs."""
-    by_lanes = {lanes: predictions(build(compose.composed(*tiny, f"dataset.lanes={lanes}"))) for lanes in (32, 16, 8)}
+def _lanes(small: list[str]) -> None:
+    """Print how many predictions change with the number of batch slots, which changes the rounding."""
+    by_lanes = {lanes: predictions(build(compose.composed(*small, f"dataset.lanes={lanes}"))) for lanes in (32, 16, 8)}
     for lanes in (16, 8):
         differ = sum(by_lanes[32][key] != by_lanes[lanes][key] for key in by_lanes[32])
         print(f"lanes {lanes} against 32: {differ} of {len(by_lanes[32])} rows have a sample with another prediction")
 
 
 def predictions(evaluation: Evaluation) -> dict:
+    """The classes of all samples, clean and attacked, by (arm, seed, id)."""
     rows = [row for unit in evaluation.plan() for row in evaluation.run(unit).rows]
     return {(row["arm"], row["seed"], row["id"]): (row["clean"], row["adv"]) for row in rows}
 
 
 def against(turns: int, images: int, samples: int, full: bool, overrides: list[str]) -> None:
-    """Our attack iteration and the released code's own: the same images, networks, method and number of samples."""
+    """Measure our attack iteration against the released code's, with the same images, networks, method and samples."""
     name = "DDPM++ and WRN-28-10" if full else "small networks"
-    ratios = Ratios(f"against the released code: {name}, {images} images, {samples} samples an iteration, 10 steps")
+    ratios = Ratios(f"against the released code: {name}, {images} images, {samples} samples per iteration, 10 steps")
     make = functools.partial(official.config, full, images)
     evaluation = build(make(1, "store", *overrides))
     packed = build(make(samples, "store", *overrides))
     config = make(1, "store", *overrides)
-    theirs = {n: official.around(evaluation, config, samples, f) for n, f in FORMATS.items()}
-    with tempfile.TemporaryDirectory() as there:  # theirs writes a picture at every draw
+    released = {n: official.around(evaluation, config, samples, f) for n, f in FORMATS.items()}
+    with tempfile.TemporaryDirectory() as folder:  # the released code writes a picture for every sample
         before = Path.cwd()
-        os.chdir(there)
+        os.chdir(folder)
         ours, pack, contiguous, last = in_turn(
             turns,
             iteration(evaluation, iterations=1, eot=samples),
             iteration(packed, iterations=1, eot=samples),
-            theirs["contiguous"],
-            theirs["channels_last"],
+            released["contiguous"],
+            released["channels_last"],
             warm=not full,
         )
-        ratios.add("our iteration / theirs", ours, contiguous, bound=1.0)
-        ratios.add("our iteration / theirs on channels_last networks", ours, last)
-        ratios.add(f"our {samples} samples in one call / theirs one by one", pack, contiguous)
+        ratios.add("our iteration / the released code's", ours, contiguous, bound=1.0)
+        ratios.add("our iteration / the released code's on channels_last networks", ours, last)
+        ratios.add(f"our {samples} samples in one call / the released code's one by one", pack, contiguous)
         ratios.add(f"our {samples} samples in one call / ours one by one", pack, ours)
-        del theirs, evaluation, packed
+        del released, evaluation, packed
         least = peak(bench_tools.gradient_of, make(1, "recompute", *overrides))
         most = peak(official.loop, config, 1, FORMATS["contiguous"])
-        ratios.add("peak memory, ours recomputing / theirs", least, most, bound=0.5, unit="MB")
+        ratios.add("peak memory, ours with recompute / the released code's", least, most, bound=0.5, unit="MB")
         stored = peak(bench_tools.gradient_of, make(1, "store", *overrides))
-        ratios.add("peak memory, ours storing / theirs", stored, most, unit="MB")
+        ratios.add("peak memory, ours with store / the released code's", stored, most, unit="MB")
         os.chdir(before)
     ratios.show()
 
 
 def switches(turns: int, images: int, samples: int, full: bool, compiled: bool, overrides: list[str]) -> None:
-    """One attack gradient with each switch on, against float32, uncompiled, one sample per call."""
+    """Measure one attack gradient with each switch on, against float32, not compiled, one sample per call."""
     base = [f"dataset.lanes={images}", f"dataset.draws_per_call={samples}", "memory=store", *_diffpure(overrides)]
 
     def built(*more: str) -> Evaluation:
@@ -200,32 +205,32 @@ def switches(turns: int, images: int, samples: int, full: bool, compiled: bool, 
 
 
 def refill(turns: int, overrides: list[str]) -> None:
-    """The defense under protocol=strict with batch slots that are refilled, and batch by batch: the same rows."""
+    """Measure protocol=strict with refilled batch slots against batch by batch, and compare their rows."""
     base = ["protocol=strict", "purifier=diffpure", "protocol.images=64", "protocol.seeds=[1]"]
     base += ["threat_model.eps=80/255", "dataset.lanes=8", *overrides]
-    found: dict[int, list] = {}
+    rows_by_window: dict[int, list] = {}
 
-    def attacked_arm(window: int) -> Callable[[], None]:
+    def defended(window: int) -> Callable[[], None]:
         evaluation = build(compose.composed(*base, f"window={window}"))
         units = [unit for unit in evaluation.plan() if unit.arm == "defended"]
 
         def go() -> None:
             rows = [row for unit in units for row in evaluation.run(unit).rows]
-            found[window] = sorted(rows, key=lambda row: row["id"])
+            rows_by_window[window] = sorted(rows, key=lambda row: row["id"])
 
         return go
 
-    many, one = in_turn(turns, attacked_arm(8), attacked_arm(1), warm=False)
+    many, one = in_turn(turns, defended(8), defended(1), warm=False)
     attack = build(compose.composed(*base)).arms["defended"].attack
     first = attack.phase_ends[0]
-    early = sum(row["iterations"] <= first for row in found[1])
+    early = sum(row["iterations"] <= first for row in rows_by_window[1])
     ratios = Ratios(
-        f"protocol=strict, {len(found[1])} images in 8 slots, {early} broken by its first attack "
+        f"protocol=strict, {len(rows_by_window[1])} images in 8 slots, {early} broken by its first attack "
         f"({first} of {attack.steps} steps)"
     )
     ratios.add("refilling slots / batch by batch", many, one, bound=0.75)
     ratios.show()
-    print(f"rows equal: {found[8] == found[1]}")
+    print(f"rows equal: {rows_by_window[8] == rows_by_window[1]}")
 
 
 def _in_tf32(function: Callable[[], object]) -> Callable[[], object]:
@@ -241,6 +246,7 @@ def _in_tf32(function: Callable[[], object]) -> Callable[[], object]:
 
 
 def main() -> int:
+    """The command. Returns 0 when all ratios are printed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--loading", action="store_true", help="memory and time to load 2.2 GB of weights")
@@ -248,14 +254,14 @@ def main() -> int:
     mode.add_argument(
         "--switches", action="store_true", help="bf16, packing; on a GPU also TF32 and torch.compile, one at a time"
     )
-    mode.add_argument("--refill", action="store_true", help="batch slots that broken images leave to others, and not")
-    parser.add_argument("--full", action="store_true", help="networks of full size: 10 minutes or more on a CPU")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda; TF32 is there on cuda only")
-    parser.add_argument("--compile", action="store_true", help="--switches: torch.compile on a CPU too (C++ compiler)")
-    parser.add_argument("--turns", type=int, default=5, help="counted turns of each pair (default 5)")
+    mode.add_argument("--refill", action="store_true", help="batch slots with and without refill")
+    parser.add_argument("--full", action="store_true", help="networks of full size (10 minutes or more on a CPU)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda; TF32 needs cuda")
+    parser.add_argument("--compile", action="store_true", help="with --switches: torch.compile also on a CPU")
+    parser.add_argument("--turns", type=int, default=5, help="turns that count for each ratio (default 5)")
     parser.add_argument("--images", type=int, help="images per call (default 32, with --full 1)")
     parser.add_argument(
-        "--samples", type=int, default=4, help="--official, --switches: samples an iteration (default 4)"
+        "--samples", type=int, default=4, help="with --official or --switches: samples per iteration (default 4)"
     )
     parser.add_argument("overrides", nargs="*", help="configuration, as for dp run (default: diffpure, 10 steps)")
     args = parser.parse_args()

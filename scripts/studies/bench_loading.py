@@ -1,4 +1,4 @@
-"""What bench.py --loading measures: memory and time to load weights in the layout of the public 256x256 checkpoint."""
+"""The mode bench.py --loading: memory and time to load weights in the layout of the public 256x256 checkpoint."""
 
 import os
 import tempfile
@@ -15,7 +15,7 @@ from dp.runs import compose
 
 
 def fake_weights(folder: Path) -> Path:
-    """A file in the layout of the public 256x256 checkpoint, with random numbers."""
+    """Write a file in the layout of the public 256x256 checkpoint with random numbers, and return its path."""
     make = compose.make(compose.composed("dataset=imagenet")["denoiser"]["net"]["net"])
     with torch.device("meta"):
         names = make().state_dict()
@@ -25,8 +25,9 @@ def fake_weights(folder: Path) -> Path:
 
 
 def loaded(way: str, folder: str) -> tuple[float, float]:
-    """Megabytes and seconds from nothing to a network in channels_last whose every weight has been read. `way`: `ours`,
-    or `usual`, which builds the network, reads the file and copies it in.
+    """The megabytes and seconds to load a network in channels_last and read every weight of it.
+
+    `way`: `ours`, or `usual`, which builds the network, reads the file and copies the weights.
     """
     os.environ["DP_CACHE"] = folder
     node = compose.composed("dataset=imagenet", "denoiser.net.sha256=null")["denoiser"]["net"]
@@ -43,12 +44,12 @@ def loaded(way: str, folder: str) -> tuple[float, float]:
 
 
 def loading(console: Console) -> None:
-    """Peak memory and time to load the 256x256 layout, against the file's size and the usual way."""
+    """Print the peak memory and time to load the 256x256 layout, for our way and the usual way."""
     table = Table("loading 2.2 GB", "peak MB", "peak - file, in copies", "seconds", box=box.SIMPLE_HEAD)
     with tempfile.TemporaryDirectory() as folder:
         size = fake_weights(Path(folder)).stat().st_size / 1e6
         for way in ("ours", "usual", "ours", "usual"):
             most, seconds = in_process(loaded, way, folder)
-            said = {"ours": "mapped, hash checked", "usual": "build, read, copy, no hash"}[way]
-            table.add_row(said, f"{most:.0f}", f"{(most - size) / size:.2f}", f"{seconds:.1f}")
+            text = {"ours": "mapped, hash checked", "usual": "build, read, copy, no hash"}[way]
+            table.add_row(text, f"{most:.0f}", f"{(most - size) / size:.2f}", f"{seconds:.1f}")
     console.print(table)

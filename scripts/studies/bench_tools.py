@@ -1,6 +1,4 @@
-"""What bench.py measures with: seconds in turn, peak memory in processes of their own, public networks at full
-size with random weights.
-"""
+"""Tools of bench.py: times in turn, peak memory in separate processes, public networks of full size, random weights."""
 
 import ctypes
 import dataclasses
@@ -25,21 +23,22 @@ from dp.subset import Subset
 
 
 def in_turn(turns: int, *functions: Callable[[], object], warm: bool = True) -> list[float]:
-    """Median seconds of each function, called A B A B ...; the first turn warms up and does not count, unless `warm` is
-    false: functions of many long network calls need none.
+    """The median seconds of each function, called in the order A B A B ...
+
+    With `warm`, the first turn only warms up and does not count. Functions of many long network calls do not need it.
     """
     times: list[list[float]] = [[] for _ in functions]
     for turn in range(turns + warm):
         for spent, function in zip(times, functions, strict=True):
-            began = _clock()
+            start_time = _clock()
             function()
             if turn >= warm:
-                spent.append(_clock() - began)
+                spent.append(_clock() - start_time)
     return [statistics.median(t) for t in times]
 
 
 def _clock() -> float:
-    """Seconds of this process: what others take of the same cores does not count. On a GPU wall time, all work done."""
+    """CPU seconds of this process, which other processes do not change. On a GPU, wall time after all its work."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
         return time.perf_counter()
@@ -54,15 +53,18 @@ def attacked(evaluation: Evaluation) -> tuple[Defended, Subset, Streams]:
 
 
 def gradient(evaluation: Evaluation, model: Defended | None = None, samples: int | None = None) -> Callable[[], object]:
-    """One attack gradient of all images. `samples`: as many as one call takes, unless given."""
-    own, subset, rng = attacked(evaluation)
-    model = model or own
-    samples = samples or own.draws_per_call
+    """A function that takes one attack gradient of all images. `samples`: by default as many as one call has."""
+    default, subset, rng = attacked(evaluation)
+    model = model or default
+    samples = samples or default.draws_per_call
     return lambda: model.loss_gradient(subset.x, subset.y, rng, samples)
 
 
 def iteration(evaluation: Evaluation, **changes: Any) -> Callable[[], object]:
-    """One whole step of the configured attack on all images, a call of the defense for all samples; `changes` of it."""
+    """A function that makes one step of the attack on all images, with one call for all samples.
+
+    `changes`: other hyperparameters of the attack.
+    """
     model, subset, rng = attacked(evaluation)
     attack: Any = evaluation.arms["defended"].attack
     attack = dataclasses.replace(attack, **{"eot": model.draws_per_call, "random_start": False, **changes})
@@ -71,13 +73,15 @@ def iteration(evaluation: Evaluation, **changes: Any) -> Callable[[], object]:
 
 
 def gradient_of(config: dict) -> Callable[[], object]:
-    """The same of what `config` builds: for a process of its own."""
+    """`gradient` for a plain configuration, for use in another process."""
     return gradient(build(config))
 
 
 def floor(evaluation: Evaluation, nfe: int, memory_format: torch.memory_format) -> Callable[[], object]:
-    """The bare network calls that one attack gradient cannot do without, forward and backward: `nfe` of the denoiser,
-    one of the classifier, on tensors of the same shape. The networks are `evaluation`'s own: put them in that format.
+    """A function of the bare network calls in one attack gradient, forward and backward.
+
+    There are `nfe` calls of the denoiser and one of the classifier, on tensors of the same shape. The networks are
+    those of `evaluation` and must be in `memory_format`.
     """
     model, subset, _ = attacked(evaluation)
     z = subset.x.repeat(model.draws_per_call, 1, 1, 1).to(memory_format=memory_format)
@@ -95,7 +99,7 @@ def floor(evaluation: Evaluation, nfe: int, memory_format: torch.memory_format) 
 
 
 def in_format(evaluation: Evaluation, memory_format: torch.memory_format) -> Evaluation:
-    """The same evaluation, its networks in that memory format."""
+    """The same evaluation, after its networks are moved to a memory format."""
     model = evaluation.arms["defended"].attacked
     for module in (model.denoiser, model.classifier):
         assert module is not None
@@ -104,9 +108,7 @@ def in_format(evaluation: Evaluation, memory_format: torch.memory_format) -> Eva
 
 
 def random_config(*overrides: str, images: int) -> dict:
-    """CIFAR-10's configuration with networks of random weights, as their yaml files name them, and random images: it
-    needs no file.
-    """
+    """A configuration of CIFAR-10 that needs no file: the networks have random weights, and the images are random."""
     config = compose.composed("dataset=cifar10", f"protocol.images={images}", *overrides)
     for group in ("denoiser", "classifier"):
         config[group]["net"] = {k: v for k, v in config[group]["net"]["net"].items() if k != "_partial_"}
@@ -116,20 +118,20 @@ def random_config(*overrides: str, images: int) -> dict:
 
 
 def random_images(images: int) -> Subset:
-    """CIFAR-10 in shape alone."""
+    """Random images in the shape of CIFAR-10."""
     x = torch.rand(images, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     return Subset(torch.arange(images), x, torch.arange(images) % 10)
 
 
 def resident() -> tuple[float, float]:
-    """Megabytes of this process in memory, mapped files included: now and at most."""
+    """The memory of this process in megabytes, with mapped files: now, and the largest so far."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    found = {line.split(":")[0]: float(line.split()[1]) / 1e3 for line in lines if line.startswith(("VmRSS", "VmHWM"))}
-    return found["VmRSS"], found["VmHWM"]
+    sizes = {line.split(":")[0]: float(line.split()[1]) / 1e3 for line in lines if line.startswith(("VmRSS", "VmHWM"))}
+    return sizes["VmRSS"], sizes["VmHWM"]
 
 
 def in_process(function: Callable[..., object], *args: object) -> Any:
-    """What function(*args) returns, run in a process of its own with one thread."""
+    """The result of function(*args), run in a separate process with one thread."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     worker = multiprocessing.get_context("spawn").Process(target=_send, args=(sender, function, args))
     worker.start()
@@ -146,8 +148,9 @@ def _send(sender: Connection, function: Callable[..., object], args: tuple) -> N
 
 
 def peak(make: Callable[..., Callable[[], object]], *args: object) -> float:
-    """Megabytes that `make(*args)()` needs at most, in a process of its own, beyond what is there once it is made: what
-    grows with images, samples and steps. On a GPU, of the GPU's memory.
+    """The peak memory of `make(*args)()` in megabytes, in a separate process, beyond the memory after `make(*args)`.
+
+    This is the part that grows with images, samples and steps. On a GPU it is the GPU's memory.
     """
     return in_process(_peak, make, args)
 
@@ -160,8 +163,8 @@ def _peak(make: Callable[..., Callable[[], object]], args: tuple) -> float:
         before = torch.cuda.memory_allocated()
         function()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    ctypes.CDLL(None).malloc_trim(0)  # what building freed goes back, or the function would have it for nothing
-    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
+    ctypes.CDLL(None).malloc_trim(0)  # returns freed memory to the system, so that the call below is charged for it
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident()[0]
     function()
     return resident()[1] - before

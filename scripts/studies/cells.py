@@ -1,4 +1,4 @@
-"""The runs that a study's tables are made of: done when they are asked for, or read where they are finished."""
+"""The runs of a study. A run that is not finished is run now; a finished one is read."""
 
 import json
 import multiprocessing
@@ -25,9 +25,9 @@ RESULTS = Path(__file__).parents[2] / "results"
 
 
 def finished(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[dict, Path]:
-    """The summary and the folder of the run with these overrides. It is archived.
+    """The summary and the folder of the run with these overrides. The run is archived.
 
-    It is run now if it is not finished, if other code made it, or if it lacks the audit that the overrides ask for.
+    It runs now if it is not finished, if other code made it, or if it lacks the audit that the overrides demand.
     """
     setup = compose.setup(*overrides, f"workers={workers}")
     folder = RESULTS / "runs" / run_key(setup.config)
@@ -39,19 +39,21 @@ def finished(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[d
     return summary, folder
 
 
-def side_by_side(function: Callable, asked: Mapping[str, tuple], at_once: int) -> Iterator[tuple[str, Any]]:
-    """(name, function(*arguments)) of all that is asked, `at_once` processes of one thread each, in the order in which
-    they end; they begin in the order asked. What one of them prints to the console begins with its name.
+def side_by_side(function: Callable, calls: Mapping[str, tuple], at_once: int) -> Iterator[tuple[str, Any]]:
+    """Yields (name, function(*arguments)) for all named calls, in the order in which they end.
+
+    They run in `at_once` processes of one thread each, and begin in the given order. Each line that a process prints to
+    the console begins with the name of its call. Raises OSError if a process died.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(at_once, context, _begin) as pool:
         try:
-            todo = {pool.submit(_named, name, function, arguments): name for name, arguments in asked.items()}
-            for done in as_completed(todo):
-                yield todo[done], done.result()
+            names = {pool.submit(_named, name, function, arguments): name for name, arguments in calls.items()}
+            for future in as_completed(names):
+                yield names[future], future.result()
         except BrokenProcessPool:
             raise OSError(
-                "a process died, perhaps out of memory: what is scored is saved, the same command goes on"
+                "a process died, perhaps out of memory: finished rows are saved, and the same command goes on"
             ) from None
         finally:
             for child in multiprocessing.active_children():
@@ -65,12 +67,14 @@ class Named:
         self.name, self.begun = name, False
 
     def write(self, text: str) -> int:
+        """Write text, with the name before every line."""
         for line in text.splitlines(keepends=True):
             sys.stdout.write(line if self.begun else f"{self.name}: {line}")
             self.begun = not line.endswith("\n")
         return len(text)
 
     def flush(self) -> None:
+        """Flush standard output."""
         sys.stdout.flush()
 
 
@@ -85,14 +89,15 @@ def _named(name: str, function: Callable, arguments: tuple) -> Any:
 
 
 def scores(summary: dict, folder: Path) -> pd.DataFrame:
-    """The score of each image by the protocol's own rule: a line per image, a column per seed."""
+    """The score of each image by the protocol's own rule, with one line per image and one column per seed."""
     rule, robust, _ = report.headline(summary)
     return image_scores(folder, "seen" if robust == "seen" else "adv", rule)
 
 
 def image_scores(folder: Path, side: str, rule: str) -> pd.DataFrame:
-    """The score in [0,1] of each image under the defense, by `rule` over the samples of `side`: a line per image, a
-    column per seed.
+    """The score in [0,1] of each image of the defended condition, by `rule`.
+
+    The frame has one line per image and one column per seed. `side`: `clean`, `adv`, or `seen` for the in-loop samples.
     """
     rows = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
     lines = [(r["id"], r["seed"], metrics.score(r, side, rule)) for r in rows if r["arm"] == "defended"]

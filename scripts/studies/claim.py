@@ -1,13 +1,13 @@
 """The main study: is a defense more robust if the noise is strong where the classifier pays attention?
 
-Five defenses at equal standard accuracy under five protocols, on digits. It runs them all, or goes on where it stopped,
-and writes results/tables/claim.md, claim.csv and results/figures/claim.png. Every cell is a run with the overrides that
-the table shows. Under an hour on two cores.
+The study runs five defenses at equal standard accuracy under five protocols, on digits. It goes on where it stopped,
+and writes results/tables/claim.md, claim.csv and results/figures/claim.png. Every cell of the table is a run with the
+overrides that the table shows. It takes under an hour on two cores.
 
 The reference is the released code's method with the noise times of its ImageNet scripts (t_l = .4, t_s = .2) and 20
-network evaluations. At its CIFAR-10 times every defense is right on all but 1 % of the clean digits, and there would be
-nothing to match. Bisection sets the noise times of the other defenses to the reference's standard accuracy, on clean
-test images that no cell uses.
+network evaluations. At its CIFAR-10 times the defenses could not be matched, because each is right on 99 % of the clean
+digits. The noise times of the other defenses are set by bisection, so that their standard accuracy equals that of the
+reference. The bisection uses clean test images that no run uses.
 """
 
 import argparse
@@ -38,18 +38,26 @@ from dp.statistics.intervals import mcnemar, paired
 ROOT = Path(__file__).parents[2]
 TIMES = ROOT / "results" / "runs" / "claim-times.json"
 SCALED = "+experiment=digits/scaled"
-PROTOCOLS = {"official": 1.0, "paper": 0.9, "lee_kim": 0.8, "diffhammer": 1.8, "strict": 5.6}  # and a cell's time
+PROTOCOLS = {
+    "official": 1.0,
+    "paper": 0.9,
+    "lee_kim": 0.8,
+    "diffhammer": 1.8,
+    "strict": 5.6,
+}  # relative times
 AT_ONCE = workers_of(compose.composed())
 SAMPLES, LOW, HIGH, HALVINGS = 3, 0.1, 0.7, 6  # calibration: samples of each image; range of times, to .005
 console = Console(width=150, highlight=False)
 
 
 class Defense(NamedTuple):
+    """A defense of the study."""
+
     name: str
     overrides: tuple[str, ...]
-    times: tuple[str, ...]  # keys that are set to t and t / 2; the reference has none
-    masked: bool  # True if its mask depends on the input; strict then attacks the mask too
-    cost: float  # a cell's time, roughly, against that of the others
+    times: tuple[str, ...]  # the keys that are set to t and t / 2; the reference has none
+    masked: bool  # True if its mask depends on the input: strict then attacks the mask too
+    cost: float  # the relative time of a run, roughly
 
 
 DEFENSES = (
@@ -72,13 +80,13 @@ CONTRASTS = ((INSIDE, UNIFORM), (INSIDE, RANDOM), (INSIDE, OUTSIDE), (OUTSIDE, U
 
 
 def at(defense: Defense, t: float) -> tuple[str, ...]:
-    """The defense's overrides at strong noise time t, weak noise at half of it."""
+    """The overrides of a defense with the strong noise at time t and the weak noise at t / 2."""
     values = (t, t / 2)[: len(defense.times)]
     return (*defense.overrides, *(f"purifier.{k}={v:.4g}" for k, v in zip(defense.times, values, strict=True)))
 
 
 def standard(overrides: tuple[str, ...]) -> float:
-    """Share of right single samples on the clean test images that no cell uses."""
+    """The share of right single samples, on clean test images that no run of the study uses."""
     used = set(build(compose.composed(SCALED)).subset.ids.tolist())
     evaluation = build(compose.composed(*overrides, "protocol.images=512"))
     images, model = evaluation.subset, evaluation.arms["defended"].scored
@@ -89,94 +97,95 @@ def standard(overrides: tuple[str, ...]) -> float:
 
 
 def matched() -> dict[str, dict]:
-    """{defense: overrides, standard} at the reference's standard accuracy; computed once for this code and these
-    configurations.
+    """The overrides and the standard accuracy of each defense, matched to the reference's, by name.
+
+    They are computed once for this code and these configurations.
     """
-    asked = [SAMPLES, LOW, HIGH, HALVINGS, run_key(compose.composed(SCALED))]
-    asked += [record.code_hash(), *(run_key(compose.composed(*defense.overrides)) for defense in DEFENSES)]
-    if TIMES.exists() and json.loads(TIMES.read_text())["asked"] == asked:
+    identity = [SAMPLES, LOW, HIGH, HALVINGS, run_key(compose.composed(SCALED))]
+    identity += [record.code_hash(), *(run_key(compose.composed(*defense.overrides)) for defense in DEFENSES)]
+    if TIMES.exists() and json.loads(TIMES.read_text())["asked"] == identity:
         return json.loads(TIMES.read_text())["defenses"]
     ((_, target),) = side_by_side(standard, {REFERENCE.name: (REFERENCE.overrides,)}, 1)
     console.print(f"calibration: {REFERENCE.name} is right on {100 * target:.2f} % of clean images")
-    found = {REFERENCE.name: {"overrides": list(REFERENCE.overrides), "standard": 100 * target}}
+    result = {REFERENCE.name: {"overrides": list(REFERENCE.overrides), "standard": 100 * target}}
     others = {defense.name: (defense, target) for defense in DEFENSES if defense.times}
     ended = dict(side_by_side(bisected, others, AT_ONCE))
-    found |= {name: ended[name] for name in others}
+    result |= {name: ended[name] for name in others}
     TIMES.parent.mkdir(parents=True, exist_ok=True)
-    record.write_atomic(TIMES, json.dumps({"asked": asked, "defenses": found}, indent=1).encode())
-    return found
+    record.write_atomic(TIMES, json.dumps({"asked": identity, "defenses": result}, indent=1).encode())
+    return result
 
 
 def bisected(defense: Defense, target: float) -> dict:
-    """The defense's overrides with the time at which its standard accuracy is the target, and what it is there."""
-    low, high, began = LOW, HIGH, time.monotonic()
+    """The overrides of a defense whose standard accuracy is the target, and the accuracy that they reach."""
+    low, high, start_time = LOW, HIGH, time.monotonic()
     for k in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if standard(at(defense, middle)) > target else (low, middle)
-        left = (time.monotonic() - began) / (k + 1) * (HALVINGS - k)  # the last is asked once more
+        left = (time.monotonic() - start_time) / (k + 1) * (HALVINGS - k)  # one more evaluation follows the last
         run_console.print(f"t between {low:.3f} and {high:.3f}, {report.clock(left)} to go")
     chosen = at(defense, (low + high) / 2)
     return {"overrides": list(chosen), "standard": 100 * standard(chosen)}
 
 
 def cell(defense: Defense, overrides: tuple[str, ...], protocol: str) -> tuple[str, ...]:
-    """The run's overrides. Under strict a mask that depends on the input is attacked too, and the run is audited."""
+    """The overrides of a run. Under strict the run is audited, and a mask that depends on the input is attacked too."""
     mask = ("attack=strict_mask",) if defense.masked else ()
     return (SCALED, f"protocol={protocol}", *overrides, *((*mask, "audit=true") if protocol == "strict" else ()))
 
 
-def evaluated(cells: dict[tuple[str, str], tuple[str, ...]], began: float) -> dict[tuple[str, str], tuple[dict, Path]]:
-    """The summaries and folders of all cells, as many at a time as there are cores, the longest first."""
+def evaluated(
+    cells: dict[tuple[str, str], tuple[str, ...]], start_time: float
+) -> dict[tuple[str, str], tuple[dict, Path]]:
+    """The summaries and folders of all runs. The longest start first, and as many run at a time as there are cores."""
     costs = {(p, d.name): PROTOCOLS[p] * d.cost for p in PROTOCOLS for d in DEFENSES}
     names = {": ".join(key): key for key in sorted(cells, key=lambda key: -costs[key])}
     ended: dict[tuple[str, str], tuple[dict, Path]] = {}
     for name, (summary, folder) in side_by_side(finished, {n: (cells[k], 1) for n, k in names.items()}, AT_ONCE):
         ended[names[name]] = (summary, folder)
-        pace = sum(found["seconds"] for found, _ in ended.values()) / sum(costs[key] for key in ended) / AT_ONCE
+        pace = sum(one["seconds"] for one, _ in ended.values()) / sum(costs[key] for key in ended) / AT_ONCE
         left = pace * sum(cost for key, cost in costs.items() if key not in ended)
         rule, robust, _ = report.headline(summary)
         console.rule(
             f"{len(ended)}/{len(cells)}: {name}: {summary[robust][rule]['value']:.1f} % robust; "
-            f"{report.clock(time.monotonic() - began)} so far, {report.clock(left)} to go"
+            f"{report.clock(time.monotonic() - start_time)} so far, {report.clock(left)} to go"
         )
     return ended
 
 
 def line(name: str, protocol: str, given: tuple[str, ...], summary: dict) -> dict:
-    """A cell as data, percent."""
+    """One run as data, figures in percent. `given`: its overrides."""
     rule, robust, null = report.headline(summary)
     figures = {"standard": summary["standard"][rule], "robust": summary[robust][rule], "null": summary[null].get(rule)}
-    found: dict = {"protocol": protocol, "defense": name}
-    found["rule"] = report.rule_name(rule, summary[robust][rule]["draws"]) + (", in-loop" if robust == "seen" else "")
+    data: dict = {"protocol": protocol, "defense": name}
+    data["rule"] = report.rule_name(rule, summary[robust][rule]["draws"]) + (", in-loop" if robust == "seen" else "")
     second = summary["config"]["protocol"]["report"][1]
-    found["second_rule"] = report.rule_name(second, summary[robust][second]["draws"])
-    found["second"] = summary[robust][second]["value"]
-    found["average"] = summary["robust"]["average"][
-        "value"
-    ]  # of fresh samples, whatever the in-loop evaluation decided
+    data["second_rule"] = report.rule_name(second, summary[robust][second]["draws"])
+    data["second"] = summary[robust][second]["value"]
+    data["average"] = summary["robust"]["average"]["value"]  # of fresh samples, even if the protocol decides in-loop
     for column, figure in figures.items():
         figure = figure or summary["null"][rule]
         low, high = figure["wilson95"]
-        found |= {column: figure["value"], f"{column}_low": low, f"{column}_high": high}
-        found[f"{column}_seed_std"] = figure["seed_std"]
-    found |= {
+        data |= {column: figure["value"], f"{column}_low": low, f"{column}_high": high}
+        data[f"{column}_seed_std"] = figure["seed_std"]
+    data |= {
         "gradient": report.gradient_words(summary["caveats"]),
         "undefended": summary["undefended"][rule]["value"],
         "nfe": summary["caveats"]["nfe"],
     }
-    found |= {"attack_nfe": summary["caveats"]["attack_nfe"], "seconds": summary["seconds"]}
-    found |= {"audit": report.audit_word(summary["audited"]), "warnings": report.audit_lines(summary["audited"])}
-    return found | {"command": "python run.py " + " ".join(given)}
+    data |= {"attack_nfe": summary["caveats"]["attack_nfe"], "seconds": summary["seconds"]}
+    data |= {"audit": report.audit_word(summary["audited"]), "warnings": report.audit_lines(summary["audited"])}
+    return data | {"command": "python run.py " + " ".join(given)}
 
 
 def gain(first: pd.DataFrame, second: pd.DataFrame) -> tuple[float, float, float]:
-    """second minus first in points, and its paired 95 % interval over images, each with its mean over seeds."""
+    """second minus first in points, with its paired 95 % interval over images. Scores are means over seeds."""
     difference, low, high = paired(first.mean(axis=1).to_numpy(), second.mean(axis=1).to_numpy())
     return 100 * difference, 100 * low, 100 * high
 
 
 def contrast(first: pd.DataFrame, second: pd.DataFrame) -> dict:
-    """`gain`, and McNemar's p on the first seed if the rule gives whole decisions."""
+    """The `gain` as data, with McNemar's p on the first seed if every score is 0 or 1."""
     difference, low, high = gain(first, second)
     a, b = first.iloc[:, 0].to_numpy(), second.iloc[:, 0].to_numpy()
     p = mcnemar(a, b) if np.isin(np.concatenate([a, b]), (0, 1)).all() else None
@@ -184,15 +193,16 @@ def contrast(first: pd.DataFrame, second: pd.DataFrame) -> dict:
 
 
 def main() -> int:
+    """The command. Returns 0 when the tables and the figure are written."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    times, began = matched(), time.monotonic()
+    times, start_time = matched(), time.monotonic()
     cells = {(p, d.name): cell(d, tuple(times[d.name]["overrides"]), p) for p in PROTOCOLS for d in DEFENSES}
-    ended = evaluated(cells, began)
-    found = {key: scores(*ended[key]) for key in cells}
+    ended = evaluated(cells, start_time)
+    by_cell = {key: scores(*ended[key]) for key in cells}
     averages = {key: image_scores(ended[key][1], "adv", "average") for key in cells}
     lines = [line(name, protocol, given, ended[protocol, name][0]) for (protocol, name), given in cells.items()]
     contrasts = [
-        contrast(found[protocol, b.name], found[protocol, a.name])
+        contrast(by_cell[protocol, b.name], by_cell[protocol, a.name])
         | {"average": gain(averages[protocol, b.name], averages[protocol, a.name])}
         | {"protocol": protocol, "first": a.name, "second": b.name}
         for protocol in PROTOCOLS
@@ -202,8 +212,8 @@ def main() -> int:
     compared = [(f"clean images: {a.name} minus {b.name}", gain(cleans[b], cleans[a])) for a, b in CONTRASTS]
     for name, one, other in ((d.name, averages["official", d.name], averages["strict", d.name]) for d in DEFENSES):
         compared.append((f"{name}: attacked under strict minus attacked under official", gain(one, other)))
-    some = next(iter(found.values()))
-    write(lines, contrasts, compared, times, *some.shape)
+    first = next(iter(by_cell.values()))
+    write(lines, contrasts, compared, times, *first.shape)
     draw(lines, contrasts)
     for protocol in PROTOCOLS:
         shown = Table("", "standard", "robust", "95 %", "null", title=protocol, box=box.SIMPLE_HEAD)

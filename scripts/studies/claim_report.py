@@ -1,4 +1,4 @@
-"""The results of the main study, scripts/studies/claim.py, as markdown, CSV and a picture."""
+"""The results of the main study, scripts/studies/claim.py, as markdown, CSV and a figure."""
 
 from pathlib import Path
 
@@ -18,21 +18,24 @@ COLORS = ("#777777", "#c1440e", "#0b6e99", "#6a51a3", "#e6a000")
 
 
 def draw(cells: list[dict], contrasts: list[dict]) -> None:
-    """Above: robust accuracy with its interval, null control hollow, standard a tick. Below: paired differences."""
+    """Draw the figure. Above: robust accuracy with its interval, null control (hollow), standard accuracy (tick).
+
+    Below: paired differences.
+    """
     protocols = list(dict.fromkeys(r["protocol"] for r in cells))
     figure, axes = plt.subplots(2, len(protocols), figsize=(13, 6), sharex="row", sharey="row", layout="constrained")
     names = list(dict.fromkeys(r["defense"] for r in cells))
     for (above, below), protocol in zip(axes.T, protocols, strict=True):
-        here = [r for r in cells if r["protocol"] == protocol]
-        for y, (row, color) in enumerate(zip(here, COLORS, strict=True)):
+        rows = [r for r in cells if r["protocol"] == protocol]
+        for y, (row, color) in enumerate(zip(rows, COLORS, strict=True)):
             above.plot([row["robust_low"], row["robust_high"]], [y, y], color=color, linewidth=2)
             above.plot(row["robust"], y, "o", color=color, markersize=6)
             above.plot(row["null"], y, "o", mfc="none", color=color, markersize=6)
             above.plot(row["standard"], y, "|", color=color, markersize=12)
             above.annotate(f"{row['robust']:.0f}", (row['robust'], y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)  # fmt: skip  # noqa: E501
-        above.set(title=f"{protocol}\n{here[0]['rule']}", xlim=(0, 102))
+        above.set(title=f"{protocol}\n{rows[0]['rule']}", xlim=(0, 102))
         above.title.set_fontsize(9)
-        above.set_ylim(-0.6, len(here) - 0.5)
+        above.set_ylim(-0.6, len(rows) - 0.5)
         below.axvline(0, color="#777777", linewidth=1)
         for y, row in enumerate(r for r in contrasts if r["protocol"] == protocol):
             below.plot([row["low"], row["high"]], [y, y], color="#333333", linewidth=2)
@@ -62,8 +65,8 @@ def draw(cells: list[dict], contrasts: list[dict]) -> None:
     plt.close(figure)
 
 
-def said(gain: Gain) -> list[str]:
-    """Points, and their interval."""
+def gain_cells(gain: Gain) -> list[str]:
+    """The points of a gain and their interval, as text."""
     difference, low, high = gain
     return [f"{difference:+.1f}", f"{low:+.1f} to {high:+.1f}"]
 
@@ -75,17 +78,17 @@ HEAD += ["NFE scored/attacked", "audit"]
 def write(
     cells: list[dict], contrasts: list[dict], compared: list[tuple[str, Gain]], times: dict, images: int, seeds: int
 ) -> None:
-    """Write markdown and CSV. `compared`: averages of fresh samples that are paired otherwise, by name."""
+    """Write markdown and CSV. `compared`: further paired differences of averages of fresh samples, by name."""
     TABLES.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(cells).drop(columns="warnings").to_csv(TABLES / "claim.csv", index=False, float_format="%.2f")
-    took = report.clock(sum(r["seconds"] for r in cells))
+    duration = report.clock(sum(r["seconds"] for r in cells))
     text = (
         "# Five defenses at equal standard accuracy, five protocols\n\n`python scripts/studies/claim.py`: "
-        f"{took} of worker time. Digits, linf 32/255, {images} images, {seeds} seeds; percent; intervals over images, "
-        "95 %; seed std is over seeds on the same images and no interval. Null: random noise of the same size, with as "
-        "many candidates. Standard accuracy was set equal on other images, clean ones alone:\n\n"
+        f"{duration} of worker time. Digits, linf 32/255, {images} images, {seeds} seeds; percent; intervals over "
+        "images, 95 %; seed std is over seeds on the same images and no interval. Null: random noise of the same size, "
+        "with as many candidates. Standard accuracy was matched on other, clean images:\n\n"
     )
-    lines = [[name, " ".join(found["overrides"]), f"{found['standard']:.2f}"] for name, found in times.items()]
+    lines = [[name, " ".join(one["overrides"]), f"{one['standard']:.2f}"] for name, one in times.items()]
     tables = [("Calibration", ["", "overrides", "standard, single sample, %"], lines)]
     for protocol in dict.fromkeys(r["protocol"] for r in cells):
         rows = [r for r in cells if r["protocol"] == protocol]
@@ -95,17 +98,17 @@ def write(
     head += ["average of fresh samples, points", "paired 95 %"]
     title = "Differences on the same images (not corrected for their number)"
     tables.append((title, head, [contrast_line(r) for r in contrasts]))
-    lines = [[name, *said(gain)] for name, gain in compared]
+    lines = [[name, *gain_cells(gain)] for name, gain in compared]
     tables.append(("The average of fresh samples, on the same images", ["", "points", "paired 95 %"], lines))
     lines = [[r["protocol"], r["defense"], warning] for r in cells for warning in r["warnings"]]
-    tables.append(("What the audits hold against the rows", ["protocol", "defense", ""], lines))
+    tables.append(("Findings of the audits", ["protocol", "defense", ""], lines))
     lines = [[r["protocol"], r["defense"], f"`{r['command']}`"] for r in cells]
     tables.append(("Commands", ["protocol", "defense", ""], lines))
     (TABLES / "claim.md").write_text(text + "\n".join(markdown(*table) for table in tables))
 
 
 def cell_line(r: dict) -> list[str]:
-    """One cell as `HEAD` names its columns."""
+    """The cells of one run, in the columns of `HEAD`."""
     return [
         r["defense"],
         f"{r['standard']:.1f}",
@@ -123,7 +126,7 @@ def cell_line(r: dict) -> list[str]:
 
 
 def contrast_line(r: dict) -> list[str]:
-    """The difference of two defenses under one protocol."""
+    """The cells of the difference between two defenses under one protocol."""
     p = "-" if r["p"] is None else f"{r['p']:.2g}"
-    points = said((r["difference"], r["low"], r["high"]))
-    return [r["protocol"], r["first"], r["second"], *points, p, *said(r["average"])]
+    points = gain_cells((r["difference"], r["low"], r["high"]))
+    return [r["protocol"], r["first"], r["second"], *points, p, *gain_cells(r["average"])]

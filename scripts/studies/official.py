@@ -1,6 +1,6 @@
-"""The released code's own attack loop (GaozhengPei/Purification) around networks of ours, for bench.py --official.
+"""The released code's own attack loop (GaozhengPei/Purification) around our networks, for bench.py --official.
 
-Nothing of it is copied: a checkout of it must be on PYTHONPATH.
+None of that code is copied here. A checkout of it must be on PYTHONPATH.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from bench_tools import attacked, random_config
 from dp.evaluation.evaluate import Evaluation
 from dp.runs.build import build
 
-SMALL = (  # networks with the modules that its code looks up, 0.75 and 0.08 million numbers
+SMALL = (  # small networks with the modules that the released code looks up, 0.75 and 0.08 million parameters
     "denoiser.net.net.nf=32", "denoiser.net.net.num_res_blocks=1", "denoiser.net.net.ch_mult=[1,2]",
     "classifier.net.net.depth=10", "classifier.net.net.widen=1",
     "classifier.taps=[block1.layer.0.relu2,block2.layer.0.relu2,block3.layer.0.relu2,relu]",
@@ -29,23 +29,26 @@ BOTH = (
 
 
 def config(full: bool, images: int, draws_per_call: int, memory: str, *overrides: str) -> dict:
-    """Its method as dp runs it, ten denoising steps, and its networks: score-SDE's DDPM++ and WRN-28-10, or small
-    ones.
+    """The configuration of the released method in dp, with ten denoising steps.
+
+    `full`: the networks are score-SDE's DDPM++ and WRN-28-10; otherwise they are small.
     """
-    size = ("denoiser.net.net.num_res_blocks=4",) if full else SMALL  # 62 million numbers; deep DDPM++ has 107
+    size = ("denoiser.net.net.num_res_blocks=4",) if full else SMALL  # 62 million parameters; deep DDPM++ has 107
     packed = (f"dataset.draws_per_call={draws_per_call}", f"dataset.lanes={images}", f"memory={memory}")
     return random_config(*BOTH, *size, *packed, *overrides, images=images)
 
 
 def loop(config: dict, samples: int, memory_format: torch.memory_format) -> Callable[[], object]:
-    """One iteration of its PGD over `samples` samples, on the images and networks that dp builds from `config`."""
+    """A function of one PGD iteration of the released code, on the images and networks that dp builds from `config`."""
     return around(build(config), config, samples, memory_format)
 
 
 def around(
     evaluation: Evaluation, config: dict, samples: int, memory_format: torch.memory_format
 ) -> Callable[[], object]:
-    """The same on copies of the networks of `evaluation`. It writes mask.png into the working folder, for every sample.
+    """A function of one PGD iteration of the released code, on copies of the networks of `evaluation`.
+
+    The released code writes mask.png into the working folder for every sample.
 
     Raises ValueError if the released code is not on PYTHONPATH.
     """

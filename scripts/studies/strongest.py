@@ -1,8 +1,8 @@
 """Is any single attack stronger than the worst case over attacks that protocol=strict reports?
 
-Runs every attack against one defense on digits under strict, on the same images and scored by the same samples, or goes
-on where it stopped. Writes results/tables/strongest-<purifier>.md: paired differences to the worst case over attacks,
-and of every black-box attack to the strongest white-box one.
+The study runs every attack against one defense on digits under strict, with the same images and the same scoring
+samples. It goes on where it stopped. It writes results/tables/strongest-<purifier>.md, with the paired difference of
+every attack to the worst case over attacks, and of every black-box attack to the strongest white-box one.
 
     python scripts/studies/strongest.py purifier=hetero protocol.images=64
 """
@@ -45,12 +45,13 @@ console = Console(width=130, highlight=False)
 
 
 def against(one: np.ndarray, other: np.ndarray) -> str:
-    """One minus other in points, with its paired 95 % interval; STRONGER if all of it is below zero."""
+    """One minus other in points, with its paired 95 % interval. STRONGER means that the interval is below zero."""
     difference, low, high = (100 * v for v in paired(other, one))
     return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]" + (" STRONGER" if high < 0 else "")
 
 
 def main() -> int:
+    """The command. Returns 0 when the table is written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="as for dp run, for the defense and the number of images")
     given = tuple(parser.parse_args().overrides)
@@ -58,28 +59,27 @@ def main() -> int:
     masked = bool(variants.get("mask_soft"))
     union = "strict_mask" if masked else "strict"
     attacks = {union: (), **WHITE, **(MASKED if masked else {}), **BLACK}
-    found = {}
+    results = {}
     for name, extra in attacks.items():
         named = () if any(override.startswith("attack=") for override in extra) else (f"attack={name}",)
         summary, folder = finished((*BASE, *given, *named, *extra))
-        found[name] = (summary, scores(summary, folder).iloc[:, 0].to_numpy())
-    white = min((name for name in attacks if name not in (union, *BLACK)), key=lambda name: found[name][1].mean())
+        results[name] = (summary, scores(summary, folder).iloc[:, 0].to_numpy())
+    white = min((name for name in attacks if name not in (union, *BLACK)), key=lambda name: results[name][1].mean())
     lines = []
-    for name, (summary, right) in found.items():
+    for name, (summary, right) in results.items():
         average, worst = summary["robust"]["average"], summary["robust"]["worst"]
         low, high = average["wilson95"]
-        first = [float(mine > 0.5) for mine in right], [float(mine > 0.5) for mine in found[union][1]]
-        p = f"{mcnemar(np.array(first[1]), np.array(first[0])):.2g}"
+        p = f"{mcnemar(*((values > 0.5).astype(float) for values in (results[union][1], right))):.2g}"
         row = [f"{name} {' '.join(attacks[name])}".strip(), f"{summary['undefended']['average']['value']:.1f}"]
         row += [f"{average['value']:.1f}", f"{low:.1f} - {high:.1f}", f"{worst['value']:.1f}"]
-        row += ["" if name == union else against(right, found[union][1]), "" if name == union else p]
-        lines.append([*row, against(right, found[white][1]) if name in BLACK else ""])
-    average = found[union][0]["robust"]["average"]
+        row += ["" if name == union else against(right, results[union][1]), "" if name == union else p]
+        lines.append([*row, against(right, results[white][1]) if name in BLACK else ""])
+    average = results[union][0]["robust"]["average"]
     samples, images = average["draws"], average["n"]
     columns = ["attack", "undefended", f"average of {samples}", "95 %", f"worst of {samples}"]
     columns += [f"minus {union}, paired 95 %"]
     columns += ["McNemar p, right in most samples", f"minus {white}, paired 95 %"]
-    path = ROOT / "results" / "tables" / f"strongest-{found[union][0]['config']['choices']['purifier']}.md"
+    path = ROOT / "results" / "tables" / f"strongest-{results[union][0]['config']['choices']['purifier']}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     words = f"python scripts/studies/strongest.py {' '.join(given)}"
     text = f"# Every attack against the worst case over attacks, on {' '.join(given)}\n\n"

@@ -1,8 +1,8 @@
-"""The ablation: what every switch and every protocol does to one defense's number.
+"""The ablation: the effect of every switch and every protocol on the robust accuracy of one defense.
 
-Runs them all on digits, or goes on where it stopped, and writes results/tables/switches.md. Every line is a run with
-the overrides that it shows. The base is the released code's method (purifier=hetero_official) under protocol=official,
-its grid scaled to 20 network evaluations. About half an hour on two cores.
+The study runs them all on digits and writes results/tables/switches.md. It goes on where it stopped. Every line is a
+run with the overrides that it shows. The base is the released code's method (purifier=hetero_official) under
+protocol=official, with its grid scaled to 20 network evaluations. The study takes about half an hour on two cores.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from dp.statistics.intervals import mcnemar
 ROOT = Path(__file__).parents[2]
 BASE = ("purifier=hetero_official", "protocol.images=64", "protocol.seeds=[2024]")
 OFFICIAL = (*BASE, "protocol=official")
-SWITCHES = {  # what it is: overrides on top of protocol=official
+SWITCHES = {  # description: overrides on top of protocol=official
     "the released code's method and protocol": (),
     "mask from the classifier's own input (deviation 8)": ("purifier.mask_input_bug=false",),
     "first commit's tau .85": ("purifier.tau=0.85",),
@@ -45,26 +45,27 @@ PROTOCOLS += ["dwbox", "liu_fixed_aa", "strict", "null_control"]  # not diffpure
 
 
 def finished_run(overrides: tuple[str, ...]) -> dict:
-    """The summary of the run with these overrides, and under `folder` where its predictions are."""
+    """The summary of the run with these overrides, with the folder of its predictions under `folder`."""
     summary, folder = finished(overrides)
     return {**summary, "folder": ROOT / "results" / "measured" / folder.name}
 
 
 def votes(summary: dict) -> np.ndarray:
-    """(images,) True if the plurality of an attacked image's samples is right; ties go to the lowest class."""
-    found = load_file(summary["folder"] / "verdicts.safetensors")
-    classes, labels = found["defended.adv"][0], found["labels"]
+    """(images,): True if the vote of an attacked image is right. A tie goes to the lowest class."""
+    arrays = load_file(summary["folder"] / "verdicts.safetensors")
+    classes, labels = arrays["defended.adv"][0], arrays["labels"]
     return np.array([np.bincount(samples).argmax() == label for samples, label in zip(classes, labels, strict=True)])
 
 
 def headline(summary: dict) -> tuple[str, dict, dict, dict | None]:
-    """Rule in words, standard, robust and null figures, as the protocol defines its number."""
+    """The protocol's rule in words, and its standard, robust and null figures by this rule."""
     rule, robust, null = report.headline(summary)
-    said = report.rule_name(rule, summary[robust][rule]["draws"]) + (", in-loop" if robust == "seen" else "")
-    return said, summary["standard"][rule], summary[robust][rule], summary.get(null, {}).get(rule)
+    words = report.rule_name(rule, summary[robust][rule]["draws"]) + (", in-loop" if robust == "seen" else "")
+    return words, summary["standard"][rule], summary[robust][rule], summary.get(null, {}).get(rule)
 
 
 def line(name: str, summary: dict, against: str) -> list[str]:
+    """The cells of one run. `against`: its comparison with the first run, in words."""
     rule, standard, robust, null = headline(summary)
     low, high = robust["wilson95"]
     attacked = f"{summary['config']['choices']['attack']}, {report.gradient_words(summary['caveats'])}"
@@ -73,13 +74,14 @@ def line(name: str, summary: dict, against: str) -> list[str]:
 
 
 def main() -> int:
+    """The command. Returns 0 when the table is written."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    found = {name: finished_run((*OFFICIAL, *overrides)) for name, overrides in SWITCHES.items()}
-    base, switches = votes(next(iter(found.values()))), []
-    for (name, overrides), summary in zip(SWITCHES.items(), found.values(), strict=True):
+    summaries = {name: finished_run((*OFFICIAL, *overrides)) for name, overrides in SWITCHES.items()}
+    base, switches = votes(next(iter(summaries.values()))), []
+    for (name, overrides), summary in zip(SWITCHES.items(), summaries.values(), strict=True):
         right = votes(summary)
-        lost, won = int((base & ~right).sum()), int((~base & right).sum())
-        against = f"-{lost} +{won}, p = {mcnemar(base, right):.2g}" if overrides else ""
+        wrong_now, right_now = int((base & ~right).sum()), int((~base & right).sum())
+        against = f"-{wrong_now} +{right_now}, p = {mcnemar(base, right):.2g}" if overrides else ""
         switches.append([*line(name, summary, against), " ".join(overrides)])
     protocols = []
     for name in PROTOCOLS:
@@ -88,11 +90,15 @@ def main() -> int:
         protocols.append([*line(name, finished_run(given), "")[:-1], " ".join(given[3:])])
     head = ["", "attack, gradient", "rule", "standard", "robust", "95 %", "null control"]
     tables = (
-        ("Switches, under protocol=official", [*head, "votes lost and won, McNemar", "overrides"], switches),
-        ("Protocols, all but diffpure, which asks for an adjoint gradient", [*head, "overrides"], protocols),
+        (
+            "Switches, under protocol=official",
+            [*head, "votes turned wrong and right, McNemar", "overrides"],
+            switches,
+        ),
+        ("Protocols, all but diffpure, which needs an adjoint gradient", [*head, "overrides"], protocols),
     )
-    images = next(iter(found.values()))["robust"]["single"]["n"]
-    text = "# What every switch and every protocol does to hetero_official on digits\n\n"
+    images = next(iter(summaries.values()))["robust"]["single"]["n"]
+    text = "# The effect of every switch and every protocol on hetero_official, on digits\n\n"
     text += f"`python scripts/studies/switches.py`; every line adds its overrides to `{' '.join(BASE)}`; percent "
     text += f"of {images} "
     text += "images, one seed; linf 32/255, quick attack budgets. Intervals are over images: a difference of a few "

@@ -207,7 +207,7 @@ def test_union_of_attacks_against_the_headline(bare):
     assert comparisons.union(bare).verdict == "PASS"
     finding = comparisons.union(planted(bare, attack=Downhill()))
     assert finding.verdict == "FAIL"
-    assert finding.value.startswith("union 0 %")
+    assert finding.value.startswith("worst case 0 %")
 
 
 @pytest.mark.parametrize("check", [*controls.CHECKS, *comparisons.CHECKS])

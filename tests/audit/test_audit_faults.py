@@ -108,14 +108,14 @@ FAULTS = {
     "a wrong schedule in the surrogate": (wrong_schedule, "same defense", "FAIL", "the surrogate starts at sigma"),
     "the surrogate's gradient reported as full": (surrogate_as_full, "derivative", "FAIL", "relative error"),
     "softmax in place of logits": (lambda s: classified(s, Softmax), "flags", "FAIL", "probabilities"),
-    "clean images returned": (lambda s: planted(s, attack=Fixed(0.0)), "returned images", "FAIL", f"{IMAGES} clean"),
+    "clean images returned": (lambda s: planted(s, attack=Fixed(0.0)), "returned images", "FAIL", "4 images clean"),
     "one generator for all EOT copies": (
         lambda s: planted(s, attacked=copied(OneGenerator, s.arm.scored)),
         "randomness",
         "FAIL",
         "the EOT copies of an image share their noise",
     ),
-    "EOT of 1 on a noisy purifier": (one_draw, "flags", "WARN", "random output, EOT 1"),
+    "EOT of 1 on a noisy purifier": (one_draw, "flags", "WARN", "random output and EOT 1"),
     "an l2 sign step": (sign_step, "step", "WARN", "a sign step"),
     "attack and scoring share draws": (
         peeking,
@@ -127,7 +127,7 @@ FAULTS = {
         lambda s: classified(s, Twice, mean=[0.2], std=[0.4]),
         "decisions",
         "FAIL",
-        "off (x - mean) / std",
+        "differs from (x - mean) / std",
     ),
     "a null control with fewer draws": (
         lambda s: planted(s, arm="null", attack=Null(2, 1, "last")),

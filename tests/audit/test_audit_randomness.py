@@ -72,7 +72,7 @@ def test_state_outside_the_ball(sound):
     finding = results.returned(planted(sound, attack=Fixed(0.3)))
     assert finding.verdict == "FAIL"
     assert f"{IMAGES} states outside the box, {IMAGES} outside the ball" in finding.value
-    pulled = float(finding.value.split("pulled back by ")[1].split(";")[0])
+    pulled = float(finding.value.split("moved by the projection by ")[1].split(";")[0])
     assert pulled == pytest.approx(0.3, abs=1e-3)  # white pixels go back to 1, or by .3 less eps
 
 

@@ -101,7 +101,7 @@ def test_command_agrees_with_the_run(folder, capsys):
     code, out, _ = cli(capsys, folder, "--bits", "8")
     assert code == 0
     assert out.count("agrees") == 3
-    assert out.count("in 8 bits") == 3
+    assert out.count("to 8 bits") == 3
 
 
 def test_command_finds_images_that_are_not_the_runs(folder, capsys, tmp_path):
