@@ -25,6 +25,7 @@ from dp.runs.compose import make
 from dp.threat_models.ball import ThreatModel
 from dp.threat_models.flow import FlowModel, roughness, warp
 from dp.threat_models.perceptual import Perceptual, PerceptualModel
+from tests.helpers.audited import NONE
 from tests.helpers.compose import composed
 
 
@@ -440,8 +441,7 @@ def test_a_row_says_what_it_is_and_finds_no_published_one(name):
         assert published_rows(altered) == []
     figure = {"value": 10.0, "wilson95": [5.0, 15.0], "seed_std": None, "n": 32, "draws": 10}
     sides = {side: {"single": figure, "vote": figure} for side in ("standard", "robust")}
-    told = {"differences": [], "departures": [], "scaled": [], "audited": None, "weaknesses": [], "batch_bound": False}
-    summary = {"config": config, "per_seed": [0], "ties": 0, **told, **sides}
+    summary = {"config": config, "per_seed": [0], "ties": 0, "audited": None, "caveats": NONE.as_data(), **sides}
     assert f"{config['threat_model']['norm']} 0.05" in str(report.row_table(summary).title)
     said = " ".join(report.warnings(summary))
     assert "no l_p ball" in said
