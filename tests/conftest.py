@@ -1,5 +1,7 @@
 """Fixtures that all tests share, and the option that shows them plug-ins: pytest --config-dir mine -k smooth."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -15,7 +17,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     folder = config.getoption("--config-dir")
-    compose.CONFIG_DIRS[:] = [str(folder)] if folder else []
+    compose.CONFIG_DIRS[:] = [str(Path(folder).absolute())] if folder else []
+    torch.set_num_threads(1)  # before any fixture: several workers with several threads each get in each other's way
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +34,5 @@ def images() -> Subset:
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Sums in the last bit depend on the threads; runs use one."""
-    before = torch.get_num_threads()
+    """Sums in the last bit depend on the number of threads. Runs use one; so do tests, whatever a test before set."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

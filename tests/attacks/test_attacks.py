@@ -14,9 +14,7 @@ from dp.purifiers import none
 from dp.rng import Streams
 from dp.runs.build import build
 from dp.threat_models.ball import ThreatModel
-from tests.helpers.compose import CONF, composed, small_budget
-
-ATTACKS = sorted(p.stem for p in (CONF / "attack").glob("*.yaml"))
+from tests.helpers.compose import composed, options, small_budget
 
 
 class Linear(torch.nn.Module):
@@ -126,10 +124,11 @@ OWN = ("stadv", "low_frequency")  # attacks under a threat model of their own, o
 
 
 @pytest.mark.parametrize(
-    ("name", "norm"), [(name, norm) for name in ATTACKS for norm in ([name] if name in OWN else ["linf", "l2"])]
+    ("name", "norm"),
+    [(name, norm) for name in options("attack") for norm in ([name] if name in OWN else ["linf", "l2"])],
 )
 def test_contract(name, norm, images):
-    """Feasible at every step, deterministic, an image's result does not depend on its batch mates."""
+    """Feasible at every step, deterministic, and away from the clean image."""
     given = [f"attack={name}", f"threat_model={norm}", "purifier.steps=2", "protocol.images=2"]
     evaluation = build(composed(*given, *small_budget(name)))
     model, threat, attack = evaluation.arms["defended"].scored, evaluation.threat, evaluation.arms["defended"].attack

@@ -13,10 +13,10 @@ from dp.audit.check import Finding, Subject
 from dp.commands import audit as script
 from dp.commands import run
 from dp.output import record, report
-from dp.runs import compose, pipeline
+from dp.runs import pipeline
 from dp.runs.build import build
 from dp.runs.keys import run_key
-from tests.helpers.compose import TINY, composed
+from tests.helpers.compose import TINY, composed, setup
 
 
 class named:
@@ -73,7 +73,7 @@ def tiny(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    job = pipeline.built(compose.setup(*TINY), Path("unused"), "some code")
+    job = pipeline.built(setup(*TINY), Path("unused"), "some code")
     return pipeline.subject_of(job, images=2, quick=True)
 
 

@@ -15,9 +15,9 @@ from dp.evaluation.evaluate import Arm, Evaluation
 from dp.purifiers import none
 from dp.runs.build import build
 from dp.runs.caveats import caveats_of
-from dp.runs.compose import setup
 from dp.subset import Subset
 from dp.threat_models.ball import ThreatModel
+from tests.helpers.compose import setup
 
 SMALL = ("purifier=diffpure", "purifier.steps=2", "protocol.images=4", "attack.iterations=5", "attack.eot=2")
 

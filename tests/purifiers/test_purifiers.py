@@ -10,12 +10,10 @@ from dp.diffusion.denoisers import Gaussian
 from dp.purifiers import diffpure, hetero, hetero_official
 from dp.rng import Streams
 from dp.runs.build import build
-from tests.helpers.compose import CONF, composed
-
-PURIFIERS = sorted(p.stem for p in (CONF / "purifier").glob("*.yaml"))
+from tests.helpers.compose import composed, options
 
 
-@pytest.fixture(scope="module", params=PURIFIERS)
+@pytest.fixture(scope="module", params=options("purifier"))
 def scored(request) -> Defended:
     return build(composed(f"purifier={request.param}", "protocol.images=2")).arms["defended"].scored
 

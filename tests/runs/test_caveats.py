@@ -11,11 +11,9 @@ from dp.evaluation import caveats
 from dp.evaluation.caveats import Change, Difference, ShortSteps, gradients, short_steps
 from dp.runs.build import build
 from dp.runs.caveats import caveats_of, departures, scaled
-from dp.runs.compose import setup
 from dp.threat_models.ball import ThreatModel
-from tests.helpers.compose import CONF, TINY, composed
+from tests.helpers.compose import TINY, composed, options, setup
 
-PROTOCOLS = sorted(path.stem for path in (CONF / "protocol").glob("*.yaml"))
 SMALL = ("protocol.images=2", "protocol.seeds=[5]", "dataset.lanes=2")
 
 
@@ -30,7 +28,7 @@ def found(*overrides: str) -> caveats.Caveats:
     return caveats_of(asked, build(asked.config))
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", options("protocol"))
 def test_a_protocol_as_it_is_defined_has_no_departure(name):
     assert departures_of("dataset=cifar10", f"protocol={name}") == []
     assert list(scaled(composed("dataset=cifar10", f"protocol={name}"))) == []

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from dp.output import record
-from dp.runs import compose, keys
+from dp.runs import keys
+from dp.runs.compose import ROOT
 from dp.runs.keys import run_key
 from tests.helpers.compose import composed
 
@@ -93,7 +94,7 @@ def test_autoattacks_version_is_an_argument_and_counts():
 
 
 def test_measured_folders_bear_the_key_of_their_configuration():
-    folders = sorted(path.parent for path in (compose.ROOT / "results" / "measured").glob("*/summary.json"))
+    folders = sorted(path.parent for path in (ROOT / "results" / "measured").glob("*/summary.json"))
     assert len(folders) >= 72
     for folder in folders:
         summary = record.read_summary(folder)

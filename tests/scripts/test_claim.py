@@ -10,8 +10,8 @@ import strongest
 import torch
 from cells import scores
 
-from dp.runs import compose
 from dp.runs.build import build
+from tests.helpers.compose import composed
 
 
 def row(i: int, seed: int, adv: list[int], seen: list[int], arm: str = "defended") -> dict:
@@ -64,8 +64,8 @@ def test_calibration_asks_about_images_that_no_cell_uses(monkeypatch):
 
     monkeypatch.setattr(claim, "fresh_samples", three)
     found = claim.standard(("purifier=none",))
-    judged = build(compose.composed(claim.SCALED)).subset.ids.tolist()
-    everyone = build(compose.composed("protocol.images=512")).subset
+    judged = build(composed(claim.SCALED)).subset.ids.tolist()
+    everyone = build(composed("protocol.images=512")).subset
     assert len(judged) == 128
     assert sorted([*asked, *judged]) == sorted(everyone.ids.tolist())
     labels = dict(zip(everyone.ids.tolist(), everyone.y.tolist(), strict=True))
