@@ -14,9 +14,9 @@ from dp.purifiers import none
 from dp.rng import Streams
 from dp.runs.build import build
 from dp.threat_models.ball import ThreatModel
-from tests.helpers.compose import CONF, composed, small_budget
+from tests.helpers.compose import composed, options, small_budget
 
-ATTACKS = sorted(p.stem for p in (CONF / "attack").glob("*.yaml"))
+ATTACKS = options("attack")
 
 
 class Linear(torch.nn.Module):

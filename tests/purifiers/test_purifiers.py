@@ -10,9 +10,9 @@ from dp.diffusion.denoisers import Gaussian
 from dp.purifiers import diffpure, hetero, hetero_official
 from dp.rng import Streams
 from dp.runs.build import build
-from tests.helpers.compose import CONF, composed
+from tests.helpers.compose import composed, options
 
-PURIFIERS = sorted(p.stem for p in (CONF / "purifier").glob("*.yaml"))
+PURIFIERS = options("purifier")
 
 
 @pytest.fixture(scope="module", params=PURIFIERS)
