@@ -14,9 +14,9 @@ from dp.purifiers import none
 from dp.rng import Streams
 from dp.runs.build import build
 from dp.threat_models.ball import ThreatModel
-from tests.helpers.compose import composed, options, small_budget
+from tests.helpers.compose import CONF, composed, small_budget
 
-ATTACKS = options("attack")
+ATTACKS = sorted(p.stem for p in (CONF / "attack").glob("*.yaml"))
 
 
 class Linear(torch.nn.Module):

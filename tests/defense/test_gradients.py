@@ -14,9 +14,9 @@ from dp.rng import Streams
 from dp.runs.build import build
 from dp.runs.caveats import caveats_of
 from dp.runs.compose import setup
-from tests.helpers.compose import composed, options
+from tests.helpers.compose import CONF, composed
 
-PURIFIERS = [name for name in options("purifier") if name != "none"]
+PURIFIERS = sorted(p.stem for p in (CONF / "purifier").glob("*.yaml") if p.stem != "none")
 
 
 def wide(evaluation: Evaluation) -> tuple[Defended, torch.Tensor, torch.Tensor, torch.Tensor]:

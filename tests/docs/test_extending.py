@@ -39,27 +39,6 @@ def test_every_kind_has_an_example():
     assert all("--config-dir" in command for command in RUNS)
 
 
-def test_the_contract_tests_find_a_purifier_and_an_attack_outside_the_tree(tmp_path):
-    """`pytest tests --config-dir=... -k smooth`, as the page says."""
-    examples.write(PAGE, tmp_path)
-    tests = [str(ROOT / "tests" / folder) for folder in ("purifiers", "defense", "attacks")]
-    words = [
-        "-m",
-        "pytest",
-        *tests,
-        f"--config-dir={tmp_path / 'mine'}",
-        "--collect-only",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-    ]
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:]
-    for test in ("test_contract[smooth]", "test_full_gradient_equals_central_differences[smooth]", "[momentum]"):
-        assert test in done.stdout
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command", RUNS, ids=lambda command: " ".join(command[4:]))
 def test_an_example_runs_outside_the_tree(command, folder, tmp_path):

@@ -10,9 +10,9 @@ from dp.diffusion.denoisers import Gaussian
 from dp.purifiers import diffpure, hetero, hetero_official
 from dp.rng import Streams
 from dp.runs.build import build
-from tests.helpers.compose import composed, options
+from tests.helpers.compose import CONF, composed
 
-PURIFIERS = options("purifier")
+PURIFIERS = sorted(p.stem for p in (CONF / "purifier").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module", params=PURIFIERS)
