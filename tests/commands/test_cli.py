@@ -1,4 +1,4 @@
-"""The console command `dp`: it forwards."""
+"""The console command `dp` forwards to the commands."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""Gradients through the whole defence against central differences in float64 with frozen noise."""
+"""Gradients through the whole defense against central differences in float64 with frozen noise."""
 
 import functools
 
@@ -19,7 +19,7 @@ PURIFIERS = [name for name in options("purifier") if name != "none"]
 
 
 def wide(evaluation: Evaluation) -> tuple[Defended, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The scored defence in float64, with two images that are attacked a little, so that nothing is saturated by
+    """The scored defense in float64, with two images that are moved a little, so that no pixel is at the bounds by
     chance.
     """
     model, subset = evaluation.arms["defended"].scored.double(), evaluation.subset
@@ -59,7 +59,7 @@ def test_full_gradient_equals_central_differences(purifier):
 
 
 def test_straight_through_clamp_is_not_the_derivative():
-    """The same check tells the approximation: its forward derivative is the plain clamp's."""
+    """The same check finds the approximation: its values are those of the plain clamp, its derivative is not."""
     gradients = {}
     for clamp in ("plain", "straight_through"):
         model, x, y, ids = wide(build(composed(f"purifier.clamp={clamp}", "protocol.images=2")))
@@ -92,8 +92,8 @@ def test_recompute_equals_store_bit_for_bit(purifier):
     assert found["store"][2] == found["recompute"][2]
 
 
-def test_eot_gradient_is_the_mean_over_single_draws(config):
-    """Batched draws against a loop over `draw(k)`: the same noise, rounding apart."""
+def test_eot_gradient_is_the_mean_over_single_samples(config):
+    """Batched samples against a loop over `draw(k)`: the same noise, rounding apart."""
     evaluation = build(config)
     model, subset = evaluation.arms["defended"].scored, evaluation.subset
     rng = Streams(subset.ids, 1, "attack")
@@ -130,8 +130,8 @@ def test_attack_memory_probe_sees_the_stored_activations(config):
 
 
 @pytest.mark.parametrize("derived", ["draw", "select", "cat"])
-def test_a_purifier_that_draws_from_derived_streams_is_not_taken_for_a_deterministic_one(derived):
-    """Every draw of it is asked, in votes and in gradients."""
+def test_a_purifier_that_uses_derived_streams_is_not_taken_for_a_deterministic_one(derived):
+    """All of its samples are evaluated, in votes and in gradients."""
 
     def purify(x, denoiser, classifier, rng, *, on_step=None):
         part = {"draw": lambda: rng.draw(3), "select": lambda: rng.select(range(len(x))), "cat": lambda: rng.cat(rng)}

@@ -53,7 +53,7 @@ def inside(folder, monkeypatch) -> Path:
     """The same as the folder that this process works in."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PWD", str(folder))
-    monkeypatch.setattr(sys, "path", [*sys.path])  # to which a run adds the working folder
+    monkeypatch.syspath_prepend(folder)  # and taken off in the end
     return folder
 
 
@@ -86,7 +86,6 @@ def test_every_kind_has_an_example():
 def test_an_example_runs_outside_the_tree(command, inside, tmp_path, monkeypatch, capsys):
     if "dataset=shapes" in command:
         (make,) = [script for _, script in (c for c in COMMANDS if c[1] != "run.py")]
-        monkeypatch.syspath_prepend(inside)  # as `python make_shapes.py` does
         runpy.run_path(make, run_name="__main__")
     monkeypatch.setattr(sys, "argv", ["run.py", *command[2:], *SMALL, f"results={tmp_path}"])
     assert main() == 0, capsys.readouterr().err

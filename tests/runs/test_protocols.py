@@ -1,4 +1,4 @@
-"""Protocols: each sets its attack, gradient and rule; what is changed is said; what the attacker knows is true."""
+"""Protocols: each sets its attack, its gradient mode and its rule; the attacker knows what it is said to know."""
 
 import json
 
@@ -61,8 +61,8 @@ def small(*overrides: str) -> dict:
     return composed("protocol.images=2", "protocol.seeds=[5]", "dataset.lanes=2", "purifier.steps=2", *overrides)
 
 
-def test_dwbox_gives_the_attacker_the_draws_that_score():
-    """The logits that the attack sees of its last image are those of the verdict; other draws are not."""
+def test_dwbox_gives_the_attacker_the_samples_that_score():
+    """The logits that the attack gets of its last image are those of the score; other samples differ."""
     evaluation = build(small("protocol=dwbox", "attack.iterations=2", "attack.eot=3", "protocol.votes=2"))
     group = evaluation.run(evaluation.plan()[0])
     model, ids = evaluation.arms["defended"].attacked, list(group.unit.ids)
@@ -80,7 +80,7 @@ def test_dwbox_gives_the_attacker_the_draws_that_score():
 
 
 def test_bpda_is_the_gradient_at_the_purified_image():
-    """Through(bpda): the mean over draws of the classifier's gradient at x_hat; the purification is no part of it."""
+    """Through(bpda): the mean over samples of the classifier's gradient at x_hat; the purification is no part of it."""
     evaluation = build(small())
     model, x, y = evaluation.arms["defended"].scored, *evaluation.subset[1:]
     rng = Streams([3, 4], 0, "a")
@@ -99,7 +99,7 @@ def test_bpda_is_the_gradient_at_the_purified_image():
         )
 
 
-def test_hills_bpda_climbs_the_loss_of_the_mean_logits():
+def test_hills_bpda_raises_the_loss_of_the_mean_logits():
     evaluation = build(small())
     model, x, y = evaluation.arms["defended"].scored, *evaluation.subset[1:]
     rng, threat = Streams([3, 4], 0, "a"), ThreatModel("l2", 1.0)
@@ -128,7 +128,7 @@ def test_transfer_is_pgd_on_the_bare_classifier():
 
 @pytest.mark.parametrize("threat", ["linf", "stadv"])
 def test_noise_as_the_attack_is_the_null_control(threat):
-    """With the null arm's streams the attack ends at the very points of that arm; with its own, elsewhere."""
+    """With the streams of the null control the attack ends at its points; with its own streams, elsewhere."""
     evaluation = build(
         small("protocol=null_control", f"threat_model={threat}", "attack.steps=3", "attack.eot=2", "protocol.votes=2")
     )

@@ -17,10 +17,10 @@ def threat(norm):
     return ThreatModel(norm=norm, eps=EPS[norm])
 
 
-def pictures(seed, lanes=16, dtype=torch.float32):
+def pictures(seed, images=16, dtype=torch.float32):
     """Images with many pixels at the very bounds, as real ones have."""
     generator = torch.Generator().manual_seed(seed)
-    return (2 * torch.rand(lanes, 3, 8, 8, generator=generator, dtype=dtype) - 0.5).clamp(0, 1)
+    return (2 * torch.rand(images, 3, 8, 8, generator=generator, dtype=dtype) - 0.5).clamp(0, 1)
 
 
 def size(delta, norm):
@@ -133,7 +133,7 @@ def test_ascend_is_not_projected():
 @pytest.mark.parametrize("kind", ["random_start", "noise"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_random_candidates_are_feasible(norm, kind):
-    x = pictures(0, lanes=64)
+    x = pictures(0, images=64)
     found = getattr(threat(norm), kind)(x, Streams(range(64), 3, "null"))
     assert_feasible(found, x, norm, EPS[norm])
     assert (size(found - x, norm) > 0).all()

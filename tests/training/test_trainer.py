@@ -182,7 +182,7 @@ def shared_training(model: str) -> Training:
 
 
 def one_of_two(rank: int, folder: str) -> None:
-    """The gradients of one process of two, and what it saw."""
+    """The gradients of one process of two, and its images."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     for model in ("denoiser", "classifier"):

@@ -320,7 +320,7 @@ def test_read_names_the_container(tmp_path):
 
 
 def test_a_damaged_tensor_in_an_archive(cache):
-    """One bit of a number; torch itself does not look at the archive's checksums."""
+    """One bit of a number; torch itself does not check the archive's checksums."""
     data = bytearray(torch_file(WEIGHTS))
     data[data.index(torch.arange(6.0).numpy().tobytes()) + 7] ^= 64
     (cache / "net.pt").write_bytes(data)
