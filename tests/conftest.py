@@ -1,4 +1,4 @@
-"""Fixtures that all tests share, and the option that shows them plug-ins: pytest --config-dir mine -k smooth."""
+"""Fixtures that all tests share, and the option that shows them plug-ins: pytest tests --config-dir=mine -k smooth."""
 
 from pathlib import Path
 

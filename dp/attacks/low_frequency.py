@@ -26,6 +26,8 @@ INSIDE = 0.999999  # keeps arctanh finite at the bounds of the box
 
 
 class State(NamedTuple):
+    """Where the low-frequency attack stands between two iterations."""
+
     x_adv: Tensor  # (B,C,H,W) what would be returned now
     x: Tensor  # (B,C,H,W) the iterate
     parameters: tuple[Tensor, ...]  # the filters' logits (B,kh//2+1,kw//2+1,H,W) in order, then the change (B,C,H,W)

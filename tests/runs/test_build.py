@@ -50,7 +50,7 @@ def outside(tmp_path, monkeypatch):
     (tmp_path / "mine" / "purifier" / "gain.yaml").write_text(YAML)
     (tmp_path / "gain_of_the_tests.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(compose, "CONFIG_DIRS", [str(tmp_path / "mine")])
     yield
     sys.modules.pop("gain_of_the_tests", None)
