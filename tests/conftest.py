@@ -9,6 +9,7 @@ from dp.runs.build import build
 from dp.subset import Subset
 from tests.helpers import compose
 from tests.helpers.compose import TINY, composed
+from tests.helpers.slow import FAST, SLOW
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,6 +20,15 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = config.getoption("--config-dir")
     compose.CONFIG_DIRS[:] = [str(Path(folder).absolute())] if folder else []
     torch.set_num_threads(1)  # before any fixture: several workers with several threads each get in each other's way
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as `slow` what tests/helpers/slow.py lists."""
+    for item in items:
+        file, _, name = item.nodeid.removeprefix("tests/").partition("::")
+        listed = SLOW.get(file, "").split()
+        if (listed == ["*"] or name.partition("[")[0] in listed) and not f"{file}::{name}".startswith(FAST):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

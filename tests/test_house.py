@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.slow import FAST, SLOW
+
 ROOT = Path(__file__).parents[1]
 DP = sorted((ROOT / "dp").rglob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
@@ -188,6 +190,16 @@ def test_tests_lie_where_the_code_lies():
     rooms = {file.parent.name for file in (ROOT / "dp").glob("*/__init__.py")}
     folders = {file.relative_to(ROOT / "tests").parts[0] for file in TESTS if file.parent != ROOT / "tests"}
     assert folders <= {*rooms, "docs", "scripts", "results", "helpers"}
+
+
+def test_what_is_listed_as_slow_is_there():
+    defined = set()
+    for file in TESTS:
+        defined |= {f"{path(file).removeprefix('tests/')}::{f.name}" for f in definitions(parsed(file))}
+    listed = {f"{file}::{name}" for file, names in SLOW.items() for name in names.split() if name != "*"}
+    assert listed <= defined
+    assert {case.partition("[")[0] for case in FAST} <= defined
+    assert all((ROOT / "tests" / file).exists() for file in SLOW)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,6 @@ def test_every_kind_has_an_example():
     assert groups - {"classifier", "denoiser"} <= run  # these two go with their dataset
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", RUNS, ids=lambda command: " ".join(command[4:]))
 def test_an_example_runs_outside_the_tree(command, inside, tmp_path, monkeypatch, capsys):
     if "dataset=shapes" in command:
@@ -92,7 +91,6 @@ def test_an_example_runs_outside_the_tree(command, inside, tmp_path, monkeypatch
     assert_row(tmp_path, command)
 
 
-@pytest.mark.slow
 def test_a_plug_in_is_found_in_the_working_folder(folder, tmp_path):
     """As a user starts it, without PYTHONPATH."""
     words = [str(ROOT / "run.py"), *RUNS[0][2:], *SMALL, f"results={tmp_path}"]
@@ -102,7 +100,6 @@ def test_a_plug_in_is_found_in_the_working_folder(folder, tmp_path):
     assert_row(tmp_path, RUNS[0])
 
 
-@pytest.mark.slow
 def test_what_is_outside_the_tree_passes_the_contract_tests(folder, tmp_path):
     """pytest --config-dir mine -k NAME in a checkout, for all examples at once."""
     expected = {

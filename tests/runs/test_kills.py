@@ -41,7 +41,6 @@ def start(config: dict, folder: Path) -> int:
     return forked(lambda: 0 if finished(config, folder) else 1, Path(os.devnull))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_kills(attack, tmp_path):
     config = small(attack)

@@ -251,7 +251,6 @@ def started(folder: Path, *overrides: str, interrupts=None) -> int:
     return forked(run, folder / "out", folder, interrupts)
 
 
-@pytest.mark.slow
 def test_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
     """SIGKILL of the parent alone, three times, at random moments after the first row; then to the end."""
     assert wait(started(tmp_path, *LONGER, "results=whole", "workers=1")) == 0
@@ -274,7 +273,6 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
     assert images_of(tmp_path / "pieces") == images_of(tmp_path / "whole")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "interrupts"),  # a shell's background jobs ignore interrupts
     [(signal.SIGINT, None), (signal.SIGTERM, None), (signal.SIGTERM, signal.SIG_IGN)],

@@ -30,7 +30,6 @@ def test_classifier_accuracy(networks):
     assert right >= 510  # 99.8 % of 512 is 511
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("t", "percent", "within"),
     [(0.05, 99.6, 1), (0.1, 99.4, 1), (0.15, 98.2, 1), (0.2, 97.0, 1), (0.3, 88.1, 2), (0.4, 70.7, 2)],
