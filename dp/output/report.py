@@ -3,7 +3,7 @@
 Functions take the plain data of `Caveats.as_data`, which a summary holds too, and return text and tables.
 """
 
-import re
+import shlex
 from typing import Any
 
 from rich import box
@@ -155,11 +155,18 @@ def quick_budget_line(setup: Any, images: int) -> list[str]:
     quick = images < config["dataset"].get("full_size", 0) and config["dataset"].get("scaled_from") is not None
     if not (quick and choices["attack"] in ("pgd_eot", "pgd_eot_official") and choices["protocol"] == "default"):
         return []
-    given = [o for o in setup.overrides if not re.match(r"\+|protocol\.|attack\.(iterations|eot)=", o)]
-    given = [o for o in given if re.split(r"[.=]", o)[0] not in config["key_ignores"]]
-    return [
-        f"this is the quick budget; for the full one: {' '.join(['python run.py +experiment=digits/full', *given])}"
-    ]
+    idle = (
+        "experiment",
+        "protocol.images",
+        "protocol.votes",
+        "attack.iterations",
+        "attack.eot",
+        *config["key_ignores"],
+    )
+    given = [word for key, word in setup.words.items() if key not in idle]
+    folders = [f"--config-dir={folder}" for folder in config["plugins"]["folders"]]
+    command = shlex.join(["dp", "run", *folders, "+experiment=digits/full", *given])
+    return [f"this is the quick budget; for the full one: {command}"]
 
 
 def cells(figure: dict | None) -> tuple[str, str, str]:

@@ -1,14 +1,16 @@
 """From plain configuration to objects. Every process that works on a run builds each object once."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from dp.attacks.base import VALUES, Attack, check_norm
 from dp.classifiers import Classifier
-from dp.defense.defended import Defended
+from dp.defense.defended import Defended, unbound
 from dp.defense.memory import activation_bytes
 from dp.diffusion.denoisers import Denoiser, Gaussian
 from dp.evaluation.caveats import gradients
@@ -78,11 +80,26 @@ def defense(config: dict, device: str) -> Defended:
     purify, nodes = _make(config, config["purifier"]), config["purifier"].get("gradients") or {}
     variants = {name: _variant(config, node) for name, node in nodes.items() if node}
     size = config["dataset"]["draws_per_call"]
+    for function in (purify, *(variant for variant in variants.values() if callable(variant))):
+        check_networks(function)
     scored = Defended(purify, denoiser, classifier, draws_per_call=size, variants=variants)
-    for own in scored.networks.to(device):
-        if isinstance(own, PurifierModule):
-            own.dtype = dtype
+    for own in scored.networks.to(device).eval().requires_grad_(False):
+        own.dtype = dtype
     return scored
+
+
+def check_networks(purify: Callable) -> None:
+    """Raise ValueError if a purifier has networks of its own that the run would not see."""
+    bound = unbound(purify)
+    hidden = isinstance(bound, nn.Module) and not isinstance(bound, PurifierModule)
+    while isinstance(purify, functools.partial):
+        hidden |= any(isinstance(value, nn.Module) for value in (*purify.args, *purify.keywords.values()))
+        purify = purify.func
+    if hidden:
+        raise ValueError(
+            "need a purifier with networks of its own to be a dp.purifiers.module.PurifierModule that holds them, "
+            f"got {bound.__name__ if inspect.isfunction(bound) else type(bound).__name__}: see docs/extending.md"
+        )
 
 
 def _variant(config: dict, node: dict) -> dict | Callable:

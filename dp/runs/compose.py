@@ -31,13 +31,13 @@ class Setup(NamedTuple):
     """The configuration of a command, as plain data.
 
     `config`: the composed configuration. It has the chosen options under `choices`, and the folders and modules of
-    plug-ins under `plugins`. `defaults`: the configuration of the same options with no key changed. `overrides`: the
-    words of the command.
+    plug-ins under `plugins`. `defaults`: the configuration of the same options with no key changed. `words`: the
+    words of the command, by the dotted key or group that they set.
     """
 
     config: dict
     defaults: dict
-    overrides: tuple[str, ...]
+    words: dict[str, str]
 
 
 def per_dataset(key: str, *, _parent_: Any, _root_: Any) -> Any:
@@ -105,7 +105,7 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
 def setup(*overrides: str, config_dirs: Sequence[str | Path] = ()) -> Setup:
     """The `Setup` of a command with these overrides. `config_dirs`: folders of plug-ins."""
     config = composed(*overrides, config_dirs=config_dirs)
-    return Setup(config, defaults_of(config), tuple(overrides))
+    return Setup(config, defaults_of(config), words_of(overrides))
 
 
 def setup_of(cfg: DictConfig) -> Setup:
@@ -113,7 +113,7 @@ def setup_of(cfg: DictConfig) -> Setup:
     hydra = HydraConfig.get()
     check_overrides(hydra.overrides.task)
     config = with_plugins(resolved(cfg, hydra.runtime.choices), plugin_folders(hydra))
-    return Setup(config, defaults_of(config), tuple(hydra.overrides.task))
+    return Setup(config, defaults_of(config), words_of(hydra.overrides.task))
 
 
 def plugin_folders(hydra: Any) -> list[str]:
@@ -213,6 +213,11 @@ def check_overrides(given: Sequence[str]) -> None:
 def value_of(override: str) -> Any:
     """The value of `key=value`, by the grammar of the command line. Raises Hydra's error for other text."""
     return OverridesParser.create().parse_override(override).value()
+
+
+def words_of(overrides: Sequence[str]) -> dict[str, str]:
+    """The words of a command by the dotted key or group that they set, by the grammar of the command line."""
+    return {o.key_or_group: o.input_line or "" for o in OverridesParser.create().parse_overrides(list(overrides))}
 
 
 def keys_below(parent: str, overrides: Sequence[str]) -> list[str]:

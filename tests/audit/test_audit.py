@@ -16,6 +16,7 @@ from dp.output import record, report
 from dp.runs import pipeline
 from dp.runs.build import build
 from dp.runs.keys import run_key
+from dp.runs.sources import sources_hash
 from tests.helpers.compose import TINY, composed, setup
 
 
@@ -215,7 +216,7 @@ def test_command(checks, code, tiny, few, capsys):
     assert path.with_suffix(".png").stat().st_size > 10_000
     kept = json.loads(path.read_text())
     assert kept["images"] == 1
-    assert kept["code"] == record.code_hash()
+    assert kept["code"] == sources_hash(composed(*tiny))
     for f in kept["findings"]:
         (line,) = [line for line in out.splitlines() if line.split()[:1] == [f["check"]]]
         assert f["verdict"] in line

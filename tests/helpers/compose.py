@@ -30,7 +30,11 @@ def composed(*overrides: str) -> dict:
 def setup(*overrides: str) -> Setup:
     """The same with what it is compared with: the same options without any key that the overrides change."""
     config = composed(*overrides)
-    return Setup(config, copy.deepcopy(_defaults(tuple(config["choices"].items()), tuple(CONFIG_DIRS))), overrides)
+    return Setup(
+        config,
+        copy.deepcopy(_defaults(tuple(config["choices"].items()), tuple(CONFIG_DIRS))),
+        compose.words_of(overrides),
+    )
 
 
 @functools.cache
@@ -66,4 +70,4 @@ def finished(config: dict, folder: Path) -> dict | None:
     """The summary of the run of a configuration in this folder, done now."""
     from dp.runs.pipeline import judged
 
-    return judged(Setup(config, compose.defaults_of(config), ()), folder)
+    return judged(Setup(config, compose.defaults_of(config), {}), folder)

@@ -1,5 +1,6 @@
 """Objects of a run: what is built, on what terms, and what is not."""
 
+import functools
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from dp.defense.defended import unbound
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
-from dp.runs.build import build
+from dp.runs.build import build, check_networks, defense
 from dp.runs.compose import make
 from dp.weights.needed import needed
 from tests.helpers import compose
@@ -109,3 +110,41 @@ def test_reserved_keys_reach_no_function():
     node = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 3, "published": "x"}
     reserved = {"per_dataset": {"default": {"in_channels": 9}}, "gradients": {}, "version": 2}
     assert make({**node, **reserved}).out_channels == 2
+
+
+class Shift(torch.nn.Module):
+    """A network that a purifier may hide."""
+
+
+def hiding(x, denoiser, classifier, rng, *, on_step=None, net=None):
+    return x
+
+
+class Holding(PurifierModule):
+    """A purifier that is its own network."""
+
+    def forward(self, x, denoiser, classifier, rng, *, on_step=None):
+        return x
+
+
+@pytest.mark.parametrize(
+    "purify", [functools.partial(hiding, net=Shift()), functools.partial(hiding, 1, Shift()), Shift()]
+)
+def test_networks_that_a_run_would_not_see_are_refused(purify):
+    with pytest.raises(
+        ValueError, match=r"need a purifier with networks of its own to be a dp\.purifiers\.module\.PurifierModule"
+    ):
+        check_networks(purify)
+
+
+@pytest.mark.parametrize("purify", [hiding, functools.partial(functools.partial(Holding()), on_step=None)])
+def test_networks_that_a_run_sees_are_accepted(purify):
+    assert check_networks(purify) is None
+
+
+def test_own_networks_are_for_evaluation(outside):
+    """Dropout is off, and no weight is trained."""
+    (own,) = defense(composed("purifier=gain", "protocol.images=2"), "cpu").networks
+    assert len(list(own.parameters())) == 1
+    assert not any(module.training for module in own.modules())
+    assert not any(parameter.requires_grad for parameter in own.parameters())

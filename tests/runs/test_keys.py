@@ -88,6 +88,23 @@ def test_a_new_version_changes_its_own_keys_alone(base):
     assert len({run_key(c) for c in (base, other, changed(base, "purifier.version", 2))}) == 3
 
 
+def test_targets_outside_dp_are_hashed_whole(base):
+    """A plug-in may have the names of a module and a function of dp."""
+    short = ".".join(base["purifier"]["_target_"].split(".")[-2:])
+    outside = [run_key(changed(base, "purifier._target_", name)) for name in (short, f"a.{short}", f"b.{short}")]
+    assert len({run_key(base), *outside}) == 4
+
+
+@pytest.mark.parametrize("name", ["url", "megabytes", "files", "full_size", "scaled_from"])
+def test_an_argument_may_have_the_name_of_a_label(base, name):
+    assert run_key(changed(base, f"purifier.{name}", 0.1)) != run_key(changed(base, f"purifier.{name}", 0.9))
+
+
+def test_all_variants_count_for_an_attack_that_may_choose_its_gradient_itself(base):
+    outside = changed(base, "attack._target_", "mine.Attack")
+    assert run_key(changed(outside, "purifier.gradients.surrogate.steps", 2)) != run_key(outside)
+
+
 def test_autoattacks_version_is_an_argument_and_counts():
     rand = composed("attack=autoattack")
     assert run_key(changed(rand, "attack.version", "standard")) != run_key(rand)
