@@ -70,7 +70,7 @@ def on_its_dataset(group: str, name: str) -> list[str]:
 
 
 def images_of(name: str) -> tuple[Tensor, Tensor | None]:
-    """Images (4,C,H,W) in [0,1] with their labels (4,). Where no dataset has the name: uniform (4,3,32,32), no labels."""
+    """Images (4,C,H,W) in [0,1], labels (4,). Where no dataset has the name: uniform (4,3,32,32), no labels."""
     if name not in loadable("dataset"):
         return torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), None
     config = composed(*on_its_dataset("dataset", name))
