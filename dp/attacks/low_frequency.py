@@ -179,6 +179,6 @@ def smooth(x: Tensor, logits: Tensor, close: Tensor) -> Tensor:
     """Every pixel's weighted mean of its neighborhood, (B,C,H,W)."""
     whole = torch.cat([logits, logits[:, :-1].flip(1)], dim=1)
     whole = torch.cat([whole, whole[:, :, :-1].flip(2)], dim=2)  # (B,kh,kw,H,W)
-    weights = torch.softmax(whole.flatten(1, 2), dim=1) * close  # the centre is as close as can be: the sum is not zero
+    weights = torch.softmax(whole.flatten(1, 2), dim=1) * close  # the center is as close as can be: the sum is not zero
     weights = weights / weights.sum(dim=1, keepdim=True)
     return (weights.unsqueeze(1) * patches(x, tuple(whole.shape[1:3]))).sum(dim=2)

@@ -1,7 +1,7 @@
 """dp train: train the network of a configuration, and write it as safetensors to the place where runs look for it.
 
 usage: dp train [dataset=digits|cifar10|svhn] model=denoiser|classifier [out=FILE.safetensors] [KEY=VALUE ...]
-       torchrun --nproc_per_node=4 scripts/train.py ...     the same gradients from several processes
+       torchrun --nproc_per_node=4 -m dp train ...     the same gradients from several processes
 
   dataset=svhn model=denoiser              SVHN's DDPM into the cache folder (DP_CACHE)
   dataset=svhn model=classifier            its WRN-28-10

@@ -25,10 +25,6 @@ class Difference(NamedTuple):
     attacked: Any
     scored: Any
 
-    def __str__(self) -> str:
-        other = "" if self.scored is None else f" instead of {self.scored}"
-        return f"{self.key}={self.attacked}{other}"
-
 
 class Change(NamedTuple):
     """A value of the configuration, by its path, that differs from its reference value."""
@@ -47,10 +43,6 @@ class ShortSteps(NamedTuple):
     attack: str
     reach: float
     needed: float
-
-    def __str__(self) -> str:
-        lengths = f"cover {self.reach:.3g} together and may need {self.needed:.3g}"
-        return f"the steps of {self.attack} {lengths}: raise its step_size, or set it to null"
 
 
 @dataclass(frozen=True)

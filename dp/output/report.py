@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dp.attacks.base import FULL, VALUES, Attack
-from dp.evaluation.caveats import Difference, ShortSteps, mode_name
+from dp.attacks.through import mode_words
+from dp.evaluation.caveats import mode_name
 from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.judge import Judge
 from dp.output.published import published_lines, published_rows
@@ -36,14 +37,6 @@ BROKEN = {
     "all": "all are wrong",
     "vote": "their vote is wrong",
     "mean_logits": "their mean is wrong",
-}
-MODES = {  # the common gradient modes in words; another one is called by its name in the purifier's yaml
-    "surrogate": "the purifier's cheaper surrogate",
-    "adjoint": "the continuous adjoint in place of the derivative",
-    "bpda": "the identity in place of the derivative (BPDA)",
-    "blind": "the bare classifier, which knows no purification",
-    "mask_soft": "a soft mask that the input moves",
-    "mask_straight_through": "a soft mask's derivative in place of the hard mask's, which is zero",
 }
 NOT_BALLS = {  # a note for rows under threat models that are no l_p balls
     "flow": "pixels move, by halves of the image's side; no l_p ball, not for an l_p column",
@@ -79,13 +72,19 @@ def through(grad: str, caveats: dict) -> str:
     """The function that the attack differentiates, in words. `grad`: the threat model's gradient mode."""
     if grad == FULL:
         return "the scored defense itself"
-    changed = ", ".join(str(Difference(**d)) for d in caveats["differences"])
+    changed = ", ".join(difference_words(**d) for d in caveats["differences"])
     return f"the scored defense by {mode_words(grad)}" + (f" ({changed})" if changed else "")
 
 
-def mode_words(mode: str) -> str:
-    """A gradient mode in words."""
-    return MODES.get(mode, f"its gradient variant {mode}")
+def difference_words(key: str, attacked: Any, scored: Any) -> str:
+    """A difference between the attacked and the scored purifier in words: the fields of `caveats.Difference`."""
+    return f"{key}={attacked}" + ("" if scored is None else f" instead of {scored}")
+
+
+def short_steps_line(attack: str, reach: float, needed: float) -> str:
+    """A line about an attack whose steps may be too short: the fields of `caveats.ShortSteps`."""
+    lengths = f"cover {reach:.3g} together and may need {needed:.3g}"
+    return f"the steps of {attack} {lengths}: raise its step_size, or set it to null"
 
 
 def gradient_words(caveats: dict) -> str:
@@ -134,7 +133,7 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
     if modes:
         who = "the gradient is" if len(modes) == len(caveats["gradients"]) else "some attacks' gradients are"
         lines.append(f"attacked differs from scored: {who} not the scored defense's: {', '.join(modes)}")
-    lines += [f"attacked differs from scored: {Difference(**fields)}" for fields in caveats["differences"]]
+    lines += [f"attacked differs from scored: {difference_words(**fields)}" for fields in caveats["differences"]]
     if caveats["straight_through"]:
         clamp = "the gradient ignores the last clamp (clamp=straight_through)"
         lines.append(f"attacked differs from scored: {clamp}")
@@ -142,7 +141,7 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
         lines.append("the purifier has no surrogate: the attack takes its exact gradient")
     for c in caveats["departures"]:
         lines.append(f"departs from protocol {protocol}: {c['key']} {c['value']} instead of {c['reference']}")
-    lines += [str(ShortSteps(**fields)) for fields in caveats["short_steps"]]
+    lines += [short_steps_line(**fields) for fields in caveats["short_steps"]]
     lines += [f"the purifier's mask is not attacked: add attack={attack}" for attack in caveats["masks_spared"]]
     if caveats["batch_bound"]:
         lines.append("rows depend on the other images in a batch: order, shards and batch slots may change them")

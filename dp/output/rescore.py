@@ -12,9 +12,14 @@ from dp.defense.defended import Defended
 from dp.evaluation.draws import decided, fresh_samples
 from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.rows import Row
+from dp.evaluation.stages import Stage
 from dp.output import record
 
-STAGES = {"defended": "adv", "undefended": "adv", "null": "null-adv"}  # of a run's own samples, by condition
+STAGES = {
+    "defended": Stage.ADV,
+    "undefended": Stage.ADV,
+    "null": Stage.NULL_ADV,
+}  # of a run's own samples, by condition
 FRESH = "rescore"
 FAR = 3.0  # standard deviations: chance alone exceeds them in 0.3 % of paired differences
 

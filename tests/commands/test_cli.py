@@ -1,6 +1,7 @@
 """The console command `dp` forwards to the commands."""
 
 import importlib
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -67,3 +68,23 @@ def test_scripts_are_doors(path):
     text = path.read_text()
     assert f"from dp.commands.{path.stem} import main" in text
     assert len(text.splitlines()) <= 12
+
+
+def test_without_a_checkout_reference_says_so(monkeypatch, tmp_path, capsys):
+    (tmp_path / "docs").mkdir()
+    monkeypatch.setattr("dp.commands.reference.ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dp", "reference"])
+    assert cli.main() == 2
+    assert re.fullmatch(r"error: need a checkout with docs/, got .*\n", capsys.readouterr().err)
+
+
+def test_figures_without_their_data_say_what_is_missing(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dp", "figures"])
+    assert cli.main() == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "purifier=diffpure attack=pgd_eot protocol.images=128" in err
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"need results/measured/adjoint\.csv"):
+        importlib.import_module("dp.commands.figures").adjoint_error()

@@ -12,10 +12,27 @@ from torch import nn
 
 from dp.diffusion.checkpointing import ActivationCheckpointing
 from dp.diffusion.denoisers import EDM, IDDPM, VE, VP, Consistency, EpsNet, Gaussian, ScoreVE
+from dp.runs.build import defense
+from tests.helpers.compose import composed, images_of, loadable, on_its_dataset
 
 ABAR = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))
 LEVEL = np.sqrt((1 - ABAR) / ABAR)
 SIGMAS = [0.01, 0.724, 2.04, 40.0]
+
+
+@pytest.mark.parametrize("name", loadable("denoiser"))
+def test_contract(name):
+    """A denoised image at every level, the same every time and for every batch; nearly the image where noise is low."""
+    denoiser = defense(composed(*on_its_dataset("denoiser", name)), "cpu").denoiser
+    assert denoiser is not None
+    z = 2 * images_of(name)[0] - 1
+    for sigma in (0.1, 1.0, 5.0):
+        x0 = denoiser(z, sigma)
+        assert (x0.shape, x0.dtype) == (z.shape, z.dtype)
+        assert torch.isfinite(x0).all()
+        assert torch.equal(denoiser(z, sigma), x0)
+        torch.testing.assert_close(denoiser(z[1:3], sigma), x0[1:3], rtol=1e-4, atol=1e-4)
+    assert (denoiser(z, 0.02) - z).square().mean() < 0.1 * (denoiser(z, 5.0) - z).square().mean()
 
 
 class Net(nn.Module):

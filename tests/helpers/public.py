@@ -13,8 +13,9 @@ from dp.nets.ddpm_unet import DDPMUNet
 from dp.nets.dm_wrn import DMWideResNet
 from dp.nets.edm_unet import DhariwalUNet, SongUNet
 from dp.nets.ncsnpp import NCSNpp
-from dp.nets.wrn import WideResNet, from_functional
+from dp.nets.wrn import WideResNet
 from dp.weights.checkpoints import fit, read
+from tests.helpers.formats import from_functional
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 NOT_OURS = {  # settings of training, of precision and of other code, which change no number in eval mode

@@ -246,7 +246,11 @@ def no_network(*_, **__):
     ("dataset", "file", "address"),
     [
         ("cifar10", "Standard.pt (146 MB)", "https://drive.google.com/uc?id=1t98aEuzeTL8P7Kpd5DIrCoCL21BNZUhC"),
-        ("svhn", "svhn_wrn_28_10.safetensors (146 MB)", "nowhere, train it with scripts/train.py"),
+        (
+            "svhn",
+            "svhn_wrn_28_10.safetensors (146 MB)",
+            "nowhere, train it with dp train dataset=svhn model=classifier",
+        ),
         ("imagenet", "resnet50-0676ba61.pth (102.5 MB)", "https://download.pytorch.org/models/resnet50-0676ba61.pth"),
     ],
 )

@@ -14,7 +14,7 @@ from dp.output import report
 from dp.rng import Streams
 from dp.runs.build import build
 from dp.threat_models.ball import ThreatModel
-from tests.helpers.compose import CONF, composed, finished, options
+from tests.helpers.compose import CONF, TINY, composed, finished, options, plug_ins
 
 # On CIFAR-10, as in docs/protocols.md: samples that decide, rule, ties, gradient mode, decided in-loop.
 DEFINED = {
@@ -41,6 +41,18 @@ def test_a_protocol_sets_its_attack_and_its_gradient(name):
     if name != "default":
         assert config["threat_model"]["grad"] == protocol["grad"]
         assert config["choices"]["attack"] == protocol["attack"]
+
+
+@pytest.mark.parametrize("name", ["default", *plug_ins("protocol")])
+def test_contract(name, tmp_path):
+    """A run ends with a figure for each of the protocol's rules, and in-loop figures where it evaluates in-loop."""
+    config = composed(*TINY, f"protocol={name}")
+    summary = finished(config, tmp_path)
+    assert summary is not None
+    for condition in ("standard", "robust", "null"):
+        figures = [summary[condition][rule] for rule in config["protocol"]["report"]]
+        assert all(0 <= figure["value"] <= 100 and figure["n"] == 4 for figure in figures)
+    assert ("seen" in summary) == bool(config["protocol"]["judge"])
 
 
 @pytest.mark.parametrize("name", DEFINED)

@@ -15,9 +15,9 @@ from torch import nn
 
 from dp.files.cache import ASSETS, Asset, cache_folder, locate
 from dp.nets.ncsnpp import NCSNpp
-from dp.nets.wrn import WideResNet, from_functional
+from dp.nets.wrn import WideResNet
 from dp.weights.checkpoints import fit, load, read
-from tests.helpers.formats import score_sde, torch_file
+from tests.helpers.formats import from_functional, score_sde, torch_file
 
 FILE, URL = "tiny.safetensors", "https://example.org/weights/tiny.safetensors"
 
