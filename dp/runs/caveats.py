@@ -35,7 +35,7 @@ def caveats_of(setup: Setup, evaluation: Evaluation) -> Caveats:
         departures=tuple(departures(setup)),
         scaled=tuple(scaled(setup, {evaluation.threat.grad, *itertools.chain(*taken)})),
         short_steps=short_steps(attack, evaluation.threat),
-        no_surrogate=_wants_surrogate(config) and evaluation.threat.grad == FULL,
+        no_surrogate=not scored.undefended and not setup.sets_gradient and _lacks_variant(config),
         masks_spared=_masks_spared(config, scored, taken),
         criterion=attack.criterion,
         attack_samples=evaluation.votes if evaluation.known_draws else attack.samples,
@@ -104,12 +104,11 @@ def _scaled_below(node: Any, plain: Any, path: str, names: tuple[str, str]) -> I
             yield from _scaled_below(node.get(key), child, f"{path}.{key}", names)
 
 
-def _wants_surrogate(config: dict) -> bool:
-    """True if the protocol names a gradient variant that the purifier does not have."""
-    protocol, name = config["protocol"], config["dataset"]["name"]
-    table = protocol.get("per_dataset") or {}
-    wanted = {**table.get("default", {}), **table.get(name, {})}.get("grad", protocol["grad"])
-    return wanted != FULL and wanted not in (config["purifier"].get("gradients") or {})
+def _lacks_variant(config: dict) -> bool:
+    """True if the protocol's table names a gradient variant that the purifier does not have."""
+    table, variants = config["protocol"].get("per_dataset") or {}, config["purifier"].get("gradients") or {}
+    wanted = {**table.get("default", {}), **table.get(config["dataset"]["name"], {})}.get("grad", FULL)
+    return wanted != FULL and variants.get(wanted) is None
 
 
 def _masks_spared(config: dict, scored: Defended, taken: Sequence[Modes]) -> tuple[str, ...]:

@@ -187,6 +187,21 @@ def test_a_purifier_without_a_surrogate_is_attacked_exactly_under_the_default_pr
     assert not found().no_surrogate
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("purifier=none",),  # an undefended model lacks nothing
+        ("~purifier.gradients.surrogate", "protocol.grad=full"),
+        ("~purifier.gradients.surrogate", "threat_model.grad=full"),
+        ("protocol.grad=full",),
+        ("purifier=hetero", "protocol=strict"),
+    ],
+)
+def test_a_surrogate_is_missed_only_where_the_protocol_had_to_do_without_it(given):
+    asked = () if "protocol=strict" in given else ("protocol.per_dataset.digits.grad=surrogate",)
+    assert not found(*given, *asked).no_surrogate
+
+
 def test_a_run_composes_builds_and_makes_its_caveats_once(tmp_path, monkeypatch):
     """The announcement, the audit and the summary get one object: nothing computes a fact again."""
     monkeypatch.chdir(tmp_path)
