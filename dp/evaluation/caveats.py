@@ -52,7 +52,7 @@ class Caveats:
     `gradients`: the gradients that the attack's parts take, as tuples of gradient modes. () is the gradient of the
     scored defense itself, and ("values",) is none. `straight_through`: the gradient ignores the last clamp.
     `differences`: hyperparameters that differ between the attacked and the scored purifier. `departures`: values that
-    differ from the named protocol's. `scaled`: values that are scaled to this dataset from a larger one.
+    the command changes in the named protocol. `scaled`: values that it scales to this dataset from a larger one.
     `short_steps`: attacks whose steps may be too short. `no_surrogate`: the protocol names a surrogate but the purifier
     has none, so the attack takes the exact gradient. `masks_spared`: variants of the protocol's attack that would also
     attack the purifier's mask, if this run uses none of them. `criterion`, `attack_samples`: the attack's criterion,

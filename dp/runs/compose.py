@@ -32,12 +32,13 @@ class Setup(NamedTuple):
 
     `config`: the composed configuration. It has the chosen options under `choices`, and the folders and modules of
     plug-ins under `plugins`. `defaults`: the configuration of the same options with no key changed. `words`: the
-    words of the command, by the dotted key or group that they set.
+    words of the command, by the dotted key or group that they set. `sets_gradient`: see the function of this name.
     """
 
     config: dict
     defaults: dict
     words: dict[str, str]
+    sets_gradient: bool = False
 
 
 def per_dataset(key: str, *, _parent_: Any, _root_: Any) -> Any:
@@ -82,8 +83,16 @@ def resolved(cfg: DictConfig, choices: Mapping[str, str]) -> dict:
 
 def composed(*overrides: str, config_dirs: Sequence[str | Path] = ()) -> dict:
     """The plain configuration of `python run.py overrides...`. `config_dirs`: folders of plug-ins."""
+    return _config_of(*_with_folders(overrides, config_dirs))
+
+
+def _with_folders(overrides: Sequence[str], config_dirs: Sequence[str | Path]) -> tuple[DictConfig, list[str]]:
     folders = [str(Path(folder).absolute()) for folder in config_dirs]
-    cfg = _composed(overrides, folders)
+    return _composed(overrides, folders), folders
+
+
+def _config_of(cfg: DictConfig, folders: list[str]) -> dict:
+    """The plain configuration of Hydra's own, which has the node `hydra`, and of these folders of plug-ins."""
     return with_plugins(resolved(_without_hydra(cfg), cfg.hydra.runtime.choices), folders)
 
 
@@ -104,8 +113,9 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
 
 def setup(*overrides: str, config_dirs: Sequence[str | Path] = ()) -> Setup:
     """The `Setup` of a command with these overrides. `config_dirs`: folders of plug-ins."""
-    config = composed(*overrides, config_dirs=config_dirs)
-    return Setup(config, defaults_of(config), words_of(overrides))
+    cfg, folders = _with_folders(overrides, config_dirs)
+    config = _config_of(cfg, folders)
+    return Setup(config, defaults_of(config), words_of(overrides), sets_gradient(cfg))
 
 
 def setup_of(cfg: DictConfig) -> Setup:
@@ -113,7 +123,12 @@ def setup_of(cfg: DictConfig) -> Setup:
     hydra = HydraConfig.get()
     check_overrides(hydra.overrides.task)
     config = with_plugins(resolved(cfg, hydra.runtime.choices), plugin_folders(hydra))
-    return Setup(config, defaults_of(config), words_of(hydra.overrides.task))
+    return Setup(config, defaults_of(config), words_of(hydra.overrides.task), sets_gradient(cfg))
+
+
+def sets_gradient(cfg: DictConfig) -> bool:
+    """True if the command, a preset or the protocol names the gradient mode, so that no resolver computes it."""
+    return not all(OmegaConf.is_interpolation(cfg[group], "grad") for group in ("protocol", "threat_model"))
 
 
 def plugin_folders(hydra: Any) -> list[str]:

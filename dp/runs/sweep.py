@@ -21,7 +21,7 @@ def begin_sweep() -> Path:
 
 def note_cell(overrides: Sequence[str], folder: Path | None, summary: dict | None, error: str | None) -> None:
     """Note one run of a sweep: its overrides, folder and summary, or its error."""
-    words = " ".join(o for o in overrides if not o.startswith("+experiment"))
+    words = [o for o in overrides if not o.startswith("+experiment")]
     line = {"overrides": words, "folder": str(folder), "summary": summary, "error": error}
     with Path(os.environ[NOTES]).open("a") as file:
         file.write(json.dumps(line) + "\n")

@@ -12,7 +12,7 @@ from dp.audit import battery
 from dp.audit.check import Finding, Subject
 from dp.commands import audit as script
 from dp.commands import run
-from dp.output import record, report
+from dp.output import report
 from dp.runs import pipeline
 from dp.runs.build import build
 from dp.runs.keys import run_key

@@ -32,12 +32,7 @@ def composed(*overrides: str) -> dict:
 
 def setup(*overrides: str) -> Setup:
     """The same with what it is compared with: the same options without any key that the overrides change."""
-    config = composed(*overrides)
-    return Setup(
-        config,
-        copy.deepcopy(_defaults(tuple(config["choices"].items()), tuple(CONFIG_DIRS))),
-        compose.words_of(overrides),
-    )
+    return copy.deepcopy(_setup(overrides, tuple(CONFIG_DIRS)))
 
 
 @functools.cache
@@ -47,8 +42,8 @@ def _composed(overrides: tuple[str, ...], folders: tuple[str, ...]) -> dict:
 
 
 @functools.cache
-def _defaults(choices: tuple[tuple[str, str], ...], folders: tuple[str, ...]) -> dict:
-    return compose.defaults_of({"choices": dict(choices), "plugins": {"folders": folders}})
+def _setup(overrides: tuple[str, ...], folders: tuple[str, ...]) -> Setup:
+    return compose.setup(*overrides, config_dirs=folders)
 
 
 def options(group: str) -> list[str]:

@@ -156,7 +156,9 @@ SLOW = {
     "runs/test_caveats.py": """
         test_a_protocol_as_it_is_defined_has_no_departure
         test_a_purifier_without_a_surrogate_is_attacked_exactly_under_the_default_protocol
+        test_a_scaled_surrogate_is_named_where_it_is_attacked
         test_a_strict_union_without_the_mask_attacks_is_a_caveat
+        test_a_surrogate_is_missed_only_where_the_protocol_had_to_do_without_it
         test_differences_between_attacked_and_scored
         test_the_attacks_nfe_is_that_of_what_it_queries
         test_the_command_line_wins_over_a_protocol_and_it_is_a_departure
