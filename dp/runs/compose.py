@@ -1,8 +1,10 @@
 """From a command line to plain data: Hydra's composition, values that depend on the dataset, and objects of nodes."""
 
+import inspect
+import pydoc
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,9 @@ CONF = (
 )  # dp/conf in an installed wheel, conf in a checkout
 VERSION_BASE = "1.3"  # of Hydra's behavior
 GROUPS = ("dataset", "classifier", "denoiser", "purifier", "attack", "threat_model", "protocol", "tracking")
-PACKAGES = ("dp", "torch", "torchvision", "timm")  # allowed in a `_target_`; plug-ins add their modules
+# The packages whose functions and classes a `_target_` may name; plug-ins add their modules. timm and the rest of torch
+# are left out, because they have functions that execute a pickle.
+PACKAGES = ("dp", "torch.nn", "torch.optim", "torchvision.models")
 
 # Keys of a node that are no arguments of its `_target_`. They are removed before the call.
 RESERVED = ("per_dataset", "gradients", "published", "version")
@@ -147,9 +151,11 @@ def _valued(node: DictConfig) -> dict:
 def with_plugins(config: dict, folders: Sequence[str]) -> dict:
     """The configuration with the folders of plug-ins and the top modules that their yamls name, under `plugins`.
 
-    If there are plug-ins, the working folder becomes importable. Raises ValueError if a folder does not exist.
+    Modules below `PACKAGES` are left out. If there are plug-ins, the working folder becomes importable. Raises
+    ValueError if a folder does not exist.
     """
-    modules = sorted({target.partition(".")[0] for folder in folders for target in _targets(Path(folder))})
+    targets = {target for folder in folders for target in _targets(Path(folder))}
+    modules = sorted({target.partition(".")[0] for target in targets if not _is_below(target, PACKAGES)})
     if folders and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     return {**config, "plugins": {"folders": list(folders), "modules": modules}}
@@ -176,16 +182,39 @@ def nodes(value: Any) -> Iterator[dict]:
 def make(node: Any, *args: Any, modules: Sequence[str] = (), **more: Any) -> Any:
     """The object that a plain node describes by its `_target_`. Reserved keys are removed first.
 
-    `modules`: top modules of plug-ins. Raises ValueError for a target outside `PACKAGES` and these modules.
+    `modules`: top modules of plug-ins. Raises ValueError for a target that `target_of` refuses.
     """
-    for each in nodes(node):
-        top = str(each.get("_target_", "dp")).partition(".")[0]
-        if top not in (*PACKAGES, *modules):
-            allowed = ", ".join((*PACKAGES, *modules))
-            raise ValueError(
-                f"need _target_ below {allowed}, got {each['_target_']}: name other modules in a yaml of --config-dir"
-            )
-    return instantiate(arguments(node), *args, _convert_="all", **more)
+    plain = arguments(node)
+    for each in nodes(plain):
+        if "_target_" in each:
+            target_of(each["_target_"], modules)
+    return instantiate(plain, *args, _convert_="all", **more)
+
+
+def target_of(name: Any, modules: Sequence[str] = (), where: str = "") -> Callable:
+    """The function or class that a `_target_` names. Nothing is imported if the name is not allowed.
+
+    The name must be below `PACKAGES` or below `modules`, the top modules of plug-ins. So must the module that defines
+    the object: `dp.commands.tables.Path` is refused, because pathlib defines it. `where`: the node's dotted name, for
+    the message. Raises ValueError.
+    """
+    allowed, key = (*PACKAGES, *modules), f"{where}._target_".lstrip(".")
+    if not _is_below(str(name), allowed):
+        advice = "name other modules in a yaml of --config-dir"
+        raise ValueError(f"need {key} below {', '.join(allowed)}, got {name}: {advice}")
+    target = pydoc.locate(name)
+    if not callable(target):
+        raise ValueError(f"need {key} to name a function or class, got {name}")
+    module = inspect.getmodule(target)
+    if module is None or not _is_below(module.__name__, allowed):
+        owner = "no module" if module is None else module.__name__
+        raise ValueError(f"need {key} to name what a module below {', '.join(allowed)} defines, got {name} of {owner}")
+    return target
+
+
+def _is_below(name: str, packages: Sequence[str]) -> bool:
+    """True if a dotted name is one of these packages or lies in one."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 def arguments(node: Any) -> Any:

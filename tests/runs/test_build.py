@@ -98,7 +98,7 @@ def test_a_gradient_variant_with_a_target_of_its_own_is_attacked(outside):
 
 
 def test_a_target_outside_the_known_packages_is_refused(outside):
-    with pytest.raises(ValueError, match=r"need _target_ below dp, torch, torchvision, timm, got os\.system"):
+    with pytest.raises(ValueError, match=r"need _target_ below dp, .*torchvision\.models, got os\.system"):
         make({"_target_": "os.system", "command": "true"})
     with pytest.raises(ValueError, match=r"got gain_of_the_tests\.half"):
         make({"_target_": "gain_of_the_tests.half", "_partial_": True})

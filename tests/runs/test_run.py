@@ -131,6 +131,10 @@ def test_workers_and_shards_give_the_same_bytes(tiny, monkeypatch, capsys):
         ),
         (["threat_model.grad=adjoint"], "need a gradient variant adjoint of the purifier for grad=adjoint"),
         (["+experiment=digits/nothing"], "digits/nothing"),
+        (
+            ["threat_model.eps={_target_: torch.load, f: a.pt, weights_only: false}"],
+            "need threat_model.eps._target_ below dp",
+        ),
     ],
 )
 def test_a_users_error_is_one_line_and_code_2(overrides, said, tiny, monkeypatch, capsys):
