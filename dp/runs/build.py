@@ -18,7 +18,7 @@ from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
 from dp.runs.compose import make
 from dp.runs.machine import device_of, free_bytes, workers_of
-from dp.runs.validate import check_precision, check_protocol, check_targets
+from dp.runs.validate import check_batches, check_precision, check_protocol, check_targets
 from dp.subset import Subset
 
 
@@ -27,6 +27,7 @@ def build(config: dict) -> Evaluation:
     check_targets(config)
     check_protocol(config["protocol"], config["window"])
     check_precision(config)
+    check_batches(config["dataset"])
     device, protocol = device_of(config), config["protocol"]
     if device.startswith("cuda"):  # so that rows repeat byte for byte, and float32 is not TF32
         torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False

@@ -4,7 +4,7 @@ import inspect
 import pydoc
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,15 +78,24 @@ OmegaConf.register_new_resolver("available_gradient", available_gradient, replac
 
 
 def resolved(cfg: DictConfig, choices: Mapping[str, str]) -> dict:
-    """The configuration as plain data, with the names of the chosen options under `choices`."""
+    """The configuration as plain data, with the names of the chosen options under `choices`.
+
+    Raises ValueError if `results` or `key_ignores` has the wrong type, because a run needs both for its folder.
+    """
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
+    if not isinstance(plain["results"], str) or not plain["results"]:
+        raise ValueError(f"need results as a folder, such as results/runs, got results={plain['results']}")
+    ignored = plain["key_ignores"]
+    if not isinstance(ignored, list) or not all(isinstance(key, str) for key in ignored):
+        raise ValueError(f"need key_ignores as a list of keys, such as [results], got key_ignores={ignored}")
     return {**plain, "choices": {group: choices[group] for group in GROUPS if group != "tracking"}}  # pyright: ignore[reportReturnType]
 
 
 def composed(*overrides: str, config_dirs: Sequence[str | Path] = ()) -> dict:
     """The plain configuration of `python run.py overrides...`. `config_dirs`: folders of plug-ins."""
     folders = [str(Path(folder).absolute()) for folder in config_dirs]
+    check_words(overrides, folders)
     cfg = _composed(overrides, folders)
     return with_plugins(resolved(_without_hydra(cfg), cfg.hydra.runtime.choices), folders)
 
@@ -162,9 +171,8 @@ def with_plugins(config: dict, folders: Sequence[str]) -> dict:
 
 
 def _targets(folder: Path) -> Iterator[str]:
-    """Every `_target_` in the yamls of a folder."""
-    if not folder.is_dir():
-        raise ValueError(f"need a folder of yamls for --config-dir, got {folder}")
+    """Every `_target_` in the yamls of a folder. Raises ValueError if there is no such folder."""
+    _check_folder(folder)
     for path in sorted(folder.rglob("*.yaml")):
         for node in nodes(yaml.safe_load(path.read_text())):
             if isinstance(node.get("_target_"), str):
@@ -231,6 +239,24 @@ def is_reserved(key: str, value: Any) -> bool:
     return key in RESERVED and (key != "version" or isinstance(value, int))
 
 
+def check_words(words: Iterable[str], folders: Iterable[str] = ()) -> None:
+    """Check what Hydra answers with a traceback, or with another message, before Hydra reads a command.
+
+    Raises ValueError for a list or a mapping in place of an option's name, and for a folder that does not exist.
+    """
+    for word in words:
+        key, _, value = word.partition("=")
+        if key.lstrip("+") in (*GROUPS, "experiment") and value.lstrip().startswith(("[", "{")):
+            raise ValueError(f"need the name of an option for {key}, such as {key}=NAME, got {word}")
+    for folder in folders:
+        _check_folder(Path(folder))
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"need a folder of yamls for --config-dir, got {folder}, and there is no such folder")
+
+
 def check_overrides(given: Sequence[str]) -> None:
     """Raises ValueError for key={}: Hydra merges it into the existing mapping, so it changes nothing."""
     idle = [o for o in given if re.fullmatch(r"[^+~=]+=\s*\{\s*\}", o)]
@@ -242,14 +268,3 @@ def check_overrides(given: Sequence[str]) -> None:
 def value_of(override: str) -> Any:
     """The value of `key=value`, by the grammar of the command line. Raises Hydra's error for other text."""
     return OverridesParser.create().parse_override(override).value()
-
-
-def keys_below(parent: str, overrides: Sequence[str]) -> list[str]:
-    """The keys of the node `parent` in a command's configuration, for near matches.
-
-    Only the options of groups are read from the command; other overrides may be wrong.
-    """
-    node: Any = composed(*[a for a in overrides if a.partition("=")[0] in GROUPS and "," not in a])
-    for name in parent.split(".") if parent else ():
-        node = node.get(name, {}) if isinstance(node, dict) else {}
-    return [str(key) for key in node] if isinstance(node, dict) else []

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from types import NoneType, UnionType
 from typing import Any, get_args
 
+from dp.attacks.base import FULL, VALUES
 from dp.runs.compose import GROUPS, arguments, target_of
 from dp.spelling import near_matches
 from dp.statistics.metrics import RULES
@@ -30,11 +31,19 @@ def check_precision(config: dict) -> None:
         raise ValueError(f"need dtype float32 or bfloat16 and memory auto, store or recompute, got {given}")
 
 
+def check_batches(dataset: dict) -> None:
+    """Raises ValueError unless `lanes` and `draws_per_call` of a dataset are whole numbers of at least 1."""
+    for key in ("lanes", "draws_per_call"):
+        value = dataset[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"need dataset.{key} as a whole number >= 1, got dataset.{key}={value}")
+
+
 def check_targets(config: dict) -> None:
     """Check that every `_target_` of the configuration exists and takes exactly the keys that it is given.
 
-    A gradient variant is checked against its own `_target_` if it has one, else against the purifier's. Raises
-    ValueError.
+    A gradient variant is checked against its own `_target_` if it has one, else against the purifier's. Its name must
+    not be that of a gradient which every defense has. Raises ValueError.
     """
     modules = config["plugins"]["modules"]
     for group in GROUPS:
@@ -45,6 +54,8 @@ def check_targets(config: dict) -> None:
         raise ValueError(f"need purifier.gradients as a mapping of variants, got {variants!r}")
     for name, variant in variants.items():
         where = f"purifier.gradients.{name}"
+        if name in (FULL, "bpda", "blind", VALUES):
+            raise ValueError(f"need another name for {where}: every defense has a gradient of the name {name} already")
         if variant is None:
             continue
         if not isinstance(variant, dict):

@@ -89,3 +89,11 @@ def test_a_plugins_yaml_does_not_allow_the_whole_of_a_known_package(tmp_path):
     (tmp_path / "purifier").mkdir()
     (tmp_path / "purifier" / "m.yaml").write_text("_target_: m.f\nnet: {_target_: torch.nn.Identity}\n")
     assert with_plugins({}, [str(tmp_path)])["plugins"]["modules"] == ["m"]
+
+
+@pytest.mark.parametrize("name", ["full", "bpda", "blind", "values"])
+def test_a_gradient_variant_does_not_take_a_name_that_every_defense_has(name):
+    config = copy.deepcopy(composed())
+    config["purifier"]["gradients"][name] = {"steps": 2}
+    with pytest.raises(ValueError, match=rf"need another name for purifier\.gradients\.{name}"):
+        check_targets(config)
