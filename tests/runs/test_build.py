@@ -5,11 +5,12 @@ import sys
 import pytest
 import torch
 
-from dp.defense.defended import unbound
+from dp.defense.defended import Defended, unbound
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
-from dp.runs.build import build
+from dp.runs.build import build, dry_nfe
 from dp.runs.compose import make
+from dp.subset import Subset
 from dp.weights.needed import needed
 from tests.helpers import compose
 from tests.helpers.compose import composed
@@ -95,6 +96,16 @@ def test_a_gradient_variant_with_a_target_of_its_own_is_attacked(outside):
         torch.testing.assert_close(arm.scored.purifier(x, None, None, None), 0.9 * x)
     with pytest.raises(ValueError, match="need a gradient variant third"):
         build(composed("purifier=gain", "threat_model.grad=third", "protocol.images=2"))
+
+
+def test_a_purifiers_own_error_is_no_missing_denoiser(outside):
+    def broken(x, denoiser, classifier, rng, *, on_step=None):
+        return x.no_such_method()
+
+    scored = build(composed("purifier=gain", "protocol.images=2")).arms["defended"].scored
+    one = Subset(torch.tensor([0]), torch.rand(1, 1, 16, 16), torch.tensor([0]))
+    with pytest.raises(AttributeError, match="no_such_method"):
+        dry_nfe(Defended(broken, None, scored.classifier), one)
 
 
 def test_a_target_outside_the_known_packages_is_refused(outside):
