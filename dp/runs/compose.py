@@ -240,14 +240,19 @@ def is_reserved(key: str, value: Any) -> bool:
 
 
 def check_words(words: Iterable[str], folders: Iterable[str] = ()) -> None:
-    """Check what Hydra answers with a traceback, or with another message, before Hydra reads a command.
+    """Check a command before Hydra reads it: what Hydra would run at once, or answer with a traceback.
 
-    Raises ValueError for a list or a mapping in place of an option's name, and for a folder that does not exist.
+    Raises ValueError for a list or a mapping in place of an option's name, for a `_target_` in Hydra's own node, and
+    for a folder that does not exist.
     """
     for word in words:
         key, _, value = word.partition("=")
         if key.lstrip("+") in (*GROUPS, "experiment") and value.lstrip().startswith(("[", "{")):
             raise ValueError(f"need the name of an option for {key}, such as {key}=NAME, got {word}")
+        if key.lstrip("+").partition(".")[0] == "hydra" and "_target_" in word:
+            raise ValueError(
+                f"need no _target_ in the node hydra, got {word}: choose options, as in hydra/launcher=NAME"
+            )
     for folder in folders:
         _check_folder(Path(folder))
 

@@ -33,6 +33,8 @@ def audited(words, monkeypatch):
         ("mine", ["purifier.stdd=3"], "unknown key purifier.stdd (did you mean std?); to add a new one write"),
         ("nowhere", [], "nowhere"),
         ("mine", ["attack=[1]"], "need the name of an option for attack"),
+        ("mine", ["+hydra.callbacks.a._target_=os.system"], "need no _target_ in the node hydra"),
+        ("mine", ["+hydra.callbacks={a: {_target_: os.system}}"], "need no _target_ in the node hydra"),
         ("mine", ["results=5"], "need results as a folder"),
         ("mine", ["threat_model.eps={_target_: os.system, command: ls}"], "need threat_model.eps._target_ below"),
     ],
