@@ -20,7 +20,7 @@ from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
 from dp.runs.compose import make
 from dp.runs.machine import device_of, free_bytes, workers_of
-from dp.runs.validate import check_precision, check_protocol, check_targets
+from dp.runs.validate import check_batches, check_precision, check_protocol, check_targets
 from dp.subset import Subset
 
 
@@ -29,6 +29,7 @@ def build(config: dict) -> Evaluation:
     check_targets(config)
     check_protocol(config["protocol"], config["window"])
     check_precision(config)
+    check_batches(config["dataset"])
     device, protocol = device_of(config), config["protocol"]
     if device.startswith("cuda"):  # so that rows repeat byte for byte, and float32 is not TF32
         torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
@@ -112,9 +113,24 @@ def _make(config: dict, node: Any, **more: Any) -> Any:
 
 
 def dry_nfe(model: Defended, one: Subset) -> int:
-    """The network evaluations of one purification, counted by running it once with a cheap Gaussian denoiser."""
+    """The network evaluations of one purification, counted by running it once with a cheap Gaussian denoiser.
+
+    A defense without a denoiser is run without one. Raises ValueError if its purifier needs one.
+    """
+    if model.denoiser is not None:
+        return _dry_nfe(model, Gaussian(), one)
+    try:
+        return _dry_nfe(model, None, one)
+    except (AttributeError, TypeError) as error:  # what a call or a method of None raises
+        _dry_nfe(model, Gaussian(), one)  # raises again if the purifier itself is wrong
+        raise ValueError(
+            "need a denoiser for this purifier, got none: choose denoiser=NAME or purifier=none"
+        ) from error
+
+
+def _dry_nfe(model: Defended, denoiser: Denoiser | None, one: Subset) -> int:
     classifier = model.classifier
-    cheap = Defended(model.purifier, Gaussian(), classifier)
+    cheap = Defended(model.purifier, denoiser, classifier)
     with torch.no_grad():
         cheap(one.x.to(next(classifier.parameters()).device), Streams(one.ids, 0, "dry"))
     return cheap.nfe

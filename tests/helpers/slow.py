@@ -198,6 +198,7 @@ SLOW = {
     """,
     "runs/test_run.py": """
         test_a_dataset_that_no_table_names_is_an_error
+        test_a_sweep_with_its_results_elsewhere
         test_a_users_error_is_one_line_and_code_2
         test_an_attack_without_its_parts_is_one_line
         test_eight_cells_make_eight_folders

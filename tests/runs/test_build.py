@@ -6,11 +6,12 @@ import sys
 import pytest
 import torch
 
-from dp.defense.defended import unbound
+from dp.defense.defended import Defended, unbound
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
-from dp.runs.build import build, check_networks, defense
+from dp.runs.build import build, check_networks, defense, dry_nfe
 from dp.runs.compose import make
+from dp.subset import Subset
 from dp.weights.needed import needed
 from tests.helpers import compose
 from tests.helpers.compose import composed
@@ -98,8 +99,18 @@ def test_a_gradient_variant_with_a_target_of_its_own_is_attacked(outside):
         build(composed("purifier=gain", "threat_model.grad=third", "protocol.images=2"))
 
 
+def test_a_purifiers_own_error_is_no_missing_denoiser(outside):
+    def broken(x, denoiser, classifier, rng, *, on_step=None):
+        return x.no_such_method()
+
+    scored = build(composed("purifier=gain", "protocol.images=2")).arms["defended"].scored
+    one = Subset(torch.tensor([0]), torch.rand(1, 1, 16, 16), torch.tensor([0]))
+    with pytest.raises(AttributeError, match="no_such_method"):
+        dry_nfe(Defended(broken, None, scored.classifier), one)
+
+
 def test_a_target_outside_the_known_packages_is_refused(outside):
-    with pytest.raises(ValueError, match=r"need _target_ below dp, torch, torchvision, timm, got os\.system"):
+    with pytest.raises(ValueError, match=r"need _target_ below dp, .*torchvision\.models, got os\.system"):
         make({"_target_": "os.system", "command": "true"})
     with pytest.raises(ValueError, match=r"got gain_of_the_tests\.half"):
         make({"_target_": "gain_of_the_tests.half", "_partial_": True})

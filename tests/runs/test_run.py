@@ -131,6 +131,20 @@ def test_workers_and_shards_give_the_same_bytes(tiny, monkeypatch, capsys):
         ),
         (["threat_model.grad=adjoint"], "need a gradient variant adjoint of the purifier for grad=adjoint"),
         (["+experiment=digits/nothing"], "digits/nothing"),
+        (["attack=[1]"], "need the name of an option for attack, such as attack=NAME, got attack=[1]"),
+        (["attack={a: 1}"], "need the name of an option for attack"),
+        (["denoiser=none"], "need a denoiser for this purifier, got none"),
+        (["denoiser=none", "purifier=diffpure", "purifier.steps=2"], "need a denoiser for this purifier, got none"),
+        (["key_ignores=5"], "need key_ignores as a list of keys"),
+        (["dataset.lanes=null"], "need dataset.lanes as a whole number >= 1"),
+        (["dataset.lanes=0"], "need dataset.lanes as a whole number >= 1"),
+        (["results=null"], "need results as a folder"),
+        (["results=5"], "need results as a folder"),
+        (["+purifier.gradients.blind={steps: 2}"], "need another name for purifier.gradients.blind"),
+        (
+            ["threat_model.eps={_target_: torch.load, f: a.pt, weights_only: false}"],
+            "need threat_model.eps._target_ below dp",
+        ),
     ],
 )
 def test_a_users_error_is_one_line_and_code_2(overrides, said, tiny, monkeypatch, capsys):
@@ -222,6 +236,21 @@ def test_sweep_keeps_good_cells_and_a_rerun_does_what_is_missing(tiny, monkeypat
     assert code == 2
     assert out.count("already finished, nothing to do") == 2
     assert (victim / "summary.json").exists()
+
+
+@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]])
+def test_a_sweep_with_its_results_elsewhere(launcher, tmp_path):
+    """The working folder has no folder `results`."""
+    work, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
+    work.mkdir()
+    tinier = ["attack=none", "purifier=none", "protocol.images=2", "protocol.votes=1", "audit=false", "workers=1"]
+    words = command("-m", f"results={elsewhere}", "protocol.seeds=[1],[2]", *tinier, *launcher)
+    done = subprocess.run(words, capture_output=True, text=True, cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert len(list(elsewhere.glob("*/summary.json"))) == 2
+    (table,) = (work / "results" / "sweeps").iterdir()  # and no notes
+    assert table.suffix == ".csv"
+    assert len(pd.read_csv(table)) == 2
 
 
 def test_eight_cells_make_eight_folders(tiny, monkeypatch, capsys):
