@@ -104,7 +104,9 @@ def execute(job: Job) -> None:
         return
     if rows:
         console.print(f"going on: {len(rows)} of {len(job.rows)} rows are done")
-    tracker: Tracker = make(job.config["tracking"])(job.folder.name, job.folder, job.config)
+    tracker: Tracker = make(job.config["tracking"], modules=job.config["plugins"]["modules"])(
+        job.folder.name, job.folder, job.config
+    )
     job.tracker = tracker
     try:
         audit_first(job)
