@@ -56,8 +56,8 @@ lint: setup  ## check the style with ruff
 type: setup  ## check the types with pyright
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-docs: $(DOCS)  ## build the documentation in site/; a warning is an error
-	$(BIN)/mkdocs build --quiet --strict --site-dir site
+docs: $(DOCS)  ## build the documentation in build/site/; a warning is an error
+	$(BIN)/mkdocs build --quiet --strict
 
 tables: setup  ## write results/tables from results/measured and results/published
 	$(BIN)/python scripts/tables.py
@@ -69,5 +69,5 @@ bench: setup  ## measure speed and memory as ratios
 	$(BIN)/python scripts/studies/bench.py
 
 clean:  ## remove the environment, caches and the site; keep results
-	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage* *.egg-info build site
+	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage* *.egg-info build
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

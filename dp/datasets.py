@@ -154,7 +154,9 @@ def celebahq(images: int, attribute: str, partition: str = "val") -> Subset:
 def _needed(name: str) -> Path:
     path = cache_folder() / name
     if not path.exists():
-        raise FileNotFoundError(f"missing data: need {path}; fetch it with scripts/fetch.py, or put it there by hand")
+        raise FileNotFoundError(
+            f"missing data: need {path}; fetch it with `dp fetch` and the same options, or put it there by hand"
+        )
     return path
 
 

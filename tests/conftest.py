@@ -1,4 +1,6 @@
-"""Fixtures that all tests share, and the option that shows them plug-ins: pytest --config-dir mine -k smooth."""
+"""Fixtures that all tests share, and the option that shows them plug-ins: pytest tests --config-dir=mine -k smooth."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from dp.runs.build import build
 from dp.subset import Subset
 from tests.helpers import compose
 from tests.helpers.compose import TINY, composed
+from tests.helpers.slow import FAST, SLOW
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,7 +18,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     folder = config.getoption("--config-dir")
-    compose.CONFIG_DIRS[:] = [str(folder)] if folder else []
+    compose.CONFIG_DIRS[:] = [str(Path(folder).absolute())] if folder else []
+    torch.set_num_threads(1)  # before any fixture: several workers with several threads each get in each other's way
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as `slow` what tests/helpers/slow.py lists."""
+    for item in items:
+        file, _, name = item.nodeid.removeprefix("tests/").partition("::")
+        listed = SLOW.get(file, "").split()
+        if (listed == ["*"] or name.partition("[")[0] in listed) and not f"{file}::{name}".startswith(FAST):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +44,5 @@ def images() -> Subset:
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Sums in the last bit depend on the threads; runs use one."""
-    before = torch.get_num_threads()
+    """Sums in the last bit depend on the number of threads. Runs use one; so do tests, whatever a test before set."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

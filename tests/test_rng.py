@@ -1,4 +1,4 @@
-"""Streams: who may influence an image's noise, and whether the noise is what it claims to be."""
+"""Streams: an image's noise depends on its own key alone, and has the distribution that it should have."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ from dp.rng import Streams, cat_draws
 IDS = [9394, 898, 2398, 5906]
 
 
-def like(lanes, *shape, dtype=torch.float32):
-    return torch.empty(lanes, *(shape or (1, 4, 4)), dtype=dtype)
+def like(images, *shape, dtype=torch.float32):
+    return torch.empty(images, *(shape or (1, 4, 4)), dtype=dtype)
 
 
-def both(rng, lanes=None, *shape):
+def both(rng, images=None, *shape):
     """One Gaussian call, then one uniform call."""
-    lanes = len(rng) if lanes is None else lanes
-    return rng.randn_like(like(lanes, *shape)), rng.uniform_like(like(lanes, *shape))
+    images = len(rng) if images is None else images
+    return rng.randn_like(like(images, *shape)), rng.uniform_like(like(images, *shape))
 
 
 def same(a, b):
@@ -47,7 +47,7 @@ def test_length():
     assert len(cat_draws(Streams(IDS, 7, "adv"), range(3))) == 12
 
 
-def test_selected_lanes_go_on_where_they_stand():
+def test_selected_streams_go_on_where_they_stand():
     rng, reference = Streams(IDS, 7, "adv"), Streams(IDS, 7, "adv")
     both(rng)
     both(reference)
@@ -66,8 +66,8 @@ def test_select_and_cat_share_no_state():
     assert same(both(copy), [a[[1]] for a in both(reference)])
 
 
-def test_cat_keeps_each_lane_at_its_place():
-    """A lane that has made a call beside a fresh one: as when an image enters a running batch."""
+def test_cat_keeps_the_calls_of_each_stream():
+    """Streams that have made calls beside fresh ones: as when an image enters a running batch."""
     old, fresh = Streams(IDS[:2], 7, "adv"), Streams(IDS[2:], 7, "adv")
     both(old)
     both(old)
@@ -117,15 +117,15 @@ def test_draws_looped_and_batched_are_equal():
     assert same(batched, [torch.cat(parts) for parts in zip(*looped, strict=True)])
 
 
-def test_draws_per_lane():
+def test_a_draw_for_each_image():
     ks = [3, 0, 3, 1]
     found = both(Streams(IDS, 7, "attack").draw(ks))
-    for lane, (one, k) in enumerate(zip(IDS, ks, strict=True)):
-        assert same([a[[lane]] for a in found], both(Streams([one], 7, "attack").draw(k)))
+    for row, (one, k) in enumerate(zip(IDS, ks, strict=True)):
+        assert same([a[[row]] for a in found], both(Streams([one], 7, "attack").draw(k)))
     assert same(both(Streams(IDS, 7, "attack").draw([5] * 4)), both(Streams(IDS, 7, "attack").draw(5)))
 
 
-def test_a_list_of_draws_needs_one_per_lane():
+def test_a_list_of_draws_needs_one_for_each_image():
     with pytest.raises(ValueError, match="zip"):
         Streams(IDS, 7, "attack").draw([0, 1])
 
@@ -161,7 +161,7 @@ def test_numbers_are_numpys_philox():
 
 @pytest.fixture(scope="module")
 def sample():
-    """(lanes, draws, calls, numbers) of both kinds."""
+    """(images, draws, calls, numbers) of both kinds."""
     rng = Streams(range(12), 2024, "adv")
     normal, uniform = [], []
     for k in range(5):
@@ -185,7 +185,7 @@ def test_distribution(sample, name, law):
 
 
 @pytest.mark.parametrize("name", ["normal", "uniform"])
-def test_no_correlation_between_lanes_draws_and_calls(sample, name):
+def test_no_correlation_between_images_draws_and_calls(sample, name):
     """The 180 streams' 16110 correlations, and those of neighboring numbers, are N(0, 1/400) like those of noise."""
     rows = sample[name].flatten(0, 2)
     correlations = torch.corrcoef(rows)[tuple(torch.triu_indices(180, 180, offset=1))]
@@ -211,17 +211,17 @@ def test_other_processes_see_the_same_numbers():
     assert json.loads(out) == Streams([9394, 898], 7, "adv").draw(3).randn_like(like(2, 1, 2, 2)).tolist()
 
 
-@pytest.mark.parametrize("lanes", [3, 5])
-def test_one_stream_per_image(lanes):
+@pytest.mark.parametrize("images", [3, 5])
+def test_one_stream_per_image(images):
     rng = Streams(IDS, 7, "adv")
     for call in (rng.randn_like, rng.uniform_like):
-        with pytest.raises(ValueError, match=f"got 4 streams for a batch of {lanes}"):
-            call(like(lanes))
+        with pytest.raises(ValueError, match=f"got 4 streams for a batch of {images}"):
+            call(like(images))
     assert not rng.used
 
 
 def test_used():
-    """Drawn here or from anything derived: whoever asks wants to know whether the defense is deterministic."""
+    """True where noise was taken from a stream or from one derived of it: so a defense is known to be deterministic."""
     for derive in (lambda r: r, lambda r: r.draw(1), lambda r: r.select([0]).draw(2), lambda r: r.cat(r)):
         rng = Streams(IDS, 7, "adv")
         part = derive(rng)
@@ -230,4 +230,4 @@ def test_used():
         part.randn_like(like(len(part)))
         assert rng.used
         assert part.used
-    assert not cat_draws(rng, [0, 1]).used  # the streams of a call are asked about for themselves
+    assert not cat_draws(rng, [0, 1]).used  # the streams of one call stand for themselves

@@ -9,6 +9,8 @@ DECAYS = (0.9, 0.999)  # of the two means
 
 
 class Moments(NamedTuple):
+    """Running means of Adam."""
+
     first: Tensor  # (B,...) mean of the gradient ...
     second: Tensor  # (B,...) ... and of its square
 

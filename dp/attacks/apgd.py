@@ -18,6 +18,8 @@ ALPHA = 0.75  # share of the gradient step in an update; the rest is momentum (t
 
 
 class State(NamedTuple):
+    """Where APGD stands between two iterations."""
+
     x_adv: Tensor  # (B,C,H,W) what would be returned now
     chosen: Tensor  # (B,C,H,W) the strongest point of the finished runs; before that, the first start
     x: Tensor  # (B,C,H,W) the next point

@@ -58,6 +58,8 @@ APART = 2**40  # a sample number that the package, which counts up from 0, never
 
 
 class State(NamedTuple):
+    """Where the package stands: its images."""
+
     x_adv: Tensor  # (B,C,H,W)
 
 

@@ -16,6 +16,8 @@ from dp.threat_models.ball import ThreatModel
 
 
 class State(NamedTuple):
+    """Where BPDA stands between two iterations."""
+
     x_adv: Tensor  # (B,C,H,W) the iterate
 
 

@@ -20,6 +20,8 @@ LOSSES = {"cw": margin, "ce": cross_entropy, "dlr": dlr}
 
 
 class State(NamedTuple):
+    """Where DiffHammer stands between two iterations."""
+
     x_adv: Tensor  # (B,C,H,W) what would be returned now
     run: Run  # APGD's own
     mixed: Tensor  # (B,C,H,W) mean of the run's gradients so far

@@ -26,6 +26,8 @@ INSIDE = 0.999999  # keeps arctanh finite at the bounds of the box
 
 
 class State(NamedTuple):
+    """Where the low-frequency attack stands between two iterations."""
+
     x_adv: Tensor  # (B,C,H,W) what would be returned now
     x: Tensor  # (B,C,H,W) the iterate
     parameters: tuple[Tensor, ...]  # the filters' logits (B,kh//2+1,kw//2+1,H,W) in order, then the change (B,C,H,W)
@@ -177,6 +179,6 @@ def smooth(x: Tensor, logits: Tensor, close: Tensor) -> Tensor:
     """Every pixel's weighted mean of its neighborhood, (B,C,H,W)."""
     whole = torch.cat([logits, logits[:, :-1].flip(1)], dim=1)
     whole = torch.cat([whole, whole[:, :, :-1].flip(2)], dim=2)  # (B,kh,kw,H,W)
-    weights = torch.softmax(whole.flatten(1, 2), dim=1) * close  # the centre is as close as can be: the sum is not zero
+    weights = torch.softmax(whole.flatten(1, 2), dim=1) * close  # the center is as close as can be: the sum is not zero
     weights = weights / weights.sum(dim=1, keepdim=True)
     return (weights.unsqueeze(1) * patches(x, tuple(whole.shape[1:3]))).sum(dim=2)

@@ -12,6 +12,8 @@ from dp.threat_models.ball import OPTIONS, ThreatModel
 
 
 class State(NamedTuple):
+    """The clean images and the proof that they are the clean images."""
+
     x_adv: Tensor  # (B,C,H,W) the clean images
     proof: Tensor  # (B,...) see ThreatModel.unchanged
 

@@ -15,6 +15,8 @@ from dp.threat_models.ball import OPTIONS, ThreatModel
 
 
 class State(NamedTuple):
+    """Where the null control stands between two iterations."""
+
     x_adv: Tensor  # (B,C,H,W) what would be returned now
     best: Tensor  # (B,) its mean margin over the samples that evaluated it last
     proof: Tensor  # (B,...) see ThreatModel.proven_noise

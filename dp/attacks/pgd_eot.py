@@ -13,6 +13,8 @@ from dp.threat_models.ball import ThreatModel
 
 
 class State(NamedTuple):
+    """Where PGD stands between two iterations."""
+
     x_adv: Tensor  # (B,C,H,W) what would be returned now
     x: Tensor  # (B,C,H,W) the iterate
     best: Tensor  # (B,) mean loss of x_adv over its samples

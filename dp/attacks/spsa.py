@@ -32,6 +32,8 @@ class Pair(IntEnum):
 
 
 class State(NamedTuple):
+    """Where SPSA stands between two iterations."""
+
     x_adv: Tensor  # (B,C,H,W) what would be returned now
     x: Tensor  # (B,C,H,W) the iterate
     moments: Moments

@@ -22,6 +22,8 @@ HALVINGS = torch.tensor([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000])
 
 
 class State(NamedTuple):
+    """Where the Square attack stands between two iterations."""
+
     x_adv: Tensor  # (B,C,H,W) the best so far
     margin: Tensor  # (B,) its mean margin over the samples that evaluated it last
     noisy: Tensor  # (B,) bool: other samples give another margin

@@ -20,6 +20,8 @@ from dp.threat_models.flow import FlowModel, roughness, warp
 
 
 class State(NamedTuple):
+    """Where StAdv stands between two iterations."""
+
     x_adv: Tensor  # (B,C,H,W) what would be returned now ...
     proof: Tensor  # (B,2,H,W) ... and its certificate of feasibility: the flow
     flow: Tensor  # (B,2,H,W) the iterate

@@ -14,15 +14,20 @@ from dp.defense.interface import Defense
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
 
-WORDS = {
-    "full": "all of it",
-    "surrogate": "its cheaper copy",
-    "adjoint": "the continuous adjoint in place of its derivative",
-    "bpda": "the identity in place of its derivative",
+MODES = {  # the common gradient modes in words; another one is called by its name in the purifier's yaml
+    "full": "its exact gradient",
+    "surrogate": "the purifier's cheaper surrogate",
+    "adjoint": "the continuous adjoint in place of the derivative",
+    "bpda": "the identity in place of the derivative (BPDA)",
     "blind": "the bare classifier, which knows no purification",
     "mask_soft": "a soft mask that the input moves",
-    "mask_straight_through": "a soft mask's derivative in place of the hard one's, which is zero",
+    "mask_straight_through": "a soft mask's derivative in place of the hard mask's, which is zero",
 }
+
+
+def mode_words(mode: str) -> str:
+    """A gradient mode in words."""
+    return MODES.get(mode, f"its gradient variant {mode}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Through(Wrapped):
         return tuple(part._replace(modes=(*modes, *part.modes)) for part in self.attack.parts())
 
     def says(self, through: str) -> str:
-        return self.attack.says(f"{through}, by {WORDS.get(self.grad, self.grad)}")
+        return self.attack.says(f"{through}, by {mode_words(self.grad)}")
 
     def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
         return self.attack.start(model.gradient_mode(self.grad), x, y, threat, rng)

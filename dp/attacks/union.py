@@ -25,6 +25,8 @@ class Sub(IntEnum):
 
 
 class State(NamedTuple):
+    """Where the attacks in turn stand between two iterations."""
+
     x_adv: Tensor  # (B,C,H,W) what would be returned now
     parts: tuple[Any, ...]  # the attacks' own states
     i: Tensor  # (B,) int64 on the CPU: steps done, over all attacks

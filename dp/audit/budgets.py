@@ -9,6 +9,7 @@ from dp.audit.reruns import above, noise, other, own, percent, right, small, wor
 from dp.evaluation.caveats import short_steps
 from dp.evaluation.evaluate import null_control
 from dp.evaluation.rows import Group
+from dp.output.report import short_steps_line
 from dp.statistics.intervals import paired, wilson
 
 LEVELS = (2, 4, 8, 16, 32, 64)  # of 255, in l-infinity
@@ -95,7 +96,7 @@ def _unbounded(subject: Subject, eps: float, **changes: Any) -> tuple[str, list[
     short = short_steps(attack, dataclasses.replace(subject.evaluation.threat, eps=eps))
     steps = f"{attack.steps} steps of {attack.samples} samples"
     if short:
-        return "WARN", [f"above chance unbounded: {short[0]}"]
+        return "WARN", [f"above chance unbounded: {short_steps_line(*short[0])}"]
     more = _at(subject, eps, MORE, **changes)
     helped = f"{MORE} times its iterations leave {percent(right(more).mean())}"
     if not _over_chance(more) or paired(right(more), right(group))[1] > 0:

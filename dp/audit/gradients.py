@@ -104,7 +104,7 @@ def recompute(subject: Subject) -> Finding:
         with _remembering(model.denoiser, memory, newest):
             results.append(model.loss_gradient(images.x, images.y, rng, 1, margin))
     if model.nfe == 0:
-        return not_applicable("recompute", "no purification")
+        return not_applicable("recompute", "the purification calls no network")
     errors = [float((a - b).abs().max()) for a, b in zip(*results, strict=True)]
     value = "equal bit for bit" if not any(errors) else f"loss differs by {errors[0]:.1e}, gradient by {errors[1]:.1e}"
     status = "FAIL" if any(errors) else "PASS"

@@ -8,6 +8,7 @@ from dp.audit.returned_images import differentiated_by_attack
 from dp.audit.stages import Stage
 from dp.defense.defended import Defended
 from dp.evaluation.caveats import differences, mode_name
+from dp.output.report import difference_words
 from dp.rng import Streams
 
 START = 0.05  # relative tolerance of the first noise level, because discrete networks round it
@@ -24,10 +25,12 @@ def same_defense(subject: Subject) -> Finding:
     taken = sorted({*differentiated_by_attack(subject), *_modes(attacked, scored)} - {()})
     claimed = {*subject.claims, *((mode,) for modes in subject.claims for mode in modes)}
     changed = differences(attacked, scored)
-    lines = [f"not declared: {difference}" for difference in changed if difference not in subject.declared]
+    lines = [f"not declared: {difference_words(*one)}" for one in changed if one not in subject.declared]
     lines += [f"not declared: the gradient is {mode_name(modes)}'s" for modes in taken if modes not in claimed]
     lines += _networks(attacked, scored) + _levels(subject)
-    listed = [*map(str, changed)] + [f"the gradient is {mode_name(modes)}'s" for modes in taken]
+    listed = [*(difference_words(*one) for one in changed)] + [
+        f"the gradient is {mode_name(modes)}'s" for modes in taken
+    ]
     value = "; ".join(lines) or (f"declared: {', '.join(listed)}" if listed else "the same")
     goal, count = "all differences declared; the same noise levels", plural(len(listed), "difference")
     return Finding("same defense", value, goal, "FAIL" if lines else "PASS", count, 0.0)

@@ -26,6 +26,7 @@ from dp.output import record, report
 from dp.runs import compose, pipeline
 from dp.runs.errors import DONE, command
 from dp.runs.keys import run_key
+from dp.runs.sources import sources_hash
 
 FOLDER = Path("results/audits")
 FAILED = 1  # exit code
@@ -137,7 +138,7 @@ def audited(setup: compose.Setup, quick: bool, images: int | None, console: Cons
     if images < 1:
         raise ValueError(f"need --images >= 1, got {images}")
     pipeline.fetch_missing(setup.config)
-    key, code = run_key(setup.config), record.code_hash()
+    key, code = run_key(setup.config), sources_hash(setup.config)
     folder, name = Path(setup.config["results"]) / key, key + ("-quick" if quick else "")
     job = pipeline.built(setup, folder, code)
     subject = pipeline.subject_of(job, images, quick)

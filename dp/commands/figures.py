@@ -48,7 +48,11 @@ def tradeoff(dataset: str, images: int) -> Path:
     """
     runs = uniform_runs(dataset, images)
     if len(runs) < 2:
-        raise ValueError(f"need runs of diffpure on {images} images of {dataset} in {MEASURED}, got {len(runs)}")
+        choices = f"dataset={dataset} purifier=diffpure attack=pgd_eot protocol.images={images}"
+        raise ValueError(
+            f"need two or more runs of {choices} with different purifier.t in {MEASURED}, got {len(runs)}: "
+            f"use dp run and dp archive, or work in a checkout, which has such runs of digits"
+        )
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
     votes = runs[0]["robust"]["vote"]["draws"]
     for axis, rule, title in zip(axes, ("single", "vote"), ("single sample", f"vote of {votes}"), strict=True):
@@ -62,6 +66,7 @@ def tradeoff(dataset: str, images: int) -> Path:
         f"Uniform purification on {dataset}: {budget}\n{images} images, {seeds} seeds, bands: Wilson 95 %", fontsize=10
     )
     path = FIGURES / f"tradeoff_{dataset}.png"
+    FIGURES.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
     plt.close(figure)
     return path
@@ -92,9 +97,15 @@ def _accuracies(axis: Axes, runs: list[dict], rule: str) -> None:
 def adjoint_error() -> Path:
     """Draw the relative error and the wrong signs of the adjoint gradient over the end time of the reversal.
 
-    There is one line for each step of the solver. The data come from scripts/studies/adjoint.py.
+    There is one line for each step of the solver. The data come from scripts/studies/adjoint.py. Raises ValueError
+    if they are missing.
     """
-    with (MEASURED / "adjoint.csv").open() as file:
+    path = MEASURED / "adjoint.csv"
+    if not path.is_file():
+        raise ValueError(
+            f"need {path}, got no such file: work in a checkout, where scripts/studies/adjoint.py makes it"
+        )
+    with path.open() as file:
         rows: list[dict] = [
             {k: v if k in ("method", "dtype") else float(v) for k, v in row.items()} for row in csv.DictReader(file)
         ]
@@ -117,10 +128,11 @@ def adjoint_error() -> Path:
         "(errors: medians); lines: float64, circles: float32",
         fontsize=10,
     )
-    path = FIGURES / "adjoint_error.png"
-    figure.savefig(path, dpi=160)
+    drawn = FIGURES / "adjoint_error.png"
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(drawn, dpi=160)
     plt.close(figure)
-    return path
+    return drawn
 
 
 def _lines_per_step(axis, rows: list[dict], name: str) -> None:
@@ -154,7 +166,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def draw() -> int:
-        FIGURES.mkdir(parents=True, exist_ok=True)
         console.print(tradeoff(args.dataset, args.images))
         console.print(adjoint_error())
         return DONE

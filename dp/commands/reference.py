@@ -5,7 +5,9 @@ import re
 from collections.abc import Iterator, Sequence
 
 from dp.audit import battery
+from dp.output.console import console
 from dp.runs.compose import CONF, GROUPS, ROOT
+from dp.runs.errors import DONE, command
 from dp.runs.help import described
 from dp.statistics.metrics import RULES
 
@@ -61,12 +63,20 @@ def _table(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Rewrite the generated blocks of all pages. Returns 0."""
+    """Rewrite the generated blocks of all pages. Returns 0, or 2 if there is no checkout."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
+    return command(_rewrite)
+
+
+def _rewrite() -> int:
+    if not (ROOT / "mkdocs.yml").is_file():
+        raise ValueError(
+            f"need a checkout with docs/, got an installed package in {ROOT}: start dp reference in a checkout"
+        )
     for path in sorted(DOCS.glob("*.md")):
         page = path.read_text()
         new = filled(page)
         if new != page:
             path.write_text(new)
-            print(path.relative_to(ROOT))
-    return 0
+            console.print(path.relative_to(ROOT))
+    return DONE

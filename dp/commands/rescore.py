@@ -17,13 +17,14 @@ from rich.table import Table
 from dp.commands.options import parser, wide_console
 from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.rows import Row
-from dp.output import record, report
+from dp.output import report
 from dp.output import rescore as again
 from dp.output.progress import Bar
 from dp.runs import compose
 from dp.runs.build import build, dry_nfe
 from dp.runs.errors import DONE, command
 from dp.runs.pipeline import fetch_missing
+from dp.runs.sources import sources_hash
 from dp.spelling import near_matches
 from dp.statistics import metrics
 
@@ -214,7 +215,7 @@ def scored_again(
     summaries = [again.finished(folder) for folder in folders]
     for folder, summary in zip(folders, summaries, strict=True):
         compose.with_plugins(summary["config"], summary["config"]["plugins"]["folders"])
-        if summary["code"] != record.code_hash():
+        if summary["code"] != sources_hash(summary["config"]):
             console.print(f"note: the code has changed since {folder.name}")
     if not overrides and len(folders) == 1:
         return DONE if compare(folders[0], summaries[0], own, bits, console) else DIFFERS

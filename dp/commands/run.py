@@ -64,6 +64,7 @@ def main() -> int:
     notes = begin_sweep()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # works even if SIGINT is ignored
     try:
+        compose.check_words(sys.argv[1:])
         job()
     except KeyboardInterrupt as interrupt:
         console.print(str(interrupt) or "interrupted before anything was scored; the same command starts again")

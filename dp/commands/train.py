@@ -1,7 +1,7 @@
 """dp train: train the network of a configuration, and write it as safetensors to the place where runs look for it.
 
 usage: dp train [dataset=digits|cifar10|svhn] model=denoiser|classifier [out=FILE.safetensors] [KEY=VALUE ...]
-       torchrun --nproc_per_node=4 scripts/train.py ...     the same gradients from several processes
+       torchrun --nproc_per_node=4 -m dp train ...     the same gradients from several processes
 
   dataset=svhn model=denoiser              SVHN's DDPM into the cache folder (DP_CACHE)
   dataset=svhn model=classifier            its WRN-28-10
@@ -115,7 +115,7 @@ def adapter_of(config: dict, model: str, device: str) -> Denoiser | Classifier:
     node = compose.arguments(config[model])
     if not isinstance(node.get("net"), dict) or not node["net"].get("net"):
         raise ValueError(f"need a network under {model}.net.net, got none: choose {model}=... that names one")
-    check_call({model: {"net": {"net": node["net"]["net"]}}})
+    check_call(node["net"]["net"], f"{model}.net.net", config["plugins"]["modules"])
     torch.manual_seed(config["training"]["seed"])
     net = _make(config, node.pop("net")["net"])
     if isinstance(net, functools.partial):
@@ -132,8 +132,8 @@ def training_of(config: dict, adapter: Denoiser | Classifier) -> Training:
     """The training of a network by the recipe, at its first step."""
     recipe = config["training"]
     loop = {k: v for k, v in recipe.items() if k not in OWN}
-    check_call({"training": loop})
-    check_call({k: recipe[k] for k in ("data", "task")}, "training")
+    check_call(loop, "training", config["plugins"]["modules"])
+    check_call({k: recipe[k] for k in ("data", "task")}, "training", config["plugins"]["modules"])
     task = _make(config, recipe["task"])(adapter, _make(config, recipe["data"]))
     return _make(config, loop)(task)
 

@@ -25,10 +25,6 @@ class Difference(NamedTuple):
     attacked: Any
     scored: Any
 
-    def __str__(self) -> str:
-        other = "" if self.scored is None else f" instead of {self.scored}"
-        return f"{self.key}={self.attacked}{other}"
-
 
 class Change(NamedTuple):
     """A value of the configuration, by its path, that differs from its reference value."""
@@ -48,10 +44,6 @@ class ShortSteps(NamedTuple):
     reach: float
     needed: float
 
-    def __str__(self) -> str:
-        lengths = f"cover {self.reach:.3g} together and may need {self.needed:.3g}"
-        return f"the steps of {self.attack} {lengths}: raise its step_size, or set it to null"
-
 
 class Fact(NamedTuple):
     """A number that a purifier tells of itself on the run's images, such as the share of pixels in its mask."""
@@ -67,7 +59,7 @@ class Caveats:
     `gradients`: the gradients that the attack's parts take, as tuples of gradient modes. () is the gradient of the
     scored defense itself, and ("values",) is none. `straight_through`: the gradient ignores the last clamp.
     `differences`: hyperparameters that differ between the attacked and the scored purifier. `departures`: values that
-    differ from the named protocol's. `scaled`: values that are scaled to this dataset from a larger one.
+    the command changes in the named protocol. `scaled`: values that it scales to this dataset from a larger one.
     `short_steps`: attacks whose steps may be too short. `no_surrogate`: the protocol names a surrogate but the purifier
     has none, so the attack takes the exact gradient. `masks_spared`: variants of the protocol's attack that would also
     attack the purifier's mask, if this run uses none of them. `criterion`, `attack_samples`: the attack's criterion,

@@ -49,7 +49,7 @@ def locate(asset: Asset) -> Path:
         if (folder / asset.file).exists():
             return folder / asset.file
     origin = "" if asset.url is None else f", published at {asset.url}"
-    command = "fetch it with `python scripts/fetch.py` and the same options, or " if asset.fetchable else ""
+    command = "fetch it with `dp fetch` and the same options, or " if asset.fetchable else ""
     raise FileNotFoundError(
         f"missing file: need {asset}{origin}; {command}put it into {cache_folder()} (or set DP_CACHE)"
     )

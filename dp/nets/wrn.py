@@ -1,8 +1,5 @@
 """Pre-activation wide residual network (Zagoruyko and Komodakis 2016), tensor names of RobustBench's `Standard`."""
 
-import re
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -67,24 +64,3 @@ class WideResNet(nn.Module):
         h = self.block3(self.block2(self.block1(self.conv1(x))))
         h = self.relu(self.bn1(h))
         return self.fc(F.adaptive_avg_pool2d(h, 1).flatten(1))
-
-
-def from_functional(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the parameters of a functional WRN to those of `WideResNet`.
-
-    Zagoruyko's code and Lee and Kim's SVHN classifier use such flat names. Their batch norms have no counters, so zeros
-    are added.
-    """
-    renamed = {}
-    for name, value in state.items():
-        name = re.sub(r"^group(\d)\.block(\d+)", lambda m: f"block{int(m[1]) + 1}.layer.{m[2]}", name)
-        if name.startswith("block"):
-            name = re.sub(r"bn(\d)", lambda m: f"bn{int(m[1]) + 1}", name)
-            name = re.sub(r"conv(\d)$", lambda m: f"conv{int(m[1]) + 1}.weight", name)
-            name = name.replace("convdim", "convShortcut.weight")
-        else:
-            name = {"conv0": "conv1.weight"}.get(name, re.sub(r"^bn\.", "bn1.", name))
-        renamed[name] = value
-        if name.endswith("running_mean"):
-            renamed[name.replace("running_mean", "num_batches_tracked")] = value.new_zeros((), dtype=torch.long)
-    return renamed

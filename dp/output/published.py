@@ -12,24 +12,33 @@ PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 def published_rows(config: dict, folder: Path = PUBLISHED) -> list[dict]:
     """The published rows for the method, dataset, classifier, attack and threat model of a configuration.
 
-    `folder` holds the tables, table*.csv. Most configurations have no published row.
+    `folder` holds the tables, table*.csv, and attacks.csv, which lists the attack options that each published attack
+    stands for. Most configurations have no published row.
     """
     choices, threat = config["choices"], config["threat_model"]
-    rows = []
-    for path in sorted(folder.glob("table*.csv")):
-        with path.open(newline="") as file:
-            rows += [
-                row
-                for row in csv.DictReader(file)
-                if row["method"] == config["purifier"].get("published")
-                and row["dataset"] == config["dataset"]["name"]
-                and row["classifier"] == config["classifier"].get("published", choices["classifier"])
-                and not row["setting"].startswith("blocks")  # Table 7 varies the mask's blocks
-                and choices["attack"].startswith(row["attack"])
-                and row["norm"] == threat["norm"]
-                and abs(parse_eps(row["eps"]) - parse_eps(threat["eps"])) < 1e-9
-            ]
-    return rows
+    attacks = {
+        (line["group"], line["attack"])
+        for path in folder.glob("attacks.csv")
+        for line in _lines(path)
+        if line["option"] == choices["attack"]
+    }
+    return [
+        row
+        for path in sorted(folder.glob("table*.csv"))
+        for row in _lines(path)
+        if row["method"] == config["purifier"].get("published")
+        and row["dataset"] == config["dataset"]["name"]
+        and row["classifier"] == config["classifier"].get("published", choices["classifier"])
+        and row["table"] != "7"  # it varies the mask's blocks
+        and (row["group"], row["attack"]) in attacks
+        and row["norm"] == threat["norm"]
+        and abs(parse_eps(row["eps"]) - parse_eps(threat["eps"])) < 1e-9
+    ]
+
+
+def _lines(path: Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def published_lines(rows: Sequence[dict]) -> list[str]:

@@ -207,18 +207,18 @@ def begin(folder: Path, config: dict, code: str, overwrite: bool) -> None:
         before = json.loads(start.read_text())["code"]
         if before != code:
             raise ValueError(
-                f"need one code for all rows of a run, got a partial run in {folder} made by other code "
-                f"({before[:8]}, now {code[:8]}): go back to that code, or add overwrite=true to move its rows aside"
+                f"need one code, plug-ins and weights for all rows of a run, got a partial run in {folder} made by "
+                f"others ({before[:8]}, now {code[:8]}): go back to those, or add overwrite=true to move its rows aside"
             )
     else:
         write_atomic(start, (json.dumps({"code": code, "config": config}, indent=1) + "\n").encode())
 
 
 def code_hash() -> str:
-    """SHA-256 of everything in the code that can change a row: run.py, dp/ without dp/commands/, embedded weights."""
+    """SHA-256 of the code that can change a row: dp/ without dp/commands/, and the embedded weights."""
     digest, commands = hashlib.sha256(), ROOT / "dp" / "commands"
-    for path in sorted([*(ROOT / "dp").rglob("*.py"), *(ROOT / "dp").rglob("*.safetensors"), ROOT / "run.py"]):
-        if path.exists() and commands not in path.parents:
+    for path in sorted([*(ROOT / "dp").rglob("*.py"), *(ROOT / "dp").rglob("*.safetensors")]):
+        if commands not in path.parents:
             digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -229,12 +229,14 @@ def provenance() -> dict:
     return {
         "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in names}},
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--", "dp", "conf", "run.py")),
+        "dirty": bool(_git("status", "--porcelain", "--", "dp", "conf")),
         "platform": f"{platform.system()} {platform.machine()}",
     }
 
 
 def _git(*args: str) -> str | None:
+    if not (ROOT / ".git").exists():  # an installed package: a repository around it is not its own
+        return None
     try:
         answer = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -3,7 +3,7 @@
 Functions take the plain data of `Caveats.as_data`, which a summary holds too, and return text and tables.
 """
 
-import re
+import shlex
 from typing import Any
 
 from rich import box
@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dp.attacks.base import FULL, VALUES, Attack
-from dp.evaluation.caveats import Difference, ShortSteps, mode_name
+from dp.attacks.through import mode_words
+from dp.evaluation.caveats import mode_name
 from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.judge import Judge
 from dp.output.published import published_lines, published_rows
@@ -36,14 +37,6 @@ BROKEN = {
     "all": "all are wrong",
     "vote": "their vote is wrong",
     "mean_logits": "their mean is wrong",
-}
-MODES = {  # the common gradient modes in words; another one is called by its name in the purifier's yaml
-    "surrogate": "the purifier's cheaper surrogate",
-    "adjoint": "the continuous adjoint in place of the derivative",
-    "bpda": "the identity in place of the derivative (BPDA)",
-    "blind": "the bare classifier, which knows no purification",
-    "mask_soft": "a soft mask that the input moves",
-    "mask_straight_through": "a soft mask's derivative in place of the hard mask's, which is zero",
 }
 NOT_BALLS = {  # a note for rows under threat models that are no l_p balls
     "flow": "pixels move, by halves of the image's side; no l_p ball, not for an l_p column",
@@ -80,13 +73,19 @@ def through(grad: str, caveats: dict) -> str:
     """The function that the attack differentiates, in words. `grad`: the threat model's gradient mode."""
     if grad == FULL:
         return "the scored defense itself"
-    changed = ", ".join(str(Difference(**d)) for d in caveats["differences"])
+    changed = ", ".join(difference_words(**d) for d in caveats["differences"])
     return f"the scored defense by {mode_words(grad)}" + (f" ({changed})" if changed else "")
 
 
-def mode_words(mode: str) -> str:
-    """A gradient mode in words."""
-    return MODES.get(mode, f"its gradient variant {mode}")
+def difference_words(key: str, attacked: Any, scored: Any) -> str:
+    """A difference between the attacked and the scored purifier in words: the fields of `caveats.Difference`."""
+    return f"{key}={attacked}" + ("" if scored is None else f" instead of {scored}")
+
+
+def short_steps_line(attack: str, reach: float, needed: float) -> str:
+    """A line about an attack whose steps may be too short: the fields of `caveats.ShortSteps`."""
+    lengths = f"cover {reach:.3g} together and may need {needed:.3g}"
+    return f"the steps of {attack} {lengths}: raise its step_size, or set it to null"
 
 
 def gradient_words(caveats: dict) -> str:
@@ -103,25 +102,24 @@ def rule_name(rule: str, samples: int) -> str:
 
 def broken_when(judge: Judge) -> str:
     """The rule by which the in-loop evaluation calls an image broken, in words."""
-    samples = f"{judge.draws} samples" + (f", after a first stage of {judge.screen} others" if judge.screen else "")
-    return f"{samples}: broken if {BROKEN[judge.rule]}"
+    first_stage = f"{judge.screen}, then " if judge.screen else ""
+    return f"{first_stage}{judge.draws} samples: broken if {BROKEN[judge.rule]}"
 
 
 def judge_line(judge: Judge, attack: Attack) -> str:
     """The in-loop evaluation during an attack, in words."""
-    after = "its attack then stops" if judge.retire else "its attack goes on"
-    own = "the attack's selection samples choose its point"
-    point = own if attack.selection_samples else "its worst point is returned"
-    what = "this evaluation decides (in-loop)" if judge.in_loop else f"otherwise {point}; fresh samples score"
+    after = "stops" if judge.retire else "goes on"
+    point = "the attack's selection samples choose a point" if attack.selection_samples else "the worst point counts"
+    what = "this evaluation is the decision" if judge.in_loop else f"otherwise {point}; fresh samples score"
     every = "every iteration" if judge.every == 1 else f"every {judge.every} iterations"
-    return f"in-loop evaluation {every} by {broken_when(judge)}, and {after}; {what}"
+    return f"in-loop evaluation {every}, {broken_when(judge)}; then its attack {after}; {what}"
 
 
 def criteria_lines(config: dict, caveats: dict, votes: int, judge: Judge | None, attack: Attack) -> list[str]:
     """A line if the attack and the decision use different criteria; no line for single samples."""
     decides, samples = rule_name(config["protocol"]["report"][0], votes), votes
     if judge is not None and judge.in_loop:
-        decides, samples = f"in-loop evaluation: {broken_when(judge)}", judge.draws
+        decides, samples = f"in-loop evaluation ({broken_when(judge)})", judge.draws
     known, attack_samples = config["protocol"]["known_draws"], caveats["attack_samples"]
     if not attack.steps or attack_samples == samples == 1:
         return []
@@ -136,7 +134,7 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
     if modes:
         who = "the gradient is" if len(modes) == len(caveats["gradients"]) else "some attacks' gradients are"
         lines.append(f"attacked differs from scored: {who} not the scored defense's: {', '.join(modes)}")
-    lines += [f"attacked differs from scored: {Difference(**fields)}" for fields in caveats["differences"]]
+    lines += [f"attacked differs from scored: {difference_words(**fields)}" for fields in caveats["differences"]]
     if caveats["straight_through"]:
         clamp = "the gradient ignores the last clamp (clamp=straight_through)"
         lines.append(f"attacked differs from scored: {clamp}")
@@ -144,7 +142,7 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
         lines.append("the purifier has no surrogate: the attack takes its exact gradient")
     for c in caveats["departures"]:
         lines.append(f"departs from protocol {protocol}: {c['key']} {c['value']} instead of {c['reference']}")
-    lines += [str(ShortSteps(**fields)) for fields in caveats["short_steps"]]
+    lines += [short_steps_line(**fields) for fields in caveats["short_steps"]]
     lines += [f"the purifier's mask is not attacked: add attack={attack}" for attack in caveats["masks_spared"]]
     if caveats["batch_bound"]:
         lines.append("rows depend on the other images in a batch: order, shards and batch slots may change them")
@@ -157,11 +155,18 @@ def quick_budget_line(setup: Any, images: int) -> list[str]:
     quick = images < config["dataset"].get("full_size", 0) and config["dataset"].get("scaled_from") is not None
     if not (quick and choices["attack"] in ("pgd_eot", "pgd_eot_official") and choices["protocol"] == "default"):
         return []
-    given = [o for o in setup.overrides if not re.match(r"\+|protocol\.|attack\.(iterations|eot)=", o)]
-    given = [o for o in given if re.split(r"[.=]", o)[0] not in config["key_ignores"]]
-    return [
-        f"this is the quick budget; for the full one: {' '.join(['python run.py +experiment=digits/full', *given])}"
-    ]
+    idle = (
+        "experiment",
+        "protocol.images",
+        "protocol.votes",
+        "attack.iterations",
+        "attack.eot",
+        *config["key_ignores"],
+    )
+    given = [word for key, word in setup.words.items() if key not in idle]
+    folders = [f"--config-dir={folder}" for folder in config["plugins"]["folders"]]
+    command = shlex.join(["dp", "run", *folders, "+experiment=digits/full", *given])
+    return [f"this is the quick budget; for the full one: {command}"]
 
 
 def cells(figure: dict | None) -> tuple[str, str, str]:

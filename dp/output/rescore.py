@@ -12,9 +12,14 @@ from dp.defense.defended import Defended
 from dp.evaluation.draws import decided, fresh_samples
 from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.rows import Row
+from dp.evaluation.stages import Stage
 from dp.output import record
 
-STAGES = {"defended": "adv", "undefended": "adv", "null": "null-adv"}  # of a run's own samples, by condition
+STAGES = {
+    "defended": Stage.ADV,
+    "undefended": Stage.ADV,
+    "null": Stage.NULL_ADV,
+}  # of a run's own samples, by condition
 FRESH = "rescore"
 FAR = 3.0  # standard deviations: chance alone exceeds them in 0.3 % of paired differences
 
@@ -73,16 +78,16 @@ def saved(folder: Path) -> list[Saved]:
 
 
 def score(
-    model: Defended, evaluation: Evaluation, kept: Saved, stage: str, on_batch: Callable[[int], None] = lambda n: None
+    model: Defended, evaluation: Evaluation, group: Saved, stage: str, on_batch: Callable[[int], None] = lambda n: None
 ) -> list[Row]:
-    """The rows of `kept`, with `evaluation.votes` other samples by `model` of each attacked image.
+    """The rows of `group`, with `evaluation.votes` other samples by `model` of each attacked image.
 
     As in a run, a call has `evaluation.lanes` images. `stage` names the noise. `on_batch(images)` is called after every
     batch.
     """
-    ids, x = [row["id"] for row in kept.rows], kept.x_adv.to(evaluation.device)
-    logits = fresh_samples(model, x, ids, kept.seed, stage, evaluation.votes, evaluation.lanes, on_batch)
-    return [rescored(row, one, evaluation.ties) for row, one in zip(kept.rows, logits, strict=True)]
+    ids, x = [row["id"] for row in group.rows], group.x_adv.to(evaluation.device)
+    logits = fresh_samples(model, x, ids, group.seed, stage, evaluation.votes, evaluation.lanes, on_batch)
+    return [rescored(row, one, evaluation.ties) for row, one in zip(group.rows, logits, strict=True)]
 
 
 def rescored(row: Row, logits: Tensor, ties: str) -> Row:
@@ -115,6 +120,6 @@ def difference(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str,
     return Difference(100 * total / len(before), 100 * math.sqrt(spread) / len(before))
 
 
-def eight_bits(kept: Saved) -> Saved:
+def eight_bits(group: Saved) -> Saved:
     """The same images, rounded as an 8-bit file would hold them."""
-    return kept._replace(x_adv=(kept.x_adv * 255).round() / 255)
+    return group._replace(x_adv=(group.x_adv * 255).round() / 255)

@@ -11,13 +11,16 @@ from dp.output.report import cells, headline
 
 
 def sweep_table(runs: Sequence[dict], title: str) -> Table:
-    """The table of a sweep, with one line for each of its runs: the overrides, then the figures or the error."""
+    """The table of a sweep, with one line for each of its runs: the overrides, then the figures or the error.
+
+    A run is one line of the notes of `dp/runs/sweep.py`. Overrides that all runs have are left out.
+    """
     table, failed = Table(title=title, box=box.SIMPLE_HEAD), []
-    shared = set.intersection(*(set(run["overrides"].split()) for run in runs)) if len(runs) > 1 else set()
+    shared = set.intersection(*(set(run["overrides"]) for run in runs)) if len(runs) > 1 else set()
     for name in ("cell", "standard", "", "robust", "", "standard, 2nd rule", "robust, 2nd rule", "NFE"):
         table.add_column(name, justify="left" if name == "cell" else "right")
     for run in runs:
-        summary, name = run["summary"], " ".join(o for o in run["overrides"].split() if o not in shared)
+        summary, name = run["summary"], " ".join(o for o in run["overrides"] if o not in shared)
         if summary is None:
             table.add_row(Text(name), "-")
             failed.append(f"{name} failed: {run['error']}")
@@ -35,7 +38,7 @@ def sweep_frame(runs: Sequence[dict]) -> pd.DataFrame:
     """The same as data: one line for each run, with its overrides, folder, figures in percent, and error if any."""
     lines = []
     for run in runs:
-        line = {"overrides": run["overrides"], "folder": run["folder"], "error": run["error"]}
+        line = {"overrides": " ".join(run["overrides"]), "folder": run["folder"], "error": run["error"]}
         for name in ("standard", "robust", "seen") if run["summary"] else ():
             for rule, figure in run["summary"].get(name, {}).items():
                 low, high = figure["wilson95"]

@@ -1,14 +1,16 @@
 """From plain configuration to objects. Every process that works on a run builds each object once."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from dp.attacks.base import VALUES, Attack, check_norm
 from dp.classifiers import Classifier
-from dp.defense.defended import Defended
+from dp.defense.defended import Defended, unbound
 from dp.defense.memory import activation_bytes
 from dp.diffusion.denoisers import Denoiser, Gaussian
 from dp.evaluation.caveats import gradients
@@ -18,7 +20,7 @@ from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
 from dp.runs.compose import make
 from dp.runs.machine import device_of, free_bytes, workers_of
-from dp.runs.validate import check_precision, check_protocol, check_targets
+from dp.runs.validate import check_batches, check_precision, check_protocol, check_targets
 from dp.subset import Subset
 
 
@@ -27,6 +29,7 @@ def build(config: dict) -> Evaluation:
     check_targets(config)
     check_protocol(config["protocol"], config["window"])
     check_precision(config)
+    check_batches(config["dataset"])
     device, protocol = device_of(config), config["protocol"]
     if device.startswith("cuda"):  # so that rows repeat byte for byte, and float32 is not TF32
         torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
@@ -78,11 +81,26 @@ def defense(config: dict, device: str) -> Defended:
     purify, nodes = _make(config, config["purifier"]), config["purifier"].get("gradients") or {}
     variants = {name: _variant(config, node) for name, node in nodes.items() if node}
     size = config["dataset"]["draws_per_call"]
+    for function in (purify, *(variant for variant in variants.values() if callable(variant))):
+        check_networks(function)
     scored = Defended(purify, denoiser, classifier, draws_per_call=size, variants=variants)
-    for own in scored.networks.to(device):
-        if isinstance(own, PurifierModule):
-            own.dtype = dtype
+    for own in scored.networks.to(device).eval().requires_grad_(False):
+        own.dtype = dtype
     return scored
+
+
+def check_networks(purify: Callable) -> None:
+    """Raise ValueError if a purifier has networks of its own that the run would not see."""
+    bound = unbound(purify)
+    hidden = isinstance(bound, nn.Module) and not isinstance(bound, PurifierModule)
+    while isinstance(purify, functools.partial):
+        hidden |= any(isinstance(value, nn.Module) for value in (*purify.args, *purify.keywords.values()))
+        purify = purify.func
+    if hidden:
+        raise ValueError(
+            "need a purifier with networks of its own to be a dp.purifiers.module.PurifierModule that holds them, "
+            f"got {bound.__name__ if inspect.isfunction(bound) else type(bound).__name__}: see docs/extending.md"
+        )
 
 
 def _variant(config: dict, node: dict) -> dict | Callable:
@@ -95,9 +113,24 @@ def _make(config: dict, node: Any, **more: Any) -> Any:
 
 
 def dry_nfe(model: Defended, one: Subset) -> int:
-    """The network evaluations of one purification, counted by running it once with a cheap Gaussian denoiser."""
+    """The network evaluations of one purification, counted by running it once with a cheap Gaussian denoiser.
+
+    A defense without a denoiser is run without one. Raises ValueError if its purifier needs one.
+    """
+    if model.denoiser is not None:
+        return _dry_nfe(model, Gaussian(), one)
+    try:
+        return _dry_nfe(model, None, one)
+    except (AttributeError, TypeError) as error:  # what a call or a method of None raises
+        _dry_nfe(model, Gaussian(), one)  # raises again if the purifier itself is wrong
+        raise ValueError(
+            "need a denoiser for this purifier, got none: choose denoiser=NAME or purifier=none"
+        ) from error
+
+
+def _dry_nfe(model: Defended, denoiser: Denoiser | None, one: Subset) -> int:
     classifier = model.classifier
-    cheap = Defended(model.purifier, Gaussian(), classifier)
+    cheap = Defended(model.purifier, denoiser, classifier)
     with torch.no_grad():
         cheap(one.x.to(next(classifier.parameters()).device), Streams(one.ids, 0, "dry"))
     return cheap.nfe

@@ -1,6 +1,7 @@
 """The caveats of a run. They are computed once, from its configuration and its objects."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,15 +33,14 @@ def caveats_of(setup: Setup, evaluation: Evaluation) -> Caveats:
     config, first = setup.config, evaluation.subset.select(slice(0, 1))
     taken = gradients(attack, evaluation.threat.grad)
     models = [attacked if modes == (VALUES,) else scored.gradient_modes(modes) for modes in taken]
-    scaled_values = tuple(scaled(config))
     return Caveats(
         gradients=taken,
         straight_through=bound(scored.purifier).get("clamp") == "straight_through",
         differences=differences(attacked, scored),
-        departures=tuple(departures(setup, {change.key for change in scaled_values})),
-        scaled=scaled_values,
+        departures=tuple(departures(setup)),
+        scaled=tuple(scaled(setup, {evaluation.threat.grad, *itertools.chain(*taken)})),
         short_steps=short_steps(attack, evaluation.threat),
-        no_surrogate=_wants_surrogate(config) and evaluation.threat.grad == FULL,
+        no_surrogate=not scored.undefended and not setup.sets_gradient and _lacks_variant(config),
         masks_spared=_masks_spared(config, scored, taken),
         criterion=attack.criterion,
         attack_samples=evaluation.votes if evaluation.known_draws else attack.samples,
@@ -63,59 +63,70 @@ def _facts(config: dict, evaluation: Evaluation) -> tuple[Fact, ...]:
     return tuple(Fact(name, float(value)) for name, value in told.items())
 
 
-def departures(setup: Setup, scaled_keys: set[str]) -> Iterator[Change]:
-    """The values that differ from those of a named protocol. The keys in `scaled_keys` are left out."""
-    config, plain, protocol = setup.config, setup.defaults, setup.config["protocol"]
+def departures(setup: Setup) -> Iterator[Change]:
+    """The values of the protocol, attack and threat model that the command changes in a named protocol.
+
+    The reference of a change is the value of the same options without it, on the same dataset.
+    """
+    config, plain = setup.config, setup.defaults
     if config["choices"]["protocol"] == "default":
         return
-    attack, expected = config["choices"]["attack"], protocol["attack"]
-    changed: list[Change] = []
-    if attack == expected:
-        changed += changes(arguments(config["attack"]), arguments(plain["attack"]), "attack")
-    elif attack not in protocol["attack_variants"]:
-        changed.append(Change("attack", attack, expected))
-    grads = (config["threat_model"]["grad"], plain["protocol"]["grad"])
-    changed += [Change("threat_model.grad", *grads)] if grads[0] != grads[1] else []
-    changed += changes(arguments(protocol), arguments(plain["protocol"]), "protocol")
-    yield from (change for change in changed if change.key not in scaled_keys)
+    protocol, expected = plain["protocol"], plain["protocol"]["attack"]
+    attack, images = config["choices"]["attack"], config["protocol"].get("images")
+    if expected is not None and attack not in (expected, *protocol["attack_variants"]):
+        yield Change("attack", attack, expected)
+    yield from changes(arguments(config["attack"]), arguments(plain["attack"]), "attack")
+    threat = {**plain["threat_model"], "grad": protocol["grad"]}
+    yield from changes(arguments(config["threat_model"]), arguments(threat), "threat_model")
+    yield from changes(arguments(config["protocol"]), arguments(protocol), "protocol")
+    yield from changes(config["dataset"]["loader"].get("images", images), images, "dataset.loader.images")
 
 
-def scaled(config: dict) -> Iterator[Change]:
+def scaled(setup: Setup, modes: Collection[str]) -> Iterator[Change]:
     """The values that a named protocol scales to this dataset from a larger one, `dataset.scaled_from`.
 
-    These are the values of `per_dataset` tables, and eps, that differ between the two datasets.
+    These are the values of `per_dataset` tables, and eps, that differ between the two datasets. A value that the
+    command changes counts as it was before, because `departures` has the change. The purifier is no part of a
+    protocol, so its values are those of the run. `modes`: the gradient modes of the run; variants of the purifier that
+    it does not use are left out.
     """
-    origin = config["dataset"].get("scaled_from")
+    config, plain = setup.config, setup.defaults
+    origin = plain["dataset"].get("scaled_from")
     if origin is None or config["choices"]["protocol"] == "default":
         return
-    names = (config["dataset"]["name"], origin["dataset"])
-    for group in ("protocol", "attack", "purifier", "threat_model"):
-        yield from _scaled_below(config[group], group, names)
-    threat = config["threat_model"]
-    if threat["norm"] in origin["eps"]:
+    names = (plain["dataset"]["name"], origin["dataset"])
+    for group in ("protocol", "attack", "threat_model"):
+        yield from _scaled_below(plain[group], plain[group], group, names)
+    variants = plain["purifier"].get("gradients") or {}
+    used = {**plain["purifier"], "gradients": {name: variants[name] for name in variants if name in modes}}
+    yield from _scaled_below(config["purifier"], used, "purifier", names)
+    threat = plain["threat_model"]
+    if threat["norm"] in origin["eps"] and "eps" in threat:
         yield from changes(threat["eps"], origin["eps"][threat["norm"]], "threat_model.eps")
 
 
-def _scaled_below(node: Any, path: str, names: tuple[str, str]) -> Iterator[Change]:
-    """The scaled values in one node and all nodes below it. `names`: this dataset and the larger one."""
-    if not isinstance(node, dict):
+def _scaled_below(node: Any, plain: Any, path: str, names: tuple[str, str]) -> Iterator[Change]:
+    """The scaled values in one node and all nodes below it.
+
+    `plain`: the same node as the option defines it, with its tables. `names`: this dataset and the larger one.
+    """
+    if not isinstance(plain, dict) or not isinstance(node, dict):
         return
-    table = node.get("per_dataset") or {}
+    table = plain.get("per_dataset") or {}
     small, large = ({**table.get("default", {}), **table.get(name, {})} for name in names)
     for key in small:
         if key in large:
             yield from changes(node.get(key, small[key]), large[key], f"{path}.{key}")
-    for key, child in node.items():
-        if key not in ("per_dataset", "gradients"):
-            yield from _scaled_below(child, f"{path}.{key}", names)
+    for key, child in plain.items():
+        if key != "per_dataset":
+            yield from _scaled_below(node.get(key), child, f"{path}.{key}", names)
 
 
-def _wants_surrogate(config: dict) -> bool:
-    """True if the protocol names a gradient variant that the purifier does not have."""
-    protocol, name = config["protocol"], config["dataset"]["name"]
-    table = protocol.get("per_dataset") or {}
-    wanted = {**table.get("default", {}), **table.get(name, {})}.get("grad", protocol["grad"])
-    return wanted != FULL and wanted not in (config["purifier"].get("gradients") or {})
+def _lacks_variant(config: dict) -> bool:
+    """True if the protocol's table names a gradient variant that the purifier does not have."""
+    table, variants = config["protocol"].get("per_dataset") or {}, config["purifier"].get("gradients") or {}
+    wanted = {**table.get("default", {}), **table.get(config["dataset"]["name"], {})}.get("grad", FULL)
+    return wanted != FULL and variants.get(wanted) is None
 
 
 def _masks_spared(config: dict, scored: Defended, taken: Sequence[Modes]) -> tuple[str, ...]:

@@ -1,8 +1,10 @@
 """From a command line to plain data: Hydra's composition, values that depend on the dataset, and objects of nodes."""
 
+import inspect
+import pydoc
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,9 @@ CONF = (
 )  # dp/conf in an installed wheel, conf in a checkout
 VERSION_BASE = "1.3"  # of Hydra's behavior
 GROUPS = ("dataset", "classifier", "denoiser", "purifier", "attack", "threat_model", "protocol", "tracking")
-PACKAGES = ("dp", "torch", "torchvision", "timm")  # allowed in a `_target_`; plug-ins add their modules
+# The packages whose functions and classes a `_target_` may name; plug-ins add their modules. timm and the rest of torch
+# are left out, because they have functions that execute a pickle.
+PACKAGES = ("dp", "torch.nn", "torch.optim", "torchvision.models")
 
 # Keys of a node that are no arguments of its `_target_`. They are removed before the call.
 RESERVED = ("per_dataset", "gradients", "facts", "published", "version")
@@ -31,13 +35,14 @@ class Setup(NamedTuple):
     """The configuration of a command, as plain data.
 
     `config`: the composed configuration. It has the chosen options under `choices`, and the folders and modules of
-    plug-ins under `plugins`. `defaults`: the configuration of the same options with no key changed. `overrides`: the
-    words of the command.
+    plug-ins under `plugins`. `defaults`: the configuration of the same options with no key changed. `words`: the
+    words of the command, by the dotted key or group that they set. `sets_gradient`: see the function of this name.
     """
 
     config: dict
     defaults: dict
-    overrides: tuple[str, ...]
+    words: dict[str, str]
+    sets_gradient: bool = False
 
 
 def per_dataset(key: str, *, _parent_: Any, _root_: Any) -> Any:
@@ -74,16 +79,33 @@ OmegaConf.register_new_resolver("available_gradient", available_gradient, replac
 
 
 def resolved(cfg: DictConfig, choices: Mapping[str, str]) -> dict:
-    """The configuration as plain data, with the names of the chosen options under `choices`."""
+    """The configuration as plain data, with the names of the chosen options under `choices`.
+
+    Raises ValueError if `results` or `key_ignores` has the wrong type, because a run needs both for its folder.
+    """
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
+    if not isinstance(plain["results"], str) or not plain["results"]:
+        raise ValueError(f"need results as a folder, such as results/runs, got results={plain['results']}")
+    ignored = plain["key_ignores"]
+    if not isinstance(ignored, list) or not all(isinstance(key, str) for key in ignored):
+        raise ValueError(f"need key_ignores as a list of keys, such as [results], got key_ignores={ignored}")
     return {**plain, "choices": {group: choices[group] for group in GROUPS if group != "tracking"}}  # pyright: ignore[reportReturnType]
 
 
 def composed(*overrides: str, config_dirs: Sequence[str | Path] = ()) -> dict:
     """The plain configuration of `python run.py overrides...`. `config_dirs`: folders of plug-ins."""
+    return _config_of(*_with_folders(overrides, config_dirs))
+
+
+def _with_folders(overrides: Sequence[str], config_dirs: Sequence[str | Path]) -> tuple[DictConfig, list[str]]:
     folders = [str(Path(folder).absolute()) for folder in config_dirs]
-    cfg = _composed(overrides, folders)
+    check_words(overrides, folders)
+    return _composed(overrides, folders), folders
+
+
+def _config_of(cfg: DictConfig, folders: list[str]) -> dict:
+    """The plain configuration of Hydra's own, which has the node `hydra`, and of these folders of plug-ins."""
     return with_plugins(resolved(_without_hydra(cfg), cfg.hydra.runtime.choices), folders)
 
 
@@ -104,8 +126,9 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
 
 def setup(*overrides: str, config_dirs: Sequence[str | Path] = ()) -> Setup:
     """The `Setup` of a command with these overrides. `config_dirs`: folders of plug-ins."""
-    config = composed(*overrides, config_dirs=config_dirs)
-    return Setup(config, defaults_of(config), tuple(overrides))
+    cfg, folders = _with_folders(overrides, config_dirs)
+    config = _config_of(cfg, folders)
+    return Setup(config, defaults_of(config), words_of(overrides), sets_gradient(cfg))
 
 
 def setup_of(cfg: DictConfig) -> Setup:
@@ -113,7 +136,12 @@ def setup_of(cfg: DictConfig) -> Setup:
     hydra = HydraConfig.get()
     check_overrides(hydra.overrides.task)
     config = with_plugins(resolved(cfg, hydra.runtime.choices), plugin_folders(hydra))
-    return Setup(config, defaults_of(config), tuple(hydra.overrides.task))
+    return Setup(config, defaults_of(config), words_of(hydra.overrides.task), sets_gradient(cfg))
+
+
+def sets_gradient(cfg: DictConfig) -> bool:
+    """True if the command, a preset or the protocol names the gradient mode, so that no resolver computes it."""
+    return not all(OmegaConf.is_interpolation(cfg[group], "grad") for group in ("protocol", "threat_model"))
 
 
 def plugin_folders(hydra: Any) -> list[str]:
@@ -147,18 +175,19 @@ def _valued(node: DictConfig) -> dict:
 def with_plugins(config: dict, folders: Sequence[str]) -> dict:
     """The configuration with the folders of plug-ins and the top modules that their yamls name, under `plugins`.
 
-    If there are plug-ins, the working folder becomes importable. Raises ValueError if a folder does not exist.
+    Modules below `PACKAGES` are left out. If there are plug-ins, the working folder becomes importable. Raises
+    ValueError if a folder does not exist.
     """
-    modules = sorted({target.partition(".")[0] for folder in folders for target in _targets(Path(folder))})
+    targets = {target for folder in folders for target in _targets(Path(folder))}
+    modules = sorted({target.partition(".")[0] for target in targets if not _is_below(target, PACKAGES)})
     if folders and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     return {**config, "plugins": {"folders": list(folders), "modules": modules}}
 
 
 def _targets(folder: Path) -> Iterator[str]:
-    """Every `_target_` in the yamls of a folder."""
-    if not folder.is_dir():
-        raise ValueError(f"need a folder of yamls for --config-dir, got {folder}")
+    """Every `_target_` in the yamls of a folder. Raises ValueError if there is no such folder."""
+    _check_folder(folder)
     for path in sorted(folder.rglob("*.yaml")):
         for node in nodes(yaml.safe_load(path.read_text())):
             if isinstance(node.get("_target_"), str):
@@ -176,16 +205,39 @@ def nodes(value: Any) -> Iterator[dict]:
 def make(node: Any, *args: Any, modules: Sequence[str] = (), **more: Any) -> Any:
     """The object that a plain node describes by its `_target_`. Reserved keys are removed first.
 
-    `modules`: top modules of plug-ins. Raises ValueError for a target outside `PACKAGES` and these modules.
+    `modules`: top modules of plug-ins. Raises ValueError for a target that `target_of` refuses.
     """
-    for each in nodes(node):
-        top = str(each.get("_target_", "dp")).partition(".")[0]
-        if top not in (*PACKAGES, *modules):
-            allowed = ", ".join((*PACKAGES, *modules))
-            raise ValueError(
-                f"need _target_ below {allowed}, got {each['_target_']}: name other modules in a yaml of --config-dir"
-            )
-    return instantiate(arguments(node), *args, _convert_="all", **more)
+    plain = arguments(node)
+    for each in nodes(plain):
+        if "_target_" in each:
+            target_of(each["_target_"], modules)
+    return instantiate(plain, *args, _convert_="all", **more)
+
+
+def target_of(name: Any, modules: Sequence[str] = (), where: str = "") -> Callable:
+    """The function or class that a `_target_` names. Nothing is imported if the name is not allowed.
+
+    The name must be below `PACKAGES` or below `modules`, the top modules of plug-ins. So must the module that defines
+    the object: `dp.commands.tables.Path` is refused, because pathlib defines it. `where`: the node's dotted name, for
+    the message. Raises ValueError.
+    """
+    allowed, key = (*PACKAGES, *modules), f"{where}._target_".lstrip(".")
+    if not _is_below(str(name), allowed):
+        advice = "name other modules in a yaml of --config-dir"
+        raise ValueError(f"need {key} below {', '.join(allowed)}, got {name}: {advice}")
+    target = pydoc.locate(name)
+    if not callable(target):
+        raise ValueError(f"need {key} to name a function or class, got {name}")
+    module = inspect.getmodule(target)
+    if module is None or not _is_below(module.__name__, allowed):
+        owner = "no module" if module is None else module.__name__
+        raise ValueError(f"need {key} to name what a module below {', '.join(allowed)} defines, got {name} of {owner}")
+    return target
+
+
+def _is_below(name: str, packages: Sequence[str]) -> bool:
+    """True if a dotted name is one of these packages or lies in one."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 def arguments(node: Any) -> Any:
@@ -202,6 +254,29 @@ def is_reserved(key: str, value: Any) -> bool:
     return key in RESERVED and (key != "version" or isinstance(value, int))
 
 
+def check_words(words: Iterable[str], folders: Iterable[str] = ()) -> None:
+    """Check a command before Hydra reads it: what Hydra would run at once, or answer with a traceback.
+
+    Raises ValueError for a list or a mapping in place of an option's name, for a `_target_` in Hydra's own node, and
+    for a folder that does not exist.
+    """
+    for word in words:
+        key, _, value = word.partition("=")
+        if key.lstrip("+") in (*GROUPS, "experiment") and value.lstrip().startswith(("[", "{")):
+            raise ValueError(f"need the name of an option for {key}, such as {key}=NAME, got {word}")
+        if key.lstrip("+").partition(".")[0] == "hydra" and "_target_" in word:
+            raise ValueError(
+                f"need no _target_ in the node hydra, got {word}: choose options, as in hydra/launcher=NAME"
+            )
+    for folder in folders:
+        _check_folder(Path(folder))
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"need a folder of yamls for --config-dir, got {folder}, and there is no such folder")
+
+
 def check_overrides(given: Sequence[str]) -> None:
     """Raises ValueError for key={}: Hydra merges it into the existing mapping, so it changes nothing."""
     idle = [o for o in given if re.fullmatch(r"[^+~=]+=\s*\{\s*\}", o)]
@@ -215,12 +290,6 @@ def value_of(override: str) -> Any:
     return OverridesParser.create().parse_override(override).value()
 
 
-def keys_below(parent: str, overrides: Sequence[str]) -> list[str]:
-    """The keys of the node `parent` in a command's configuration, for near matches.
-
-    Only the options of groups are read from the command; other overrides may be wrong.
-    """
-    node: Any = composed(*[a for a in overrides if a.partition("=")[0] in GROUPS and "," not in a])
-    for name in parent.split(".") if parent else ():
-        node = node.get(name, {}) if isinstance(node, dict) else {}
-    return [str(key) for key in node] if isinstance(node, dict) else []
+def words_of(overrides: Sequence[str]) -> dict[str, str]:
+    """The words of a command by the dotted key or group that they set, by the grammar of the command line."""
+    return {o.key_or_group: o.input_line or "" for o in OverridesParser.create().parse_overrides(list(overrides))}

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import yaml
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from dp.output.console import console
-from dp.runs.compose import keys_below
 from dp.spelling import near_matches
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
@@ -36,9 +36,9 @@ def sentence(error: BaseException) -> str:
         near, known = near_matches(option, error.options), ", ".join(error.options)
         return f"unknown option {group}={option}{near}; there are: {known}"
     if isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError) and error.__cause__.full_key:
-        key = error.__cause__.full_key
-        parent, _, leaf = key.rpartition(".")
-        near = near_matches(leaf, keys_below(parent, sys.argv[1:]))
+        key, parent = error.__cause__.full_key, error.__cause__.parent_node
+        known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
+        near = near_matches(key.rpartition(".")[2], known)
         return f"unknown key {key}{near}; to add a new one write +{key}=..."
     text = str(error)
     return " ".join(text.split("full_key:")[0].split()) or type(error).__name__

@@ -6,8 +6,11 @@ from typing import Any
 
 from dp.runs.compose import nodes
 
-# Keys that cannot change a row: tables whose values are in other keys, labels, and addresses of files.
-NOT_HASHED = ("per_dataset", "facts", "published", "url", "megabytes", "files", "full_size", "scaled_from")
+# Keys that cannot change a row: tables whose values are in other keys, and labels; by path, facts of a dataset; and in
+# a node that names a file, its address.
+NOT_HASHED = ("per_dataset", "facts", "published")
+NOT_HASHED_PATHS = ("dataset.files", "dataset.full_size", "dataset.scaled_from")
+NOT_HASHED_OF_FILES = ("url", "megabytes")
 # Options that were added later, by path, with the value that changes nothing. They are hashed only if they differ.
 NEUTRAL: dict[str, Any] = {"protocol.attack_variants": []}
 
@@ -15,8 +18,9 @@ NEUTRAL: dict[str, Any] = {"protocol.attack_variants": []}
 def run_key(config: dict) -> str:
     """The key of a configuration. Equal configurations have equal keys.
 
-    Only the last two parts of a `_target_` are hashed. Not hashed are the keys in `config["key_ignores"]` and
-    `NOT_HASHED`, gradient variants that the run does not use, a version of 1, and options at their `NEUTRAL` value.
+    Only the last two parts of a `_target_` in dp are hashed; other targets are hashed whole. Not hashed are the keys in
+    `config["key_ignores"]` and `NOT_HASHED`, what says where files are, gradient variants that the run does not use, a
+    version of 1, and options at their `NEUTRAL` value.
     """
     hashed = {k: v for k, v in config.items() if k not in (*config["key_ignores"], "choices", "plugins")}
     used = gradients_used(config)
@@ -26,7 +30,12 @@ def run_key(config: dict) -> str:
 
 
 def gradients_used(config: dict) -> set[str]:
-    """The names of all gradient modes that the threat model and the attack use."""
+    """The names of all gradient modes that the threat model and the attack use.
+
+    Of an attack outside dp they are all names, because its modes need not stand in its configuration.
+    """
+    if any(not str(node.get("_target_", "dp.")).startswith("dp.") for node in nodes(config.get("attack"))):
+        return set(config["purifier"].get("gradients") or {}) | {config["threat_model"]["grad"]}
     of_attack = {node["grad"] for node in nodes(config.get("attack")) if isinstance(node.get("grad"), str)}
     return of_attack | {config["threat_model"]["grad"]}
 
@@ -41,10 +50,12 @@ def _identity(value: Any, used: set[str], path: str = "") -> Any:
     for key, child in value.items():
         where = f"{path}.{key}".lstrip(".")
         neutral = (where in NEUTRAL and child == NEUTRAL[where]) or (key == "version" and child == 1)
-        if key in NOT_HASHED or neutral:
+        address = where in NOT_HASHED_PATHS or (key in NOT_HASHED_OF_FILES and "file" in value)
+        if key in NOT_HASHED or address or neutral:
             continue
         if key == "_target_":
-            hashed[key] = ".".join(str(child).split(".")[-2:])
+            inside, parts = str(child).startswith("dp."), str(child).split(".")
+            hashed[key] = ".".join(parts[-2:]) if inside else f"outside dp: {child}"
         elif key == "gradients" and isinstance(child, dict):
             variants = {name: _identity(variant, used) for name, variant in child.items() if name in used}
             hashed |= {key: variants} if variants else {}

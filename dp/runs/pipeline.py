@@ -18,6 +18,7 @@ from dp.runs.build import build
 from dp.runs.caveats import Caveats, caveats_of
 from dp.runs.compose import Setup, make
 from dp.runs.machine import shard_of, workers_of
+from dp.runs.sources import sources_hash
 from dp.runs.validate import check_kinds, check_run
 from dp.runs.workers import run_units
 from dp.statistics import metrics
@@ -59,7 +60,7 @@ def judged(setup: Setup, folder: Path) -> dict | None:
 
 def resume(setup: Setup, folder: Path) -> dict | None:
     """The summary of a run that is finished already, or None. If the command asks for an audit, it is added."""
-    config, code = setup.config, record.code_hash()
+    config, code = setup.config, sources_hash(setup.config)
     summary = None if config["overwrite"] else record.read_summary(folder)
     if summary is None:
         return None
@@ -76,7 +77,7 @@ def prepare(setup: Setup, folder: Path) -> Job:
     """Check the configuration, fetch its files, build its objects, and print the announcement."""
     check_kinds(setup.config, setup.defaults)
     fetch_missing(setup.config)
-    job = built(setup, folder, record.code_hash())
+    job = built(setup, folder, sources_hash(setup.config))
     record.begin(folder, job.config, job.code, job.config["overwrite"])
     facts = job.caveats.as_data()
     for line in report.announcement(folder.name, setup, job.evaluation, facts, workers_of(job.config)):
@@ -103,13 +104,15 @@ def execute(job: Job) -> None:
         return
     if rows:
         console.print(f"going on: {len(rows)} of {len(job.rows)} rows are done")
-    tracker: Tracker = make(job.config["tracking"])(job.folder.name, job.folder, job.config)
+    tracker: Tracker = make(job.config["tracking"], modules=job.config["plugins"]["modules"])(
+        job.folder.name, job.folder, job.config
+    )
     job.tracker = tracker
     try:
         audit_first(job)
         with Display(console, shard, units, rows.values(), tracker) as display:
             label = f"{part}of{parts}"
-            run_units(build, job.config, units, job.folder, label, min(workers, len(units)), display)
+            run_units(build, job.config, evaluation, units, job.folder, label, min(workers, len(units)), display)
     except KeyboardInterrupt:
         saved = f"{len(record.read_rows(job.folder))} of {len(job.rows)} rows are saved in {job.folder}"
         raise KeyboardInterrupt(f"interrupted: {saved}; the same command goes on") from None
@@ -183,7 +186,6 @@ def fetch_missing(config: dict) -> None:
             try:
                 fetch(asset, downloads.file(asset.file, asset.megabytes), tries=3)
             except (ValueError, OSError) as error:
-                failed.append(str(error).rpartition(": ")[0])  # without the advice at its end
+                failed.append(str(error))
     if failed:
-        advice = "connect and run this again, or put the files there yourself (DP_CACHE names another folder)"
-        raise FileNotFoundError(f"missing {len(failed)} of {len(absent)} files: {'; '.join(failed)}: {advice}")
+        raise FileNotFoundError(f"missing {len(failed)} of {len(absent)} files: {'; '.join(failed)}")

@@ -1,11 +1,12 @@
 """Checks of a configuration against the signatures that it will call, before anything runs."""
 
 import inspect
-import pydoc
+from collections.abc import Sequence
 from types import NoneType, UnionType
 from typing import Any, get_args
 
-from dp.runs.compose import GROUPS, arguments
+from dp.attacks.base import FULL, VALUES
+from dp.runs.compose import GROUPS, arguments, target_of
 from dp.spelling import near_matches
 from dp.statistics.metrics import RULES
 
@@ -30,43 +31,55 @@ def check_precision(config: dict) -> None:
         raise ValueError(f"need dtype float32 or bfloat16 and memory auto, store or recompute, got {given}")
 
 
+def check_batches(dataset: dict) -> None:
+    """Raises ValueError unless `lanes` and `draws_per_call` of a dataset are whole numbers of at least 1."""
+    for key in ("lanes", "draws_per_call"):
+        value = dataset[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"need dataset.{key} as a whole number >= 1, got dataset.{key}={value}")
+
+
 def check_targets(config: dict) -> None:
     """Check that every `_target_` of the configuration exists and takes exactly the keys that it is given.
 
-    A gradient variant is checked against its own `_target_` if it has one, else against the purifier's. Raises
-    ValueError.
+    A gradient variant is checked against its own `_target_` if it has one, else against the purifier's. Its name must
+    not be that of a gradient which every defense has. Raises ValueError.
     """
+    modules = config["plugins"]["modules"]
     for group in GROUPS:
-        check_call(arguments(config[group]), group)
+        check_call(arguments(config[group]), group, modules)
     purifier = config["purifier"]
     variants = purifier.get("gradients") or {}
     if not isinstance(variants, dict):
         raise ValueError(f"need purifier.gradients as a mapping of variants, got {variants!r}")
     for name, variant in variants.items():
         where = f"purifier.gradients.{name}"
+        if name in (FULL, "bpda", "blind", VALUES):
+            raise ValueError(f"need another name for {where}: every defense has a gradient of the name {name} already")
         if variant is None:
             continue
         if not isinstance(variant, dict):
             raise ValueError(f"need {where} as a mapping, such as {{steps: 3}}, got {variant!r}")
         node = variant if "_target_" in variant else {**arguments(purifier), **variant}
-        check_call(arguments(node), where)
+        check_call(arguments(node), where, modules)
 
 
-def check_call(node: Any, where: str = "") -> None:
-    """Check that every `_target_` in `node` exists and takes exactly the keys that it is given, with their types.
+def check_call(node: Any, where: str = "", modules: Sequence[str] = ()) -> None:
+    """Check that every `_target_` in `node` is allowed and takes exactly the keys that it is given, with their types.
 
-    `where`: the node's dotted name, for the message. The positional arguments of a `_partial_` are not checked, because
-    they are given later. Raises ValueError.
+    `where`: the node's dotted name, for the message. `modules`: top modules of plug-ins, which are allowed too. The
+    positional arguments of a `_partial_` are not checked, because they are given later. Raises ValueError.
     """
+    if isinstance(node, list):
+        for i, value in enumerate(node):
+            check_call(value, f"{where}.{i}", modules)
     if not isinstance(node, dict):
         return
     for key, value in node.items():
-        check_call(value, f"{where}.{key}".lstrip("."))
+        check_call(value, f"{where}.{key}".lstrip("."), modules)
     if "_target_" not in node:
         return
-    target = pydoc.locate(node["_target_"])
-    if not callable(target):
-        raise ValueError(f"need {where}._target_ to name a function or class, got {node['_target_']}")
+    target = target_of(node["_target_"], modules, where)
     given = {k: v for k, v in node.items() if not k.startswith("_")}
     parameters = inspect.signature(target).parameters
     catches_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())

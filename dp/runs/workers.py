@@ -21,6 +21,7 @@ Build = Callable[[dict], Evaluation]
 def run_units(
     build: Build,
     config: dict,
+    evaluation: Evaluation,
     units: Sequence[Unit],
     folder: Path,
     shard: str,
@@ -29,11 +30,12 @@ def run_units(
 ) -> None:
     """Do all units in `workers` processes and save them under `folder`.
 
-    `build` makes the evaluation from plain `config`, once in each process. `shard` is part of the names of the files.
-    `on_event` gets the progress. Raises the ValueError or OSError of a worker, and OSError if a worker died.
+    One worker is this process with its `evaluation`. Of several, each makes its own from `config` by `build`. `shard`
+    is part of the names of the files. `on_event` gets the progress. Raises the ValueError or OSError of a worker,
+    and OSError if a worker died.
     """
     if workers == 1:
-        _work_through(build(config), units, Writer(folder, f"{shard}-0"), on_event)
+        _work_through(evaluation, units, Writer(folder, f"{shard}-0"), on_event)
         return
     context = multiprocessing.get_context("spawn")
     tasks, events = context.Queue(), context.Queue()

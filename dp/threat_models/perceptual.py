@@ -20,7 +20,7 @@ class Perceptual:
     """Features are scaled to unit length at every pixel; their squared differences are summed over channels, averaged
     over pixels, and added over the classifier's taps with `weights`, by default 1 / taps each.
 
-    LPIPS itself takes VGG16 and weights per channel that were fitted to people's judgement. Without them the numbers
+    LPIPS itself takes VGG16 and weights per channel that were fitted to people's judgment. Without them the numbers
     are on another scale, and differ from classifier to classifier.
     """
 

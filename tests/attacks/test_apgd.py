@@ -1,4 +1,4 @@
-"""APGD: known optima, the published schedule recomputed plainly, every decision on the mean over draws."""
+"""APGD: known optima, the published schedule recomputed plainly, every decision on the mean over samples."""
 
 import pytest
 import torch
@@ -77,7 +77,7 @@ def test_checkpoints(iterations, at):
 
 
 def plain_apgd(f, x, start, eps, iterations, rho=0.75):
-    """Algorithm 1 for one image in linf, straight from the paper. `f(x) -> (loss, gradient)`. The points looked at."""
+    """Algorithm 1 for one image in linf, straight from the paper. `f(x) -> (loss, gradient)`. Returns all iterates."""
     project = lambda z: torch.minimum(torch.maximum(z, x - eps), x + eps).clamp(0, 1)  # noqa: E731
     points, losses, eta, sizes = [start], [f(start)[0]], 2 * eps, [2 * eps]
     p, marks = [0.0, 0.22], []
@@ -104,7 +104,7 @@ def plain_apgd(f, x, start, eps, iterations, rho=0.75):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_course_is_the_published_one(seed):
+def test_the_trajectory_is_the_published_one(seed):
     """Point by point and step size by step size, 100 iterations of which several checkpoints halve."""
     net, threat = Net(16, 4, seed), ThreatModel("linf", 0.2)
     model = Defended(none.purify, None, Classifier(net))
@@ -162,38 +162,38 @@ def test_rows_do_not_depend_on_batch_mates_order_or_refills(loss, norm, purify):
 
 
 class Recorder:
-    """A model that notes every question about margins, with the streams' keys."""
+    """A defense that records every query for logits, with the keys of its noise."""
 
     def __init__(self, model):
-        self.model, self.asked, self.keys = model, [], []
+        self.model, self.queries, self.keys = model, [], []
 
     def __getattr__(self, name):
         return getattr(self.model, name)
 
-    def logits_of(self, asked, images, rng, draws):
-        value = self.model.logits_of(asked, images, rng, draws)
-        self.asked.append((asked, [x.clone() for x in images], value))
+    def logits_of(self, queries, images, rng, samples):
+        value = self.model.logits_of(queries, images, rng, samples)
+        self.queries.append((queries, [x.clone() for x in images], value))
         self.keys.append(tuple(rng.keys))
         return value
 
-    def loss_gradient(self, x, y, rng, draws, loss=cross_entropy):
+    def loss_gradient(self, x, y, rng, samples, loss=cross_entropy):
         self.keys.append(("gradient", *rng.keys))
-        return self.model.loss_gradient(x, y, rng, draws, loss)
+        return self.model.loss_gradient(x, y, rng, samples, loss)
 
 
 @pytest.mark.parametrize("restarts", [1, 3])
-def test_confirmation(restarts):
-    """On the confirm draws, which no gradient saw, nothing that was a candidate beats what comes back, the random start
-    and the winners of earlier runs among them; and it is never the clean image.
+def test_selection_samples_choose_what_is_returned(restarts):
+    """By the selection samples, which no gradient has used, no candidate is stronger than the returned point. The
+    random start and the best points of earlier runs are candidates. The clean image is never returned.
     """
     model = Recorder(Defended(jitter, None, Classifier(Net(64, 6)), draws_per_call=2))
     x, y, threat = torch.rand(8, 1, 8, 8, generator=seeded(3)), torch.arange(8) % 6, ThreatModel("linf", 0.05)
     attack, rng = APGD(5, 2, restarts=restarts, confirm=7), Streams(range(8), 0, "attack")
     state = start = attack.start(model, x, y, threat, rng.draw(0))
     for i in range(attack.steps):
-        before, model.asked = state, []
+        before, model.queries = state, []
         state = attack.step(model, state, x, y, threat, rng.draw(1 + i))
-        for asked, candidates, _ in model.asked:
+        for asked, candidates, _ in model.queries:
             assert {b for _, b in asked} == set(range(8))
             assert any(torch.equal(c, before.chosen) for c in candidates)
             confirm = rng.draw(1 + i).draw(1)
@@ -223,8 +223,8 @@ def test_strongest_asks_once_about_the_same_and_about_nobody_else():
     rng = Streams([5, 6, 7], 0, "a")
     every = strongest(model, [x, other, x], y, rng, 3)
     few = strongest(model, [other, x, other], y, rng, 3, among=torch.tensor([False, True, False]))
-    assert sorted(model.asked[0][0]) == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2)]
-    assert sorted(model.asked[1][0]) == [(0, 1), (1, 1)]
+    assert sorted(model.queries[0][0]) == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2)]
+    assert sorted(model.queries[1][0]) == [(0, 1), (1, 1)]
     assert torch.equal(few[[0, 2]], other[[0, 2]])
     margins = torch.stack([model.model.loss(c, y, rng, 3, margin) for c in (x, other)])
     for b in range(3):

@@ -14,9 +14,7 @@ from dp.purifiers import none
 from dp.rng import Streams
 from dp.runs.build import build
 from dp.threat_models.ball import ThreatModel
-from tests.helpers.compose import CONF, composed, small_budget
-
-ATTACKS = sorted(p.stem for p in (CONF / "attack").glob("*.yaml"))
+from tests.helpers.compose import composed, options, small_budget
 
 
 class Linear(torch.nn.Module):
@@ -46,7 +44,7 @@ def run_attack(attack, model, x, y, threat, seed=0):
 
 def attack_in(order, attack, model, x, y, threat, behind=None):
     """The attacked images x[order], in that order, each with the noise of its own position in x. Those of the mask
-    `behind` (B,) enter three steps late, as where lanes are refilled.
+    `behind` (B,) enter three steps late, as in a batch slot that is refilled.
     """
     rng, done = Streams(order.tolist(), 0, "attack"), torch.zeros(len(order), dtype=torch.long)
     behind = torch.zeros(len(order), dtype=torch.bool) if behind is None else behind
@@ -126,10 +124,11 @@ OWN = ("stadv", "low_frequency")  # attacks under a threat model of their own, o
 
 
 @pytest.mark.parametrize(
-    ("name", "norm"), [(name, norm) for name in ATTACKS for norm in ([name] if name in OWN else ["linf", "l2"])]
+    ("name", "norm"),
+    [(name, norm) for name in options("attack") for norm in ([name] if name in OWN else ["linf", "l2"])],
 )
 def test_contract(name, norm, images):
-    """Feasible at every step, deterministic, an image's result does not depend on its batch mates."""
+    """Feasible at every step, deterministic, and away from the clean image."""
     given = [f"attack={name}", f"threat_model={norm}", "purifier.steps=2", "protocol.images=2"]
     evaluation = build(composed(*given, *small_budget(name)))
     model, threat, attack = evaluation.arms["defended"].scored, evaluation.threat, evaluation.arms["defended"].attack
@@ -139,8 +138,8 @@ def test_contract(name, norm, images):
     assert isinstance(attack.steps, int)
     if name == "none":
         assert torch.equal(x_adv, x)
-    elif not name.startswith("autoattack_upstream"):  # which hands images that it cannot break back clean
-        if name in OWN:  # an image does not tell its flow
+    elif not name.startswith("autoattack_upstream"):  # which returns images clean that it cannot break
+        if name in OWN:  # an image alone does not show its flow
             assert ((x_adv - x).abs().flatten(1).amax(dim=1) > 0.01).all()
         else:
             reach = min(threat.eps, 2 * attack.step_size) if isinstance(attack, BPDA) else threat.eps  # its own step
@@ -156,7 +155,7 @@ class Peaked(torch.nn.Module):
 
 
 def test_best_iterate_beats_the_last_one():
-    """A step far beyond the peak: `last` overshoots and swings, `best` keeps the highest iterate that it saw."""
+    """A step far beyond the peak: `last` overshoots and swings, `best` returns the highest iterate."""
     model = Defended(none.purify, None, Classifier(Peaked()))
     x, y, threat = torch.full((1, 1, 2, 2), 0.3), torch.zeros(1, dtype=torch.long), ThreatModel("linf", 0.5)
     given = {"iterations": 4, "eot": 1, "step_size": 0.18, "random_start": False}
@@ -174,13 +173,13 @@ def test_pgd_rejects(bad):
         PGD(**{"iterations": 1, "eot": 1, **bad})
 
 
-def test_null_control_has_the_attacks_candidates_draws_and_selection():
+def test_null_control_has_the_attacks_candidates_samples_and_selection():
     assert null_control(PGD(iterations=7, eot=3, restarts=2, select="best")) == Null(14, 3, "best", ends=(14,))
 
 
 def test_null_keeps_the_candidate_with_the_highest_loss():
-    """Against a linear model: the kept noise has the smallest margin of all candidates, rebuilt here from the same
-    streams.
+    """Against a linear model: the returned noise has the smallest margin of all candidates, made here again from the
+    same streams.
     """
     w = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     x, y = torch.full((3, 1, 8, 8), 0.5), torch.zeros(3, dtype=torch.long)

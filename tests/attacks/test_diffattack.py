@@ -28,11 +28,11 @@ def test_the_term_is_the_expectation_over_the_forward_process_up_to_a_constant()
 
     The constant is the bridge's variance sigma^2 (1 - sigma^2 / sigma_T^2) over (1 + sigma^2).
     """
-    g, sigmas, draws = seeded(0), (2.0, 1.0, 0.5), 400_000
+    g, sigmas, samples = seeded(0), (2.0, 1.0, 0.5), 400_000
     x, w = torch.tensor(0.3, dtype=torch.float64), torch.tensor(1.4, dtype=torch.float64)  # w: the noise at the top
     clean = to_pm1(x)
     z = [clean + w, clean + 0.2, clean - 0.3]
-    n = torch.randn(2, draws, generator=g, dtype=torch.float64)
+    n = torch.randn(2, samples, generator=g, dtype=torch.float64)
     mid = w / 4 + (1 - 1 / 4) ** 0.5 * n[0]  # sigma 1 given 2
     low = mid / 4 + 0.5 * (1 - 1 / 4) ** 0.5 * n[1]  # sigma .5 given 1: the process is Markov
     drawn = ((z[1] - clean - mid) ** 2).mean() / 2 + ((z[2] - clean - low) ** 2).mean() / 1.25
@@ -89,7 +89,7 @@ def test_without_the_term_it_is_apgd_bit_for_bit(purifier, images):
 
 
 def test_the_term_rises_under_the_attack(images):
-    """On fresh draws, above the random start's and above what APGD reaches."""
+    """On fresh samples, above the random start's and above what APGD reaches."""
     model = build(composed("purifier=diffpure", "protocol.images=2")).arms["defended"].scored
     threat, rng = ThreatModel("linf", 0.1), Streams(range(len(images.x)), 1, "fresh")
 

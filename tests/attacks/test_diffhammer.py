@@ -1,4 +1,4 @@
-"""DiffHammer: which draws it picks, exact grafting, and a defence whose draws contradict each other."""
+"""DiffHammer: which samples it follows, exact grafting, and a defense whose samples have opposite gradients."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from tests.helpers.compose import composed
 THREATS = [ThreatModel("linf", 0.1), ThreatModel("l2", 0.1)]
 
 
-def draws(*clusters):
+def clustered(*clusters):
     """Clusters (count, loss, gradient) as losses (N,1) and gradients (N,1,1,1,2)."""
     rows = [(loss, grad) for count, loss, grad in clusters for _ in range(count)]
     return torch.tensor([[loss] for loss, _ in rows]), torch.tensor([g for _, g in rows]).view(-1, 1, 1, 1, 2)
@@ -37,7 +37,7 @@ def draws(*clusters):
 )
 def test_of_two_clusters_that_conflict_the_one_to_be_broken_is_picked(a, b, threat):
     """The change of length .1 along a cluster's gradient raises its losses by .1 |g|."""
-    losses, grads = draws(a, b)
+    losses, grads = clustered(a, b)
     weights, which = shared_weakness(losses, grads, threat, 5.0, 5)
     assert which.item() < a[0]
     assert weights[: a[0]].sum().item() > 0.95
@@ -46,14 +46,14 @@ def test_of_two_clusters_that_conflict_the_one_to_be_broken_is_picked(a, b, thre
     torch.testing.assert_close(weights[:, 0], q / q.sum(), rtol=1e-4, atol=1e-6)
 
 
-def test_without_conflict_all_draws_count_alike():
-    weights, _ = shared_weakness(*draws((7, -0.3, [1.0, 2.0])), THREATS[0], 5.0, 5)
+def test_without_conflict_all_samples_count_alike():
+    weights, _ = shared_weakness(*clustered((7, -0.3, [1.0, 2.0])), THREATS[0], 5.0, 5)
     torch.testing.assert_close(weights, torch.full((7, 1), 1 / 7))
 
 
 def test_far_from_the_goal_the_weights_stay_finite():
     """sigma(-500) is zero in float32, and a zero gradient would end the attack."""
-    weights, _ = shared_weakness(*draws((1, -100.0, [1.0, 0.0]), (1, -101.0, [-1.0, 0.0])), THREATS[0], 5.0, 5)
+    weights, _ = shared_weakness(*clustered((1, -100.0, [1.0, 0.0]), (1, -101.0, [-1.0, 0.0])), THREATS[0], 5.0, 5)
     assert weights.sum().item() == pytest.approx(1)
     assert weights[0].item() > 0.99
 
@@ -64,7 +64,7 @@ def total(losses, grads, d, sharpness=5.0):
 
 def test_the_step_is_fed_back():
     """Over random cases in two pixels: rounds after the first raise the sum somewhere and never lower it, and together
-    come close to the best direction on a circle of 720. One draw's own direction is where they begin.
+    come close to the best direction on a circle of 720. One sample's own direction is where they begin.
     """
     threat, gained, shares = THREATS[1], 0, []
     for seed in range(40):
@@ -76,7 +76,7 @@ def test_the_step_is_fed_back():
         for rounds in (1, 5):
             weights, which = shared_weakness(losses, grads, threat, 5.0, rounds)
             own = total(losses, grads, 0.1 * F.normalize(grads[which.item()].flatten(), dim=0))
-            # weights are q / sum q; a draw's q follows from its ratio to another's, which d decides: solve for d
+            # weights are q / sum q; a sample's q follows from its ratio to another's, which d decides: solve for d
             d = solved(losses, grads, weights)
             sums.append(total(losses, grads, d))
             assert sums[-1] >= own - 1e-3
@@ -114,8 +114,10 @@ def test_grafting_is_the_exact_gradient_of_a_deterministic_purifier(loss, plain)
     torch.testing.assert_close(after.mixed, expected)
 
 
-def test_grafting_is_exact_where_draws_share_the_derivative():
-    """Noise that is added: the weighted mean of the draws' own gradients, by hand; and the second look is mixed in."""
+def test_grafting_is_exact_where_samples_share_the_derivative():
+    """Noise that is added: the weighted mean of the samples' own gradients, by hand; and the second step mixes the
+    first one in.
+    """
 
     def added(x, denoiser, classifier, rng, *, on_step=None):
         return 0.8 * x.flip(2) + 0.3 * rng.randn_like(x)
@@ -125,11 +127,11 @@ def test_grafting_is_exact_where_draws_share_the_derivative():
     x, y, rng = torch.rand(5, 1, 8, 8, generator=seeded(3)), torch.arange(5), Streams(range(5), 0, "a")
     attack = DiffHammer(3, 6, ["cw"])
     state = attack.start(model, x, y, threat, rng.draw(0))
-    for look in range(2):
+    for step in range(2):
         before, losses, behind, full = state, [], [], []
         for k in range(6):
             leaf = state.run.x.clone().requires_grad_()
-            x_hat = model.purify(leaf, rng.draw(1 + look).draw(0).draw(k))
+            x_hat = model.purify(leaf, rng.draw(1 + step).draw(0).draw(k))
             loss = margin(net(x_hat), y)
             inner, outer = torch.autograd.grad(loss.sum(), [x_hat, leaf])
             losses.append(loss.detach())
@@ -137,14 +139,14 @@ def test_grafting_is_exact_where_draws_share_the_derivative():
             full.append(outer)
         weights, _ = shared_weakness(torch.stack(losses), torch.stack(behind), threat, 5.0, 5)
         exact = (weights.view(6, 5, 1, 1, 1) * torch.stack(full)).sum(dim=0)
-        share = (1 + look) ** -0.5
-        state = attack.step(model, state, x, y, threat, rng.draw(1 + look))
+        share = (1 + step) ** -0.5
+        state = attack.step(model, state, x, y, threat, rng.draw(1 + step))
         torch.testing.assert_close(state.mixed, share * exact + (1 - share) * before.mixed)
     assert not torch.allclose(weights, torch.full_like(weights, 1 / 6), atol=0.01)
 
 
 class Hills(torch.nn.Module):
-    """Margin .1 - |x - 1/2|^2 against label 0: lost near the grey image only."""
+    """Margin .1 - |x - 1/2|^2 against label 0: wrong near the gray image only."""
 
     def forward(self, x):
         return F.pad((0.1 - ((x - 0.5) ** 2).flatten(1).sum(1)).view(-1, 1), (1, 0))
@@ -158,26 +160,26 @@ def aside(x, denoiser, classifier, rng, *, on_step=None):
 
 @pytest.mark.parametrize("losses", [["cw"], ["cw", "ce"]])
 def test_where_mean_gradients_cancel_the_selective_attack_succeeds(losses):
-    """Theorem 1 of the paper: the mean of two concave losses is largest half-way, where neither is lost. One of the two
-    can be won for good, which loses half of the draws, and every worst of ten.
+    """Theorem 1 of the paper: the mean of two concave losses is largest half-way, where no sample is wrong. The attack
+    that follows one of the two makes half of the samples wrong, and so every worst of ten.
     """
     model, threat = Defended(aside, None, Classifier(Hills()), draws_per_call=5), ThreatModel("linf", 0.1)
     x, y = torch.full((6, 1, 8, 8), 0.5), torch.zeros(6, dtype=torch.long)
 
-    def lost(attack):
+    def wrong(attack):
         x_adv = run_attack(attack, model, x, y, threat)
         return (margin(model.logits(x_adv, Streams(range(6), 9, "fresh"), 40).flatten(0, 1), y.repeat(40)) > 0).view(
             40, 6
         )
 
-    assert not lost(APGD(20, 80, "ce", confirm=200)).any()  # few draws are out of balance, and would lead it somewhere
-    found = lost(DiffHammer(20, 10, losses, sharpness=20.0))  # margins are small here
+    assert not wrong(APGD(20, 80, "ce", confirm=200)).any()  # of few samples the mean gradient would not be zero
+    found = wrong(DiffHammer(20, 10, losses, sharpness=20.0))  # margins are small here
     assert found[:20].any(dim=0).all()
     assert 0.35 < found.float().mean() < 0.65
 
 
 def test_a_linear_model_is_driven_into_the_corner():
-    """Margins that do not saturate: an image that is lost for sure in every draw is not driven on."""
+    """The margins do not saturate, and the attack goes on until the corner."""
     w = 0.05 * torch.randn(1, 1, 8, 8, generator=seeded(0))
     x = torch.rand(5, 1, 8, 8, generator=seeded(1))
     attack = DiffHammer(20, 2, ["cw", "ce"], confirm=2)

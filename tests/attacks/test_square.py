@@ -1,4 +1,4 @@
-"""Square: sizes, starts and moves against the paper's text, and what a random search must hold to."""
+"""Square: sizes, starts and moves against the paper's text, and what a random search must keep."""
 
 import pytest
 import torch
@@ -105,7 +105,7 @@ def test_l2_start_is_tiled():
 @pytest.mark.parametrize("purify", [none.purify, jitter])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_margin_never_falls_and_rows_stand_alone(norm, purify):
-    """Never falls: with noise, on the draws of the step, which no earlier choice saw."""
+    """With noise the margin never falls on the samples of the step, which no earlier choice has used."""
     model = Defended(purify, None, Classifier(Net(64, 6)), draws_per_call=2)
     x, y = torch.rand(16, 1, 8, 8, generator=seeded(3)), torch.arange(16) % 6
     attack, threat = Square(60, 2), ThreatModel(norm, 0.1)
@@ -130,8 +130,9 @@ def test_margin_never_falls_and_rows_stand_alone(norm, purify):
 
 
 def test_noise_does_not_shut_the_search():
-    """Single noisy looks: what the search believes is near the mean over fresh draws, and far above its start's. (An
-    incumbent that kept its luckiest draw believed 11 where 3 was true, and ended at half this margin.)
+    """With one noisy sample in a query, the search's own value of its point is near the mean over fresh samples, and
+    far above that of its start. (A search that kept the value of its luckiest sample had 11 where 3 was true, and ended
+    at half this margin.)
     """
     model = Defended(jitter, None, Classifier(Net(64, 6)), draws_per_call=20)
     x, y, threat = torch.rand(24, 1, 8, 8, generator=seeded(3)), torch.arange(24) % 6, ThreatModel("linf", 0.1)

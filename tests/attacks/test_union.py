@@ -1,4 +1,4 @@
-"""The union keeps the strongest of its parts per image, and AutoAttack in both modes."""
+"""The worst case over attacks is the strongest of its parts for each image; AutoAttack in both modes."""
 
 import logging
 import sys
@@ -33,7 +33,7 @@ def problem(purify=none.purify, classes=6):
 
 
 def alone(attacks, k, model, x, y):
-    """What part k would return by itself, from the streams that the union gives it."""
+    """What part k would return by itself, from the streams that it gets inside the union."""
     rng, attack = Streams(range(len(x)), 0, "attack"), attacks[k]
     state = attack.start(model, x, y, LINF, rng.draw(0).draw(k))
     offset = 1 + sum(a.steps for a in attacks[:k])
@@ -115,7 +115,7 @@ def package(forward, x, y, version, threat):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("version", ["rand", "standard"])
 def test_upstream_is_the_package(version, norm):
-    """On a model without noise, called with the same batch and seed: bit for bit, also after the harness's cut."""
+    """On a model without noise, called with the same batch and seed: bit for bit, also after the projection."""
     model, x, _ = problem(classes=10)
     y, threat = model.classifier(x).argmax(1), ThreatModel(norm, {"linf": 0.03, "l2": 0.1}[norm])
     x_adv = run_attack(Upstream(version, 10, queries=20, seed=3), model, x, y, threat)
@@ -155,7 +155,7 @@ def test_upstream_is_marked():
     full = make(composed("dataset=cifar10", "attack=autoattack_upstream")["attack"])
     assert full == Upstream("rand")
     assert (full.samples, full.steps) == (20, 1)
-    assert null_control(full).steps == 200  # as many candidates as the two runs of APGD look at
+    assert null_control(full).steps == 200  # as many candidates as the two runs of APGD have iterates
 
 
 def test_upstream_rejects():

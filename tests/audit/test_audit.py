@@ -12,15 +12,16 @@ from dp.audit import battery
 from dp.audit.check import Finding, Subject
 from dp.commands import audit as script
 from dp.commands import run
-from dp.output import record, report
-from dp.runs import compose, pipeline
+from dp.output import report
+from dp.runs import pipeline
 from dp.runs.build import build
 from dp.runs.keys import run_key
-from tests.helpers.compose import TINY, composed
+from dp.runs.sources import sources_hash
+from tests.helpers.compose import TINY, composed, setup
 
 
 class named:
-    """A check of one's own, under its function's name."""
+    """A check that has the name of its function."""
 
     def __init__(self, of: Callable[[Subject], Finding]):
         self.of, self.name = of, of.__name__
@@ -51,8 +52,8 @@ def stops(subject: Subject) -> Finding:
 
 
 @named
-def tells(subject: Subject) -> Finding:
-    return Finding("tells", "nothing to hold it against", "-", "INFO", "-", 0.0)
+def notes(subject: Subject) -> Finding:
+    return Finding("notes", "nothing to compare it with", "-", "INFO", "-", 0.0)
 
 
 @pytest.fixture
@@ -73,11 +74,11 @@ def tiny(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    job = pipeline.built(compose.setup(*TINY), Path("unused"), "some code")
+    job = pipeline.built(setup(*TINY), Path("unused"), "some code")
     return pipeline.subject_of(job, images=2, quick=True)
 
 
-def test_every_check_is_asked_in_turn_and_an_error_is_a_failure(few, subject):
+def test_checks_run_in_order_and_an_error_is_a_failure(few, subject):
     few(passes, stops, warns)
     asked = []
     found = list(battery.audit(subject, lambda *given: asked.append(given)))
@@ -94,11 +95,11 @@ def test_the_quick_audit_is_part_of_the_whole_one():
 
 
 def test_a_summary_keeps_counts_and_what_did_not_pass(subject):
-    found = [check(subject) for check in (passes, warns, tells, fails)]
+    found = [check(subject) for check in (passes, warns, notes, fails)]
     entry = battery.entry(found, quick=False)
     assert {v: entry[v] for v in ("PASS", "WARN", "FAIL", "INFO")} == dict.fromkeys(("PASS", "WARN", "FAIL", "INFO"), 1)
     assert (entry["checks"], entry["seconds"], entry["quick"]) == (4, 2.0, False)
-    assert [f["check"] for f in entry["findings"]] == ["loss", "tells", "fails"]
+    assert [f["check"] for f in entry["findings"]] == ["loss", "notes", "fails"]
     assert json.loads(json.dumps(entry)) == entry
     assert report.audit_word(entry) == "audited: 4 checks, 1 FAIL, 1 WARN"
     assert report.audit_lines(entry) == [
@@ -115,8 +116,8 @@ def test_an_audit_counts_for_the_code_that_made_it(subject, tmp_path):
     assert battery.read(tmp_path / "none.json", "this code") is None
 
 
-def test_network_evaluations_are_those_that_an_attack_asks_for(monkeypatch):
-    """PGD on a network that counts: 5 images, a seed, 3 steps of 2 draws, 4 denoising steps and the classifier."""
+def test_network_evaluations_of_an_attack_are_counted(monkeypatch):
+    """PGD on a network that counts: 5 images, a seed, 3 steps of 2 samples, 4 denoising steps and the classifier."""
     given = ("protocol.images=5", "protocol.seeds=[5]", "attack.iterations=3", "attack.eot=2", "dataset.lanes=5")
     evaluation = build(composed(*given, "purifier=diffpure", "purifier.steps=4", "memory=store"))
     arm, calls = evaluation.arms["defended"], []
@@ -148,7 +149,7 @@ def row(monkeypatch, capsys, *overrides: str) -> tuple[int, str, str, Path]:
 
 
 def test_a_row_says_what_its_audit_found_and_does_not_change(tiny, few, monkeypatch, capsys):
-    few(passes, fails, tells)
+    few(passes, fails, notes)
     code, out, _, plain = row(monkeypatch, capsys, *tiny, "results=plain")
     assert code == 0
     assert "broken by softmax; unaudited" in out
@@ -158,13 +159,13 @@ def test_a_row_says_what_its_audit_found_and_does_not_change(tiny, few, monkeypa
     assert out.count("AUDIT FAILED, do not trust this row: fails: [0.3] (need 0)") == 2  # before the job, with its row
     assert "broken by softmax; audited: 3 checks, 1 FAIL, 0 WARN" in out
     kept = json.loads((folder / "audit.json").read_text())
-    assert [f["check"] for f in kept["findings"]] == ["passes", "fails", "tells"]
+    assert [f["check"] for f in kept["findings"]] == ["passes", "fails", "notes"]
     assert json.loads((folder / "summary.json").read_text())["audited"] == kept["entry"]
     assert (folder / "images.jsonl").read_bytes() == (plain / "images.jsonl").read_bytes()
     assert folder.name == plain.name
 
 
-def test_a_finished_run_is_audited_when_asked_and_keeps_its_rows(tiny, few, monkeypatch, capsys):
+def test_a_finished_run_is_audited_on_demand_and_keeps_its_rows(tiny, few, monkeypatch, capsys):
     few(passes, fails)
     _, _, _, folder = row(monkeypatch, capsys, *tiny, "audit=false")
     rows = (folder / "images.jsonl").read_bytes()
@@ -183,11 +184,11 @@ def test_a_job_is_audited_once(tiny, few, monkeypatch, capsys):
     asked = []
 
     @named
-    def notes(subject: Subject) -> Finding:
+    def counts(subject: Subject) -> Finding:
         asked.append(subject.quick)
         return passes(subject)
 
-    few(notes)
+    few(counts)
     for shard in ("1/2", "2/2"):
         assert row(monkeypatch, capsys, *tiny, "audit=true", f"shard={shard}")[0] == 0
     assert asked == [True]
@@ -195,7 +196,7 @@ def test_a_job_is_audited_once(tiny, few, monkeypatch, capsys):
     assert asked == [True, True]
 
 
-def test_what_is_no_answer_to_audit_is_said(tiny, monkeypatch, capsys):
+def test_a_wrong_value_of_audit_is_one_line(tiny, monkeypatch, capsys):
     code, _, err, _ = row(monkeypatch, capsys, *tiny, "audit=maybe")
     assert (code, err) == (2, "error: need audit auto, true or false, got audit=maybe\n")
 
@@ -205,7 +206,7 @@ def command(capsys, *given: str) -> tuple[int, str, str]:
     return script.main(given), *capsys.readouterr()
 
 
-@pytest.mark.parametrize(("checks", "code"), [((passes, warns, tells), 0), ((warns, fails), 1)])
+@pytest.mark.parametrize(("checks", "code"), [((passes, warns, notes), 0), ((warns, fails), 1)])
 def test_command(checks, code, tiny, few, capsys):
     few(*checks)
     found, out, _ = command(capsys, *tiny, "--images", "1")
@@ -215,7 +216,7 @@ def test_command(checks, code, tiny, few, capsys):
     assert path.with_suffix(".png").stat().st_size > 10_000
     kept = json.loads(path.read_text())
     assert kept["images"] == 1
-    assert kept["code"] == record.code_hash()
+    assert kept["code"] == sources_hash(composed(*tiny))
     for f in kept["findings"]:
         (line,) = [line for line in out.splitlines() if line.split()[:1] == [f["check"]]]
         assert f["verdict"] in line

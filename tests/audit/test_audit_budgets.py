@@ -49,7 +49,7 @@ def defended() -> Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Downhill(Attack):
-    """PGD that goes down the loss: a white box that cannot break anything."""
+    """PGD that descends the loss: a white-box attack that breaks nothing."""
 
     iterations: int = 3
     eot: int = 1
@@ -83,7 +83,7 @@ def test_null_control_of_a_sound_run(bare):
     assert "attacked 0 %" in finding.value
 
 
-def test_null_control_tells_an_attack_that_does_nothing(bare):
+def test_null_control_finds_an_attack_that_does_nothing(bare):
     helpless = Downhill()
     null = Null(helpless.steps, helpless.samples, helpless.select)
     finding = controls.null(planted(planted(bare, attack=helpless), arm="null", attack=null))
@@ -137,7 +137,7 @@ def test_more_work_that_helps_the_defender_is_found(bare):
 
 
 def test_a_union_with_an_exact_part_can_be_broken(bare):
-    """Its other part's gradient is approximate; that of the first is not, and should have found a way."""
+    """One part has an approximate gradient; the other has the exact one, and should have succeeded."""
     parts = {"downhill": Downhill(), "blind": Through(Downhill(), "blind")}
     broken = planted(bare, (("blind",), ()), attack=Union(parts, confirm=1))
     finding = controls.eps_sweep(broken)
@@ -145,43 +145,43 @@ def test_a_union_with_an_exact_part_can_be_broken(bare):
     assert "gradient (blind, exact) broken" in finding.value
 
 
-class Deaf(PGD):
-    """Asks with draws of its own, past those that it could know."""
+class Fresh(PGD):
+    """Queries with fresh noise, although it could know the noise."""
 
     def step(self, model, state, x, y, threat, rng):
         return super().step(model.model if isinstance(model, KnownNoise) else model, state, x, y, threat, rng)
 
 
-def test_known_draw(bare):
-    """Every draw turns the signs of other pixels round: who knows them moves all pixels the right way, up to 20 in the
-    score; who does not moves them at random, which comes to .1 |w|_2 = 1.6 of a score of 4.
+def test_known_noise(bare):
+    """Every sample flips the signs of other pixels. An attack that knows them moves all pixels in the right direction,
+    up to 20 in the score. One that does not moves them at random, which gives .1 |w|_2 = 1.6 of a score of 4.
     """
     w = weights()
 
     def flipped(x, denoiser, classifier, rng, *, on_step=None):
         return 0.5 + (x - 0.5) * (2 * (rng.uniform_like(x) > 0.5) - 1) + (4 - 0.5 * w.sum()) / w.square().sum() * w
 
-    found = {kind: controls.known_noise(made(Linear(w), flipped, kind(5, 1), images=8)) for kind in (PGD, Deaf)}
+    found = {kind: controls.known_noise(made(Linear(w), flipped, kind(5, 1), images=8)) for kind in (PGD, Fresh)}
     assert found[PGD].verdict == "PASS"
     assert "known noise 0 %" in found[PGD].value
-    assert found[Deaf].verdict == "FAIL"  # not even without a bound: the draw turns half of all pixels back
-    assert "unbounded and" in found[Deaf].value
+    assert found[Fresh].verdict == "FAIL"  # not even without a bound: each sample flips half of all pixels
+    assert "unbounded and" in found[Fresh].value
     assert controls.known_noise(bare).verdict == "INFO"  # draws no noise
 
 
 def test_black_box_stronger_than_a_broken_white_box(bare):
     assert comparisons.black_box(bare).verdict == "PASS"
     broken = planted(bare, attack=Downhill())
-    broken.memo.update({key: bare.memo[key] for key in ("transfer", "square", "spsa")})  # they know no white box
+    broken.memo.update({key: bare.memo[key] for key in ("transfer", "square", "spsa")})  # by other means
     finding = comparisons.black_box(broken)
     assert finding.verdict == "FAIL"
     assert "transfer 0 % (p 0.0078)" in finding.value  # two-sided, 8 of 8 images: 2 / 2^8
 
 
-def test_a_union_with_a_part_that_asks_for_values_is_compared(bare):
+def test_a_union_with_a_part_that_uses_values_alone_is_compared(bare):
     parts = {"downhill": Downhill(), "square": Square(1, 1)}
     finding = comparisons.black_box(planted(bare, attack=Union(parts, confirm=1)))
-    assert finding.verdict == "WARN"  # two squares' worth of luck is not enough for McNemar
+    assert finding.verdict == "WARN"  # two queries win too few images for McNemar's test
     assert "transfer 0 %" in finding.value
     assert comparisons.black_box(planted(bare, attack=Square(2, 1))).verdict == "INFO"
 
@@ -191,7 +191,7 @@ def test_autoattack_weaker_than_its_parts(bare):
 
     @dataclasses.dataclass(frozen=True)
     class FirstOnly(Union):
-        """An ensemble that returns its first part's point."""
+        """An ensemble that always returns the point of its first part."""
 
         def step(self, model, state, x, y, threat, rng):
             after = super().step(model, state, x, y, threat, rng)
@@ -218,13 +218,13 @@ def test_no_attack_is_nothing_to_check(check):
 
 
 def group(right: np.ndarray) -> Group:
-    """Rows whose draws are right as told."""
+    """Rows whose single sample is right where `right` is not 0."""
     rows = [Row(id=k, label=1, adv=[int(r)], adv_vote=int(r)) for k, r in enumerate(right)]  # pyright: ignore[reportCallIssue]
     return Group(Unit("defended", 0, ()), rows, torch.empty(0), None, torch.empty(0), 0.0)
 
 
-def test_chance_alone_does_not_cry_wolf():
-    """Of pairs of attacks of the same strength at most 5 % are called broken, no more over 3 comparisons."""
+def test_chance_alone_is_rarely_a_failure():
+    """Of pairs of attacks of the same strength at most 5 % fail the check, and no more where 3 are compared."""
     rng = np.random.default_rng(0)
     pairs = [(group(rng.random(8) < 0.5), group(rng.random(8) < 0.5)) for _ in range(60)]
     found = [above(*pair)[0] for pair in pairs]

@@ -1,5 +1,5 @@
 """The audit's acceptance test: twelve planted faults, each found by the check that is named for it when the whole audit
-runs, and a sound run of which nothing is called broken.
+runs, and a sound run that fails no check.
 """
 
 import dataclasses
@@ -11,10 +11,7 @@ import pytest
 from dp.attacks.null import Null
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.wrapper import Wrapped
-from dp.audit import battery as audit
-from dp.audit import randomness as hygiene
-from dp.audit import rival_attacks as comparisons
-from dp.audit import trajectory as course
+from dp.audit import battery, randomness, rival_attacks, trajectory
 from dp.audit.check import Subject
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
@@ -45,16 +42,16 @@ class Twice(Classifier):
 
 
 class OneGenerator(Defended):
-    """Every copy of an image in one gradient gets the first copy's noise."""
+    """All samples of an image in one gradient have the noise of the first."""
 
-    def _calls(self, rng, draws):
-        for ks, streams in super()._calls(rng, draws):
+    def _calls(self, rng, samples):
+        for ks, streams in super()._calls(rng, samples):
             yield ks, streams.select(list(range(len(rng))) * len(ks))
 
 
 @dataclasses.dataclass(frozen=True)
 class Peeks(Wrapped):
-    """Asks the defence with the very draws that will score."""
+    """Queries the defense with the noise that will score."""
 
     ids: list[int]
     seed: int
@@ -89,7 +86,7 @@ def classified(sound: Subject, kind: type[Classifier], **given: Any) -> Subject:
     return planted(sound, both=copied(Defended, sound.arm.scored, classifier=twin))
 
 
-def one_draw(sound: Subject) -> Subject:
+def one_sample(sound: Subject) -> Subject:
     return planted(sound, attack=dataclasses.replace(sound.arm.attack, eot=1))  # pyright: ignore[reportArgumentType]
 
 
@@ -115,9 +112,9 @@ FAULTS = {
         "FAIL",
         "the EOT copies of an image share their noise",
     ),
-    "EOT of 1 on a noisy purifier": (one_draw, "flags", "WARN", "random output and EOT 1"),
+    "EOT of 1 on a noisy purifier": (one_sample, "flags", "WARN", "random output and EOT 1"),
     "an l2 sign step": (sign_step, "step", "WARN", "a sign step"),
-    "attack and scoring share draws": (
+    "attack and scoring share samples": (
         peeking,
         "randomness",
         "FAIL",
@@ -129,7 +126,7 @@ FAULTS = {
         "FAIL",
         "differs from (x - mean) / std",
     ),
-    "a null control with fewer draws": (
+    "a null control with fewer samples": (
         lambda s: planted(s, arm="null", attack=Null(2, 1, "last")),
         "null control",
         "FAIL",
@@ -140,28 +137,28 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found_by_the_check_named_for_it(fault, sound):
-    plant, check, verdict, words = FAULTS[fault]
-    found = {f.check: f for f in audit.audit(plant(sound))}
-    assert len(found) == len(audit.checks(quick=True))  # it went on to the end, whatever stopped on the way
-    assert found[check].verdict == verdict, found[check]
+    plant, check, status, words = FAULTS[fault]
+    found = {f.check: f for f in battery.audit(plant(sound))}
+    assert len(found) == len(battery.checks(quick=True))  # every check ran, also after one that stopped
+    assert found[check].verdict == status, found[check]
     assert words in found[check].value
 
 
 def test_of_a_sound_run_no_check_fails(monkeypatch):
-    """With 8 images, so that McNemar's p of a comparison can be small enough to fail it: at least .008."""
+    """With 8 images, so that McNemar's p can be small enough for a failure: its least value is .008."""
     for module, values in (
-        (comparisons, {"QUERIES": 10, "STEPS": 4, "DIRECTIONS": 4, "BLIND": 5}),
-        (course, {"SAMPLES": 3}),
+        (rival_attacks, {"QUERIES": 10, "STEPS": 4, "DIRECTIONS": 4, "BLIND": 5}),
+        (trajectory, {"SAMPLES": 3}),
     ):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(comparisons, "_targets", lambda subject: 3)
+    monkeypatch.setattr(rival_attacks, "_targets", lambda subject: 3)
     given = (*SMALL, "protocol.images=8", "protocol.votes=3", *small_budget("pgd_eot"))
-    found = {f.check: f for f in audit.audit(composed_subject(*given, quick=False))}
-    assert len(found) == len(audit.checks(quick=False))
+    found = {f.check: f for f in battery.audit(composed_subject(*given, quick=False))}
+    assert len(found) == len(battery.checks(quick=False))
     assert [f for f in found.values() if f.verdict == "FAIL"] == []
     assert {found[name].verdict for name in ("flags", "step", "derivative", "randomness", "same defense")} == {"PASS"}
 
 
 def test_mean_and_std_applied_once_are_no_fault(sound):
-    assert hygiene.decisions(classified(sound, Classifier, mean=[0.2], std=[0.4])).verdict != "FAIL"
+    assert randomness.decisions(classified(sound, Classifier, mean=[0.2], std=[0.4])).verdict != "FAIL"

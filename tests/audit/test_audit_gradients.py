@@ -11,14 +11,11 @@ import pytest
 import torch
 
 from dp.attacks.pgd_eot import PGD
-from dp.audit import convergence as trajectories
-from dp.audit import gradients
-from dp.audit import probes as asking
-from dp.audit import trajectory as course
+from dp.audit import convergence, gradients, probes, trajectory
 from dp.audit.check import Subject, streams
 from dp.defense.defended import Defended
 from dp.threat_models.ball import ThreatModel
-from tests.helpers.audited import SMALL, Leaky, Linear, composed_subject, made, planted, saying, verdicts, weights
+from tests.helpers.audited import SMALL, Leaky, Linear, composed_subject, findings_of, made, planted, saying, weights
 from tests.helpers.compose import small_budget
 
 ATTACKS = (
@@ -35,7 +32,7 @@ ATTACKS = (
 )
 ATTACKS = (*ATTACKS, "autoattack_upstream")  # the others are made of these
 OWN = ("stadv", "low_frequency")  # under a threat model of their own, of the same name
-CHECKS = (*gradients.CHECKS, *trajectories.CHECKS)
+CHECKS = (*gradients.CHECKS, *convergence.CHECKS)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +41,9 @@ def sound() -> Subject:
 
 
 @pytest.mark.parametrize("purifier", ["hetero", "none"])
-def test_a_sound_defence_has_no_failure(purifier):
+def test_a_sound_defense_has_no_failure(purifier):
     given = ("purifier.steps=2",) if purifier == "hetero" else ()
-    found = verdicts(composed_subject(f"purifier={purifier}", *given, "protocol.images=1"), gradients.QUICK)
+    found = findings_of(composed_subject(f"purifier={purifier}", *given, "protocol.images=1"), gradients.QUICK)
     assert not [f for f in found.values() if f.verdict == "FAIL"]
     assert found["derivative"].verdict == found["step"].verdict == "PASS"
     assert found["recompute"].verdict == ("INFO" if purifier == "none" else "PASS")
@@ -55,7 +52,7 @@ def test_a_sound_defence_has_no_failure(purifier):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_can_be_audited(name, monkeypatch):
     """No error, no failure, and a reason where a check does not apply."""
-    monkeypatch.setattr(course, "SAMPLES", 2)
+    monkeypatch.setattr(trajectory, "SAMPLES", 2)
     norm = name if name in OWN else "l2"
     given = (f"attack={name}", f"threat_model={norm}", "purifier=diffpure", "purifier.steps=1", "protocol.images=1")
     subject = composed_subject(*given, *small_budget(name))
@@ -89,8 +86,10 @@ def test_the_relative_error_of_a_scaled_gradient_is_known():
     assert gradients.derivative(made(Linear(weights()))).verdict == "PASS"
 
 
-def test_kinks_in_the_way_spoil_no_verdict():
-    """Every pixel has a stair, which differences of some lengths straddle; its derivative is right elsewhere."""
+def test_kinks_do_not_fail_the_check():
+    """The purification is a staircase plus the identity: differences of some lengths cross a step; the derivative is
+    right elsewhere.
+    """
 
     def purify(x, *_, **__):
         return x + (200 * x).floor() / 200
@@ -102,19 +101,19 @@ def test_kinks_in_the_way_spoil_no_verdict():
 
 
 @pytest.mark.parametrize("purify", [lambda x, *_, **__: x.detach(), lambda x, *_, **__: torch.ones_like(x)])
-def test_a_defence_without_a_gradient_says_so(purify):
+def test_a_defense_without_a_gradient_says_so(purify):
     subject = made(Linear(weights()), purify)
     x, y, rng = subject.images.x, subject.images.y, streams(subject, subject.images, "test")
     with pytest.raises(ValueError, match="cut off from it"):
         subject.arm.scored.vjp(x, rng, [0] * len(x), x)
     with pytest.raises(ValueError, match="cut off from it"):
         subject.arm.scored.eval().requires_grad_(False).loss_gradient(x, y, rng, 1)
-    for found in verdicts(subject, gradients.CHECKS).values():
+    for found in findings_of(subject, gradients.CHECKS).values():
         assert (found.verdict, "no gradient" in found.value) == ("FAIL", True)
 
 
 def test_a_partly_detached_purifier_is_found(sound):
-    """The image reaches the classifier, but not through the purification: BPDA, unannounced."""
+    """The gradient goes around the purification, as in BPDA, and nothing declares it."""
 
     def partly(x, *args, **kwargs):
         return x + (sound.arm.scored.purifier(x, *args, **kwargs) - x).detach()
@@ -134,7 +133,7 @@ def test_a_declared_surrogate_is_an_approximation(sound):
 
 
 def test_nothing_is_compared_with_itself(sound):
-    """Where memory holds one call alone, no pass keeps more."""
+    """Where memory holds one call alone, storing and recomputing are the same."""
     model = copy.deepcopy(sound.arm.scored)
     model.denoiser.memory, model.denoiser.recompute.keep, model.draws_per_call = "recompute", 1, 1
     few = dataclasses.replace(sound, evaluation=dataclasses.replace(sound.evaluation, lanes=1))
@@ -194,12 +193,12 @@ def test_split_half_cosines_follow_signal_and_noise():
 
 
 @pytest.mark.parametrize(
-    ("sigma", "eot", "verdict"),
+    ("sigma", "eot", "status"),
     [(0.0, 1, "PASS"), (0.6, 1, "WARN"), (3.0, 1, "FAIL"), (0.2, 40, "PASS"), (0.6, 400, "PASS")],
 )
-def test_few_draws_of_a_noisy_purifier_are_found(sigma, eot, verdict):
+def test_few_samples_of_a_noisy_purifier_are_found(sigma, eot, status):
     found = gradients.expectation(made(Bowl(), functools.partial(noisy, sigma=sigma), PGD(5, eot, random_start=False)))
-    assert found.verdict == verdict
+    assert found.verdict == status
     assert ("predicted" in found.value) == (eot > 8)
 
 
@@ -226,7 +225,7 @@ def test_steps_against_the_gradient_and_no_steps_are_found():
 
 @dataclasses.dataclass(frozen=True)
 class Stepping(PGD):
-    """PGD that goes `length` times its way."""
+    """PGD whose step is multiplied by `length`."""
 
     length: float = 1.0
 
@@ -242,8 +241,8 @@ class Stepping(PGD):
 
 def test_parts_of_a_union_have_gradient_modes_of_their_own():
     subject = composed_subject("attack=union", "purifier=diffpure", "protocol.images=2")
-    found = {probe.name: probe.modes for probe in asking.gradient_probes(subject)}
+    found = {probe.name: probe.modes for probe in probes.gradient_probes(subject)}
     assert found == {"pgd_eot": (), "transfer": ("blind",)}
     assert set(subject.claims) == {("blind",), ()}
     assert subject.claimed_names == "blind, exact"
-    assert asking.main(asking.gradient_probes(subject)).name == "pgd_eot"
+    assert probes.main(probes.gradient_probes(subject)).name == "pgd_eot"

@@ -1,4 +1,4 @@
-"""Randomness, decisions, sameness and what came back: sound runs pass, each planted fault is found by its check."""
+"""Randomness, decisions, same defense, returned images: sound runs pass, each planted fault is found by its check."""
 
 import copy
 import functools
@@ -6,9 +6,7 @@ import functools
 import pytest
 import torch
 
-from dp.audit import randomness as hygiene
-from dp.audit import returned_images as results
-from dp.audit import same_defense as sameness
+from dp.audit import randomness, returned_images, same_defense
 from dp.audit.check import Subject
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
@@ -19,7 +17,7 @@ from tests.helpers.compose import small_budget
 
 IMAGES = 4
 BUDGET = (f"protocol.images={IMAGES}", "protocol.votes=3", "purifier=diffpure", "purifier.steps=2")
-CHECKS = (*results.CHECKS, *hygiene.CHECKS, *sameness.CHECKS)
+CHECKS = (*returned_images.CHECKS, *randomness.CHECKS, *same_defense.CHECKS)
 
 
 def subject(*overrides: str) -> Subject:
@@ -50,26 +48,26 @@ def test_sound_run_passes(sound):
         ("pgd_eot", ("protocol.known_draws=true",)),
     ],
 )
-def test_no_kind_of_run_is_called_broken(attack, more):
+def test_no_kind_of_run_fails(attack, more):
     """Also where a check has nothing to say: no attack, no gradient, no ball, declared approximations."""
     found = subject(f"attack={attack}", *more, *small_budget(attack))
-    for check in (*results.CHECKS, *hygiene.CHECKS, *sameness.CHECKS):
+    for check in (*returned_images.CHECKS, *randomness.CHECKS, *same_defense.CHECKS):
         finding = check(found)
         assert finding.verdict != "FAIL", finding
 
 
 def test_declared_surrogate_of_another_step_count_passes():
     found = subject("threat_model.grad=surrogate", *small_budget("pgd_eot"))
-    assert sameness.same_defense(found).verdict == "PASS"
+    assert same_defense.same_defense(found).verdict == "PASS"
     silent = saying(found, gradients=EXACT, differences=())
-    finding = sameness.same_defense(silent)
+    finding = same_defense.same_defense(silent)
     assert finding.verdict == "FAIL"
     assert "steps=3 instead of 2" in finding.value
 
 
 def test_state_outside_the_ball(sound):
-    """The harness pulls it back, so only the attack's own state tells."""
-    finding = results.returned(planted(sound, attack=Fixed(0.3)))
+    """The harness projects it, so only the attack's own state shows it."""
+    finding = returned_images.returned(planted(sound, attack=Fixed(0.3)))
     assert finding.verdict == "FAIL"
     assert f"{IMAGES} states outside the box, {IMAGES} outside the ball" in finding.value
     pulled = float(finding.value.split("moved by the projection by ")[1].split(";")[0])
@@ -77,7 +75,7 @@ def test_state_outside_the_ball(sound):
 
 
 def test_nan_from_an_attack(sound):
-    finding = results.returned(planted(sound, attack=Fixed(float("nan"))))
+    finding = returned_images.returned(planted(sound, attack=Fixed(float("nan"))))
     assert finding.verdict == "FAIL"
     assert "finite" in finding.value
 
@@ -90,7 +88,7 @@ class Forgetful(Defended):
 
 
 class Secret(Defended):
-    """Keeps one noise for good, whatever streams it is given."""
+    """Uses the same noise always, whatever streams it is given."""
 
     def purify(self, x, rng, *, on_step=None):
         rng.randn_like(x)
@@ -103,19 +101,19 @@ class Secret(Defended):
 )
 def test_noise_that_is_not_the_streams(sound, kind, words):
     faulty = copied(kind, sound.arm.scored)
-    finding = hygiene.randomness(planted(sound, both=faulty))
+    finding = randomness.randomness(planted(sound, both=faulty))
     assert finding.verdict == "FAIL"
     assert words in finding.value
 
 
-def test_purifier_that_normalises(sound):
-    """The classifier is given what is no image."""
+def test_purifier_that_normalizes(sound):
+    """The classifier gets values outside [0, 1]."""
     scored = sound.arm.scored
 
     def purify(x, denoiser, classifier, rng, *, on_step=None):
         return (scored.purifier(x, denoiser, classifier, rng, on_step=on_step) - 0.2) / 0.4
 
-    finding = hygiene.decisions(planted(sound, both=copied(Defended, scored, purifier=purify)))
+    finding = randomness.decisions(planted(sound, both=copied(Defended, scored, purifier=purify)))
     assert finding.verdict == "FAIL"
     assert "not [0, 1]" in finding.value
 
@@ -123,7 +121,7 @@ def test_purifier_that_normalises(sound):
 @pytest.mark.parametrize(
     ("times", "words"),
     [
-        ((0.2, 0.19), "the surrogate ends at sigma"),  # right start, and then hardly down
+        ((0.2, 0.19), "the surrogate ends at sigma"),  # the right start, but an end that is too high
         ((0.4, 0.2, 0.1), "the surrogate starts at sigma"),
         ((0.2, 0.15, 0.1, 0.05), ""),
         ((0.2,), ""),
@@ -133,18 +131,18 @@ def test_noise_levels_of_a_declared_surrogate(sound, times, words):
     purify = functools.partial(sound.arm.scored.purifier, t=times[0], steps=times)
     found = planted(sound, (("surrogate",),), attacked=copied(Defended, sound.arm.scored, purifier=purify))
     declared = differences(found.arm.attacked, found.arm.scored)
-    finding = sameness.same_defense(saying(found, differences=declared))
+    finding = same_defense.same_defense(saying(found, differences=declared))
     assert finding.verdict == ("FAIL" if words else "PASS")
     assert words in finding.value
 
 
 @pytest.mark.parametrize("grad", ["blind", "bpda"])
-def test_another_view_that_nobody_claims(sound, grad):
+def test_another_gradient_mode_that_is_not_declared(sound, grad):
     attacked = sound.arm.scored.gradient_mode(grad)
-    finding = sameness.same_defense(planted(sound, attacked=attacked))
+    finding = same_defense.same_defense(planted(sound, attacked=attacked))
     assert finding.verdict == "FAIL"
     assert f"not declared: the gradient is {grad}'s" in finding.value
-    assert sameness.same_defense(planted(sound, ((grad,),), attacked=attacked)).verdict == "PASS"
+    assert same_defense.same_defense(planted(sound, ((grad,),), attacked=attacked)).verdict == "PASS"
 
 
 class Inverted(Classifier):
@@ -154,13 +152,13 @@ class Inverted(Classifier):
         return super().forward(x).roll(1, dims=1)
 
 
-def test_clean_images_judged_otherwise(sound):
-    """Nobody says that another defence is attacked; where an approximation is claimed, the gap is a warning."""
+def test_clean_images_that_the_attacked_defense_decides_otherwise(sound):
+    """A failure where nothing declares it, a warning where an approximation is declared."""
     inverted = Inverted(sound.arm.scored.classifier.net, sound.arm.scored.classifier.taps)
     attacked = copied(Defended, sound.arm.scored, classifier=inverted)
-    for claims, verdict in ((EXACT, "FAIL"), ((("blind",),), "WARN")):
-        finding = hygiene.decisions(planted(sound, claims, attacked=attacked))
-        assert finding.verdict == verdict
+    for claims, status in ((EXACT, "FAIL"), ((("blind",),), "WARN")):
+        finding = randomness.decisions(planted(sound, claims, attacked=attacked))
+        assert finding.verdict == status
         assert "differ on clean images" in finding.value
 
 
@@ -170,20 +168,20 @@ def test_another_network_is_attacked(sound):
         next(other.parameters()).mul_(1.1)
     attacked = copied(Defended, sound.arm.scored)
     attacked.denoiser = other
-    finding = sameness.same_defense(planted(sound, attacked=attacked))
+    finding = same_defense.same_defense(planted(sound, attacked=attacked))
     assert finding.verdict == "FAIL"
     assert "another denoiser" in finding.value
 
 
 class Wobbly(Defended):
-    """Other logits in every call."""
+    """Its logits differ in every call, whatever the noise."""
 
-    def logits(self, x, rng, draws):
-        return super().logits(x, rng, draws) + torch.rand(1)
+    def logits(self, x, rng, samples):
+        return super().logits(x, rng, samples) + torch.rand(1)
 
 
 def test_file_that_scores_otherwise(sound):
     wobbly = planted(sound, scored=copied(Wobbly, sound.arm.scored))
-    finding = results.rescored(wobbly)
+    finding = returned_images.rescored(wobbly)
     assert finding.verdict == "FAIL"
     assert "own samples differ" in finding.value

@@ -1,4 +1,4 @@
-"""Draws of a defence: asked together or one by one, of all images or of few, they are the same."""
+"""Samples of a defense are the same in one call or in several, for all images or for few."""
 
 import pytest
 import torch
@@ -14,13 +14,13 @@ from tests.helpers.compose import TINY, composed
 
 @pytest.fixture(scope="module")
 def sound():
-    """Four images and their defence, two draws a call."""
+    """Four images and their defense, two samples in a call."""
     evaluation = build(composed(*TINY))
     return evaluation.arms["defended"].scored, evaluation.subset
 
 
 @pytest.mark.parametrize("few", [[2], [3, 0], [0, 1, 2, 3]])
-def test_few_images_get_the_draws_of_all(sound, few):
+def test_few_images_get_the_samples_of_all(sound, few):
     model, images = sound
     with torch.no_grad():
         every = model.logits(images.x, Streams(images.ids, 3, "select"), 5)
@@ -33,27 +33,27 @@ def test_few_images_do_not_notice_each_other(sound):
     """Bit for bit, as rows must be."""
     model, images = sound
 
-    def asked(few: list[int]) -> torch.Tensor:
+    def logits(few: list[int]) -> torch.Tensor:
         with torch.no_grad():
             return model.logits_of([(0, b) for b in few], [images.x], Streams(images.ids, 3, "select"), 3)
 
-    together = asked([1, 2, 3])
-    assert torch.equal(together[:, 1:2], asked([2]))
-    assert torch.equal(together[:, [2, 0]], asked([3, 1]))
+    together = logits([1, 2, 3])
+    assert torch.equal(together[:, 1:2], logits([2]))
+    assert torch.equal(together[:, [2, 0]], logits([3, 1]))
 
 
 def test_candidates_of_an_image_share_its_noise(sound):
     model, images = sound
     turned, rng = images.x.flip(3), Streams(images.ids, 3, "select")
-    asked = [(1, 2), (0, 2), (1, 0)]
+    queries = [(1, 2), (0, 2), (1, 0)]
     with torch.no_grad():
-        found = model.logits_of(asked, [images.x, turned], rng, 3)
+        found = model.logits_of(queries, [images.x, turned], rng, 3)
         both = torch.stack([model.logits(x, rng, 3) for x in (images.x, turned)])
-    wanted = torch.stack([both[m, :, b] for m, b in asked], dim=1)
+    wanted = torch.stack([both[m, :, b] for m, b in queries], dim=1)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
-def test_a_defence_that_draws_nothing_is_asked_once():
+def test_a_deterministic_defense_is_evaluated_once():
     calls = []
 
     class Counted(torch.nn.Module):
@@ -63,17 +63,17 @@ def test_a_defence_that_draws_nothing_is_asked_once():
 
     model = Defended(none.purify, None, Classifier(Counted()))
     x = torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    asked = [(0, 0), (1, 0), (0, 1), (1, 1), (1, 2)]  # more than one call is wide
-    found = model.logits_of(asked, [x, 1 - x], Streams(range(3), 0, "select"), 7)
+    queries = [(0, 0), (1, 0), (0, 1), (1, 1), (1, 2)]  # more than one call is wide
+    found = model.logits_of(queries, [x, 1 - x], Streams(range(3), 0, "select"), 7)
     assert calls == [3, 3]
-    wanted = torch.stack([(x, 1 - x)[m][b].flatten() for m, b in asked])
+    wanted = torch.stack([(x, 1 - x)[m][b].flatten() for m, b in queries])
     assert torch.equal(found, wanted.expand(7, -1, -1))
 
 
-def test_known_draws_are_those_that_score(sound):
+def test_known_noise_is_the_noise_that_scores(sound):
     model, images = sound
-    known, asked = Streams(images.ids, 3, "adv"), [(0, 1), (0, 3)]
+    known, queries = Streams(images.ids, 3, "adv"), [(0, 1), (0, 3)]
     with torch.no_grad():
-        told = KnownNoise(model, known, 2).logits_of(asked, [images.x], Streams(images.ids, 9, "attack"), 5)
-        scored = model.logits_of(asked, [images.x], known, 2)
-    assert torch.equal(told, scored[[0, 1, 0, 1, 0]])
+        found = KnownNoise(model, known, 2).logits_of(queries, [images.x], Streams(images.ids, 9, "attack"), 5)
+        scored = model.logits_of(queries, [images.x], known, 2)
+    assert torch.equal(found, scored[[0, 1, 0, 1, 0]])

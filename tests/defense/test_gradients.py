@@ -1,4 +1,4 @@
-"""Gradients through the whole defence against central differences in float64 with frozen noise."""
+"""Gradients through the whole defense against central differences in float64 with frozen noise."""
 
 import functools
 
@@ -10,17 +10,18 @@ from dp.evaluation.evaluate import Evaluation
 from dp.objectives import cross_entropy
 from dp.output.report import gradient_words
 from dp.purifiers import diffpure
+from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
 from dp.runs.build import build
 from dp.runs.caveats import caveats_of
-from dp.runs.compose import setup
-from tests.helpers.compose import CONF, composed
+from tests.helpers.compose import composed, options, plug_ins, setup
 
-PURIFIERS = sorted(p.stem for p in (CONF / "purifier").glob("*.yaml") if p.stem != "none")
+PURIFIERS = [name for name in options("purifier") if name != "none"]
+OURS = {name for name in PURIFIERS if name not in plug_ins("purifier")}
 
 
 def wide(evaluation: Evaluation) -> tuple[Defended, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The scored defence in float64, with two images that are attacked a little, so that nothing is saturated by
+    """The scored defense in float64, with two images that are moved a little, so that no pixel is at the bounds by
     chance.
     """
     model, subset = evaluation.arms["defended"].scored.double(), evaluation.subset
@@ -60,7 +61,7 @@ def test_full_gradient_equals_central_differences(purifier):
 
 
 def test_straight_through_clamp_is_not_the_derivative():
-    """The same check tells the approximation: its forward derivative is the plain clamp's."""
+    """The same check finds the approximation: its values are those of the plain clamp, its derivative is not."""
     gradients = {}
     for clamp in ("plain", "straight_through"):
         model, x, y, ids = wide(build(composed(f"purifier.clamp={clamp}", "protocol.images=2")))
@@ -84,8 +85,10 @@ def test_recompute_equals_store_bit_for_bit(purifier):
     for memory in ("store", "recompute"):
         evaluation = build(composed(f"purifier={purifier}", "protocol.images=3", f"memory={memory}"))
         model, subset = evaluation.arms["defended"].scored, evaluation.subset
-        assert model.denoiser is not None
-        assert model.denoiser.memory == memory
+        denoisers = [model.denoiser] if model.denoiser is not None else []  # a purifier may have none
+        modules = [own for own in model.networks if isinstance(own, PurifierModule)]
+        assert {network.memory for network in (*denoisers, *modules)} <= {memory}
+        assert denoisers or purifier not in OURS
         loss, gradient = model.loss_gradient(subset.x, subset.y, Streams(subset.ids, 1, "attack"), 3)
         found[memory] = loss, gradient, model.nfe
     for stored, recomputed in zip(found["store"][:2], found["recompute"][:2], strict=True):
@@ -93,8 +96,8 @@ def test_recompute_equals_store_bit_for_bit(purifier):
     assert found["store"][2] == found["recompute"][2]
 
 
-def test_eot_gradient_is_the_mean_over_single_draws(config):
-    """Batched draws against a loop over `draw(k)`: the same noise, rounding apart."""
+def test_eot_gradient_is_the_mean_over_single_samples(config):
+    """Batched samples against a loop over `draw(k)`: the same noise, rounding apart."""
     evaluation = build(config)
     model, subset = evaluation.arms["defended"].scored, evaluation.subset
     rng = Streams(subset.ids, 1, "attack")
@@ -131,8 +134,8 @@ def test_attack_memory_probe_sees_the_stored_activations(config):
 
 
 @pytest.mark.parametrize("derived", ["draw", "select", "cat"])
-def test_a_purifier_that_draws_from_derived_streams_is_not_taken_for_a_deterministic_one(derived):
-    """Every draw of it is asked, in votes and in gradients."""
+def test_a_purifier_that_uses_derived_streams_is_not_taken_for_a_deterministic_one(derived):
+    """All of its samples are evaluated, in votes and in gradients."""
 
     def purify(x, denoiser, classifier, rng, *, on_step=None):
         part = {"draw": lambda: rng.draw(3), "select": lambda: rng.select(range(len(x))), "cat": lambda: rng.cat(rng)}

@@ -12,10 +12,27 @@ from torch import nn
 
 from dp.diffusion.checkpointing import ActivationCheckpointing
 from dp.diffusion.denoisers import EDM, IDDPM, VE, VP, Consistency, EpsNet, Gaussian, ScoreVE
+from dp.runs.build import defense
+from tests.helpers.compose import composed, images_of, loadable, on_its_dataset
 
 ABAR = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))
 LEVEL = np.sqrt((1 - ABAR) / ABAR)
 SIGMAS = [0.01, 0.724, 2.04, 40.0]
+
+
+@pytest.mark.parametrize("name", loadable("denoiser"))
+def test_contract(name):
+    """A denoised image at every level, the same every time and for every batch; nearly the image where noise is low."""
+    denoiser = defense(composed(*on_its_dataset("denoiser", name)), "cpu").denoiser
+    assert denoiser is not None
+    z = 2 * images_of(name)[0] - 1
+    for sigma in (0.1, 1.0, 5.0):
+        x0 = denoiser(z, sigma)
+        assert (x0.shape, x0.dtype) == (z.shape, z.dtype)
+        assert torch.isfinite(x0).all()
+        assert torch.equal(denoiser(z, sigma), x0)
+        torch.testing.assert_close(denoiser(z[1:3], sigma), x0[1:3], rtol=1e-4, atol=1e-4)
+    assert (denoiser(z, 0.02) - z).square().mean() < 0.1 * (denoiser(z, 5.0) - z).square().mean()
 
 
 class Net(nn.Module):
@@ -89,7 +106,7 @@ BETWEEN = [(LEVEL[k] ** (1 - w) * LEVEL[k + 1] ** w, k + round(w)) for k in (0, 
 
 
 @pytest.mark.parametrize(("sigma", "index"), [*ON_GRID, *BETWEEN])
-def test_eps_net_is_asked_at_the_nearest_index(sigma, index):
+def test_eps_net_is_called_at_the_nearest_index(sigma, index):
     inner = net()
     EpsNet(inner)(images(), float(sigma))
     label = inner.calls[-1][1]
@@ -289,7 +306,7 @@ class Recording(nn.Module):
 
 
 @pytest.mark.parametrize("t", [0.001, 0.1, 0.2, 0.5, 1.0])
-def test_the_vp_adapter_is_told_999_t_at_the_sigma_of_t(t):
+def test_the_vp_adapter_gives_its_network_999_t_at_the_sigma_of_t(t):
     """Song et al. 2021, Eq. 32: abar(t) by numerical integration of beta, the state scaled back by sqrt(abar)."""
     beta = np.linspace(0.1, 0.1 + 19.9 * t, 10_001)  # linear in time, so the trapezoid is exact
     abar = math.exp(-np.trapezoid(beta, dx=t / 10_000))
@@ -337,7 +354,7 @@ def test_a_consistency_model_keeps_the_image_at_its_smallest_noise():
     torch.testing.assert_close(plain(z, 0.7), EDM(Recording(torch.ones(2, 3, 4, 4)))(z, 0.7))
 
 
-def test_the_iddpm_adapter_is_told_the_index_on_the_cosine_schedule():
+def test_the_iddpm_adapter_gives_its_network_the_index_on_the_cosine_schedule():
     """Nichol and Dhariwal 2021, Eq. 17: abar(t) = f(t) / f(0), f(t) = cos^2((t + .008) / 1.008 pi / 2), 1000 steps."""
 
     def f(t):

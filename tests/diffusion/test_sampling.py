@@ -226,7 +226,7 @@ def exact_law(steps, eta, gaussian):
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_chain_of_a_gaussian_denoiser_tends_to_the_data(eta):
-    """Limit of fine grids: the flow's contraction STD / sqrt(STD^2 + sigma^2) for DDIM, a draw of x0 | z for DDPM."""
+    """Limit of fine grids: the flow's contraction STD / sqrt(STD^2 + sigma^2) for DDIM, a sample of x0 | z for DDPM."""
     laws = [exact_law(steps, eta, Gaussian(MEAN, STD)) for steps in (10, 100, 1000)]
     for steps, law in zip((10, 100, 1000), laws, strict=True):
         assert law == pytest.approx(recursion(X, indices_of(steps), eta, MEAN, STD), rel=1e-8)

@@ -1,4 +1,4 @@
-"""The harness: rows that depend on the image alone, draws that are never shared, verdicts of the final image."""
+"""The harness: a row depends on its image alone, noise is never shared, and the returned image is scored."""
 
 import json
 
@@ -30,7 +30,7 @@ def recorded(folder, *evaluations: Evaluation) -> bytes:
 
 
 def test_rows_are_byte_equal_across_order_split_and_padding(tmp_path):
-    evaluation = build(composed(*TINY, "protocol.images=7"))  # lanes 4: a padded group
+    evaluation = build(composed(*TINY, "protocol.images=7"))  # 4 batch slots: the last batch is padded
     subset = evaluation.subset
     whole = recorded(tmp_path / "whole", evaluation)
     order = torch.tensor([3, 6, 0, 5, 1, 4, 2])
@@ -42,7 +42,7 @@ def test_rows_are_byte_equal_across_order_split_and_padding(tmp_path):
     assert [(r["arm"], r["seed"], r["id"]) for r in rows] == sorted((r["arm"], r["seed"], r["id"]) for r in rows)
 
 
-def test_other_lane_counts_draw_the_same_noise():
+def test_other_numbers_of_slots_have_the_same_noise():
     """Rounding differs, noise does not: attacked images agree closely although every call has another size."""
     groups: dict[int, Group] = {}
     for lanes in (3, 4):
@@ -66,7 +66,7 @@ def test_plan_leaves_out_what_is_done(config):
     assert [len(u.ids) for u in one if (u.arm, u.seed) == ("null", 6)] == [3]
 
 
-def test_scored_with_draws_of_its_own(config, monkeypatch):
+def test_attack_and_scoring_share_no_noise(config, monkeypatch):
     """No (seed, stage) is used twice between attack, clean and adversarial scoring, and null scoring."""
     used: dict[str, set] = {}
     fill = Streams._fill
@@ -103,7 +103,7 @@ def test_scored_with_draws_of_its_own(config, monkeypatch):
         assert all(not one & other for other in sets[i + 1 :])
 
 
-def test_row_holds_every_draw_and_the_measured_distance(config):
+def test_row_holds_every_sample_and_the_measured_distance(config):
     evaluation = build(config)
     unit = evaluation.plan()[0]
     group = evaluation.run(unit)
@@ -122,7 +122,7 @@ def test_row_holds_every_draw_and_the_measured_distance(config):
 
 
 def test_undefended_falls_and_null_does_not(config):
-    """An attack of twenty steps takes nearly all images of the bare classifier; random noise of its size takes few."""
+    """An attack of twenty steps breaks nearly all images of the bare classifier, random noise of its size few."""
     evaluation = build(
         composed(*TINY, "protocol.images=16", "attack.iterations=20", "dataset.lanes=16", "purifier=none")
     )
@@ -146,7 +146,7 @@ def test_bad_images_and_settings_are_refused(config):
         Evaluation(**{**vars(evaluation), "seeds": [1, 1]})
 
 
-def test_nan_logits_are_an_error_not_a_verdict(config):
+def test_nan_logits_are_an_error_not_a_decision(config):
     evaluation = build(config)
     classifier = evaluation.arms["undefended"].scored.classifier
     classifier.net.fc.bias.data[3] = torch.nan  # pyright: ignore
@@ -155,7 +155,7 @@ def test_nan_logits_are_an_error_not_a_verdict(config):
 
 
 def test_resumed_rows_fill_the_gaps(tmp_path, config):
-    """Half of the units, then a second process's view of the folder: the rest, and nothing twice."""
+    """After half of the units a second process does the rest, and nothing twice."""
     evaluation = build(config)
     units = evaluation.plan()
     writer = Writer(tmp_path, "a")

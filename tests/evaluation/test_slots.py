@@ -30,8 +30,10 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Climb(Attack):
-    """Raises every pixel by .01 a step, plus a millionth of noise; the diary: iterations that share a batch."""
+class Raise(Attack):
+    """Raises every pixel by .01 a step, plus a millionth of noise. `diary`: the iterations of the images that share a
+    batch.
+    """
 
     steps: int = 8  # pyright: ignore[reportIncompatibleMethodOverride]
     phase_ends: tuple[int, ...] = (8,)  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -43,7 +45,7 @@ class Climb(Attack):
         return 1
 
     def says(self, through):
-        return "climbs"
+        return "raises"
 
     def start(self, model, x, y, threat, rng):
         return State(x, torch.zeros(len(x), dtype=torch.long))
@@ -57,12 +59,12 @@ class Climb(Attack):
 class Falls:
     """Image k is wrong once its mean has risen by .01 * (k + 1) above its start, which its own pixels encode."""
 
-    def logits(self, x, rng, draws):
+    def logits(self, x, rng, samples):
         rise = x[:, 0, 0, 1] - x[:, 0, 0, 0].clamp(max=0.0)  # second pixel
         level = 0.01 * (x[:, 0, 1, 1] - x[:, 0, 0, 1]) / 0.001  # third minus second: k + 1, in thousandths
         wrong = rise > level - 0.005
         one = torch.stack([~wrong, wrong], dim=1).float()
-        return one.expand(draws, -1, -1)
+        return one.expand(samples, -1, -1)
 
 
 def images(count: int) -> Subset:
@@ -72,7 +74,7 @@ def images(count: int) -> Subset:
 
 
 def outcomes(subset: Subset, lanes: int, every: int = 1, retire: bool = True, attack=None, in_loop: bool = False):
-    attack = attack or Climb(8, (4, 8))
+    attack = attack or Raise(8, (4, 8))
     judge = Judge(every, draws=2, rule="all", retire=retire, in_loop=in_loop)
     model, threat = Falls(), ThreatModel("linf", 0.5)
     streams = lambda stage, ids: Streams(ids, 0, stage)  # noqa: E731
@@ -80,8 +82,8 @@ def outcomes(subset: Subset, lanes: int, every: int = 1, retire: bool = True, at
     return Slots(*parts).run(lambda done, steps: None)  # pyright: ignore[reportArgumentType]
 
 
-def test_an_image_is_lost_when_the_closed_form_says():
-    """Image k falls after k + 1 steps; those beyond the last step are never lost."""
+def test_an_image_is_broken_when_the_closed_form_says():
+    """Image k is broken after k + 1 steps; those beyond the last step never are."""
     found = outcomes(images(12), lanes=4)
     assert [f.broken_at for f in found] == [1, 2, 3, 4, 5, 6, 7, 8, None, None, None, None]
     assert [f.steps for f in found] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8]
@@ -90,15 +92,15 @@ def test_an_image_is_lost_when_the_closed_form_says():
 
 
 @pytest.mark.parametrize("retire", [True, False])
-def test_what_an_attack_chose_itself_stands(retire):
-    """The judge's draws see no difference between the points of an image that it never calls lost: of those it keeps
-    the first. The attack's last one comes back where the attack says that draws of its own chose it, and the judge is
-    not the verdict; a lost image keeps the point that lost it.
+def test_the_point_that_an_attack_has_chosen_is_kept(retire):
+    """Of an image that is never broken all points are equal for the judge, and it keeps the first. The attack's last
+    point comes back where the attack has chosen it by selection samples of its own, and the judge only selects. A
+    broken image keeps the point at which it was broken.
     """
     subset = images(12)
     rises = {}
     for name, confirm, in_loop in (("judge", 0, False), ("attack", 3, False), ("verdict", 3, True)):
-        found = outcomes(subset, 4, retire=retire, attack=Climb(8, (4, 8), selection_samples=confirm), in_loop=in_loop)
+        found = outcomes(subset, 4, retire=retire, attack=Raise(8, (4, 8), selection_samples=confirm), in_loop=in_loop)
         rises[name] = [round(100 * float((f.x_adv - x).mean())) for f, x in zip(found, subset.x, strict=True)]
     assert rises["judge"] == rises["verdict"] == [1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0]
     assert rises["attack"] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8]
@@ -116,8 +118,8 @@ def test_outcomes_do_not_depend_on_slots_or_order(lanes, every):
             assert torch.equal(mine, theirs) if name == "x_adv" else mine == theirs, name
 
 
-class Colour(torch.nn.Module):
-    """Colour images through a convolution whose weights, as in runs, are channels_last."""
+class Color(torch.nn.Module):
+    """Color images through a convolution whose weights, as in runs, are channels_last."""
 
     def __init__(self):
         super().__init__()
@@ -130,9 +132,9 @@ class Colour(torch.nn.Module):
 
 
 @pytest.mark.parametrize("attack", [PGD(4, 2), APGD(4, 2, confirm=2), DiffHammer(2, 2, ["cw"], confirm=2)])
-def test_colour_images_keep_their_bits_through_refills(attack):
+def test_color_images_keep_their_bits_through_refills(attack):
     """Images of 3 channels in channels_last, as in runs, end the same in one batch and where some enter late."""
-    net = Colour()
+    net = Color()
     model = Defended(jitter, None, Classifier(net), draws_per_call=2)
     x = torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(memory_format=torch.channels_last)
     net.out.bias.data -= net(x).detach().mean(dim=0)  # so that no class is every image's
@@ -148,18 +150,18 @@ def test_colour_images_keep_their_bits_through_refills(attack):
         assert (one.worst, one.broken_at, one.steps) == (other.worst, other.broken_at, other.steps)
 
 
-def test_no_batch_mixes_the_parts_of_an_attack():
-    attack = Climb(8, (4, 8))
+def test_no_batch_mixes_the_phases_of_an_attack():
+    attack = Raise(8, (4, 8))
     outcomes(images(30), lanes=4, every=2, attack=attack)
     assert all(max(i) < 4 or min(i) >= 4 for i in attack.diary)
-    assert any(len(set(i)) > 1 for i in attack.diary)  # lanes were refilled
+    assert any(len(set(i)) > 1 for i in attack.diary)  # slots were refilled
 
 
-def test_refill_saves_the_steps_of_lost_images():
-    """16 images, 8 lost after 1 step and 8 never, 4 lanes: 2 batches of 8 steps and a little instead of 4."""
+def test_refill_saves_the_steps_of_broken_images():
+    """16 images in 4 slots, 8 broken after 1 step and 8 never: little more than 2 batches of 8 steps instead of 4."""
     subset = images(16)
     subset.x[:, 0, 1, 1] = torch.where(torch.arange(16) % 2 == 0, 0.001, 0.5)
-    refilled, plain = Climb(8, (8,)), Climb(8, (8,))
+    refilled, plain = Raise(8, (8,)), Raise(8, (8,))
     outcomes(subset, 4, attack=refilled)
     for k in range(0, 16, 4):
         outcomes(subset.select(slice(k, k + 4)), 4, attack=plain)
@@ -167,7 +169,7 @@ def test_refill_saves_the_steps_of_lost_images():
     assert len(refilled.diary) <= 8 * 2 + 4
 
 
-def test_without_retiring_lost_images_are_attacked_on():
+def test_without_retire_broken_images_are_attacked_on():
     found = outcomes(images(4), lanes=2, retire=False)
     assert [f.broken_at for f in found] == [1, 2, 3, 4]
     assert [f.steps for f in found] == [8] * 4
@@ -210,7 +212,7 @@ def test_rows_are_equal_with_and_without_refill(protocol):
     assert rows[1, False] == rows[3, True]
     defended = [r for r in rows[1, False] if r["arm"] == "defended"]
     assert all(r["looks"] >= 1 and r["seen"] for r in defended)
-    assert any(r["lost_at"] is not None for r in defended)  # some were retired
+    assert any(r["lost_at"] is not None for r in defended)  # some were dropped
 
 
 @pytest.mark.parametrize("protocol", ["diffhammer", "strict", "diffbreak_single"])
@@ -231,8 +233,10 @@ def test_the_judge_sees_where_the_attack_stands(protocol, monkeypatch):
     for arm, unit in {u.arm: u for u in evaluation.plan()}.items():
         seen.clear()
         evaluation.run(unit)
-        looks, distinct = len(seen), len({point.numpy().tobytes() for point in seen})
+        evaluations, distinct = len(seen), len({point.numpy().tobytes() for point in seen})
         if arm != "undefended":
-            assert looks == evaluation.arms[arm].attack.steps + 1
+            assert evaluations == evaluation.arms[arm].attack.steps + 1
             ends = evaluation.arms[arm].attack.phase_ends
-            assert distinct >= max(0.7 * looks, looks - len(ends))  # what ends a run may be a point seen before
+            assert distinct >= max(
+                0.7 * evaluations, evaluations - len(ends)
+            )  # the last point of a phase may be an earlier one

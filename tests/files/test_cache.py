@@ -58,14 +58,14 @@ def test_a_missing_file_in_one_line(cache):
         locate(Asset("a.bin", "https://example.org/a.bin", 141.5))
     line = str(caught.value)
     assert "\n" not in line
-    for part in ("a.bin (141.5 MB)", "published at https://example.org/a.bin", "scripts/fetch.py", str(cache)):
+    for part in ("a.bin (141.5 MB)", "published at https://example.org/a.bin", "dp fetch", str(cache)):
         assert part in line
 
 
 def test_no_command_for_what_cannot_be_fetched(cache):
     with pytest.raises(FileNotFoundError, match="published at nowhere, it must be trained; put it into") as caught:
         locate(Asset("a.bin", "nowhere, it must be trained"))
-    assert "scripts/fetch.py" not in str(caught.value)
+    assert "dp fetch" not in str(caught.value)
 
 
 @pytest.mark.parametrize("file", ["../evil", "/etc/evil", "a/../../evil", ".", ""])

@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that can be told to misbehave. Nobody ever sees half a file."""
+"""Downloads from a server on this machine that misbehaves where a test wants it. No half file is ever visible."""
 
 import errno
 import hashlib
@@ -39,14 +39,14 @@ def sha(data: bytes) -> str:
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        told, have = self.server.told, 0  # type: ignore[attr-defined]
-        told.asked.append(self.headers)
-        if told.fails:
-            self.send_error(told.fails.pop(0))
+        server, have = self.server.behavior, 0  # type: ignore[attr-defined]
+        server.received.append(self.headers)
+        if server.fails:
+            self.send_error(server.fails.pop(0))
             return
-        body, tag = told.body, f'"{sha(told.body)[:8]}"'
+        body, tag = server.body, f'"{sha(server.body)[:8]}"'
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if wanted and told.ranges and (not told.if_range or self.headers.get("If-Range") == tag):
+        if wanted and server.ranges and (not server.if_range or self.headers.get("If-Range") == tag):
             have = int(wanted.group(1))
         if have >= len(body):
             self.send_error(416)
@@ -54,24 +54,24 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if have else 200)
         if have:
             self.send_header("Content-Range", f"bytes {have}-{len(body) - 1}/{len(body)}")
-        if told.tags:
+        if server.tags:
             self.send_header("ETag", tag)
-        if told.length is not None:
-            self.send_header("Content-Length", str(len(body) - have + told.length))
-        self.send_header("Content-Type", told.type)
+        if server.length is not None:
+            self.send_header("Content-Length", str(len(body) - have + server.length))
+        self.send_header("Content-Type", server.type)
         self.end_headers()
-        end = told.cuts.pop(0) if told.cuts else len(body)
+        end = server.cuts.pop(0) if server.cuts else len(body)
         self.wfile.write(body[have:end])
-        told.sent += max(0, end - have)
+        server.sent += max(0, end - have)
         if end < len(body):
-            told.on_cut()
+            server.on_cut()
 
     def log_message(self, *_):
         pass
 
 
-class Told:
-    """What the server does; `asked` and `sent` are what it saw."""
+class Behavior:
+    """What the server does; `received`: the headers of its requests, `sent`: bytes."""
 
     def __init__(self):
         self.body, self.type, self.length = BODY, "application/octet-stream", 0
@@ -79,21 +79,21 @@ class Told:
         self.fails: list[int] = []  # statuses to answer with first
         self.cuts: list[int] = []  # where in the file to break off, per answer
         self.on_cut = lambda: None
-        self.asked: list = []
+        self.received: list = []
         self.sent = 0
 
 
 @pytest.fixture
-def told(monkeypatch):
+def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.told = told = Told()  # type: ignore[attr-defined]
-    told.url = f"http://127.0.0.1:{server.server_port}/a.bin"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    listening.behavior = behavior = Behavior()  # type: ignore[attr-defined]
+    behavior.url = f"http://127.0.0.1:{listening.server_port}/a.bin"
+    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield told
-    server.shutdown()
-    server.server_close()
+    yield behavior
+    listening.shutdown()
+    listening.server_close()
     thread.join()
 
 
@@ -109,13 +109,13 @@ def never_half(cache: Path, want: str, file: str = FILE):
     """While this lasts, a file of the final name must be whole whenever it is there."""
     odd, over = [], threading.Event()
 
-    def look():
+    def watch():
         while not over.is_set():
             if (cache / file).exists() and (found := sha((cache / file).read_bytes())) != want:
                 odd.append(found)
             time.sleep(0.001)
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=watch)
     thread.start()
     try:
         yield
@@ -125,19 +125,19 @@ def never_half(cache: Path, want: str, file: str = FILE):
     assert not odd, "there was a file that is not whole"
 
 
-def get(cache, told, body=BODY, pin=True, **keywords):
-    asset = Asset(FILE, told.url, 0.3, sha(body) if pin else None)
+def get(cache, server, body=BODY, pin=True, **keywords):
+    asset = Asset(FILE, server.url, 0.3, sha(body) if pin else None)
     with never_half(cache, sha(body)):
         return fetch.fetch(asset, **keywords)
 
 
-def refused(cache, told, match: str, error=ValueError, **keywords) -> str:
+def refused(cache, server, match: str, error=ValueError, **keywords) -> str:
     """One line that names file, size, address and folder; no file."""
     with pytest.raises(error, match=match) as caught:
-        get(cache, told, **keywords)
+        get(cache, server, **keywords)
     line = str(caught.value)
     assert "\n" not in line
-    for part in (f"{FILE} (0.3 MB)", told.url, str(cache)):
+    for part in (f"{FILE} (0.3 MB)", server.url, str(cache)):
         assert part in line
     assert not (cache / FILE).exists()
     return line
@@ -147,102 +147,102 @@ def names(cache: Path) -> set[str]:
     return {p.relative_to(cache).as_posix() for p in cache.rglob("*") if p.is_file() and not p.name.endswith(".lock")}
 
 
-def test_a_download(cache, told):
+def test_a_download(cache, server):
     seen = []
-    assert get(cache, told, pin=False, on_bytes=lambda done, total: seen.append((done, total))) == cache / FILE
+    assert get(cache, server, pin=False, on_bytes=lambda done, total: seen.append((done, total))) == cache / FILE
     assert (cache / FILE).read_bytes() == BODY
     assert seen[0] == (0, len(BODY))
     assert seen[-1] == (len(BODY), len(BODY))
     assert names(cache) == {FILE, "hashes.json"}
     assert json.loads((cache / "hashes.json").read_text()) == {FILE: sha(BODY)}
-    get(cache, told)  # there already
-    assert len(told.asked) == 1
+    get(cache, server)  # there already
+    assert len(server.received) == 1
 
 
-def test_embedded_files_are_not_fetched(told):
+def test_embedded_files_are_not_fetched(server):
     name = "digits_classifier.safetensors"
-    assert fetch.fetch(Asset(name, told.url)) == ASSETS / name
-    assert told.asked == []
+    assert fetch.fetch(Asset(name, server.url)) == ASSETS / name
+    assert server.received == []
 
 
-def test_a_cut_connection_goes_on_where_it_was(cache, told):
-    told.cuts = [100_000, 200_000]
-    get(cache, told)
-    assert [asked.get("Range") for asked in told.asked] == [None, "bytes=100000-", "bytes=200000-"]
-    assert told.asked[1]["If-Range"] == f'"{sha(BODY)[:8]}"'
-    assert told.sent == len(BODY)
+def test_a_cut_connection_goes_on_where_it_was(cache, server):
+    server.cuts = [100_000, 200_000]
+    get(cache, server)
+    assert [headers.get("Range") for headers in server.received] == [None, "bytes=100000-", "bytes=200000-"]
+    assert server.received[1]["If-Range"] == f'"{sha(BODY)[:8]}"'
+    assert server.sent == len(BODY)
 
 
 @pytest.mark.parametrize("switch", ["ranges", "tags"])
-def test_without_ranges_or_a_validator_it_begins_anew(cache, told, switch):
-    setattr(told, switch, False)
-    told.cuts = [100_000]
-    get(cache, told)
-    assert told.sent == 100_000 + len(BODY)
+def test_without_ranges_or_a_validator_it_begins_anew(cache, server, switch):
+    setattr(server, switch, False)
+    server.cuts = [100_000]
+    get(cache, server)
+    assert server.sent == 100_000 + len(BODY)
 
 
 @pytest.mark.parametrize("if_range", [True, False])
 @pytest.mark.parametrize("body", [OTHER, OTHER[:90_000]], ids=["longer", "shorter"])  # than what has come
-def test_a_file_that_changes_between_tries(cache, told, if_range, body):
-    told.cuts, told.if_range = [100_000], if_range
-    told.on_cut = lambda: setattr(told, "body", body)
-    get(cache, told, body=body)
+def test_a_file_that_changes_between_tries(cache, server, if_range, body):
+    server.cuts, server.if_range = [100_000], if_range
+    server.on_cut = lambda: setattr(server, "body", body)
+    get(cache, server, body=body)
     assert (cache / FILE).read_bytes() == body
 
 
-def test_a_part_from_another_address(cache, told):
-    told.cuts = [100_000] * 2
-    refused(cache, told, "no whole answer", OSError, tries=1)
-    told.url, told.cuts = told.url + "?other", []
-    get(cache, told)
-    assert told.asked[-1].get("Range") is None
+def test_a_part_from_another_address(cache, server):
+    server.cuts = [100_000] * 2
+    refused(cache, server, "no whole answer", OSError, tries=1)
+    server.url, server.cuts = server.url + "?other", []
+    get(cache, server)
+    assert server.received[-1].get("Range") is None
 
 
-def test_refusals_are_not_tried_again(cache, told):
-    told.fails = [404]
-    refused(cache, told, "got 404 Not Found: correct its url", OSError)
-    assert len(told.asked) == 1
+def test_refusals_are_not_tried_again(cache, server):
+    server.fails = [404]
+    refused(cache, server, "got 404 Not Found: correct its url", OSError)
+    assert len(server.received) == 1
 
 
-def test_a_server_that_recovers(cache, told):
-    told.fails = [500, 503]
-    get(cache, told)
-    assert len(told.asked) == 3
+def test_a_server_that_recovers(cache, server):
+    server.fails = [500, 503]
+    get(cache, server)
+    assert len(server.received) == 3
 
 
-def test_a_server_that_does_not(cache, told):
-    told.fails = [500] * 9
-    refused(cache, told, r"no whole answer in 4 tries \(500 Internal", OSError, tries=4)
-    assert len(told.asked) == 4
+def test_a_server_that_does_not(cache, server):
+    server.fails = [500] * 9
+    refused(cache, server, r"no whole answer in 4 tries \(500 Internal", OSError, tries=4)
+    assert len(server.received) == 4
 
 
-def test_progress_renews_the_tries(cache, told):
-    told.cuts = [n * 30_000 for n in range(1, 10)]
-    get(cache, told, tries=2)
-    assert len(told.asked) == 10
+def test_progress_renews_the_tries(cache, server):
+    server.cuts = [n * 30_000 for n in range(1, 10)]
+    get(cache, server, tries=2)
+    assert len(server.received) == 10
 
 
-def test_nobody_listens(cache, told):
-    told.url = "http://127.0.0.1:9/a.bin"
-    refused(cache, told, r"no whole answer in 2 tries \(Connection refused\): try again later$", OSError, tries=2)
-    assert (told.asked, names(cache)) == ([], set())
+def test_nobody_listens(cache, server):
+    server.url = "http://127.0.0.1:9/a.bin"
+    refused(cache, server, r"no whole answer in 2 tries \(Connection refused\): try again later$", OSError, tries=2)
+    assert (server.received, names(cache)) == ([], set())
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[oops/a.bin"])
-def test_an_address_that_is_none(cache, told, url):
-    told.url = url
+def test_an_address_that_is_none(cache, server, url):
+    server.url = url
     with pytest.raises((ValueError, OSError)) as caught:
-        get(cache, told, tries=1)
+        get(cache, server, tries=1)
     assert "\n" not in str(caught.value)
 
 
-def test_a_silent_server(cache, told):
-    told.cuts, told.on_cut = [100_000], lambda: time.sleep(0.6)
-    get(cache, told, timeout=0.2)
-    assert told.asked[1]["Range"] == "bytes=100000-"
-    told.cuts = [0, 0]
+def test_a_silent_server(cache, server):
+    server.cuts, server.on_cut = [100_000], lambda: time.sleep(0.6)
+    get(cache, server, timeout=0.2)
+    assert server.received[1]["Range"] == "bytes=100000-"
+    server.cuts = [0, 0]
     (cache / FILE).unlink()
-    refused(cache, told, r"in 2 tries \(nothing for 0.2 s\)", OSError, timeout=0.2, tries=2)
+    refused(cache, server, r"in 2 tries \(nothing for 0.2 s\)", OSError, timeout=0.2, tries=2)
 
 
 @pytest.mark.parametrize(
@@ -252,63 +252,63 @@ def test_a_silent_server(cache, told):
         ("application/octet-stream", b"\n <!doctype html><TITLE>Quota exceeded</TITLE>"),
     ],
 )
-def test_a_web_page_is_no_file(cache, told, kind, page):
-    told.type, told.body = kind, page
+def test_a_web_page_is_no_file(cache, server, kind, page):
+    server.type, server.body = kind, page
     match = r"got not the file: the address answered with a web page \(Quota exceeded\): open it"
-    refused(cache, told, match)
+    refused(cache, server, match)
     assert names(cache) == set()
 
 
-def test_a_length_that_is_too_long(cache, told):
-    told.length = 1000
-    refused(cache, told, "no whole answer in 3 tries .*the 0.3 MB that came are kept", OSError, tries=3)
+def test_a_length_that_is_too_long(cache, server):
+    server.length = 1000
+    refused(cache, server, "no whole answer in 3 tries .*the 0.3 MB that came are kept", OSError, tries=3)
     assert BODY in [(cache / name).read_bytes() for name in names(cache)]
 
 
-def test_a_length_that_is_too_short(cache, told):
-    told.length = -1000
-    refused(cache, told, "instead of")
+def test_a_length_that_is_too_short(cache, server):
+    server.length = -1000
+    refused(cache, server, "instead of")
     assert names(cache) == set()
 
 
-def test_no_length_at_all(cache, told):
-    told.length = None
+def test_no_length_at_all(cache, server):
+    server.length = None
     seen = []
-    get(cache, told, on_bytes=lambda done, total: seen.append(total))
+    get(cache, server, on_bytes=lambda done, total: seen.append(total))
     assert set(seen) == {None}
 
 
-def test_a_wrong_hash(cache, told):
-    told.body = OTHER
-    line = refused(cache, told, "nothing is kept")
+def test_a_wrong_hash(cache, server):
+    server.body = OTHER
+    line = refused(cache, server, "nothing is kept")
     assert sha(BODY) in line
     assert sha(OTHER) in line
     assert names(cache) == set()
-    told.body = BODY
-    get(cache, told)
+    server.body = BODY
+    get(cache, server)
 
 
-def test_a_file_other_than_the_one_first_used(cache, told):
-    get(cache, told, pin=False)
+def test_a_file_other_than_the_one_first_used(cache, server):
+    get(cache, server, pin=False)
     (cache / FILE).unlink()
-    told.body = OTHER
-    refused(cache, told, "hashes.json if the new file is right", pin=False)
+    server.body = OTHER
+    refused(cache, server, "hashes.json if the new file is right", pin=False)
     assert names(cache) == {"hashes.json"}
 
 
-def test_a_wrong_file_that_is_there_already(cache, told):
+def test_a_wrong_file_that_is_there_already(cache, server):
     (cache / FILE).parent.mkdir()
     (cache / FILE).write_bytes(OTHER)
     with pytest.raises(ValueError, match="delete it and fetch it again"):
-        fetch.fetch(Asset(FILE, told.url, sha256=sha(BODY)))
+        fetch.fetch(Asset(FILE, server.url, sha256=sha(BODY)))
 
 
-def another(told, **environment) -> subprocess.Popen:
+def another(server, **environment) -> subprocess.Popen:
     """A process that fetches; torch is not imported."""
     code = (
         "import sys; from dp.files.cache import Asset; from dp.files.fetch import fetch; fetch(Asset(*sys.argv[1:3]))"
     )
-    return subprocess.Popen([sys.executable, "-c", code, FILE, told.url], cwd=ROOT, env=os.environ | environment)
+    return subprocess.Popen([sys.executable, "-c", code, FILE, server.url], cwd=ROOT, env=os.environ | environment)
 
 
 def wait_for(condition):
@@ -318,48 +318,48 @@ def wait_for(condition):
         time.sleep(0.005)
 
 
-def test_two_processes_download_once(cache, told):
+def test_two_processes_download_once(cache, server):
     go = threading.Event()
-    told.cuts, told.on_cut = [100_000], go.wait
+    server.cuts, server.on_cut = [100_000], go.wait
     with never_half(cache, sha(BODY)):
-        both = [another(told), another(told)]
-        wait_for(lambda: told.asked)
+        both = [another(server), another(server)]
+        wait_for(lambda: server.received)
         time.sleep(0.6)  # the second comes to the lock
         go.set()
         assert [process.wait(30) for process in both] == [0, 0]
-    assert told.sent == len(BODY)
+    assert server.sent == len(BODY)
     assert (cache / FILE).read_bytes() == BODY
 
 
-def test_a_killed_process_and_the_next(cache, told):
+def test_a_killed_process_and_the_next(cache, server):
     go, part = threading.Event(), cache / (FILE + ".part")
-    told.cuts, told.on_cut = [200_000], go.wait
+    server.cuts, server.on_cut = [200_000], go.wait
     with never_half(cache, sha(BODY)):
-        process = another(told)
+        process = another(server)
         wait_for(lambda: part.exists() and part.stat().st_size == 200_000)
         process.send_signal(signal.SIGKILL)
         process.wait()
         go.set()
         assert not (cache / FILE).exists()
-        get(cache, told)
-    assert told.asked[1]["Range"] == "bytes=200000-"
+        get(cache, server)
+    assert server.received[1]["Range"] == "bytes=200000-"
     assert names(cache) == {FILE}
 
 
-def test_a_whole_part_of_a_killed_process_needs_no_request(cache, told, monkeypatch):
+def test_a_whole_part_of_a_killed_process_needs_no_request(cache, server, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fetch, "_install", killed)
     with pytest.raises(KeyboardInterrupt):
-        get(cache, told)
+        get(cache, server)
     monkeypatch.undo()
     monkeypatch.setenv("DP_CACHE", str(cache))
-    get(cache, told)
-    assert len(told.asked) == 1
+    get(cache, server)
+    assert len(server.received) == 1
 
 
-def test_a_disk_that_fills_while_writing(cache, told, monkeypatch):
+def test_a_disk_that_fills_while_writing(cache, server, monkeypatch):
     whole = download._write
 
     def full(file, data):
@@ -369,27 +369,27 @@ def test_a_disk_that_fills_while_writing(cache, told, monkeypatch):
         whole(file, data)
 
     monkeypatch.setattr(download, "_write", full)
-    refused(cache, told, r"MB free where 0\.1 MB more are needed: make room", OSError)
+    refused(cache, server, r"MB free where 0\.1 MB more are needed: make room", OSError)
     assert (cache / (FILE + ".part")).read_bytes() == BODY[:150_000]
     monkeypatch.setattr(download, "_write", whole)
-    get(cache, told)
-    assert told.asked[1]["Range"] == "bytes=150000-"
+    get(cache, server)
+    assert server.received[1]["Range"] == "bytes=150000-"
 
 
-def test_a_disk_too_small_is_seen_before(cache, told, monkeypatch):
+def test_a_disk_too_small_is_seen_before(cache, server, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 10, 10))  # type: ignore[attr-defined]
-    refused(cache, told, r"got 0\.0 MB free where 0\.3 MB more are needed", OSError)
+    refused(cache, server, r"got 0\.0 MB free where 0\.3 MB more are needed", OSError)
     assert names(cache) == set()
 
 
-def test_a_part_that_cannot_be_made_sure_of_is_not_kept(cache, told, monkeypatch):
+def test_a_part_that_cannot_be_made_sure_of_is_not_kept(cache, server, monkeypatch):
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def stop(*_):
         monkeypatch.setattr(os, "fsync", full)
 
-    refused(cache, told, "make room", OSError, on_bytes=stop)
+    refused(cache, server, "make room", OSError, on_bytes=stop)
     assert names(cache) == set()
 
 
@@ -404,16 +404,16 @@ def small_disk(cache):
 
 
 @pytest.mark.parametrize("length", [0, None])
-def test_a_small_disk(small_disk, told, length):
-    told.length = length
-    refused(small_disk, told, r"MB free.*: make room", OSError)
+def test_a_small_disk(small_disk, server, length):
+    server.length = length
+    refused(small_disk, server, r"MB free.*: make room", OSError)
     part = small_disk / (FILE + ".part")
     assert part.exists() == (length is None)
     if part.exists():
         assert BODY.startswith(part.read_bytes())
-    told.body = BODY[:50_000]
+    server.body = BODY[:50_000]
     part.unlink(missing_ok=True)
-    get(small_disk, told, body=told.body)
+    get(small_disk, server, body=server.body)
 
 
 def tar(members: dict[str, bytes], *others: tarfile.TarInfo) -> bytes:
@@ -444,23 +444,23 @@ def zipped(members: dict[str, bytes]) -> bytes:
 
 @pytest.mark.parametrize("pack", [tar, zipped])
 @pytest.mark.parametrize("pin", [True, False])
-def test_an_archive_of_a_folder(cache, told, pack, pin):
-    told.body = pack({"set/a": b"aaa", "set/sub/b": b"bb", "readme": b"r"})
-    asset = Asset("set", told.url, 0.3, sha(told.body) if pin else None, unpack=True)
+def test_an_archive_of_a_folder(cache, server, pack, pin):
+    server.body = pack({"set/a": b"aaa", "set/sub/b": b"bb", "readme": b"r"})
+    asset = Asset("set", server.url, 0.3, sha(server.body) if pin else None, unpack=True)
     path = fetch.fetch(asset)
     assert path == cache / "set"
     assert names(cache) == {"set/a", "set/sub/b", "hashes.json"}
     assert (path / "sub" / "b").read_bytes() == b"bb"
     verify(path, asset)
     fetch.fetch(asset)
-    assert len(told.asked) == 1
+    assert len(server.received) == 1
 
 
 @pytest.mark.parametrize("inside", ["a.bin", FILE, "elsewhere/a.bin"])
-def test_an_archive_of_a_file(cache, told, inside):
-    told.body = tar({inside: BODY, "elsewhere/deeper/still/a.bin": b"no"})
+def test_an_archive_of_a_file(cache, server, inside):
+    server.body = tar({inside: BODY, "elsewhere/deeper/still/a.bin": b"no"})
     with never_half(cache, sha(BODY)):
-        fetch.fetch(Asset(FILE, told.url, unpack=True))
+        fetch.fetch(Asset(FILE, server.url, unpack=True))
     assert (cache / FILE).read_bytes() == BODY
 
 
@@ -484,34 +484,34 @@ def test_an_archive_of_a_file(cache, told, inside):
     ],
     ids=lambda value: "archive" if isinstance(value, bytes) else None,  # its bytes hold the time
 )
-def test_archives_that_are_refused(cache, told, packed, match, monkeypatch):
-    told.body = packed
+def test_archives_that_are_refused(cache, server, packed, match, monkeypatch):
+    server.body = packed
     monkeypatch.setenv("DP_CACHE", str(cache / "inner"))  # what leads out of it is seen below
     with pytest.raises(ValueError, match=f"got an archive with .*{match}") as caught:
-        fetch.fetch(Asset(FILE, told.url, unpack=True))
+        fetch.fetch(Asset(FILE, server.url, unpack=True))
     assert "\n" not in str(caught.value)
     assert names(cache) == set()
     assert not Path("/tmp/evil").exists()
 
 
-def test_an_archive_with_a_damaged_member(cache, told):
+def test_an_archive_with_a_damaged_member(cache, server):
     packed = bytearray(zipped({"a.bin": BODY}))
     packed[1000] ^= 1
-    told.body = bytes(packed)
+    server.body = bytes(packed)
     with pytest.raises(ValueError, match="something torn in it"):
-        fetch.fetch(Asset(FILE, told.url, unpack=True))
+        fetch.fetch(Asset(FILE, server.url, unpack=True))
     assert names(cache) == set()
 
 
-def test_a_disk_that_fills_while_unpacking(cache, told, monkeypatch):
-    told.body = tar({"set/a": BODY, "set/b": BODY})
+def test_a_disk_that_fills_while_unpacking(cache, server, monkeypatch):
+    server.body = tar({"set/a": BODY, "set/b": BODY})
 
     def full(self, *_, **__):
         (cache / ".set.unpacking" / "half").write_bytes(b"h")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tarfile.TarFile, "extractall", full)
-    asset = Asset("set", told.url, unpack=True)
+    asset = Asset("set", server.url, unpack=True)
     with pytest.raises(OSError, match="make room"):
         fetch.fetch(asset)
     assert names(cache) == {"set.part", "set.part.json"}
@@ -522,29 +522,29 @@ def test_a_disk_that_fills_while_unpacking(cache, told, monkeypatch):
     (cache / ".set.unpacking" / "half").write_bytes(b"h")
     fetch.fetch(asset)
     assert names(cache) == {"set/a", "set/b", "hashes.json"}
-    assert len(told.asked) == 1
+    assert len(server.received) == 1
 
 
-def test_no_room_to_unpack(cache, told, monkeypatch):
-    told.body = tar({"a.bin": b"a"})
+def test_no_room_to_unpack(cache, server, monkeypatch):
+    server.body = tar({"a.bin": b"a"})
     monkeypatch.setattr(archives, "inspect", lambda archive: 10**18)
-    refused_asset = Asset(FILE, told.url, unpack=True)
+    refused_asset = Asset(FILE, server.url, unpack=True)
     with pytest.raises(OSError, match=r"where 1000000000000\.0 MB more are needed"):
         fetch.fetch(refused_asset)
 
 
-def test_an_archive_with_another_hash(cache, told):
-    told.body = tar({"a.bin": b"a"})
+def test_an_archive_with_another_hash(cache, server):
+    server.body = tar({"a.bin": b"a"})
     with pytest.raises(ValueError, match="instead of 0000"):
-        fetch.fetch(Asset(FILE, told.url, sha256="0" * 64, unpack=True))
+        fetch.fetch(Asset(FILE, server.url, sha256="0" * 64, unpack=True))
     assert names(cache) == set()
 
 
-def test_a_cache_that_is_no_folder(cache, told):
+def test_a_cache_that_is_no_folder(cache, server):
     (cache / "deep").write_bytes(b"")
     refused_line = "set DP_CACHE to a folder that can be written"
     with pytest.raises(OSError, match=refused_line):
-        fetch.fetch(Asset(FILE, told.url))
+        fetch.fetch(Asset(FILE, server.url))
 
 
 DRIVE = "https://drive.usercontent.google.com/download?id=1aB-c_9&export=download&confirm=t"
@@ -590,15 +590,15 @@ def spoken(capsys, *arguments) -> tuple[int, str, str]:
     return code, said.out, said.err
 
 
-def extra(told, **more) -> list[str]:
+def extra(server, **more) -> list[str]:
     """Overrides that add a file to what the embedded benchmark needs."""
     return [
-        f"+extra.{key}={value}" for key, value in {"file": "a.bin", "url": told.url, "megabytes": 0.3, **more}.items()
+        f"+extra.{key}={value}" for key, value in {"file": "a.bin", "url": server.url, "megabytes": 0.3, **more}.items()
     ]
 
 
-def test_the_command(cache, told):
-    command = [sys.executable, "scripts/fetch.py", *extra(told)]
+def test_the_command(cache, server):
+    command = [sys.executable, "scripts/fetch.py", *extra(server)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert (cache / "a.bin").read_bytes() == BODY
@@ -607,14 +607,14 @@ def test_the_command(cache, told):
     assert done.stdout.index("to download: 1 files, 0.3 MB, into") < done.stdout.index(f"there: {cache / 'a.bin'}")
 
 
-def test_the_command_when_something_fails(cache, told, capsys):
-    told.fails = [404]
-    two = ["+second.file=b.bin", f"+second.url={told.url}"]
+def test_the_command_when_something_fails(cache, server, capsys):
+    server.fails = [404]
+    two = ["+second.file=b.bin", f"+second.url={server.url}"]
     hand = ["+third.file=c.bin", "+third.url=by hand"]
-    code, out, err = spoken(capsys, *extra(told), *two, *hand)
+    code, out, err = spoken(capsys, *extra(server), *two, *hand)
     assert code == 2
     assert len(err.splitlines()) == 2
-    for part in ("a.bin (0.3 MB)", told.url, str(cache), "404"):
+    for part in ("a.bin (0.3 MB)", server.url, str(cache), "404"):
         assert part in err.splitlines()[0]
     assert "c.bin" in err.splitlines()[1]
     assert "to download: 2 files, 0.3 MB and 1 of unknown size" in out
@@ -622,19 +622,19 @@ def test_the_command_when_something_fails(cache, told, capsys):
     assert (cache / "b.bin").read_bytes() == BODY  # the others are fetched
 
 
-def test_a_dry_run(cache, told, capsys):
-    code, out, _ = spoken(capsys, *extra(told), "--dry-run", "+second.file=b.bin")
+def test_a_dry_run(cache, server, capsys):
+    code, out, _ = spoken(capsys, *extra(server), "--dry-run", "+second.file=b.bin")
     assert code == 0
     assert "to download: 1 files, 0.3 MB" in out
-    assert told.asked == []
+    assert server.received == []
 
 
-def test_an_interrupted_command(told, monkeypatch, capsys):
+def test_an_interrupted_command(server, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(script, "fetch", interrupted)
-    code, out, err = spoken(capsys, *extra(told))
+    code, out, err = spoken(capsys, *extra(server))
     assert (code, err) == (130, "")
     assert out.endswith("the same command goes on where it stopped\n")
 
@@ -678,10 +678,10 @@ def test_progress_of_downloads(terminal, monkeypatch):
     )
     text = io.StringIO()
     with Downloads(Console(file=text, force_terminal=terminal, width=100)) as downloads:
-        told = downloads.file("a.bin", 2)
-        told(1_000_000, 4_000_000)
-        told(2_000_000, 4_000_000)
-        told(2_000_000, None)
+        report = downloads.file("a.bin", 2)
+        report(1_000_000, 4_000_000)
+        report(2_000_000, 4_000_000)
+        report(2_000_000, None)
     assert "a.bin" in text.getvalue()
     if not terminal:
         assert "a.bin: 2.0 of 4.0 MB, 0.0 MB/s, 44 s to go\n" in text.getvalue()

@@ -15,9 +15,9 @@ from dp.evaluation.evaluate import Arm, Evaluation
 from dp.purifiers import none
 from dp.runs.build import build
 from dp.runs.caveats import caveats_of
-from dp.runs.compose import setup
 from dp.subset import Subset
 from dp.threat_models.ball import ThreatModel
+from tests.helpers.compose import setup
 
 SMALL = ("purifier=diffpure", "purifier.steps=2", "protocol.images=4", "attack.iterations=5", "attack.eot=2")
 
@@ -49,8 +49,8 @@ NONE = Caveats(
 
 
 def planted(subject: Subject, claims: tuple[tuple[str, ...], ...] = (), arm: str = "defended", **changes) -> Subject:
-    """The subject with other parts of an arm, of which nothing more is declared; `both`: attacked and scored at once.
-    What is scored, the null control scores as well.
+    """The subject with other parts in one of its conditions, and no declaration of them; `both`: attacked and scored at
+    once. The null control is scored by the same defense.
     """
     if "both" in changes:
         changes["attacked"] = changes["scored"] = changes.pop("both")
@@ -63,12 +63,12 @@ def planted(subject: Subject, claims: tuple[tuple[str, ...], ...] = (), arm: str
 
 
 def saying(subject: Subject, **facts: Any) -> Subject:
-    """The subject whose run says something else of itself."""
+    """The subject whose run declares other caveats."""
     return dataclasses.replace(subject, caveats=dataclasses.replace(subject.caveats, **facts))
 
 
 def copied(kind: type[Defended], model: Defended, **changes: Any) -> Defended:
-    """The same defence as another class, some parts of it changed."""
+    """The same defense as another class, some parts of it changed."""
     twin = kind(model.purifier, model.denoiser, model.classifier, model.draws_per_call, model.variants)
     for name, value in changes.items():
         setattr(twin, name, value)
@@ -78,7 +78,7 @@ def copied(kind: type[Defended], model: Defended, **changes: Any) -> Defended:
 def made(
     net: torch.nn.Module, purify=none.purify, attack=None, threat=None, images: int = 4, side: int = 16
 ) -> Subject:
-    """A defence of one's own, on images in the middle of the box, all of class 0."""
+    """A defense made of these parts, on images in the middle of the box, all of class 0."""
     x = 0.5 + 0.02 * torch.randn(images, 1, side, side, generator=torch.Generator().manual_seed(0))
     subset = Subset(torch.arange(images), x, torch.zeros(images, dtype=torch.long))
     model = Defended(purify, None, Classifier(net), draws_per_call=4)
@@ -103,7 +103,7 @@ def weights(side: int = 16) -> torch.Tensor:
     return torch.randn(1, 1, side, side, generator=torch.Generator().manual_seed(1))
 
 
-def verdicts(subject: Subject, checks) -> dict[str, Finding]:
+def findings_of(subject: Subject, checks) -> dict[str, Finding]:
     return {found.check: found for found in (check(subject) for check in checks)}
 
 
@@ -140,7 +140,7 @@ class Fixed(Attack):
 
 
 class Leaky(torch.nn.Module):
-    """A network that draws noise of its own."""
+    """A network that adds noise from a generator of its own."""
 
     def __init__(self, net):
         super().__init__()

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import struct
 import sys
 import types
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 SOURCE = "raise SystemExit('the source inside a checkpoint was executed')\n"
 
@@ -97,3 +98,24 @@ def cifar10(folder: Path, images: int = 512, protocol: int = 2) -> tuple[np.ndar
         written = written.replace(b"X" + struct.pack("<I", len(name)) + name, b"U" + bytes([len(name)]) + name)
     (folder / "cifar-10-batches-py" / "test_batch").write_bytes(written)
     return data, labels
+
+
+def from_functional(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the parameters of a functional WRN to those of `WideResNet`.
+
+    Zagoruyko's code and Lee and Kim's SVHN classifier use such flat names. Their batch norms have no counters, so zeros
+    are added.
+    """
+    renamed = {}
+    for name, value in state.items():
+        name = re.sub(r"^group(\d)\.block(\d+)", lambda m: f"block{int(m[1]) + 1}.layer.{m[2]}", name)
+        if name.startswith("block"):
+            name = re.sub(r"bn(\d)", lambda m: f"bn{int(m[1]) + 1}", name)
+            name = re.sub(r"conv(\d)$", lambda m: f"conv{int(m[1]) + 1}.weight", name)
+            name = name.replace("convdim", "convShortcut.weight")
+        else:
+            name = {"conv0": "conv1.weight"}.get(name, re.sub(r"^bn\.", "bn1.", name))
+        renamed[name] = value
+        if name.endswith("running_mean"):
+            renamed[name.replace("running_mean", "num_batches_tracked")] = value.new_zeros((), dtype=torch.long)
+    return renamed

@@ -13,8 +13,9 @@ from dp.nets.ddpm_unet import DDPMUNet
 from dp.nets.dm_wrn import DMWideResNet
 from dp.nets.edm_unet import DhariwalUNet, SongUNet
 from dp.nets.ncsnpp import NCSNpp
-from dp.nets.wrn import WideResNet, from_functional
+from dp.nets.wrn import WideResNet
 from dp.weights.checkpoints import fit, read
+from tests.helpers.formats import from_functional
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 NOT_OURS = {  # settings of training, of precision and of other code, which change no number in eval mode
@@ -79,7 +80,7 @@ def build(arch: str, init: dict, out: int | None = None) -> nn.Module:
     }[arch]()
 
 
-class Labelled(nn.Module):
+class Labeled(nn.Module):
     """A network whose labels are fixed, so that an adapter can call it with the noise alone."""
 
     def __init__(self, net: nn.Module, **labels: Tensor):
@@ -111,9 +112,9 @@ class Fixture:
         last = [v for k, v in self.state.items() if k.endswith(("_aux_conv.bias", "out_conv.bias"))]
         return len(last[0]) if last else None
 
-    def labelled(self) -> nn.Module:
+    def labeled(self) -> nn.Module:
         names = {k: self.tensors[k] for k in ("y", "class_labels", "augment_labels") if k in self.tensors}
-        return Labelled(self.net, **names) if names else self.net
+        return Labeled(self.net, **names) if names else self.net
 
     def call(self, x: Tensor) -> Tensor:
         """What the public code's call returns, through our adapters where the call is preconditioned."""
@@ -123,10 +124,10 @@ class Fixture:
                 x, self.tensors["sigma"].view(-1, 1, 1, 1)
             )
         if self.arch == "consistency_unet":
-            adapter = denoisers.Consistency(self.labelled(), boundary=self.boundary())
+            adapter = denoisers.Consistency(self.labeled(), boundary=self.boundary())
             return adapter(x, self.tensors["sigma"].view(-1, 1, 1, 1))
         if t is not None:
-            return self.labelled()(x, t)
+            return self.labeled()(x, t)
         inside = self.arch in ("wrn_dropout", "wrn_dm")
         mean, std = (self.init.get("mean", MEAN), self.init.get("std", STD)) if inside else (None, None)
         return Classifier(self.net, mean=mean, std=std)(x)
@@ -142,7 +143,7 @@ class Fixture:
             "iDDPMPrecond": denoisers.IDDPM,
         }
         own = {OURS[k]: v for k, v in self.init.items() if k in OURS and kind == json.loads(self.about["call"])["kind"]}
-        return adapters[kind](self.labelled(), **own)
+        return adapters[kind](self.labeled(), **own)
 
 
 def distance(found: Tensor, expected: Tensor) -> float:

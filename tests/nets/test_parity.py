@@ -14,7 +14,7 @@ import torch
 
 from dp.diffusion import denoisers
 from dp.diffusion.sampling import ancestral_step, vp_sigmas
-from tests.helpers.public import Fixture, Labelled, distance, with_gradient
+from tests.helpers.public import Fixture, Labeled, distance, with_gradient
 
 FOLDER = Path(os.environ.get("DP_PARITY", Path(__file__).parent / "parity"))
 FILES = sorted(FOLDER.glob("*.safetensors"))
@@ -57,8 +57,8 @@ def test_parameters(path):
 def test_second_derivatives(path):
     """Of a guided step through every network, in float64: equal bits in both memory modes, and central differences."""
     found = fixture(path)
-    net = copy.deepcopy(found.labelled()).double()
-    if isinstance(net, Labelled):
+    net = copy.deepcopy(found.labeled()).double()
+    if isinstance(net, Labeled):
         net.labels = {k: v.double() if v.is_floating_point() else v for k, v in net.labels.items()}
     z = found.tensors["x"].double()
     weight = torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=z.dtype)
@@ -91,7 +91,7 @@ def test_the_edm_network_alone_and_under_the_other_preconditioners(path):
     c_in, noise = (wide**2 + sigma**2).rsqrt(), sigma.log() / 4  # Karras et al. 2022, Table 1
     assert distance(c_in, t["aux.c_in"].flatten()) <= 1e-6
     assert distance(noise, t["aux.c_noise"].flatten()) <= 1e-6
-    net = found.labelled()
+    net = found.labeled()
     with torch.no_grad():
         raw = net(t["x"] * t["aux.c_in"].view(-1, 1, 1, 1), t["aux.c_noise"].flatten())
         assert distance(raw, t["aux.raw"]) <= 1e-5
@@ -132,7 +132,7 @@ def test_guided_diffusion_step(path):
         parts = guided_step(found.call(x), x, t["t"], vp_sigmas())
         for value, name in zip(parts, ("mean", "log_variance", "pred_xstart"), strict=True):
             assert distance(value, t[f"aux.p_{name}"]) <= 1e-5
-        eps = denoisers.EpsNet(found.labelled())  # the adapter's x0 is that of the public code
+        eps = denoisers.EpsNet(found.labeled())  # the adapter's x0 is that of the public code
         sigma = vp_sigmas()[t["t"]].view(-1, 1, 1, 1)
         x0 = eps(x * (1 + sigma**2).sqrt().float(), sigma)
         assert distance(x0, t["aux.p_pred_xstart"]) <= 1e-5
@@ -140,7 +140,7 @@ def test_guided_diffusion_step(path):
 
 @of("guided_diffusion")
 def test_guided_diffusion_step_respaced_to_50(path):
-    """Respacing keeps 50 of the 1000 levels; the network is told the original index."""
+    """Respacing keeps 50 of the 1000 levels; the network gets the original index."""
     found = fixture(path)
     if not json.loads(found.about["diffusion"])["learn_sigma"]:
         pytest.skip("the fixture's variance is fixed")
@@ -200,10 +200,10 @@ def test_consistency_network_alone_and_with_plain_scalings(path):
     found = fixture(path)
     t, sigma = found.tensors, found.tensors["sigma"].view(-1, 1, 1, 1)
     with torch.no_grad():
-        raw = found.labelled()(t["x"] * (sigma**2 + 0.25).rsqrt(), 250 * sigma.flatten().log())
+        raw = found.labeled()(t["x"] * (sigma**2 + 0.25).rsqrt(), 250 * sigma.flatten().log())
         assert distance(250 * sigma.flatten().log(), t["aux.t"].flatten()) <= 1e-5
         assert distance(raw, t["aux.raw"]) <= 1e-5
-        plain = denoisers.Consistency(found.labelled(), boundary=False)(t["x"], sigma)
+        plain = denoisers.Consistency(found.labeled(), boundary=False)(t["x"], sigma)
         assert distance(plain, t["aux.out_edm_scalings"]) <= 1e-5
 
 

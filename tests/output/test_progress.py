@@ -30,11 +30,11 @@ def shown(config, monkeypatch, terminal: bool, done=()):
     clock = iter(range(0, 10_000, 60))
     monkeypatch.setattr("dp.output.progress.time.monotonic", lambda: next(clock))
     row = {"arm": "defended", "label": 1, "adv": [1, 0, 0], "adv_vote": 0}
-    lost = {**row, "adv": [0, 0, 0]}
+    wrong = {**row, "adv": [0, 0, 0]}
     console = Console(file=out, force_terminal=terminal, width=150)
     with Display(console, evaluation, units, done, log) as display:
         display(Event(units[0], 1, 2))
-        display(Event(units[0], 2, 2, [row, row, row, lost]))
+        display(Event(units[0], 2, 2, [row, row, row, wrong]))
     return out.getvalue(), log.said
 
 

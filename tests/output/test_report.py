@@ -124,6 +124,10 @@ def test_published_row_of_the_main_result(eps):
         ("hetero", {"norm": "l2", "eps": "0.5", "classifier": "wrn_70_16"}, {("4", "87.7")}),
         ("hetero", {"attack": "pgd_eot_official", "dataset": "svhn"}, {("8", "62.50")}),
         ("hetero", {"attack": "bpda_eot"}, {("5", "86.72")}),
+        ("hetero", {"attack": "bpda_eot_official"}, {("5", "86.72")}),
+        ("hetero", {"attack": "autoattack"}, {("1", "80.45")}),
+        ("hetero", {"attack": "autoattack_upstream"}, {("1", "80.45")}),
+        ("gowal_11", {"attack": "autoattack_standard"}, {("1", "62.76")}),
         ("lee_kim", {}, {("1", "55.82")}),
         (
             "diffpure",
@@ -145,6 +149,10 @@ def test_published_rows_by_method_and_setting(method, settings, printed):
         ("hetero", {"norm": "l2"}),
         ("hetero", {"classifier": "resnet50"}),
         ("hetero", {"attack": "none"}),
+        ("hetero", {"attack": "bpda_eot_hill"}),
+        ("hetero", {"attack": "autoattack_standard"}),
+        ("hetero", {"attack": "autoattack_upstream_standard"}),
+        ("hetero", {"attack": "pgd_eot_mine"}),
         (None, {}),
         ("none", {}),
     ],
@@ -261,8 +269,8 @@ def test_ties_are_always_told():
 
 
 RUNS = [
-    {"overrides": "purifier.t_l=0.2", "folder": "runs/a", "summary": summary(), "error": None},
-    {"overrides": "purifier.t_l=3", "folder": "runs/b", "summary": None, "error": "need 0 < t <= 1, got t=3"},
+    {"overrides": ["purifier.t_l=0.2"], "folder": "runs/a", "summary": summary(), "error": None},
+    {"overrides": ["purifier.t_l=3"], "folder": "runs/b", "summary": None, "error": "need 0 < t <= 1, got t=3"},
 ]
 
 
@@ -293,8 +301,18 @@ def test_sweep_table_with_a_failed_cell():
     assert "failed: need 0 < t <= 1, got t=3" in shown
 
 
+def test_an_override_with_spaces_stays_whole():
+    """Two runs share the word `ce]` and one override; only the override is left out."""
+    given = ("attack.losses=[cw, ce]", "attack.losses=[dlr, ce]")
+    runs = [{**RUNS[1], "overrides": ["protocol.votes=3", losses]} for losses in given]
+    shown = text(sweep_table(runs, ""))
+    assert all(losses in shown for losses in given)
+    assert "protocol.votes=3" not in shown
+    assert sweep_frame(runs)["overrides"].tolist() == [f"protocol.votes=3 {losses}" for losses in given]
+
+
 def test_brackets_in_overrides_and_errors_are_shown_as_they_are():
-    run = {"overrides": "classifier.taps=[relu]", "summary": None, "error": "missing [/a/b]", "folder": ""}
+    run = {"overrides": ["classifier.taps=[relu]"], "summary": None, "error": "missing [/a/b]", "folder": ""}
     shown = text(sweep_table([run], ""))
     assert "classifier.taps=[relu]" in shown
     assert "missing [/a/b]" in shown

@@ -169,7 +169,7 @@ def test_minmax_of_a_constant_map_stays_zero_when_enlarged(value):
 
 
 def test_scattered_keeps_the_share_and_nothing_else():
-    """As many pixels per image; each pixel as often as any other, whatever the mask was; anew in every draw."""
+    """As many pixels per image; each pixel as often as any other, whatever the mask was; anew in every sample."""
     mask = torch.zeros(4000, 1, 4, 4)
     mask[::2, :, 0, :3] = 1  # 3 pixels of every other image, all of the rest
     mask[1::2] = 1

@@ -162,7 +162,9 @@ def test_adjoint_gradients_do_not_depend_on_the_batch():
 
 
 def test_a_path_is_one_path():
-    """Increments add up, in any order of asking; each lane has its own; the grid's come from the plain stream."""
+    """Increments add up, in any order of queries; each image has its own path; those of the grid come from the plain
+    stream.
+    """
     grid, between, like = [0.0, 0.3, 0.6, 1.0], [0.1, 0.2, 0.3, 0.7, 1.0], torch.zeros(2, 5, dtype=torch.float64)
     path = Brownian(Streams([1, 2], 0, "a"), like, grid, between)
     assert path.times == [0.0, 0.1, 0.2, 0.3, 0.6, 0.7, 1.0]

@@ -11,12 +11,10 @@ from dp.diffusion.denoisers import Gaussian
 from dp.purifiers import diffpure, hetero, hetero_official
 from dp.rng import Streams
 from dp.runs.build import build
-from tests.helpers.compose import CONF, composed
-
-PURIFIERS = sorted(p.stem for p in (CONF / "purifier").glob("*.yaml"))
+from tests.helpers.compose import composed, options
 
 
-@pytest.fixture(scope="module", params=PURIFIERS)
+@pytest.fixture(scope="module", params=options("purifier"))
 def scored(request) -> Defended:
     return build(composed(f"purifier={request.param}", "protocol.images=2")).arms["defended"].scored
 
@@ -40,14 +38,14 @@ def test_contract(scored, images):
 
 
 class Taps(torch.nn.Module):
-    """A classifier whose attention is the image itself: bright pixels are where it looks."""
+    """A classifier whose activations are the image itself."""
 
     def features(self, x):
         return [x]
 
 
 class Script:
-    """Noise that is told: the i-th call gives the i-th tensor."""
+    """Noise that is given: the i-th call returns the i-th tensor."""
 
     def __init__(self, *noises):
         self.noises = list(noises)
@@ -57,14 +55,14 @@ class Script:
 
 
 class Counting(Gaussian):
-    """Remembers the noise levels it was asked at."""
+    """Records the noise levels at which it is called."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.asked = []
+        self.levels = []
 
     def denoise(self, z, sigma):
-        self.asked.append(float(sigma))
+        self.levels.append(float(sigma))
         return super().denoise(z, sigma)
 
 
@@ -350,7 +348,7 @@ def test_diffpure_explicit_grid_and_steps():
     denoiser = Counting()
     given = {"t": 0.2, "eta": 1.0, "on_step": lambda i, sigma, z, x0: seen.append((i, sigma))}
     diffpure.purify(half_bright(), denoiser, None, Streams([0], 0, "a"), steps=[0.2, 0.15, 0.03], **given)
-    assert denoiser.asked == [s for _, s in seen] == [denoiser.sigma(t) for t in (0.2, 0.15, 0.03)]
+    assert denoiser.levels == [s for _, s in seen] == [denoiser.sigma(t) for t in (0.2, 0.15, 0.03)]
     with pytest.raises(ValueError, match="falling times"):
         diffpure.purify(half_bright(), denoiser, None, Streams([0], 0, "a"), steps=[0.2, 0.3], **given)
 

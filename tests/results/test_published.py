@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.compose import options
+
 FOLDER = Path(__file__).resolve().parents[2] / "results" / "published"
 HEADER = (
     "table,group,method,printed,setting,dataset,classifier,norm,eps,attack,iterations,eot,"
@@ -75,8 +77,9 @@ def test_header_and_form(number):
     assert {row["source"] for row in read(number)} == {f"arXiv 2503.01407, Table {number}"}
 
 
-def test_only_the_eight_tables():
-    assert {path.name for path in FOLDER.glob("*.csv")} == {f"table{number}.csv" for number in range(1, 9)}
+def test_only_the_eight_tables_and_the_list_of_attacks():
+    tables = {f"table{number}.csv" for number in range(1, 9)}
+    assert {path.name for path in FOLDER.glob("*.csv")} == {*tables, "attacks.csv"}
 
 
 def test_every_row_parses():
@@ -273,3 +276,10 @@ def test_readme_explains_every_column():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert all(f"`{column}`" in text for column in COLUMNS)
     assert all(value in text for _, value in OFF_GRID)
+
+
+def test_each_published_attack_names_options_that_exist():
+    with open(FOLDER / "attacks.csv", newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file, strict=True))
+    assert {(line["group"], line["attack"]) for line in lines} == {(row["group"], row["attack"]) for row in ROWS}
+    assert {line["option"] for line in lines} <= set(options("attack"))

@@ -1,15 +1,17 @@
 """Objects of a run: what is built, on what terms, and what is not."""
 
+import functools
 import sys
 
 import pytest
 import torch
 
-from dp.defense.defended import unbound
+from dp.defense.defended import Defended, unbound
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
-from dp.runs.build import build
+from dp.runs.build import build, check_networks, defense, dry_nfe
 from dp.runs.compose import make
+from dp.subset import Subset
 from dp.weights.needed import needed
 from tests.helpers import compose
 from tests.helpers.compose import composed
@@ -50,7 +52,7 @@ def outside(tmp_path, monkeypatch):
     (tmp_path / "mine" / "purifier" / "gain.yaml").write_text(YAML)
     (tmp_path / "gain_of_the_tests.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(compose, "CONFIG_DIRS", [str(tmp_path / "mine")])
     yield
     sys.modules.pop("gain_of_the_tests", None)
@@ -97,8 +99,18 @@ def test_a_gradient_variant_with_a_target_of_its_own_is_attacked(outside):
         build(composed("purifier=gain", "threat_model.grad=third", "protocol.images=2"))
 
 
+def test_a_purifiers_own_error_is_no_missing_denoiser(outside):
+    def broken(x, denoiser, classifier, rng, *, on_step=None):
+        return x.no_such_method()
+
+    scored = build(composed("purifier=gain", "protocol.images=2")).arms["defended"].scored
+    one = Subset(torch.tensor([0]), torch.rand(1, 1, 16, 16), torch.tensor([0]))
+    with pytest.raises(AttributeError, match="no_such_method"):
+        dry_nfe(Defended(broken, None, scored.classifier), one)
+
+
 def test_a_target_outside_the_known_packages_is_refused(outside):
-    with pytest.raises(ValueError, match=r"need _target_ below dp, torch, torchvision, timm, got os\.system"):
+    with pytest.raises(ValueError, match=r"need _target_ below dp, .*torchvision\.models, got os\.system"):
         make({"_target_": "os.system", "command": "true"})
     with pytest.raises(ValueError, match=r"got gain_of_the_tests\.half"):
         make({"_target_": "gain_of_the_tests.half", "_partial_": True})
@@ -109,3 +121,41 @@ def test_reserved_keys_reach_no_function():
     node = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 3, "published": "x"}
     reserved = {"per_dataset": {"default": {"in_channels": 9}}, "gradients": {}, "version": 2}
     assert make({**node, **reserved}).out_channels == 2
+
+
+class Shift(torch.nn.Module):
+    """A network that a purifier may hide."""
+
+
+def hiding(x, denoiser, classifier, rng, *, on_step=None, net=None):
+    return x
+
+
+class Holding(PurifierModule):
+    """A purifier that is its own network."""
+
+    def forward(self, x, denoiser, classifier, rng, *, on_step=None):
+        return x
+
+
+@pytest.mark.parametrize(
+    "purify", [functools.partial(hiding, net=Shift()), functools.partial(hiding, 1, Shift()), Shift()]
+)
+def test_networks_that_a_run_would_not_see_are_refused(purify):
+    with pytest.raises(
+        ValueError, match=r"need a purifier with networks of its own to be a dp\.purifiers\.module\.PurifierModule"
+    ):
+        check_networks(purify)
+
+
+@pytest.mark.parametrize("purify", [hiding, functools.partial(functools.partial(Holding()), on_step=None)])
+def test_networks_that_a_run_sees_are_accepted(purify):
+    assert check_networks(purify) is None
+
+
+def test_own_networks_are_for_evaluation(outside):
+    """Dropout is off, and no weight is trained."""
+    (own,) = defense(composed("purifier=gain", "protocol.images=2"), "cpu").networks
+    assert len(list(own.parameters())) == 1
+    assert not any(module.training for module in own.modules())
+    assert not any(parameter.requires_grad for parameter in own.parameters())

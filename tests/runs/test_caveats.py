@@ -1,6 +1,7 @@
 """Caveats: facts about a run, computed once, as data."""
 
 import functools
+from collections.abc import Collection
 
 import pytest
 
@@ -11,17 +12,18 @@ from dp.evaluation import caveats
 from dp.evaluation.caveats import Change, Difference, ShortSteps, gradients, short_steps
 from dp.runs.build import build
 from dp.runs.caveats import caveats_of, departures, scaled
-from dp.runs.compose import setup
 from dp.threat_models.ball import ThreatModel
-from tests.helpers.compose import CONF, TINY, composed
+from tests.helpers.compose import TINY, composed, options, setup
 
-PROTOCOLS = sorted(path.stem for path in (CONF / "protocol").glob("*.yaml"))
 SMALL = ("protocol.images=2", "protocol.seeds=[5]", "dataset.lanes=2")
 
 
 def departures_of(*overrides: str) -> list[Change]:
-    asked = setup(*overrides)
-    return list(departures(asked, {change.key for change in scaled(asked.config)}))
+    return list(departures(setup(*overrides)))
+
+
+def scaled_of(*overrides: str, modes: Collection[str] = ()) -> list[Change]:
+    return list(scaled(setup(*overrides), modes))
 
 
 @functools.cache
@@ -30,10 +32,11 @@ def found(*overrides: str) -> caveats.Caveats:
     return caveats_of(asked, build(asked.config))
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", options("protocol"))
 def test_a_protocol_as_it_is_defined_has_no_departure(name):
     assert departures_of("dataset=cifar10", f"protocol={name}") == []
-    assert list(scaled(composed("dataset=cifar10", f"protocol={name}"))) == []
+    assert scaled_of("dataset=cifar10", f"protocol={name}") == []
+    assert departures_of(f"protocol={name}") == []  # on digits, where many values are scaled
 
 
 def test_the_command_line_wins_over_a_protocol_and_it_is_a_departure():
@@ -42,22 +45,69 @@ def test_the_command_line_wins_over_a_protocol_and_it_is_a_departure():
         Change("threat_model.grad", "surrogate", "full"),
     ]
     given = ("protocol=diffbreak_single", "protocol.judge.every=50", "protocol.votes=1", "attack.eot=2")
-    assert departures_of(*given) == [Change("protocol.judge.every", 50, 1), Change("protocol.votes", 1, 10)]
-    assert Change("attack.eot", 2, 20) in list(scaled(composed(*given)))  # digits have a smaller one anyway
+    assert departures_of(*given) == [
+        Change("attack.eot", 2, 4),
+        Change("protocol.judge.every", 50, 1),
+        Change("protocol.votes", 1, 10),
+    ]
     assert departures_of("protocol=strict", "attack=strict_mask") == []
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        (
+            ("protocol=official", "attack.iterations=1", "threat_model.eps=1/255"),
+            [Change("attack.iterations", 1, 10), Change("threat_model.eps", "1/255", "32/255")],
+        ),
+        (("protocol=official", "dataset.eps.linf=1/255"), [Change("threat_model.eps", "1/255", "32/255")]),
+        (("protocol=hill", "protocol.votes=3"), [Change("protocol.votes", 3, 15)]),
+        (("protocol=strict", "protocol.judge.every=3"), [Change("protocol.judge.every", 3, 11)]),
+        (("protocol=official", "dataset.loader.images=9"), [Change("dataset.loader.images", 9, 64)]),
+        (("protocol=official", "protocol.images=9"), [Change("protocol.images", 9, 64)]),
+    ],
+)
+def test_a_change_of_a_scaled_value_is_a_departure(given, changed):
+    """The reference is the value that the protocol has on digits, not the one of the larger dataset."""
+    assert departures_of(*given) == changed
+
+
+def test_what_a_protocol_scales_does_not_depend_on_the_command():
+    given = ("attack.iterations=1", "threat_model.eps=1/255", "protocol.per_dataset.default.images=100")
+    assert scaled_of("protocol=official", *given) == scaled_of("protocol=official")
+
+
+def test_a_change_inside_a_variant_of_the_protocols_attack_is_a_departure():
+    given = ("dataset=cifar10", "protocol=strict", "attack=strict_mask")
+    assert departures_of(*given, "attack.attacks.pgd_eot.iterations=1", "attack.confirm=1") == [
+        Change("attack.attacks.pgd_eot.iterations", 1, 200),
+        Change("attack.confirm", 1, 20),
+    ]
 
 
 def test_what_digits_scale_stands_beside_the_values_for_cifar10():
     given = ("+experiment=digits/scaled", "protocol=official", "purifier=hetero_official")
-    changes = set(map(repr, scaled(composed(*given))))
+    scales = scaled_of(*given)
     for change in (
-        Change("protocol.images", 128, 512),
+        Change("protocol.images", 64, 512),
         Change("attack.iterations", 10, 200),
         Change("purifier.n", 100, 500),
         Change("threat_model.eps", "32/255", "8/255"),
     ):
-        assert repr(change) in changes
-    assert departures_of(*given) == [Change("protocol.seeds", [2024, 2025, 2026], [2024])]
+        assert change in scales
+    assert departures_of(*given) == [
+        Change("protocol.images", 128, 64),
+        Change("protocol.seeds", [2024, 2025, 2026], [2024]),
+    ]
+
+
+def test_a_scaled_surrogate_is_named_where_it_is_attacked():
+    surrogate = Change("purifier.gradients.surrogate.steps", 3, 20)
+    given = ("purifier=diffpure", "purifier.steps=4")
+    assert surrogate in found("protocol=official", *given).scaled
+    assert surrogate in found("protocol=official", "attack=square", *given).scaled  # its queries
+    assert Change("purifier.steps", 4, 100) in found("protocol=official", *given).scaled
+    assert surrogate not in found("protocol=strict", *given).scaled
 
 
 @pytest.mark.parametrize(
@@ -137,6 +187,21 @@ def test_a_purifier_without_a_surrogate_is_attacked_exactly_under_the_default_pr
     assert not found().no_surrogate
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("purifier=none",),  # an undefended model lacks nothing
+        ("~purifier.gradients.surrogate", "protocol.grad=full"),
+        ("~purifier.gradients.surrogate", "threat_model.grad=full"),
+        ("protocol.grad=full",),
+        ("purifier=hetero", "protocol=strict"),
+    ],
+)
+def test_a_surrogate_is_missed_only_where_the_protocol_had_to_do_without_it(given):
+    asked = () if "protocol=strict" in given else ("protocol.per_dataset.digits.grad=surrogate",)
+    assert not found(*given, *asked).no_surrogate
+
+
 def test_a_run_composes_builds_and_makes_its_caveats_once(tmp_path, monkeypatch):
     """The announcement, the audit and the summary get one object: nothing computes a fact again."""
     monkeypatch.chdir(tmp_path)
@@ -173,5 +238,4 @@ def test_a_run_composes_builds_and_makes_its_caveats_once(tmp_path, monkeypatch)
     assert len(made) == 1
     assert seen == made  # the audit's
     assert summary["caveats"] == made[0].as_data()  # the summary's
-    # A second build is the worker's own: here the worker is this process.
-    assert counts == {"build": 2, "caveats_of": 1, "announcement": 1, "subject_of": 1, "write_summary": 1}
+    assert counts == {"build": 1, "caveats_of": 1, "announcement": 1, "subject_of": 1, "write_summary": 1}

@@ -17,9 +17,10 @@ from dp.commands.run import main
 from dp.defense.defended import Defended
 from dp.diffusion.denoisers import Gaussian
 from dp.rng import Streams
-from dp.runs.compose import CONF, GROUPS, VERSION_BASE, arguments, composed, make, resolved
+from dp.runs.compose import CONF, GROUPS, VERSION_BASE, arguments, make, resolved, with_plugins
 from dp.runs.keys import run_key
 from dp.runs.validate import check_targets
+from tests.helpers.compose import CONFIG_DIRS, composed, options
 
 DATASETS = ("digits", "cifar10", "svhn", "imagenet", "imagenette", "celebahq")
 HUNG = GROUPS[3:]  # groups whose values may depend on the dataset; the others are chosen by it
@@ -27,15 +28,12 @@ YAMLS = sorted(p.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml"))
 SENTENCE = 110  # characters of a yaml's first line
 
 
-def options(group: str) -> list[str]:
-    return sorted(p.relative_to(CONF / group).with_suffix("").as_posix() for p in (CONF / group).rglob("*.yaml"))
-
-
 @functools.cache
 def unresolved(*overrides: str) -> tuple[DictConfig, dict]:
     """A configuration whose values still depend on its dataset, and the chosen options."""
+    search = f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in CONFIG_DIRS)}]"
     with hydra.initialize_config_dir(str(CONF), version_base=VERSION_BASE):
-        cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+        cfg = hydra.compose("config", overrides=[*overrides, search], return_hydra_config=True)
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]), cfg.hydra.runtime.choices
 
 
@@ -47,7 +45,7 @@ def on(dataset: str, *overrides: str) -> dict:
     """
     cfg, choices = unresolved(*overrides)
     cfg.dataset = unresolved(f"dataset={dataset}")[0].dataset
-    return resolved(cfg, choices)
+    return with_plugins(resolved(cfg, choices), CONFIG_DIRS)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -89,7 +87,9 @@ def test_an_unused_entry_of_a_table_is_found():
     ("group", "option"), [(g, o) for g in ("dataset", "classifier", "denoiser") for o in options(g)]
 )
 def test_every_dataset_classifier_and_denoiser_binds(group, option):
-    config = composed("dataset=cifar10", f"{group}={option}")
+    """A purifier's table need not name a dataset of somebody else."""
+    more = () if (CONF / group / f"{option}.yaml").exists() else ("purifier=none",)
+    config = composed("dataset=cifar10", f"{group}={option}", *more)
     check_targets(config)
     assert config["choices"][group] == option
 
@@ -246,7 +246,11 @@ def no_network(*_, **__):
     ("dataset", "file", "address"),
     [
         ("cifar10", "Standard.pt (146 MB)", "https://drive.google.com/uc?id=1t98aEuzeTL8P7Kpd5DIrCoCL21BNZUhC"),
-        ("svhn", "svhn_wrn_28_10.safetensors (146 MB)", "nowhere, train it with scripts/train.py"),
+        (
+            "svhn",
+            "svhn_wrn_28_10.safetensors (146 MB)",
+            "nowhere, train it with dp train dataset=svhn model=classifier",
+        ),
         ("imagenet", "resnet50-0676ba61.pth (102.5 MB)", "https://download.pytorch.org/models/resnet50-0676ba61.pth"),
     ],
 )

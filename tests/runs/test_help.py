@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from dp.runs import help
-from dp.runs.compose import CONF, GROUPS, composed
+from dp.runs.compose import CONF, GROUPS
+from tests.helpers.compose import composed
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "pandas", "matplotlib", "numpy")  # a person who asks for help does not wait for them

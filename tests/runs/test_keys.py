@@ -6,7 +6,8 @@ import json
 import pytest
 
 from dp.output import record
-from dp.runs import compose, keys
+from dp.runs import keys
+from dp.runs.compose import ROOT
 from dp.runs.keys import run_key
 from tests.helpers.compose import composed
 
@@ -80,12 +81,31 @@ def test_gradient_variants_count_only_where_they_are_used(base):
 
 def test_a_new_version_changes_its_own_keys_alone(base):
     first = changed(base, "purifier.version", 1)
-    assert run_key(first) == run_key({**first, "purifier": {k: v for k, v in first["purifier"].items() if k != "version"}})
+    assert run_key(first) == run_key(
+        {**first, "purifier": {k: v for k, v in first["purifier"].items() if k != "version"}}
+    )
     assert run_key(changed(base, "purifier.version", 2)) != run_key(first)
     assert run_key(changed(base, "protocol.version", 2)) != run_key(base)
     other = composed("purifier=diffpure")
     assert run_key(other) == run_key(composed("purifier=diffpure"))
     assert len({run_key(c) for c in (first, other, changed(base, "purifier.version", 2))}) == 3
+
+
+def test_targets_outside_dp_are_hashed_whole(base):
+    """A plug-in may have the names of a module and a function of dp."""
+    short = ".".join(base["purifier"]["_target_"].split(".")[-2:])
+    outside = [run_key(changed(base, "purifier._target_", name)) for name in (short, f"a.{short}", f"b.{short}")]
+    assert len({run_key(base), *outside}) == 4
+
+
+@pytest.mark.parametrize("name", ["url", "megabytes", "files", "full_size", "scaled_from"])
+def test_an_argument_may_have_the_name_of_a_label(base, name):
+    assert run_key(changed(base, f"purifier.{name}", 0.1)) != run_key(changed(base, f"purifier.{name}", 0.9))
+
+
+def test_all_variants_count_for_an_attack_that_may_choose_its_gradient_itself(base):
+    outside = changed(base, "attack._target_", "mine.Attack")
+    assert run_key(changed(outside, "purifier.gradients.surrogate.steps", 2)) != run_key(outside)
 
 
 def test_autoattacks_version_is_an_argument_and_counts():
@@ -94,7 +114,7 @@ def test_autoattacks_version_is_an_argument_and_counts():
 
 
 def test_measured_folders_bear_the_key_of_their_configuration():
-    folders = sorted(path.parent for path in (compose.ROOT / "results" / "measured").glob("*/summary.json"))
+    folders = sorted(path.parent for path in (ROOT / "results" / "measured").glob("*/summary.json"))
     assert len(folders) >= 72
     for folder in folders:
         summary = record.read_summary(folder)

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.compose import CONF, composed, finished, small_budget
+from tests.helpers.compose import composed, finished, options, small_budget
+from tests.helpers.processes import forked, wait
 
 OURS = [  # not the package, whose rows hang on the batch, and not `none`
-    name
-    for name in sorted(p.stem for p in (CONF / "attack").glob("*.yaml"))
-    if not name.startswith(("autoattack_upstream", "none"))
+    name for name in options("attack") if not name.startswith(("autoattack_upstream", "none"))
 ]
 ATTACKS, KILLS = (OURS, 10) if os.environ.get("DP_KILLS") == "all" else (["strict"], 2)
 ROWS = 5 * 3  # images x arms
@@ -39,24 +38,9 @@ def small(attack: str) -> dict:
 
 def start(config: dict, folder: Path) -> int:
     """A process that does what is missing of the run."""
-    child = os.fork()
-    if child == 0:
-        with open(os.devnull, "w") as null:
-            os.dup2(null.fileno(), 1)
-            os.dup2(null.fileno(), 2)
-        code = 1
-        try:
-            code = 0 if finished(config, folder) else 1
-        finally:
-            os._exit(code)
-    return child
+    return forked(lambda: 0 if finished(config, folder) else 1, Path(os.devnull))
 
 
-def wait(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_kills(attack, tmp_path):
     config = small(attack)

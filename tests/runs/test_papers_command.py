@@ -97,7 +97,7 @@ def test_a_file_that_changes_after_its_first_use(cache, monkeypatch, capsys):
     assert err.count("\n") == 1
 
 
-def test_the_published_hashes_are_asked_for(cache, monkeypatch, capsys):
+def test_the_published_hashes_are_required(cache, monkeypatch, capsys):
     kept = [o for o in SMALL if "sha256" not in o and "md5" not in o]
     code, _, err = cli(monkeypatch, capsys, *COMMAND, *kept)
     assert code == 2

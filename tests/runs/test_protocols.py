@@ -1,4 +1,4 @@
-"""Protocols: each sets its attack, gradient and rule; what is changed is said; what the attacker knows is true."""
+"""Protocols: each sets its attack, its gradient mode and its rule; the attacker knows what it is said to know."""
 
 import json
 
@@ -14,10 +14,9 @@ from dp.output import report
 from dp.rng import Streams
 from dp.runs.build import build
 from dp.threat_models.ball import ThreatModel
-from tests.helpers.compose import CONF, composed, finished
+from tests.helpers.compose import CONF, TINY, composed, finished, options, plug_ins
 
-PROTOCOLS = sorted(p.stem for p in (CONF / "protocol").glob("*.yaml"))
-# methods.md 1.2, 1.3, items 53, 54; evaluation.md section 1. On CIFAR-10: votes, rule, ties, gradient, judged in-loop.
+# On CIFAR-10, as in docs/protocols.md: samples that decide, rule, ties, gradient mode, decided in-loop.
 DEFINED = {
     "paper": (20, "mean_logits", "softmax", "surrogate", False),
     "official": (20, "vote", "lowest", "surrogate", False),
@@ -34,25 +33,48 @@ DEFINED = {
 }
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
-def test_a_protocol_is_what_its_paper_says(name):
+@pytest.mark.parametrize("name", options("protocol"))
+def test_a_protocol_sets_its_attack_and_its_gradient(name):
     config = composed("dataset=cifar10", f"protocol={name}")
-    protocol, judge = config["protocol"], config["protocol"]["judge"]
-    assert protocol["images"] == 512
+    protocol = config["protocol"]
     assert protocol["attack"] in (None, config["choices"]["attack"])
     if name != "default":
-        found = (protocol["votes"], protocol["report"][0], protocol["ties"], protocol["grad"])
-        assert (*found, bool(judge) and judge["in_loop"]) == DEFINED[name]
         assert config["threat_model"]["grad"] == protocol["grad"]
         assert config["choices"]["attack"] == protocol["attack"]
+
+
+@pytest.mark.parametrize("name", ["default", *plug_ins("protocol")])
+def test_contract(name, tmp_path):
+    """A run ends with a figure for each of the protocol's rules, and in-loop figures where it evaluates in-loop."""
+    config = composed(*TINY, f"protocol={name}")
+    summary = finished(config, tmp_path)
+    assert summary is not None
+    for condition in ("standard", "robust", "null"):
+        figures = [summary[condition][rule] for rule in config["protocol"]["report"]]
+        assert all(0 <= figure["value"] <= 100 and figure["n"] == 4 for figure in figures)
+    assert ("seen" in summary) == bool(config["protocol"]["judge"])
+
+
+@pytest.mark.parametrize("name", DEFINED)
+def test_a_protocol_is_what_its_paper_says(name):
+    protocol = composed("dataset=cifar10", f"protocol={name}")["protocol"]
+    found = (protocol["votes"], protocol["report"][0], protocol["ties"], protocol["grad"])
+    assert (*found, bool(protocol["judge"]) and protocol["judge"]["in_loop"]) == DEFINED[name]
+    assert protocol["images"] == 512
+
+
+def test_every_protocol_of_ours_is_held_to_its_paper():
+    ours = {path.stem for path in (CONF / "protocol").glob("*.yaml")}
+    assert ours == {*DEFINED, "default"}
+    assert composed("dataset=cifar10")["protocol"]["images"] == 512
 
 
 def small(*overrides: str) -> dict:
     return composed("protocol.images=2", "protocol.seeds=[5]", "dataset.lanes=2", "purifier.steps=2", *overrides)
 
 
-def test_dwbox_gives_the_attacker_the_draws_that_score():
-    """The logits that the attack sees of its last image are those of the verdict; other draws are not."""
+def test_dwbox_gives_the_attacker_the_samples_that_score():
+    """The logits that the attack gets of its last image are those of the score; other samples differ."""
     evaluation = build(small("protocol=dwbox", "attack.iterations=2", "attack.eot=3", "protocol.votes=2"))
     group = evaluation.run(evaluation.plan()[0])
     model, ids = evaluation.arms["defended"].attacked, list(group.unit.ids)
@@ -70,7 +92,7 @@ def test_dwbox_gives_the_attacker_the_draws_that_score():
 
 
 def test_bpda_is_the_gradient_at_the_purified_image():
-    """Through(bpda): the mean over draws of the classifier's gradient at x_hat; the purification is no part of it."""
+    """Through(bpda): the mean over samples of the classifier's gradient at x_hat; the purification is no part of it."""
     evaluation = build(small())
     model, x, y = evaluation.arms["defended"].scored, *evaluation.subset[1:]
     rng = Streams([3, 4], 0, "a")
@@ -89,7 +111,7 @@ def test_bpda_is_the_gradient_at_the_purified_image():
         )
 
 
-def test_hills_bpda_climbs_the_loss_of_the_mean_logits():
+def test_hills_bpda_raises_the_loss_of_the_mean_logits():
     evaluation = build(small())
     model, x, y = evaluation.arms["defended"].scored, *evaluation.subset[1:]
     rng, threat = Streams([3, 4], 0, "a"), ThreatModel("l2", 1.0)
@@ -118,7 +140,7 @@ def test_transfer_is_pgd_on_the_bare_classifier():
 
 @pytest.mark.parametrize("threat", ["linf", "stadv"])
 def test_noise_as_the_attack_is_the_null_control(threat):
-    """With the null arm's streams the attack ends at the very points of that arm; with its own, elsewhere."""
+    """With the streams of the null control the attack ends at its points; with its own streams, elsewhere."""
     evaluation = build(
         small("protocol=null_control", f"threat_model={threat}", "attack.steps=3", "attack.eot=2", "protocol.votes=2")
     )

@@ -1,6 +1,5 @@
 """The command: rows, errors, sweeps, interrupts, resumption, in-process where it can be."""
 
-import functools
 import json
 import os
 import random
@@ -12,11 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 from dp.commands.run import main
 from dp.output import record
 from tests.helpers.compose import TINY
+from tests.helpers.processes import ended, forked, wait
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,6 +131,20 @@ def test_workers_and_shards_give_the_same_bytes(tiny, monkeypatch, capsys):
         ),
         (["threat_model.grad=adjoint"], "need a gradient variant adjoint of the purifier for grad=adjoint"),
         (["+experiment=digits/nothing"], "digits/nothing"),
+        (["attack=[1]"], "need the name of an option for attack, such as attack=NAME, got attack=[1]"),
+        (["attack={a: 1}"], "need the name of an option for attack"),
+        (["denoiser=none"], "need a denoiser for this purifier, got none"),
+        (["denoiser=none", "purifier=diffpure", "purifier.steps=2"], "need a denoiser for this purifier, got none"),
+        (["key_ignores=5"], "need key_ignores as a list of keys"),
+        (["dataset.lanes=null"], "need dataset.lanes as a whole number >= 1"),
+        (["dataset.lanes=0"], "need dataset.lanes as a whole number >= 1"),
+        (["results=null"], "need results as a folder"),
+        (["results=5"], "need results as a folder"),
+        (["+purifier.gradients.blind={steps: 2}"], "need another name for purifier.gradients.blind"),
+        (
+            ["threat_model.eps={_target_: torch.load, f: a.pt, weights_only: false}"],
+            "need threat_model.eps._target_ below dp",
+        ),
     ],
 )
 def test_a_users_error_is_one_line_and_code_2(overrides, said, tiny, monkeypatch, capsys):
@@ -225,6 +238,21 @@ def test_sweep_keeps_good_cells_and_a_rerun_does_what_is_missing(tiny, monkeypat
     assert (victim / "summary.json").exists()
 
 
+@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]])
+def test_a_sweep_with_its_results_elsewhere(launcher, tmp_path):
+    """The working folder has no folder `results`."""
+    work, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
+    work.mkdir()
+    tinier = ["attack=none", "purifier=none", "protocol.images=2", "protocol.votes=1", "audit=false", "workers=1"]
+    words = command("-m", f"results={elsewhere}", "protocol.seeds=[1],[2]", *tinier, *launcher)
+    done = subprocess.run(words, capture_output=True, text=True, cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert len(list(elsewhere.glob("*/summary.json"))) == 2
+    (table,) = (work / "results" / "sweeps").iterdir()  # and no notes
+    assert table.suffix == ".csv"
+    assert len(pd.read_csv(table)) == 2
+
+
 def test_eight_cells_make_eight_folders(tiny, monkeypatch, capsys):
     given = [o for o in tiny if not o.startswith(("attack", "protocol"))]
     tinier = ["attack=none", "protocol.images=2", "protocol.seeds=[1]", "protocol.votes=1"]
@@ -242,48 +270,55 @@ def images_of(folder: Path) -> bytes:
 LONGER = [*TINY, "protocol.images=16", "attack.iterations=6"]
 
 
-@pytest.mark.slow
+def started(folder: Path, *overrides: str, interrupts=None) -> int:
+    """A process that does what `python run.py overrides...` would in this folder; it prints to the file `out`."""
+
+    def run() -> int:
+        sys.argv = ["run.py", *overrides]
+        return main()
+
+    return forked(run, folder / "out", folder, interrupts)
+
+
 def test_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
     """SIGKILL of the parent alone, three times, at random moments after the first row; then to the end."""
-    subprocess.run(command(*LONGER, "results=whole", "workers=1"), cwd=tmp_path, check=True, capture_output=True)
+    assert wait(started(tmp_path, *LONGER, "results=whole", "workers=1")) == 0
     moments = random.Random(0)
     killed = 0
     while killed < 3:
         workers = f"workers={1 + killed % 2}"
         known = sum(p.stat().st_size for p in tmp_path.glob("pieces/*/rows-*"))
-        process = subprocess.Popen(command(*LONGER, "results=pieces", workers), cwd=tmp_path, stdout=subprocess.DEVNULL)
-        while process.poll() is None and sum(p.stat().st_size for p in tmp_path.glob("pieces/*/rows-*")) <= known:
+        process = started(tmp_path, *LONGER, "results=pieces", workers)
+        while not ended(process) and sum(p.stat().st_size for p in tmp_path.glob("pieces/*/rows-*")) <= known:
             time.sleep(0.02)
         time.sleep(moments.random() * 0.25)
-        if process.poll() is not None:
+        if ended(process):
             break  # it finished before it could be killed: the assertion below says so
-        process.kill()
-        process.wait()
+        os.kill(process, signal.SIGKILL)
+        wait(process)
         killed += 1
-    done = subprocess.run(command(*LONGER, "results=pieces", "workers=1"), cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert wait(started(tmp_path, *LONGER, "results=pieces", "workers=1")) == 0, (tmp_path / "out").read_text()
     assert killed == 3
     assert images_of(tmp_path / "pieces") == images_of(tmp_path / "whole")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "interrupts"),  # a shell's background jobs ignore interrupts
-    [(signal.SIGINT, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_IGN)],
+    [(signal.SIGINT, None), (signal.SIGTERM, None), (signal.SIGTERM, signal.SIG_IGN)],
 )
 def test_interrupt_says_what_is_saved_and_ends_with_130(sent, interrupts, tmp_path):
     given = [*LONGER, "protocol.images=64", "results=r", "workers=2"]
-    start = functools.partial(signal.signal, signal.SIGINT, interrupts)
-    process = subprocess.Popen(command(*given), cwd=tmp_path, stdout=subprocess.PIPE, text=True, preexec_fn=start)
-    while process.poll() is None and not list(tmp_path.glob("r/*/rows-*")):
+    process = started(tmp_path, *given, interrupts=interrupts)
+    while not ended(process) and not list(tmp_path.glob("r/*/rows-*")):
         time.sleep(0.05)
-    time.sleep(1)
-    os.kill(process.pid, sent)
-    try:
-        out, _ = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert process.returncode == 130
+    time.sleep(0.3)
+    os.kill(process, sent)
+    until = time.monotonic() + 30
+    while not ended(process) and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(process, signal.SIGKILL)
+    assert wait(process) == 130
+    out = (tmp_path / "out").read_text()
     assert "rows are saved in r/" in out
     assert "the same command goes on" in out
     rows = record.read_rows(next((tmp_path / "r").iterdir()))
@@ -296,41 +331,10 @@ def test_a_dataset_that_no_table_names_is_an_error(tiny, monkeypatch, capsys):
     assert "for dataset mnist" in err
 
 
-def test_wandb_run_mirrors_the_row(tiny, monkeypatch, capsys):
+def test_wandb_run_mirrors_the_row(tiny, tmp_path, monkeypatch, capsys):
+    """With an absolute folder: the service of W&B keeps the working folder in which it was started first."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    code, out, _ = cli(monkeypatch, capsys, *tiny, "tracking=wandb", "purifier=diffpure")
+    code, out, _ = cli(monkeypatch, capsys, *tiny, "tracking=wandb", "purifier=diffpure", f"results={tmp_path}/r")
     assert code == 0
     assert list(folder_of(out).glob("wandb/offline-run-*/*.wandb"))
-
-
-@pytest.mark.slow
-def test_a_new_purifier_is_one_file_and_one_yaml(tmp_path):
-    """Copied project plus two files: the contract tests and run.py find the purifier by themselves."""
-    for name in ("dp", "conf", "run.py", "pyproject.toml"):
-        subprocess.run(["cp", "-r", str(ROOT / name), str(tmp_path)], check=True)
-    (tmp_path / "tests").mkdir()
-    for name in ("conftest.py", "test_purifiers.py", "test_gradients.py"):
-        subprocess.run(["cp", str(ROOT / "tests" / name), str(tmp_path / "tests")], check=True)
-    (tmp_path / "dp" / "purifiers" / "smooth.py").write_text(
-        '"""Noise, then a blur: a stand-in for a contributor\'s method."""\n\n'
-        "import torch.nn.functional as F\n\n\n"
-        "def purify(x, denoiser, classifier, rng, *, on_step=None, std: float):\n"
-        '    """x (B,C,H,W) in [0,1] -> x_hat in [0,1]."""\n'
-        "    return F.avg_pool2d((x + std * rng.randn_like(x)), 3, stride=1, padding=1).clamp(0, 1)\n"
-    )
-    described = {"_target_": "dp.purifiers.smooth.purify", "_partial_": True, "std": 0.05}
-    (tmp_path / "conf" / "purifier" / "smooth.yaml").write_text(yaml.safe_dump(described))
-    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "smooth", "tests"]
-    done = subprocess.run(tests, cwd=tmp_path, capture_output=True, text=True, env=_no_coverage())
-    assert done.returncode == 0, done.stdout
-    assert "3 passed" in done.stdout  # contract, finite differences, recompute
-    row = [sys.executable, "run.py", "purifier=smooth", *TINY]
-    done = subprocess.run(row, cwd=tmp_path, capture_output=True, text=True, env=_no_coverage())
-    assert done.returncode == 0, done.stderr
-    assert "digits / smooth / pgd_eot" in done.stdout
-
-
-def _no_coverage() -> dict[str, str]:
-    """The copy's files are not this project's: do not count them."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("COV")}

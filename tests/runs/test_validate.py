@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from dp.runs.compose import arguments
-from dp.runs.validate import check_call
+from dp.runs.compose import arguments, make, with_plugins
+from dp.runs.validate import check_call, check_targets
 from dp.spelling import near_matches
 from tests.helpers.compose import composed
 
@@ -45,3 +45,55 @@ def test_nested_nodes_are_checked():
 def test_near_matches():
     assert near_matches("hetro", ["hetero", "diffpure"]) == " (did you mean hetero?)"
     assert near_matches("zzz", ["hetero"]) == ""
+
+
+REFUSED = [
+    ("os.system", "below dp, "),
+    ("torch.load", "below dp, "),
+    ("torch.nn.modules.module.torch.load", r"of torch\.serialization"),
+    ("timm.models.load_state_dict", "below dp, "),  # it executes a pickle, too
+    ("dp.commands.tables.Path.write_text", "of pathlib"),
+    ("dp.runs.compose.instantiate", r"of hydra\."),
+    ("dp.runs.compose.VERSION_BASE.format", "of no module"),
+    ("dpx.f", "below dp, "),
+    (5, "below dp, "),
+]
+
+
+@pytest.mark.parametrize(("target", "said"), REFUSED)
+def test_a_target_that_is_not_allowed_is_refused(target, said):
+    with pytest.raises(ValueError, match=rf"^need threat_model.eps._target_ .*{said}"):
+        check_call({"eps": {"_target_": target}}, "threat_model")
+    with pytest.raises(ValueError, match=said):
+        make({"_target_": "dp.subset.Subset", "ids": [{"_target_": target}]})
+
+
+def test_a_target_that_is_not_allowed_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "evil_of_the_tests.py").write_text(
+        "from pathlib import Path\nPath('imported').touch()\ndef f(): pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = copy.deepcopy(composed())
+    config["purifier"]["_target_"] = "evil_of_the_tests.f"
+    with pytest.raises(ValueError, match=r"need purifier\._target_ below dp"):
+        check_targets(config)
+    assert not (tmp_path / "imported").exists()
+    config["plugins"]["modules"] = ["evil_of_the_tests"]  # as if a yaml of --config-dir named it
+    with pytest.raises(ValueError, match=r"unknown key purifier\."):
+        check_targets(config)
+    assert (tmp_path / "imported").exists()
+
+
+def test_a_plugins_yaml_does_not_allow_the_whole_of_a_known_package(tmp_path):
+    (tmp_path / "purifier").mkdir()
+    (tmp_path / "purifier" / "m.yaml").write_text("_target_: m.f\nnet: {_target_: torch.nn.Identity}\n")
+    assert with_plugins({}, [str(tmp_path)])["plugins"]["modules"] == ["m"]
+
+
+@pytest.mark.parametrize("name", ["full", "bpda", "blind", "values"])
+def test_a_gradient_variant_does_not_take_a_name_that_every_defense_has(name):
+    config = copy.deepcopy(composed())
+    config["purifier"]["gradients"][name] = {"steps": 2}
+    with pytest.raises(ValueError, match=rf"need another name for purifier\.gradients\.{name}"):
+        check_targets(config)

@@ -10,8 +10,8 @@ import strongest
 import torch
 from cells import scores
 
-from dp.runs import compose
 from dp.runs.build import build
+from tests.helpers.compose import composed
 
 
 def row(i: int, seed: int, adv: list[int], seen: list[int], arm: str = "defended") -> dict:
@@ -42,7 +42,7 @@ def test_contrast_is_second_minus_first_over_the_same_images():
     assert found["low"] < 40 < found["high"]
     assert found["p"] == pytest.approx(2 * sum([1, 12, 66]) / 2**12)  # at most 2 of 12, both sides
     shares = pd.DataFrame({1: first / 2})
-    assert claim.contrast(shares, pd.DataFrame({1: second}))["p"] is None  # no whole verdicts
+    assert claim.contrast(shares, pd.DataFrame({1: second}))["p"] is None  # shares are no decisions
 
 
 def test_only_a_difference_beyond_its_interval_is_stronger():
@@ -54,19 +54,19 @@ def test_only_a_difference_beyond_its_interval_is_stronger():
     assert "STRONGER" not in strongest.against(np.where(np.arange(40) % 2, 0.0, 1.0), union)  # no difference at all
 
 
-def test_calibration_asks_about_images_that_no_cell_uses(monkeypatch):
+def test_calibration_uses_images_that_no_run_uses(monkeypatch):
     """A defense that always says 3 is right as often as there are threes among them."""
-    asked = []
+    used = []
 
-    def three(model, x, ids, seed, stage, draws, lanes):
-        asked.extend(ids)
-        return torch.nn.functional.one_hot(torch.full((len(x), draws), 3), 10).float()
+    def three(model, x, ids, seed, stage, samples, width):
+        used.extend(ids)
+        return torch.nn.functional.one_hot(torch.full((len(x), samples), 3), 10).float()
 
     monkeypatch.setattr(claim, "fresh_samples", three)
     found = claim.standard(("purifier=none",))
-    judged = build(compose.composed(claim.SCALED)).subset.ids.tolist()
-    everyone = build(compose.composed("protocol.images=512")).subset
+    judged = build(composed(claim.SCALED)).subset.ids.tolist()
+    everyone = build(composed("protocol.images=512")).subset
     assert len(judged) == 128
-    assert sorted([*asked, *judged]) == sorted(everyone.ids.tolist())
+    assert sorted([*used, *judged]) == sorted(everyone.ids.tolist())
     labels = dict(zip(everyone.ids.tolist(), everyone.y.tolist(), strict=True))
-    assert found == pytest.approx(sum(labels[i] == 3 for i in asked) / 384)
+    assert found == pytest.approx(sum(labels[i] == 3 for i in used) / 384)

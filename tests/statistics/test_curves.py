@@ -1,4 +1,4 @@
-"""Curves over numbers of draws against enumerated subsets and closed forms."""
+"""Curves over numbers of samples against enumerated subsets and closed forms."""
 
 import itertools
 
@@ -9,10 +9,10 @@ from scipy import stats
 from dp.statistics.curves import success_histogram, vote_curve, worst_curve
 
 
-def subsets(draws, of):
-    """(R,) the mean of `of` over all subsets of K of one image's draws, K = 1..R."""
-    sizes = range(1, len(draws) + 1)
-    return [np.mean([of(np.array(chosen)) for chosen in itertools.combinations(draws, k)]) for k in sizes]
+def subsets(samples, of):
+    """(R,) the mean of `of` over all subsets of K of one image's samples, K = 1..R."""
+    sizes = range(1, len(samples) + 1)
+    return [np.mean([of(np.array(chosen)) for chosen in itertools.combinations(samples, k)]) for k in sizes]
 
 
 def plurality(classes, label, ties):
@@ -28,17 +28,17 @@ def test_worst_curve_is_the_share_of_subsets():
 
 
 def test_worst_curve_is_unbiased():
-    """E = p^M for draws right with chance p: exactly, by the binomial's weights; the plug-in p^M is not."""
-    draws, p = 20, 0.9
-    by_count = worst_curve(np.tri(draws + 1, draws, -1))
-    weights = stats.binom.pmf(np.arange(draws + 1), draws, p)
-    exact = p ** np.arange(1, draws + 1)
+    """E = p^M for samples right with chance p: exactly, by the binomial's weights; the plug-in p^M is not."""
+    samples, p = 20, 0.9
+    by_count = worst_curve(np.tri(samples + 1, samples, -1))
+    weights = stats.binom.pmf(np.arange(samples + 1), samples, p)
+    exact = p ** np.arange(1, samples + 1)
     assert weights @ by_count == pytest.approx(exact)
-    plug_in = (np.arange(draws + 1) / draws)[:, None] ** np.arange(1, draws + 1)
+    plug_in = (np.arange(samples + 1) / samples)[:, None] ** np.arange(1, samples + 1)
     assert (weights @ plug_in)[9] > exact[9] + 0.02
 
 
-def test_worst_curve_of_simulated_verdicts():
+def test_worst_curve_of_simulated_decisions():
     """Two kinds of images, chances .95 and .5, and three seeds: within 4 standard errors of the mean of p^M."""
     rng, p = np.random.default_rng(1), np.repeat([0.95, 0.5], 2000)
     scores = worst_curve(rng.random((3, 4000, 10)) < p[:, None])
@@ -47,8 +47,8 @@ def test_worst_curve_of_simulated_verdicts():
     assert (np.abs(scores.mean(axis=0) - exact) < 4 * error).all()
 
 
-def test_worst_curve_of_many_draws():
-    """150 draws, one wrong: the subsets of M without it are 1 - M / 150 of all."""
+def test_worst_curve_of_many_samples():
+    """150 samples, one wrong: the subsets of M without it are 1 - M / 150 of all."""
     right = np.ones((1, 150))
     right[0, 17] = 0
     assert worst_curve(right)[0] == pytest.approx(1 - np.arange(1, 151) / 150, abs=1e-12)
@@ -75,19 +75,19 @@ def test_vote_curve_is_the_share_of_subsets(ties):
 
 @pytest.mark.parametrize(("ties", "share"), [("softmax", 0.5), ("lowest", 0.0)])
 def test_vote_curve_of_two_classes_is_binomial(ties, share):
-    """E over an image's draws of the vote of K is that of K fresh draws: P(more than half right), ties by rule."""
-    draws, p = 12, 0.6
-    count = np.arange(draws + 1)
-    classes = np.tri(draws + 1, draws, -1, dtype=int)  # row i: i draws of class 1, the label
-    scores = vote_curve(classes, np.ones(draws + 1, dtype=int), ties)
-    for k in range(1, draws + 1):
+    """E over an image's samples of the vote of K is that of K fresh samples: P(more than half right), ties by rule."""
+    samples, p = 12, 0.6
+    count = np.arange(samples + 1)
+    classes = np.tri(samples + 1, samples, -1, dtype=int)  # row i: i samples of class 1, the label
+    scores = vote_curve(classes, np.ones(samples + 1, dtype=int), ties)
+    for k in range(1, samples + 1):
         tie = stats.binom.pmf(k / 2, k, p) if k % 2 == 0 else 0.0
         exact = stats.binom.sf(k // 2, k, p) + share * tie
-        assert stats.binom.pmf(count, draws, p) @ scores[:, k - 1] == pytest.approx(exact)
+        assert stats.binom.pmf(count, samples, p) @ scores[:, k - 1] == pytest.approx(exact)
 
 
 def test_vote_curve_of_three_classes_is_multinomial():
-    """The vote of 3 of 9 simulated draws against the sum over outcomes of 3 fresh ones."""
+    """The vote of 3 of 9 simulated samples against the sum over outcomes of 3 fresh ones."""
     p, rng = np.array([0.4, 0.35, 0.25]), np.random.default_rng(4)
     exact = sum(
         p[list(outcome)].prod() * plurality(np.array(outcome), 0, "softmax")
@@ -97,7 +97,7 @@ def test_vote_curve_of_three_classes_is_multinomial():
     assert abs(scores.mean() - exact) < 4 * scores.std() / np.sqrt(4000)
 
 
-def test_vote_curve_of_many_draws():
+def test_vote_curve_of_many_samples():
     """76 of 150 right against one rival: between shares by count alone, and 1 at the end; a share is never above 1."""
     classes = np.repeat([0, 1], [76, 74])[None]
     scores = vote_curve(classes, np.zeros(1, dtype=int))[0]
@@ -115,6 +115,6 @@ def test_success_histogram_by_hand():
 
 
 def test_curves_of_nothing():
-    for draws in (np.zeros(4), np.zeros((0, 3))):
+    for samples in (np.zeros(4), np.zeros((0, 3))):
         with pytest.raises(ValueError, match="need draws"):
-            worst_curve(draws)
+            worst_curve(samples)

@@ -54,9 +54,9 @@ def test_bootstrap_covers_a_normal_mean():
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 512), (1, 64), (30, 64), (64, 64), (304, 512)])
-def test_interval_of_verdicts_is_wilsons(correct, n):
-    verdicts = np.repeat([1.0, 0.0], [correct, n - correct])
-    assert interval(verdicts) == pytest.approx(wilson(correct / n, n), abs=1e-12)
+def test_interval_of_decisions_is_wilsons(correct, n):
+    decisions = np.repeat([1.0, 0.0], [correct, n - correct])
+    assert interval(decisions) == pytest.approx(wilson(correct / n, n), abs=1e-12)
 
 
 def test_interval_of_many_fractions_is_the_normal_one():
@@ -65,7 +65,7 @@ def test_interval_of_many_fractions_is_the_normal_one():
     assert interval(scores) == pytest.approx((scores.mean() - error, scores.mean() + error), abs=0.01 * error)
 
 
-def test_a_fraction_near_the_edge_is_hardly_more_certain_than_a_verdict():
+def test_a_fraction_near_the_edge_is_hardly_more_certain_than_a_decision():
     """63 images at 0 and one at .05: the bootstrap alone would say [0, .2] percent, Wilson of 0 of 64 [0, 5.7]."""
     scores = np.array([0.0] * 63 + [0.05])
     assert bootstrap(scores)[1] < 0.003
@@ -73,20 +73,20 @@ def test_a_fraction_near_the_edge_is_hardly_more_certain_than_a_verdict():
     assert 0.8 * wilson(0, 64)[1] < interval(scores)[1] < wilson(0, 64)[1] + scores.mean()
 
 
-@pytest.mark.parametrize(("rule", "draws"), [("single", 1), ("average", 10), ("vote", 10), ("worst", 20)])
+@pytest.mark.parametrize(("rule", "samples"), [("single", 1), ("average", 10), ("vote", 10), ("worst", 20)])
 @pytest.mark.parametrize(("p", "seeds"), [(0.05, 1), (0.05, 3), (0.5, 3), (0.95, 1)])
-def test_coverage(rule, draws, p, seeds):
+def test_coverage(rule, samples, p, seeds):
     """Within 3.2 standard errors of 95 %; scripts/studies/interval_coverage.py measures more cases and more often."""
-    subset = 5 if rule == "worst" else draws
-    assert coverage(rule, p, 2.0, draws, seeds, subset, 1000) == pytest.approx(0.95, abs=0.022)
+    subset = 5 if rule == "worst" else samples
+    assert coverage(rule, p, 2.0, samples, seeds, subset, 1000) == pytest.approx(0.95, abs=0.022)
 
 
-@pytest.mark.parametrize(("rule", "draws"), [("average", 10), ("vote", 10), ("vote", 5), ("worst", 5)])
-def test_the_truth_that_coverage_is_measured_by(rule, draws):
+@pytest.mark.parametrize(("rule", "samples"), [("average", 10), ("vote", 10), ("vote", 5), ("worst", 5)])
+def test_the_truth_that_coverage_is_measured_by(rule, samples):
     rng = np.random.default_rng(1)
-    right = rng.random((20_000, draws)) < rng.beta(0.7 * 2, 0.3 * 2, size=20_000)[:, None]
+    right = rng.random((20_000, samples)) < rng.beta(0.7 * 2, 0.3 * 2, size=20_000)[:, None]
     scores = {"average": right.mean(axis=1), "vote": right.mean(axis=1) > 0.5, "worst": right.all(axis=1)}[rule]
-    assert truth(rule, 0.7, 2.0, draws) == pytest.approx(scores.mean(), abs=4 * scores.std() / np.sqrt(20_000))
+    assert truth(rule, 0.7, 2.0, samples) == pytest.approx(scores.mean(), abs=4 * scores.std() / np.sqrt(20_000))
 
 
 def test_counting_images_times_seeds_would_undercover():
@@ -136,7 +136,7 @@ def test_paired_is_narrow_where_scores_go_together():
 
 
 def test_paired_coverage():
-    """Averages of 10 draws under two defenses, an image's chances correlated: the true difference is .08."""
+    """Averages of 10 samples under two defenses, an image's chances correlated: the true difference is .08."""
     rng, held = np.random.default_rng(5), 0
     for _ in range(200):
         chance = rng.beta(2, 2, size=64) * 0.84

@@ -11,7 +11,7 @@ from dp.statistics.metrics import accuracy, summarize, vote
 
 
 def votes_for(*classes, margin=1.0, size=4):
-    """Logits whose draws choose these classes, by this margin."""
+    """Logits whose samples choose these classes, by this margin."""
     logits = np.zeros((len(classes), size), dtype=np.float32)
     logits[np.arange(len(classes)), classes] = margin
     return logits
@@ -25,7 +25,7 @@ def test_vote_by_plurality(classes, winner, ties):
     assert vote(votes_for(*classes), ties) == (winner, False)
 
 
-def test_vote_counts_draws_and_not_confidence():
+def test_vote_counts_samples_and_not_confidence():
     logits = votes_for(1, 1, 2)
     logits[2] *= 1000
     assert vote(logits) == (1, False)
@@ -51,7 +51,7 @@ def test_vote_with_a_tie(classes, margins, softmax, lowest):
 
 
 def test_vote_sums_softmax_and_not_logits():
-    """Classes 0 and 1 tie: one huge logit wins the sum of logits, two fairly sure draws the sum of softmax."""
+    """Classes 0 and 1 tie: one huge logit wins the sum of logits, two fairly sure samples the sum of softmax."""
     logits = np.array([[9.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 3.0, 0.0], [2.0, 1.9, 0.0]])
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert logits.sum(0).argmax() == 0
@@ -60,7 +60,7 @@ def test_vote_sums_softmax_and_not_logits():
 
 
 def test_vote_sums_probabilities_and_not_shares_of_the_maximum():
-    """Class 0 wins .64 to .42, but loses 1.13 to 1.20 when each draw is scaled to peak at 1."""
+    """Class 0 wins .64 to .42, but loses 1.13 to 1.20 when each sample is scaled to peak at 1."""
     probabilities = np.array([[0.60, 0.12, 0.28, 0.00001], [0.04, 0.30, 0.28, 0.28]])
     assert probabilities.sum(0)[:2] == pytest.approx([0.64, 0.42])
     assert vote(np.log(probabilities)) == (0, True)
@@ -84,8 +84,8 @@ def test_accuracy_of_one_seed():
 
 
 def test_accuracy_counts_images_and_not_images_times_seeds():
-    verdicts = {1: [True] * 3 + [False], 2: [True] * 2 + [False] * 2, 3: [True] * 4}
-    found = accuracy(verdicts, draws=10)
+    decisions = {1: [True] * 3 + [False], 2: [True] * 2 + [False] * 2, 3: [True] * 4}
+    found = accuracy(decisions, draws=10)
     assert found["value"] == pytest.approx(75)
     assert (found["n"], found["draws"]) == (4, 10)
     assert found["seed_std"] == pytest.approx(statistics.stdev([75, 50, 100]))
@@ -119,7 +119,7 @@ ROWS = [
 ]
 
 
-def test_summarise():
+def test_summarize():
     summary = summarize(ROWS, votes=3)
     values = {
         name: (summary[name]["single"]["value"], summary[name]["vote"]["value"])
@@ -162,7 +162,7 @@ def test_summarise():
 
 
 def test_average_and_worst_by_hand():
-    """Right draws of the attacked: 2/3 and 1/3 under seed 5, 0 and 1/3 under seed 6; none is right on all three."""
+    """Right samples of the attacked: 2/3 and 1/3 under seed 5, 0 and 1/3 under seed 6; none is right on all three."""
     summary = summarize(ROWS, votes=3)
     assert summary["robust"]["average"]["value"] == pytest.approx(100 * (2 + 1 + 0 + 1) / 12)
     assert summary["robust"]["worst"]["value"] == 0
@@ -172,7 +172,7 @@ def test_average_and_worst_by_hand():
 
 
 def test_curves_by_hand():
-    """Right draws of the attacked, of three: 2 and 1 under seed 5, 0 and 1 under seed 6. Votes of two are right for
+    """Right samples of the attacked, of three: 2 and 1 under seed 5, 0 and 1 under seed 6. Votes of two are right for
     the share of pairs that are, plus half of those that tie; the first image's ties are all with class 0.
     """
     curves = summarize(ROWS, votes=3)["curves"]
@@ -187,22 +187,22 @@ def test_curves_by_hand():
 
 
 def test_curves_settle_ties_as_the_protocol_does():
-    """A pair with one draw of class 0 and one of the label is class 0's."""
+    """A pair with one sample of class 0 and one of the label is class 0's."""
     vote = summarize(ROWS, votes=3, ties="lowest")["curves"]["robust"]["vote"]
     assert vote["value"][1] == round(100 * (1 / 3 + 0 + 0 + 0) / 4, 2)
 
 
-@pytest.mark.parametrize("draws", [4, 7])
-def test_curves_end_at_the_figures_of_all_draws(draws):
+@pytest.mark.parametrize("samples", [4, 7])
+def test_curves_end_at_the_figures_of_all_samples(samples):
     """Worst of R is `worst`, worst of 1 `average`; vote of R is `vote` where no count ties, vote of 1 `average`."""
-    rng, rows = np.random.default_rng(draws), []
+    rng, rows = np.random.default_rng(samples), []
     for seed in (1, 2):
         for i in range(40):
-            classes = rng.choice(4, size=draws, p=[0.5, 0.3, 0.1, 0.1])
+            classes = rng.choice(4, size=samples, p=[0.5, 0.3, 0.1, 0.1])
             winner, tied = vote(votes_for(*classes))
             rows.append({**row("null", seed, 0, classes.tolist(), winner), "id": i, "tied": tied})
     tied = {r["id"] for r in rows if r["tied"]}
-    summary = summarize([r for r in rows if r["id"] not in tied], votes=draws)
+    summary = summarize([r for r in rows if r["id"] not in tied], votes=samples)
     curves, figures = summary["curves"]["null"], summary["null"]
     for name, first, last in (("worst", "average", "worst"), ("vote", "average", "vote")):
         assert curves[name]["value"][0] == pytest.approx(figures[first]["value"], abs=0.006)
@@ -210,8 +210,8 @@ def test_curves_end_at_the_figures_of_all_draws(draws):
         assert curves[name]["wilson95_low"][-1] == pytest.approx(figures[last]["wilson95"][0], abs=0.006)
 
 
-def test_what_a_judge_saw():
-    """Two images, one lost by its vote at iteration 3; average and worst of the draws at each one's worst point."""
+def test_figures_of_a_judge():
+    """Two images, one broken by its vote at iteration 3; average and worst of the samples at each one's worst point."""
     rows = [
         {**row("defended", 5, 1, [1], 1, [1], 1), "seen": [1, 1, 1, 0], "lost_at": None},
         {**row("defended", 5, 2, [2], 2, [2], 2), "seen": [0, 0, 2, 0], "lost_at": 3},
@@ -222,11 +222,11 @@ def test_what_a_judge_saw():
     assert "seen" not in summarize(rows, votes=1)
 
 
-def test_summarise_does_not_depend_on_the_order_of_rows():
+def test_summarize_does_not_depend_on_the_order_of_rows():
     assert summarize(ROWS[::-1], votes=3) == summarize(ROWS, votes=3)
 
 
-def test_summarise_leaves_out_arms_without_rows():
+def test_summarize_leaves_out_conditions_without_rows():
     summary = summarize(ROWS[:4], votes=3)
     assert set(summary) == {"standard", "robust", "curves", "per_seed", "ties"}
     assert set(summarize(ROWS[6:], votes=3)) == {"null", "curves", "per_seed", "ties"}

@@ -1,13 +1,17 @@
 """The threat model: what a budget says, and that every candidate stays within it."""
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 from scipy import stats
 
 from dp.rng import Streams
-from dp.threat_models.ball import ThreatModel, parse_eps
+from dp.runs.build import defense
+from dp.runs.compose import make
+from dp.threat_models.ball import BALLS, ThreatModel, parse_eps
+from tests.helpers.compose import composed, options
 
 NORMS = ["linf", "l2"]
 EPS = {"linf": 8 / 255, "l2": 0.5}
@@ -17,10 +21,14 @@ def threat(norm):
     return ThreatModel(norm=norm, eps=EPS[norm])
 
 
-def pictures(seed, lanes=16, dtype=torch.float32):
+def norm_of(name):
+    return composed(f"threat_model={name}")["threat_model"]["norm"]
+
+
+def pictures(seed, images=16, dtype=torch.float32):
     """Images with many pixels at the very bounds, as real ones have."""
     generator = torch.Generator().manual_seed(seed)
-    return (2 * torch.rand(lanes, 3, 8, 8, generator=generator, dtype=dtype) - 0.5).clamp(0, 1)
+    return (2 * torch.rand(images, 3, 8, 8, generator=generator, dtype=dtype) - 0.5).clamp(0, 1)
 
 
 def size(delta, norm):
@@ -32,6 +40,52 @@ def assert_feasible(x_adv, x, norm, eps, tolerance=1e-6):
     assert (size(x_adv.double() - x.double(), norm) <= eps + tolerance).all()
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
+
+
+class Proven(NamedTuple):
+    """An attack's state, with the certificate that its images are feasible."""
+
+    x_adv: torch.Tensor
+    proof: torch.Tensor
+
+
+@pytest.mark.parametrize("name", options("threat_model"))
+def test_contract(name, images):
+    """Random points are feasible, depend on their key alone and are admitted; the clean image is, at distance 0."""
+    config = composed(f"threat_model={name}", "purifier=none")
+    model = make(config["threat_model"], modules=config["plugins"]["modules"])
+    model = model.seen_by(defense(config, "cpu").classifier)
+    x, ids, back = images.x, images.ids, torch.arange(len(images.x) - 1, -1, -1)
+    noise, proof = model.proven_noise(x, Streams(ids, 3, "null"))
+    for found in (model.random_start(x, Streams(ids, 3, "null")), noise):
+        assert (found.shape, found.dtype) == (x.shape, x.dtype)
+        assert 0 <= found.min() <= found.max() <= 1
+        assert (found != x).flatten(1).any(1).all()
+    assert torch.equal(model.random_start(x, Streams(ids, 3, "null")), model.random_start(x, Streams(ids, 3, "null")))
+    reversed_order = model.random_start(x[back], Streams(ids[back], 3, "null"))[back]
+    torch.testing.assert_close(reversed_order, model.random_start(x, Streams(ids, 3, "null")), rtol=0, atol=1e-6)
+    admitted, distance = model.admit(Proven(noise, proof), x)
+    torch.testing.assert_close(admitted, noise, rtol=0, atol=1e-6)
+    assert (distance.shape, distance.dtype) == ((len(x),), torch.float64)
+    assert ((distance > 0) & (distance <= model.eps + 1e-6)).all()
+    unmoved, distance = model.admit(Proven(x, model.unchanged(x)), x)
+    assert torch.equal(unmoved, x)
+    assert (distance == 0).all()
+
+
+@pytest.mark.parametrize("name", [name for name in options("threat_model") if norm_of(name) in BALLS])
+def test_projections_are_feasible(name, images):
+    """Under linf and l2, any point is moved into the ball and the box, and a feasible one stays."""
+    config = composed(f"threat_model={name}")
+    model, x = make(config["threat_model"], modules=config["plugins"]["modules"]), images.x
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model.project(x, x), x)
+    for far in (0.01, 0.3, 5.0):
+        for point in (x + far * noise, model.ascend(x, noise, far)):
+            found = model.project(point, x)
+            assert_feasible(found, x, model.norm, parse_eps(config["threat_model"]["eps"]))
+            torch.testing.assert_close(model.distance(found, x), size(found.double() - x.double(), model.norm))
+            assert torch.equal(model.project(found, x), found)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +187,7 @@ def test_ascend_is_not_projected():
 @pytest.mark.parametrize("kind", ["random_start", "noise"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_random_candidates_are_feasible(norm, kind):
-    x = pictures(0, lanes=64)
+    x = pictures(0, images=64)
     found = getattr(threat(norm), kind)(x, Streams(range(64), 3, "null"))
     assert_feasible(found, x, norm, EPS[norm])
     assert (size(found - x, norm) > 0).all()

@@ -33,8 +33,8 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def pictures(lanes=3, channels=2, height=8, width=6, dtype=torch.float32, seed=0) -> Tensor:
-    x = 2 * torch.rand(lanes, channels, height, width, generator=generator(seed), dtype=dtype) - 0.5
+def pictures(images=3, channels=2, height=8, width=6, dtype=torch.float32, seed=0) -> Tensor:
+    x = 2 * torch.rand(images, channels, height, width, generator=generator(seed), dtype=dtype) - 0.5
     return x.clamp(0, 1)
 
 
@@ -96,7 +96,7 @@ def test_a_flow_is_torchs_grid_sample_with_its_border():
 
 
 def test_a_flow_never_leaves_the_range_of_the_image():
-    x = pictures(lanes=64, seed=3)
+    x = pictures(images=64, seed=3)
     moved = warp(x, flows(x, 3.0))
     assert (moved.amin(dim=(1, 2, 3)) >= x.amin(dim=(1, 2, 3))).all()
     assert (moved.amax(dim=(1, 2, 3)) <= x.amax(dim=(1, 2, 3))).all()
@@ -125,7 +125,7 @@ def test_an_image_at_the_bounds_has_a_slope_at_zero_flow():
 
 
 def test_roughness_by_hand():
-    """A flow of its own at one pixel: four neighbours, each pair counted from both sides."""
+    """A flow of its own at one pixel: four neighbors, each pair counted from both sides."""
     flow = torch.zeros(2, 2, 5, 5, dtype=torch.float64)
     flow[1, 0, 2, 2], flow[1, 1, 2, 2] = 0.3, -0.4
     still, moved = roughness(flow).tolist()
@@ -278,7 +278,7 @@ def test_filters_begin_as_the_identity():
 
 
 def test_a_filter_by_hand():
-    """Mirrored edges, weights even in both directions, times the colour's, normalised."""
+    """Mirrored edges, weights even in both directions, times those of the color, normalized."""
     x = pictures(channels=3, dtype=torch.float64)
     logits = torch.randn(3, 2, 3, 8, 6, generator=generator(4), dtype=torch.float64)  # a kernel of 3 x 5
     found = smooth(x, logits, closeness(x, (3, 5), 0.3))
@@ -301,16 +301,16 @@ def test_patches_have_the_pixel_in_their_middle():
 
 
 def test_adam_is_torchs():
-    """Over lanes that have come differently far."""
+    """For images that have made different numbers of steps."""
     target = torch.randn(2, 3, generator=generator(0))
     expected = []
-    for lane, steps in enumerate((3, 5)):
+    for row, steps in enumerate((3, 5)):
         p = torch.zeros(3, requires_grad=True)
-        optimiser = torch.optim.Adam([p], lr=0.1)
+        optimizer = torch.optim.Adam([p], lr=0.1)
         for _ in range(steps):
-            optimiser.zero_grad()
-            (p - target[lane]).square().sum().backward()
-            optimiser.step()
+            optimizer.zero_grad()
+            (p - target[row]).square().sum().backward()
+            optimizer.step()
         expected.append(p.detach())
     p, m, i = torch.zeros(2, 3), moments(torch.zeros(2, 3)), torch.zeros(2, dtype=torch.long)
     for k in range(5):
@@ -331,7 +331,9 @@ def built(name: str, **settings):
 
 @pytest.mark.parametrize("name", ["stadv", "low_frequency"])
 def test_every_state_is_admitted_and_the_attack_hurts(name, images):
-    """The harness's own measure at every step; the loss in the end on fresh draws, against the clean images'."""
+    """By the harness's own measure at every step. In the end the loss on fresh samples is above that of the clean
+    images.
+    """
     attack, model, threat = built(name, iterations=10)
     x, y, rng = images.x, images.y, Streams(range(6), 0, "attack")
     for kind in (attack, null_control(attack)):
@@ -351,7 +353,7 @@ def test_every_state_is_admitted_and_the_attack_hurts(name, images):
 
 
 @pytest.mark.parametrize("name", ["stadv", "low_frequency"])
-def test_a_defence_without_slopes_gets_no_clean_image_back(name, images):
+def test_a_defense_without_a_gradient_gets_no_clean_image_back(name, images):
     attack, _, threat = built(name)
     blank = Defended(none.purify, None, Classifier(Blank()))
     x, y, rng = images.x, images.y, Streams(range(6), 0, "attack")
@@ -364,7 +366,7 @@ def test_a_defence_without_slopes_gets_no_clean_image_back(name, images):
 
 
 class Blank(nn.Module):
-    """Logits whose slope is zero."""
+    """Logits whose gradient is zero."""
 
     def __init__(self):
         super().__init__()
@@ -376,7 +378,7 @@ class Blank(nn.Module):
 
 @pytest.mark.parametrize("name", ["stadv", "low_frequency"])
 def test_batch_mates_do_not_matter(name, images):
-    """As many lanes, other company."""
+    """The same batch size, but other images in the batch."""
     attack, model, threat = built(name, iterations=2)
     results = []
     for order in ([0, 1, 2, 3], [2, 5, 0, 4]):
@@ -408,7 +410,7 @@ def test_an_attack_under_a_threat_model_that_is_not_its_own(attack, threat_model
         build(composed(f"attack={attack}", f"threat_model={threat_model}"))
 
 
-def test_no_attack_runs_under_every_threat_model_and_a_view_under_its_attacks():
+def test_no_attack_runs_under_every_threat_model_and_a_gradient_mode_under_its_attacks():
     for threat_model in ("stadv", "low_frequency"):
         evaluation = build(composed("attack=none", f"threat_model={threat_model}"))
         x = evaluation.subset.x[:2]

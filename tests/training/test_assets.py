@@ -30,13 +30,12 @@ def test_classifier_accuracy(networks):
     assert right >= 510  # 99.8 % of 512 is 511
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("t", "percent", "within"),
     [(0.05, 99.6, 1), (0.1, 99.4, 1), (0.15, 98.2, 1), (0.2, 97.0, 1), (0.3, 88.1, 2), (0.4, 70.7, 2)],
 )
 def test_standard_accuracy_under_uniform_purification(networks, t, percent, within):
-    """Against an independent prototype of this benchmark: DDIM, 10 steps, single draw (mean of two)."""
+    """Against an independent prototype of this benchmark: DDIM, 10 steps, single sample (mean of two)."""
     subset, right = digits(), 0
     purify = functools.partial(diffpure.purify, t=t, steps=10, eta=0.0)
     model = Defended(purify, networks.denoiser, networks.classifier)

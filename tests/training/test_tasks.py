@@ -1,4 +1,4 @@
-"""Losses with a known minimum, batches that are drawn right, samples with a known spread."""
+"""Losses with a known minimum, batches with the right distribution, samples with a known spread."""
 
 import pytest
 import torch

@@ -28,6 +28,7 @@ from dp.runs.validate import check_call
 from dp.subset import Subset
 from dp.training import tasks as losses
 from dp.training import trainer as training
+from dp.training.distributed import SharedNorm, average_gradients, share_norms
 from dp.training.trainer import Training
 
 ROOT = Path(__file__).parents[2]
@@ -182,7 +183,7 @@ def shared_training(model: str) -> Training:
 
 
 def one_of_two(rank: int, folder: str) -> None:
-    """The gradients of one process of two, and what it saw."""
+    """The gradients of one process of two, and its images."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     for model in ("denoiser", "classifier"):
@@ -195,7 +196,23 @@ def one_of_two(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
+def test_one_process_alone_shares_nothing():
+    """The same outputs, statistics and gradients, bit for bit, under the same names."""
+    found = []
+    for shared in (False, True):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4))
+        if shared:
+            share_norms(net)
+        assert isinstance(net[1], SharedNorm) is shared
+        net(torch.arange(64.0).view(1, 1, 8, 8).sin()).square().sum().backward()
+        if shared:
+            average_gradients(net)
+        found.append({**net.state_dict(), **{f"{name}.grad": p.grad for name, p in net.named_parameters()}})
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def test_two_processes_compute_what_one_does(tmp_path):
     """The same mean gradient (and BatchNorm moments) of a global batch that they share without overlap."""
     mp.spawn(one_of_two, (str(tmp_path),), nprocs=2)
@@ -282,7 +299,6 @@ def test_classifier_from_the_command_line(tmp_path, capsys):
     assert f"sha256 {found}" in again
 
 
-@pytest.mark.slow
 def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, capsys):
     def command(name: str) -> list[str]:
         steps = ["training.steps=40", "training.threads=1", f"out={tmp_path}/{name}.safetensors"]

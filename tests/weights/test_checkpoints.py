@@ -15,9 +15,9 @@ from torch import nn
 
 from dp.files.cache import ASSETS, Asset, cache_folder, locate
 from dp.nets.ncsnpp import NCSNpp
-from dp.nets.wrn import WideResNet, from_functional
+from dp.nets.wrn import WideResNet
 from dp.weights.checkpoints import fit, load, read
-from tests.helpers.formats import score_sde, torch_file
+from tests.helpers.formats import from_functional, score_sde, torch_file
 
 FILE, URL = "tiny.safetensors", "https://example.org/weights/tiny.safetensors"
 
@@ -320,7 +320,7 @@ def test_read_names_the_container(tmp_path):
 
 
 def test_a_damaged_tensor_in_an_archive(cache):
-    """One bit of a number; torch itself does not look at the archive's checksums."""
+    """One bit of a number; torch itself does not check the archive's checksums."""
     data = bytearray(torch_file(WEIGHTS))
     data[data.index(torch.arange(6.0).numpy().tobytes()) + 7] ^= 64
     (cache / "net.pt").write_bytes(data)

@@ -43,4 +43,5 @@ assert not {"torch", "timm"} & set(sys.modules)
 assert needed({"_target_": "dp.weights.zoo.timm", "model": "resnet18.a1_in1k"})[0].file.startswith("timm/resnet18")
 assert {"torch", "timm"} <= set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,302 @@
+"""The tests that `make test-fast` leaves out, by file: functions, or `*` for all of them.
+
+Together they take nine tenths of the processor time. What loads scipy, torchvision, timm or W&B alone is here, too.
+"""
+
+SLOW = {
+    "attacks/test_apgd.py": """
+        test_linf_reaches_the_corner_with_the_box_active
+        test_rows_do_not_depend_on_batch_mates_order_or_refills
+        test_the_trajectory_is_the_published_one
+        test_the_yaml_holds_the_papers_values
+    """,
+    "attacks/test_attacks.py": """
+        test_contract
+    """,
+    "attacks/test_diffattack.py": """
+        test_gradient_equals_central_differences
+        test_the_term_rises_under_the_attack
+        test_without_the_term_it_is_apgd_bit_for_bit
+    """,
+    "attacks/test_diffhammer.py": """
+        test_rows_do_not_depend_on_batch_mates_order_or_their_steps
+        test_the_step_is_fed_back
+        test_where_mean_gradients_cancel_the_selective_attack_succeeds
+    """,
+    "attacks/test_spsa.py": """
+        test_linf_reaches_the_corner_of_a_linear_model
+        test_slope_is_the_gradient
+    """,
+    "attacks/test_square.py": """
+        test_l2_nears_the_optimum
+        test_linf_reaches_the_corner
+        test_margin_never_falls_and_rows_stand_alone
+        test_noise_does_not_shut_the_search
+    """,
+    "attacks/test_union.py": """
+        test_autoattack_fixed_is_the_union
+        test_upstream_is_marked
+        test_upstream_is_the_package
+    """,
+    "audit/test_audit.py": """
+        test_a_finished_run_is_audited_on_demand_and_keeps_its_rows
+        test_a_job_is_audited_once
+        test_a_row_says_what_its_audit_found_and_does_not_change
+        test_a_wrong_value_of_audit_is_one_line
+        test_auto_is_for_long_jobs
+        test_command
+        test_commands_errors_are_one_line
+        test_the_quick_audit_of_the_benchmark_finds_nothing_broken
+    """,
+    "audit/test_audit_budgets.py": """
+        test_a_union_with_a_part_that_uses_values_alone_is_compared
+        test_a_union_with_an_exact_part_can_be_broken
+        test_autoattack_weaker_than_its_parts
+        test_black_box_stronger_than_a_broken_white_box
+        test_eps_sweep_names_a_broken_gradient_and_a_weak_budget
+        test_more_work_never_helps_the_defender
+        test_no_attack_is_nothing_to_check
+        test_null_control_of_a_sound_run
+    """,
+    "audit/test_audit_convergence.py": """
+        test_a_sound_defense_has_no_failure
+        test_an_attack_that_was_broken_off_is_found
+        test_an_optimizer_that_never_moves_is_found
+    """,
+    "audit/test_audit_faults.py": """
+        test_a_planted_fault_is_found_by_the_check_named_for_it
+        test_of_a_sound_run_no_check_fails
+    """,
+    "audit/test_audit_gradients.py": """
+        test_a_partly_detached_purifier_is_found
+        test_a_sound_defense_has_no_failure
+        test_every_attack_can_be_audited
+        test_parts_of_a_union_have_gradient_modes_of_their_own
+    """,
+    "audit/test_audit_randomness.py": """
+        test_clean_images_that_the_attacked_defense_decides_otherwise
+        test_declared_surrogate_of_another_step_count_passes
+        test_no_kind_of_run_fails
+        test_noise_that_is_not_the_streams
+        test_sound_run_passes
+        test_state_outside_the_ball
+    """,
+    "defense/test_defense.py": """
+        test_few_images_get_the_samples_of_all
+    """,
+    "defense/test_gradients.py": """
+        test_adjoint_mode_attacks_the_same_purification_with_another_gradient
+        test_eot_gradient_is_the_mean_over_single_samples
+        test_full_gradient_equals_central_differences
+        test_recompute_equals_store_bit_for_bit
+        test_straight_through_clamp_is_not_the_derivative
+    """,
+    "diffusion/test_checkpointing.py": """
+        test_a_guided_purifier_has_the_same_bits_in_both_memory_modes
+        test_the_gradient_of_a_guided_purifier_equals_central_differences
+        test_torchs_own_check_of_first_and_second_derivatives
+    """,
+    "diffusion/test_denoisers.py": """
+        test_gaussian_is_bayes_rule
+    """,
+    "diffusion/test_sampling.py": """
+        test_chain_of_a_gaussian_denoiser_samples_as_the_recursion_says
+    """,
+    "diffusion/test_two_moons.py": "*",
+    "docs/test_extending.py": """
+        test_a_plug_in_is_found_in_the_working_folder
+        test_an_example_runs_outside_the_tree
+        test_what_is_outside_the_tree_passes_the_contract_tests
+    """,
+    "docs/test_reference.py": """
+        test_generated_lists_are_up_to_date
+    """,
+    "evaluation/test_evaluate.py": """
+        test_attack_and_scoring_share_no_noise
+        test_other_numbers_of_slots_have_the_same_noise
+        test_resumed_rows_fill_the_gaps
+        test_rows_are_byte_equal_across_order_split_and_padding
+        test_undefended_falls_and_null_does_not
+    """,
+    "evaluation/test_slots.py": """
+        test_rows_are_equal_with_and_without_refill
+        test_the_judge_sees_where_the_attack_stands
+    """,
+    "files/test_cache.py": """
+        test_several_processes_note_without_losing_anything
+    """,
+    "files/test_fetch.py": """
+        test_the_command
+        test_the_list
+        test_the_list_has_plugins
+        test_two_processes_download_once
+    """,
+    "nets/test_nets.py": """
+        test_attention_has_torchs_own_bits_and_a_second_derivative
+        test_the_attribute_net_scales_and_pools_as_published
+        test_the_embedded_denoiser_beats_every_linear_one
+    """,
+    "nets/test_parity.py": """
+        test_second_derivatives
+    """,
+    "output/test_rescore.py": """
+        test_another_defense_is_a_column
+        test_command_finds_images_that_are_not_the_runs
+        test_fresh_samples_are_other_samples_of_the_same_defense
+        test_what_cannot_be_scored_again_is_said_in_one_line
+    """,
+    "output/test_tracking.py": """
+        test_wandb_writes_offline_with_the_runs_key
+    """,
+    "purifiers/test_purifiers.py": """
+        test_contract
+        test_official_attack_gradient_never_sees_the_mask
+        test_official_mask_input_bug_feeds_normalized_pm1
+    """,
+    "runs/test_caveats.py": """
+        test_a_protocol_as_it_is_defined_has_no_departure
+        test_a_purifier_without_a_surrogate_is_attacked_exactly_under_the_default_protocol
+        test_a_scaled_surrogate_is_named_where_it_is_attacked
+        test_a_strict_union_without_the_mask_attacks_is_a_caveat
+        test_a_surrogate_is_missed_only_where_the_protocol_had_to_do_without_it
+        test_differences_between_attacked_and_scored
+        test_the_attacks_nfe_is_that_of_what_it_queries
+        test_the_command_line_wins_over_a_protocol_and_it_is_a_departure
+        test_the_gradient_modes_of_an_attack
+        test_what_digits_scale_stands_beside_the_values_for_cifar10
+    """,
+    "runs/test_configs.py": """
+        test_a_preset_and_the_same_command_share_a_folder
+        test_an_exchanged_dataset_gives_what_composition_gives
+        test_every_dataset_classifier_and_denoiser_binds
+        test_every_option_composes_and_binds_for_every_dataset
+        test_every_preset_composes_narrows_and_says_its_command
+        test_gradient_variants_and_tables_are_no_arguments
+        test_missing_files_are_one_line_that_says_all
+        test_nfe_of_the_configured_grids
+        test_the_papers_command_is_the_papers_budget
+    """,
+    "runs/test_help.py": """
+        test_examples_compose
+        test_help_lists_plugins
+        test_imports_that_stay_light
+    """,
+    "runs/test_keys.py": """
+        test_gradient_variants_count_only_where_they_are_used
+        test_what_changes_no_row_changes_no_key
+        test_what_changes_rows_changes_the_key
+    """,
+    "runs/test_kills.py": "*",
+    "runs/test_papers_command.py": "*",
+    "runs/test_protocols.py": """
+        test_a_protocol_sets_its_attack_and_its_gradient
+        test_bpda_is_the_gradient_at_the_purified_image
+        test_dwbox_gives_the_attacker_the_samples_that_score
+        test_hills_bpda_raises_the_loss_of_the_mean_logits
+        test_noise_as_the_attack_is_the_null_control
+        test_the_table_row_tells_how_it_was_decided
+    """,
+    "runs/test_run.py": """
+        test_a_dataset_that_no_table_names_is_an_error
+        test_a_sweep_with_its_results_elsewhere
+        test_a_users_error_is_one_line_and_code_2
+        test_an_attack_without_its_parts_is_one_line
+        test_eight_cells_make_eight_folders
+        test_errors_as_a_user_sees_them
+        test_interrupt_says_what_is_saved_and_ends_with_130
+        test_killed_at_random_moments_ends_with_the_same_bytes
+        test_nan_in_an_image_ends_the_run
+        test_nan_in_the_logits_ends_the_run_also_in_a_worker
+        test_sweep_keeps_good_cells_and_a_rerun_does_what_is_missing
+        test_wandb_run_mirrors_the_row
+        test_workers_and_shards_give_the_same_bytes
+    """,
+    "runs/test_validate.py": """
+        test_check_call_names_the_key
+        test_missing_key_of_a_partial
+    """,
+    "runs/test_workers.py": """
+        test_what_goes_wrong_in_a_worker_is_raised
+    """,
+    "scripts/test_bench.py": "*",
+    "scripts/test_claim.py": """
+        test_calibration_uses_images_that_no_run_uses
+    """,
+    "statistics/test_intervals.py": """
+        test_coverage
+        test_paired_coverage
+    """,
+    "test_local_datasets.py": "*",
+    "test_rng.py": """
+        test_distribution
+        test_other_processes_see_the_same_numbers
+    """,
+    "threat_models/test_perceptual.py": """
+        test_a_defense_without_a_gradient_gets_no_clean_image_back
+        test_a_row_says_what_it_is_and_finds_no_published_one
+        test_an_attack_under_a_threat_model_that_is_not_its_own
+        test_batch_mates_do_not_matter
+        test_every_state_is_admitted_and_the_attack_hurts
+        test_no_attack_runs_under_every_threat_model_and_a_gradient_mode_under_its_attacks
+        test_the_papers_settings
+    """,
+    "training/test_assets.py": "*",
+    "training/test_tasks.py": """
+        test_eps_loss_of_gaussian_data
+    """,
+    "training/test_trainer.py": """
+        test_a_recipe_outside_the_tree
+        test_classifier_from_the_command_line
+        test_every_recipe_fits_its_signatures
+        test_killed_and_started_again_it_ends_with_the_same_bytes
+        test_mistakes_are_one_line
+        test_resume_is_exact
+        test_two_processes_compute_what_one_does
+        test_weights_go_where_the_configuration_finds_them
+    """,
+    "weights/test_checkpoints.py": """
+        test_a_score_sde_average_that_does_not_fit
+    """,
+    "weights/test_edm_pickle.py": """
+        test_a_pickle_made_otherwise_than_the_yaml_says
+        test_damaged_files_are_one_line
+        test_other_constants_of_the_preconditioner
+    """,
+    "weights/test_full_size.py": "*",
+    "weights/test_needed.py": """
+        test_a_library_is_imported_only_for_its_own_models
+    """,
+    "weights/test_zoo.py": """
+        test_a_file_that_does_not_fit
+        test_an_imagenet_model_has_its_normalizer_in_front
+        test_every_preset_of_adversarial_training_names_a_model_of_the_zoo
+        test_robustbench_files_of_the_layouts_it_reads
+        test_robustbench_standard_is_our_wide_resnet
+        test_the_file_names_carry_torchvisions_own_hashes
+        test_timm_files_of_older_names
+        test_timm_options_name_published_weights
+        test_timm_preprocesses_once_and_as_published
+        test_torchvisions_files_in_both_of_torchs_formats
+    """,
+}
+FAST = (  # cases of slow functions that `make test-fast` runs nevertheless: the names begin with this
+    "attacks/test_attacks.py::test_contract[pgd_eot-linf]",
+    "audit/test_audit.py::test_command[checks0",
+    "audit/test_audit_faults.py::test_a_planted_fault_is_found_by_the_check_named_for_it[a detached purifier]",
+    "defense/test_gradients.py::test_full_gradient_equals_central_differences[diffpure]",
+    "defense/test_gradients.py::test_recompute_equals_store_bit_for_bit[diffpure]",
+    "docs/test_reference.py::test_generated_lists_are_up_to_date[reference]",
+    "purifiers/test_purifiers.py::test_contract[hetero]",
+    "runs/test_caveats.py::test_the_gradient_modes_of_an_attack[pgd_eot-full",
+    "runs/test_configs.py::test_every_dataset_classifier_and_denoiser_binds[dataset-digits]",
+    "runs/test_configs.py::test_every_option_composes_and_binds_for_every_dataset[purifier-hetero]",
+    "runs/test_configs.py::test_every_preset_composes_narrows_and_says_its_command[table1/hetero]",
+    "runs/test_keys.py::test_what_changes_rows_changes_the_key[dtype",
+    "runs/test_protocols.py::test_a_protocol_sets_its_attack_and_its_gradient[strict]",
+    "runs/test_run.py::test_a_users_error_is_one_line_and_code_2[overrides0",
+    "runs/test_validate.py::test_check_call_names_the_key[purifier",
+    "training/test_trainer.py::test_every_recipe_fits_its_signatures[digits_classifier]",
+    "training/test_trainer.py::test_resume_is_exact[",
+    "weights/test_full_size.py::test_counts[classifier-attribute_celebahq",
+    "weights/test_full_size.py::test_counts[classifier-wrn_70_16]",
+)
