@@ -10,7 +10,7 @@ import mmap
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ def read(path: Path) -> Any:
     format, EDM's plain pickle. Raises ValueError, in one line, for a file of no such format, for a damaged file, and
     for a file that names anything that weights do not need.
     """
+    if path.is_dir():
+        raise ValueError(f"need a file with weights, got the directory {path}: move it away and put the file there")
     with path.open("rb") as file:
         head = file.read(9)
     try:
@@ -56,19 +58,19 @@ def read(path: Path) -> Any:
         if head[:1] == b"\x80":
             return _old(path) if _is_old(path) else edm(path)
     except SafetensorError as error:
-        raise ValueError(f"need a whole safetensors file, got {path} ({error}): delete it and fetch it again") from None
+        raise ValueError(f"need a whole safetensors file, got {path} ({error}): put a whole one there") from None
     except (zipfile.BadZipFile, NotImplementedError, *UNREADABLE) as error:
         why = error if isinstance(error, Refused) else f"it is torn ({type(error).__name__})"
         raise ValueError(f"need weights and nothing else, got {path}: {why}; nothing was executed") from None
     kind = "a web page" if head.lstrip()[:1] == b"<" else "no weights file"
-    raise ValueError(f"need a whole safetensors file, torch file or EDM pickle, got {path} ({kind}): fetch it again")
+    raise ValueError(f"need a whole safetensors file, torch file or EDM pickle, got {path} ({kind}): put one there")
 
 
 def load(
     net: nn.Module | Callable[[], nn.Module],
     file: str,
     sha256: str | None = None,
-    url: str | None = None,
+    url: str | Sequence[str] | None = None,
     megabytes: float | None = None,
     entry: str | int | None = None,
     wrapper: str | None = None,
