@@ -17,6 +17,8 @@ from dp.audit import same_defense as sameness
 from dp.audit.check import VERDICTS, Check, Finding, Subject
 from dp.evaluation.evaluate import Evaluation
 from dp.output.record import read_summary, write_atomic, write_summary
+from dp.output.run_files import AuditFile
+from dp.output.shapes import read_json
 
 MODULES = (gradients, controls, comparisons, results, trajectories, hygiene, sameness)
 LONG = 500_000  # network evaluations of a job's attack: the quick budget on digits asks for 69 thousand, the full one,
@@ -76,8 +78,10 @@ def write(path: Path, code: str, findings: Sequence[Finding], quick: bool, **mor
 
 def read(path: Path, code: str) -> dict | None:
     """The summary's entry of an audit that this code has written there, or None."""
-    content = json.loads(path.read_text()) if path.exists() else {}
-    return content["entry"] if content.get("code") == code else None
+    if not path.exists():
+        return None
+    content = read_json(path, AuditFile, "delete it and start the run again with audit=true")
+    return content["entry"] if content["code"] == code else None
 
 
 def attach(folder: Path, found: dict | None) -> dict | None:
