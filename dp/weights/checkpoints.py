@@ -74,6 +74,7 @@ def load(
     megabytes: float | None = None,
     entry: str | int | None = None,
     wrapper: str | None = None,
+    record: str | None = None,
     rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> nn.Module:
     """Return `net` with the tensors of an embedded or cached file. Names and shapes must match exactly.
@@ -81,10 +82,13 @@ def load(
     `net`: a module, or a partial that makes one (`_partial_: true`), which takes no memory before the tensors are read.
     `file`, `url`, `megabytes`: see `Asset`. `sha256`: the expected hash; without one, the hash at first use is required
     from then on. `entry`: the part of a training checkpoint that holds the weights; the tensors of a score-SDE `ema`
-    get their names from its `model`. `wrapper`: the preconditioner that an EDM pickle must hold. `rename`: maps the
+    get their names from its `model`. `wrapper`: the preconditioner that an EDM pickle must hold. `record`: `none` takes
+    an EDM pickle that does not record its network's settings, so that only the yaml tells them. `rename`: maps the
     file's names to the network's. Raises ValueError for a wrong hash, a file of another kind or one that does not fit,
     and FileNotFoundError for a missing file.
     """
+    if record not in (None, "none"):
+        raise ValueError(f"need record: none, or no such key, got record={record!r}")
     path = locate(asset := Asset(file, url, megabytes, sha256))
     verify(path, asset)
     content, made = read(path), net
@@ -92,7 +96,7 @@ def load(
         with torch.device("meta"):
             net = net()
     if isinstance(content, EDMPickle):
-        _check_made_by(content, made, wrapper, path.name)
+        _check_made_by(content, made, wrapper, record, path.name)
         state = content.state
     elif wrapper is not None and path.suffix != ".safetensors":  # weights of our own training have no wrapper
         raise ValueError(f"need an EDM pickle with {wrapper}, got {path.name}, which is another kind of file")
@@ -172,7 +176,7 @@ def _named_ema(content: dict, part: dict, net: nn.Module, name: str) -> dict[str
     return dict(zip(names, average, strict=True)) | {k: v for k, v in model.items() if k not in set(names)}
 
 
-def _check_made_by(content: EDMPickle, net: Any, wrapper: str | None, name: str) -> None:
+def _check_made_by(content: EDMPickle, net: Any, wrapper: str | None, record: str | None, name: str) -> None:
     """Raise ValueError unless the network that the yaml builds is made as the file says that its network was."""
     if wrapper is None or content.wrapper != wrapper:
         raise ValueError(f"need {name} with the preconditioner {wrapper}, got {content.wrapper}: choose that denoiser")
@@ -186,9 +190,14 @@ def _check_made_by(content: EDMPickle, net: Any, wrapper: str | None, name: str)
     assert inspect.isclass(net.func)
     if net.func.__name__ != content.net:
         raise ValueError(f"need {name} made as {net.func.__name__}, got {content.net}")
+    if content.settings is None and record is None:
+        raise ValueError(
+            f"need {name} with the settings of its network (_init_kwargs), got none: add `record: none` to the yaml's "
+            "`net` if its settings are surely the file's"
+        )
     bound = inspect.signature(net.func).bind(**net.keywords)
     bound.apply_defaults()
-    for key, value in content.settings.items():
+    for key, value in (content.settings or {}).items():
         if key in TRAINING_ONLY:
             continue
         ours = bound.arguments.get(key, "nothing of that name")

@@ -29,13 +29,13 @@ class EDMPickle(NamedTuple):
     """The useful content of an EDM pickle.
 
     `wrapper`, `net`: class names of the preconditioner and its network. `constants`: the preconditioner's numbers.
-    `settings`: the network's constructor arguments. `state`: its tensors.
+    `settings`: the network's constructor arguments, None if the file does not record them. `state`: its tensors.
     """
 
     wrapper: str
     net: str
     constants: dict[str, Any]
-    settings: dict[str, Any]
+    settings: dict[str, Any] | None
     state: dict[str, Tensor]
 
 
@@ -67,7 +67,7 @@ def edm(path: Path) -> EDMPickle:
     if total > limit:
         raise Refused(f"its tensors would take {total} bytes, more than the file has")
     constants = {str(k): v if isinstance(v, PLAIN) else "no number" for k, v in ema.state.items()}
-    return EDMPickle(ema.kind, net.kind, constants, settings, state)
+    return EDMPickle(ema.kind, net.kind, constants, settings or None, state)  # a network needs at least a size
 
 
 def _is_plain(value: Any) -> bool:
