@@ -3,8 +3,6 @@
 Nothing in a file is ever executed.
 """
 
-import functools
-import inspect
 import io
 import mmap
 import pickle
@@ -20,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dp.files.cache import Asset, locate, verify
-from dp.weights.edm_pickle import EDMPickle, edm
+from dp.weights.edm_pickle import EDMPickle, check_made_by, edm
 from dp.weights.pickle_scan import STORAGES, UNREADABLE, Kind, Refused, legacy, number, scan, short
 
 PREFIXES = ("", "module.", "model.", "module.0.", "module.model.")  # of DataParallel and normalizing wrappers
@@ -30,13 +28,6 @@ NAMES = (  # the only names in public torch files
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",
     "_codecs.encode", "argparse.Namespace",
 )  # fmt: skip
-CONSTANTS = {  # of the preconditioners that dp.diffusion.denoisers implements
-    "EDMPrecond": {"sigma_data": 0.5},
-    "VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000},
-    "VEPrecond": {},
-    "iDDPMPrecond": {"C_1": 0.001, "C_2": 0.008, "M": 1000},
-}
-TRAINING_ONLY = ("label_dropout", "use_checkpoint", "use_fp16")
 
 
 def read(path: Path) -> Any:
@@ -96,7 +87,7 @@ def load(
         with torch.device("meta"):
             net = net()
     if isinstance(content, EDMPickle):
-        _check_made_by(content, made, wrapper, record, path.name)
+        check_made_by(content, made, wrapper, record, path.name)
         state = content.state
     elif wrapper is not None and path.suffix != ".safetensors":  # weights of our own training have no wrapper
         raise ValueError(f"need an EDM pickle with {wrapper}, got {path.name}, which is another kind of file")
@@ -174,37 +165,6 @@ def _named_ema(content: dict, part: dict, net: nn.Module, name: str) -> dict[str
     if shapes != [model[k].shape if isinstance(model[k], Tensor) else None for k in names]:
         raise ValueError(f"need {len(names)} averages of the shapes of `model` in {name}, got {len(average)} others")
     return dict(zip(names, average, strict=True)) | {k: v for k, v in model.items() if k not in set(names)}
-
-
-def _check_made_by(content: EDMPickle, net: Any, wrapper: str | None, record: str | None, name: str) -> None:
-    """Raise ValueError unless the network that the yaml builds is made as the file says that its network was."""
-    if wrapper is None or content.wrapper != wrapper:
-        raise ValueError(f"need {name} with the preconditioner {wrapper}, got {content.wrapper}: choose that denoiser")
-    if wrapper not in CONSTANTS:
-        raise ValueError(f"need a preconditioner among {', '.join(CONSTANTS)}, got {wrapper}: no adapter computes it")
-    for key, value in CONSTANTS[wrapper].items():
-        if content.constants.get(key, value) != value:
-            raise ValueError(f"need {key}={value} in {name}, got {short(content.constants[key])}")
-    if not isinstance(net, functools.partial):
-        raise ValueError(f"need `_partial_: true` for the network of the EDM pickle {name}")
-    assert inspect.isclass(net.func)
-    if net.func.__name__ != content.net:
-        raise ValueError(f"need {name} made as {net.func.__name__}, got {content.net}")
-    if content.settings is None and record is None:
-        raise ValueError(
-            f"need {name} with the settings of its network (_init_kwargs), got none: add `record: none` to the yaml's "
-            "`net` if its settings are surely the file's"
-        )
-    bound = inspect.signature(net.func).bind(**net.keywords)
-    bound.apply_defaults()
-    for key, value in (content.settings or {}).items():
-        if key in TRAINING_ONLY:
-            continue
-        ours = bound.arguments.get(key, "nothing of that name")
-        if (list(ours) if isinstance(ours, tuple) else ours) != (list(value) if isinstance(value, tuple) else value):
-            raise ValueError(
-                f"need {name} made with {short(key)}={ours}, got {short(value)}: set it in the denoiser's yaml"
-            )
 
 
 def _zip(path: Path) -> Any:
