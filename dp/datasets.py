@@ -162,7 +162,8 @@ def _needed(name: str) -> Path:
 
 def _published(path: Path, md5: str | None) -> Path:
     if not path.is_file():
-        raise ValueError(f"need {path} as published, got no such file: fetch it again")
+        got = "a directory" if path.is_dir() else "no such file"
+        raise ValueError(f"need the file {path} as published, got {got}: put it there, or fetch the data again")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "md5").hexdigest()
     if md5 not in (None, digest):
@@ -229,7 +230,7 @@ def _image(path: Path, read: Callable[[Any], Any]) -> Tensor:
         with Image.open(path) as image:
             return read(image.convert("RGB"))
     except (*scan.UNREADABLE, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"need a picture, got {path} ({type(error).__name__}): fetch it again") from None
+        raise ValueError(f"need a picture, got {path} ({type(error).__name__}): put a whole one there") from None
 
 
 def _digits() -> Subset:

@@ -9,6 +9,8 @@ from dp.audit import budgets, convergence, gradients, randomness, returned_image
 from dp.audit.check import VERDICTS, Check, Finding, Subject
 from dp.evaluation.evaluate import Evaluation
 from dp.output.record import read_summary, write_atomic, write_summary
+from dp.output.run_files import AuditFile
+from dp.output.shapes import read_json
 
 MODULES = (gradients, budgets, rival_attacks, returned_images, convergence, randomness, same_defense)
 # Network evaluations of the attack in a long job. The quick budget on digits has 69 thousand. The full budget has 1.1
@@ -80,8 +82,10 @@ def write(path: Path, code: str, findings: Sequence[Finding], quick: bool, **mor
 
 def read(path: Path, code: str) -> dict | None:
     """The summary's entry in the file of an audit, or None if there is no file or other code wrote it."""
-    content = json.loads(path.read_text()) if path.exists() else {}
-    return content["entry"] if content.get("code") == code else None
+    if not path.exists():
+        return None
+    content = read_json(path, AuditFile, "delete it and start the run again with audit=true")
+    return content["entry"] if content["code"] == code else None
 
 
 def attach(folder: Path, found: dict | None) -> dict | None:

@@ -4,16 +4,18 @@ Of a run it copies the summary, and the predictions as arrays.
 """
 
 import argparse
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from dp.evaluation.rows import Row
 from dp.output import record
 from dp.output.console import console
+from dp.output.run_files import VERDICTS, incomplete
+from dp.output.shapes import read_lines
 from dp.runs.errors import DONE, command
 
 MEASURED = Path("results/measured")
@@ -47,18 +49,32 @@ def verdicts(rows: list[dict]) -> dict[str, torch.Tensor]:
 def archive(folder: Path, measured: Path = MEASURED) -> Path:
     """Copy the finished run in `folder` to its own folder below `measured`, and return that.
 
-    Raises ValueError if the run is not finished or its summary has another format.
+    Raises ValueError if the run is not finished or damaged. An earlier copy then stays as it is.
     """
     if record.read_summary(folder) is None:
         raise ValueError(
             f"need a finished run with {record.SUMMARY}, got {folder}: its command goes on where it stopped"
         )
-    rows = record.read_lines(folder / record.IMAGES)
-    copy = measured / folder.name
+    predictions, copy = save(verdicts(finished_rows(folder))), measured / folder.name
+    for name in (VERDICTS, record.SUMMARY):
+        if (copy / name).is_dir():
+            raise ValueError(f"need to write the file {copy / name}, got a directory: move it away")
     copy.mkdir(parents=True, exist_ok=True)
-    shutil.copy(folder / record.SUMMARY, copy / record.SUMMARY)
-    save_file(verdicts(rows), copy / "verdicts.safetensors")
+    record.write_atomic(copy / VERDICTS, predictions)
+    record.write_atomic(copy / record.SUMMARY, (folder / record.SUMMARY).read_bytes())
     return copy
+
+
+def finished_rows(folder: Path) -> list[dict]:
+    """The rows of a finished run. Raises ValueError if any is missing or damaged."""
+    path, todo = folder / record.IMAGES, f"delete {folder / record.SUMMARY} and start the run again"
+    if not path.exists():
+        raise ValueError(f"need {path} with the rows of a finished run, got no such file: {todo}")
+    _, rows, damaged = read_lines(path, Row, todo)
+    problem = f"{damaged} damaged lines" if damaged else incomplete(rows, record.read_summary(folder) or {})
+    if problem:
+        raise ValueError(f"need {path} with every row of a finished run, got {problem}: {todo}")
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dp.commands.options import parser, wide_console
 from dp.files.cache import ASSETS, Asset, cache_folder, is_there, locate
-from dp.files.download import direct
+from dp.files.download import sources
 from dp.files.fetch import fetch
 from dp.output.progress import Downloads
 from dp.runs.compose import composed
@@ -46,7 +46,7 @@ def table(assets: dict[Asset, str], last: str) -> Table:
         state = whereabouts(asset)
         size = f"{locate(asset).stat().st_size / 1e6:.1f}" if state != "missing" and locate(asset).is_file() else "?"
         size = f"{asset.megabytes:g}" if asset.megabytes is not None else size
-        result.add_row(asset.file, size, state, asset.url or "", *([text] if last else []))
+        result.add_row(asset.file, size, state, "\n".join(asset.urls), *([text] if last else []))
     return result
 
 
@@ -64,7 +64,7 @@ def total(assets: list[Asset]) -> str:
 def can_be_fetched(asset: Asset) -> bool:
     """True if the file has an address that can be downloaded."""
     try:
-        direct(asset)
+        sources(asset)
     except ValueError:
         return False
     return True

@@ -6,9 +6,10 @@ of the adjoint gradient.
 
 import argparse
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import matplotlib as mpl
 
@@ -18,6 +19,7 @@ from matplotlib.axes import Axes
 
 from dp.output import record
 from dp.output.console import console
+from dp.output.shapes import contents, misfit
 from dp.runs.errors import DONE, command
 
 MEASURED, FIGURES = Path("results/measured"), Path("results/figures")
@@ -25,11 +27,19 @@ STANDARD, ROBUST, GRAY = "#0b6e99", "#c1440e", "#777777"
 DIFFPURE_DT, DIFFPURE_END = 1e-3, 1e-5  # the solver's step and the end time in DiffPure's code
 STEP_COLORS = ("#9ecae1", "#4292c6", ROBUST, "#08306b")  # from the longest step to the shortest; red: DIFFPURE_DT
 
+COLUMNS = {"method", "dtype", "t", "end", "dt", "images", "relative_error_median", "equal_signs"}
+
+
+class Uniform(TypedDict):
+    """What the figure needs of the purifier's node."""
+
+    t: float
+
 
 def uniform_runs(dataset: str, images: int) -> list[dict]:
     """The summaries of uniform purification on so many images, sorted by noise time."""
     plain = {"purifier": "diffpure", "attack": "pgd_eot", "threat_model": "linf", "protocol": "default"}
-    summaries = [record.read_summary(path.parent) for path in sorted(MEASURED.glob(f"*/{record.SUMMARY}"))]
+    summaries = [_read(path.parent) for path in sorted(MEASURED.glob(f"*/{record.SUMMARY}"))]
     runs = [
         s
         for s in summaries
@@ -39,6 +49,16 @@ def uniform_runs(dataset: str, images: int) -> list[dict]:
         and s["robust"]["single"]["n"] == images
     ]
     return sorted(runs, key=lambda s: s["config"]["purifier"]["t"])
+
+
+def _read(folder: Path) -> dict | None:
+    """The summary of an archived run. Raises ValueError if a run of diffpure lacks what the figure shows."""
+    summary = record.read_summary(folder)
+    if summary is not None and summary["config"]["choices"].get("purifier") == "diffpure":
+        problem = misfit(summary["config"]["purifier"], Uniform, "config.purifier")
+        if problem:
+            raise ValueError(f"need {folder / record.SUMMARY} as a run writes it, got {problem}: archive the run again")
+    return summary
 
 
 def tradeoff(dataset: str, images: int) -> Path:
@@ -100,15 +120,7 @@ def adjoint_error() -> Path:
     There is one line for each step of the solver. The data come from scripts/studies/adjoint.py. Raises ValueError
     if they are missing.
     """
-    path = MEASURED / "adjoint.csv"
-    if not path.is_file():
-        raise ValueError(
-            f"need {path}, got no such file: work in a checkout, where scripts/studies/adjoint.py makes it"
-        )
-    with path.open() as file:
-        rows: list[dict] = [
-            {k: v if k in ("method", "dtype") else float(v) for k, v in row.items()} for row in csv.DictReader(file)
-        ]
+    rows = _adjoint_rows(MEASURED / "adjoint.csv")
     for row in rows:
         row["wrong_signs"] = 100 * (1 - row["equal_signs"])
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), sharex=True, sharey="row", layout="constrained")
@@ -133,6 +145,24 @@ def adjoint_error() -> Path:
     figure.savefig(drawn, dpi=160)
     plt.close(figure)
     return drawn
+
+
+def _adjoint_rows(path: Path) -> list[dict]:
+    """The table of scripts/studies/adjoint.py. Raises ValueError if it is not whole."""
+    todo = "in a checkout, python scripts/studies/adjoint.py --write writes it again"
+    lines = contents(path, todo).decode(errors="replace").splitlines()
+    try:
+        rows: list[dict] = [
+            {k: v if k in ("method", "dtype") else float(v) for k, v in row.items()} for row in csv.DictReader(lines)
+        ]
+        grid = [{row[key] for row in rows} for key in ("method", "dtype", "dt", "end")]
+        whole = len(rows) == math.prod(map(len, grid)) and len(grid[2]) == len(STEP_COLORS)
+        whole = whole and all(row.keys() >= COLUMNS for row in rows)
+    except (ValueError, TypeError, KeyError, csv.Error):
+        rows, whole = [], False
+    if not whole:
+        raise ValueError(f"need {path} as the study writes it, got another or a torn table: {todo}")
+    return rows
 
 
 def _lines_per_step(axis, rows: list[dict], name: str) -> None:

@@ -5,28 +5,45 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from filelock import FileLock
+
+from dp.files.addresses import direct, is_address
 
 ASSETS = Path(__file__).parents[1] / "assets"  # embedded files
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-class Asset(NamedTuple):
+@dataclass(frozen=True)
+class Asset:
     """A file or folder that is embedded in the package or belongs into the cache folder."""
 
     file: str  # path below the embedded files or the cache folder
-    url: str | None = None  # http(s), a Google Drive address, or words where it cannot be fetched
-    megabytes: float | None = None  # of what the address serves
-    sha256: str | None = None  # of what the address serves; None if unknown
-    unpack: bool = False  # the address serves a .tar, .tar.gz or .zip that holds `file`
+    url: str | Sequence[str] | None = None  # http(s), a Google Drive address, or words; or several, tried in turn
+    megabytes: float | None = None  # of what an address serves
+    sha256: str | None = None  # of what an address serves; None if unknown
+    unpack: bool = False  # an address serves a .tar, .tar.gz or .zip that holds `file`
+
+    def __post_init__(self) -> None:
+        if isinstance(self.url, list):  # from a yaml; a tuple can be hashed
+            object.__setattr__(self, "url", tuple(self.url))
+        if not all(isinstance(url, str) for url in self.urls):
+            raise ValueError(f"need url as a text or a list of texts for {self.file}, got {self.url!r}")
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All that `url` names, in order."""
+        if self.url is None:
+            return ()
+        return self.url if isinstance(self.url, tuple) else (self.url,)  # pyright: ignore[reportReturnType]
 
     @property
     def fetchable(self) -> bool:
-        """True if `url` is an address and not words."""
-        return (self.url or "").startswith(("http://", "https://"))
+        """True if a download can use one of `urls`."""
+        return any(direct(url) for url in self.urls)
 
     def __str__(self) -> str:
         return self.file if self.megabytes is None else f"{self.file} ({self.megabytes:g} MB)"
@@ -48,7 +65,7 @@ def locate(asset: Asset) -> Path:
     for folder in (ASSETS, cache_folder()):
         if (folder / asset.file).exists():
             return folder / asset.file
-    origin = "" if asset.url is None else f", published at {asset.url}"
+    origin = f", published at {' and '.join(asset.urls)}" if asset.urls else ""
     command = "fetch it with `dp fetch` and the same options, or " if asset.fetchable else ""
     raise FileNotFoundError(
         f"missing file: need {asset}{origin}; {command}put it into {cache_folder()} (or set DP_CACHE)"
@@ -73,8 +90,9 @@ def place(asset: Asset) -> Path:
 
 
 def complaint(asset: Asset, got: str, todo: str) -> str:
-    """One line for an error: the asset, its address and folder, what was found (`got`), and what to do (`todo`)."""
-    origin = f" from {asset.url}" if asset.fetchable else ""
+    """One line for an error: the asset, its addresses and folder, what was found (`got`), and what to do (`todo`)."""
+    addresses = [url for url in asset.urls if is_address(url)]
+    origin = f" from {' or '.join(addresses)}" if addresses else ""
     return f"need {asset}{origin} in {cache_folder()}, got {got}: {todo}"
 
 
@@ -84,15 +102,31 @@ def verify(path: Path, asset: Asset) -> str:
     It must be the asset's own hash or, if that is unknown, the one that hashes.json in the cache recorded at first use.
     Embedded files are not recorded, and a read-only cache records nothing. Raises ValueError for any other hash.
     """
+    if path.is_dir() and _is_pinned(asset):
+        raise ValueError(f"need the file {path}, got a directory: move it away and put the file there")
     actual, pinned = digest(path), expected(asset)
     if pinned is None and not path.is_relative_to(ASSETS) and path.absolute().is_relative_to(cache_folder().absolute()):
         pinned = note(asset, actual)
     if pinned not in (None, actual):
-        noted = "" if asset.sha256 and not asset.unpack else f", as noted in {_notes().name} on first use"
-        raise ValueError(
-            f"need {path} with SHA-256 {pinned[:12]}...{noted}, got {actual[:12]}...: delete it and fetch it again"
-        )
+        noted = "" if _is_pinned(asset) else f", as noted in {_notes().name} on first use"
+        got = f"got {'a directory with ' if path.is_dir() else ''}{actual[:12]}..."
+        raise ValueError(f"need {path} with SHA-256 {pinned[:12]}...{noted}, {got}: {_todo(asset, path)}")
     return actual
+
+
+def _is_pinned(asset: Asset) -> bool:
+    """True if the asset's own hash is that of what is on disk. An archive's hash says nothing about its content."""
+    return asset.sha256 is not None and not asset.unpack
+
+
+def _todo(asset: Asset, path: Path) -> str:
+    """What to do about a wrong hash. Only what can be fetched again is to be deleted."""
+    if path.is_relative_to(ASSETS):
+        return "it comes with the package, install that again or restore it with git"
+    if asset.fetchable:
+        return "delete it and fetch it again"
+    right = "set its sha256" if _is_pinned(asset) else f"take its line out of {_notes()}"
+    return f"it cannot be fetched, put the earlier one back, or {right} if this one is right"
 
 
 def digest(path: Path) -> str:
@@ -106,11 +140,8 @@ def digest(path: Path) -> str:
 
 
 def expected(asset: Asset) -> str | None:
-    """The hash that the asset must have on disk: its own, the one recorded at first use, or None.
-
-    The hash of an archive says nothing about what it unpacks to.
-    """
-    if asset.sha256 is not None and not asset.unpack:
+    """The hash that the asset must have on disk: its own, the one recorded at first use, or None."""
+    if asset.sha256 is not None and _is_pinned(asset):
         return asset.sha256.lower()
     return _noted().get(asset.file)
 

@@ -1,4 +1,7 @@
-"""Download one address into one file: resumed, retried, and never a web page in its place."""
+"""Download one address into one file: resumed, retried, and never a web page in its place.
+
+Other addresses of the same file are `dp.files.fetch`'s business.
+"""
 
 import http.client
 import json
@@ -9,12 +12,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from typing import Any, NamedTuple
 
 import requests
 import urllib3
 
+from dp.files.addresses import direct, is_address
 from dp.files.cache import Asset, complaint, place, write_whole
 
 CHUNK = 1 << 18  # bytes
@@ -34,42 +37,61 @@ class _Again(Exception):
     """The answer broke off, or the server cannot serve it now: try again."""
 
 
-def direct(asset: Asset) -> str:
-    """The address that serves the bytes. Raises ValueError if there is none: no address, or a Google Drive folder."""
-    url = asset.url or ""
-    if not asset.fetchable:
-        said = f" ({url})" if url else ""
-        raise ValueError(complaint(asset, f"no address to fetch it from{said}", "put it there by hand"))
-    parts = urlsplit(url)
-    if parts.hostname not in ("drive.google.com", "docs.google.com", "drive.usercontent.google.com"):
-        return url
-    named = re.search(r"/d/([\w-]+)", parts.path)
-    name = named.group(1) if named else parse_qs(parts.query).get("id", [""])[0]
-    if not name or "folder" in parts.path:
+class NotServed(Exception):
+    """An address does not serve the file. Another one may.
+
+    `got`, `todo`: see `complaint`. `kind`: the error to raise if no address serves it.
+    """
+
+    def __init__(self, got: str, todo: str, kind: type[OSError | ValueError] = OSError):
+        super().__init__(got)
+        self.got, self.todo, self.kind = got, todo, kind
+
+
+class Source(NamedTuple):
+    """An address of an asset: as it is published, and as it serves the bytes."""
+
+    url: str
+    address: str
+
+
+def sources(asset: Asset) -> list[Source]:
+    """The addresses of an asset that a download can use, in order. Raises ValueError if there is none.
+
+    A Google Drive folder cannot be downloaded.
+    """
+    addresses = [url for url in asset.urls if is_address(url)]
+    found = [Source(url, address) for url in addresses if (address := direct(url)) is not None]
+    if found:
+        return found
+    if addresses:
         got = "a Google Drive folder, which cannot be fetched"
         raise ValueError(complaint(asset, got, f"download it in a browser and put it there as {place(asset)}"))
-    return f"https://drive.usercontent.google.com/download?id={name}&export=download&confirm=t"
+    said = f" ({', '.join(asset.urls)})" if asset.urls else ""
+    raise ValueError(complaint(asset, f"no address to fetch it from{said}", "put it there by hand"))
 
 
 def download(asset: Asset, address: str, part: Path, on_bytes: OnBytes, timeout: float, tries: int) -> None:
     """Download the rest of `part`. The count of tries starts again whenever more of the file has come than before.
 
-    `on_bytes(done, total)` is called with bytes so far and in all. `timeout`: seconds without a byte. Raises OSError.
+    `on_bytes(done, total)` is called with bytes so far and in all. `timeout`: seconds without a byte. Raises NotServed
+    if the address does not serve the file, and OSError for an error of the disk.
     """
-    furthest, failed = size(part), 0
+    furthest, failed = size_from(address, part), 0
     while True:
         try:
             return _attempt(asset, address, part, on_bytes, timeout)
         except (_Again, *BROKEN) as error:
-            failed = 0 if size(part) > furthest else failed
-            furthest, failed = max(furthest, size(part)), failed + 1
+            came = size_from(address, part)
+            failed = 0 if came > furthest else failed
+            furthest, failed = max(furthest, came), failed + 1
             if failed >= tries:
-                partial = f", the {size(part) / 1e6:.1f} MB that came are kept" if size(part) else ""
+                partial = f", the {came / 1e6:.1f} MB that came are kept" if came else ""
                 got = f"no whole answer in {tries} tries ({_reason(error, timeout)})"
-                raise OSError(complaint(asset, got, f"try again later{partial}")) from None
+                raise NotServed(got, f"try again later{partial}") from None
             time.sleep(min(30.0, WAIT * 2 ** (failed - 1)))
         except requests.RequestException as error:
-            raise OSError(complaint(asset, _reason(error, timeout), "correct its url")) from None
+            raise NotServed(_reason(error, timeout), "correct its url") from None
 
 
 def _reason(error: Exception, timeout: float) -> str:
@@ -81,9 +103,7 @@ def _reason(error: Exception, timeout: float) -> str:
 
 def _attempt(asset: Asset, address: str, part: Path, on_bytes: OnBytes, timeout: float) -> None:
     """One request for the file or for its rest. What has come is on the disk when this returns or raises."""
-    have, state = size(part), state_of(part)
-    if state.get("address") != address:
-        have = 0
+    have, state = size_from(address, part), state_of(part)
     if have and have == state["total"]:
         return
     if not state.get("validator") or have > (state["total"] or have):
@@ -121,9 +141,9 @@ def _judged(asset: Asset, answer: requests.Response, part: Path, have: int, stat
     if status >= 500:
         raise _Again(said)
     if status != 200:
-        raise OSError(complaint(asset, said, "correct its url, or put it there by hand"))
+        raise NotServed(said, "correct its url, or put it there by hand")
     if answer.headers.get("Content-Type", "").startswith("text/html") and not asset.file.endswith(TEXT):
-        raise _web_page(asset, answer.raw.read(1 << 14, decode_content=False))
+        raise _web_page(answer.raw.read(1 << 14, decode_content=False))
     return 0, int(length) if length.isdigit() else None
 
 
@@ -136,7 +156,7 @@ def _stream(
             while chunk := answer.raw.read1(CHUNK, decode_content=False):
                 if not done and chunk.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<" and not asset.file.endswith(TEXT):
                     drop(part)
-                    raise _web_page(asset, chunk)
+                    raise _web_page(chunk)
                 _write(file, chunk)
                 done += len(chunk)
                 on_bytes(done, total)
@@ -160,11 +180,11 @@ def _settle(file: Any, part: Path) -> None:
         raise
 
 
-def _web_page(asset: Asset, page: bytes) -> ValueError:
+def _web_page(page: bytes) -> NotServed:
     title = re.search(r"<title[^>]*>([^<]{1,80})", page.decode(errors="replace"), re.IGNORECASE)
     named = f" ({' '.join(title.group(1).split())})" if title else ""
     got = f"not the file: the address answered with a web page{named}"
-    return ValueError(complaint(asset, got, "open it in a browser and put the file there by hand"))
+    return NotServed(got, "open it in a browser and put the file there by hand", ValueError)
 
 
 def no_room(asset: Asset, need: float | None, free: float) -> str:
@@ -178,6 +198,11 @@ def no_room(asset: Asset, need: float | None, free: float) -> str:
 def size(path: Path) -> int:
     """Size of a file in bytes, 0 if there is none."""
     return path.stat().st_size if path.exists() else 0
+
+
+def size_from(address: str, part: Path) -> int:
+    """Bytes of a part that came from this address."""
+    return size(part) if state_of(part).get("address") == address else 0
 
 
 def state_of(part: Path) -> dict:

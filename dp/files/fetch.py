@@ -10,32 +10,51 @@ from filelock import FileLock
 
 from dp.files import archives
 from dp.files.cache import READ_ONLY, Asset, complaint, digest, expected, is_there, locate, note, place, sync, verify
-from dp.files.download import OnBytes, direct, download, drop, no_room, size, state_of
+from dp.files.download import NotServed, OnBytes, Source, download, drop, no_room, size, size_from, sources, state_of
 
 
 def fetch(asset: Asset, on_bytes: OnBytes = lambda done, total: None, *, timeout: float = 30.0, tries: int = 5) -> Path:
     """Download the asset into the cache folder unless it is there, and return its path.
 
     An incomplete file is kept beside it as `<file>.part` until it is whole and its hash is right. The next call
-    continues it if the server still has the same file. Two processes at once download one time.
+    continues it if the server still has the same file. Two processes at once download one time. If an asset has several
+    addresses, the next one is tried where one does not serve the file, first the one that an incomplete file came from.
     `on_bytes(done, total)` is called with bytes so far and in all, None if the server does not say it. `timeout`:
     seconds without a byte. `tries`: how many tries in a row may bring nothing. Raises OSError (network, server, disk)
-    and ValueError (wrong file, no address), in one line.
+    and ValueError (wrong file, no address), in one line that says what every address answered.
     """
     if is_there(asset):
         verify(locate(asset), asset)
         return locate(asset)
-    address, target = direct(asset), place(asset)
+    offered, target = sources(asset), place(asset)
     part = target.with_name(target.name + ".part")
     with _plain_words(asset, part):
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f".{target.name}.lock")):
             if not target.exists():
-                download(asset, address, part, on_bytes, timeout, tries)
-                _install(asset, part, target)
+                _from_any(asset, offered, part, target, on_bytes, timeout, tries)
                 return target
     verify(target, asset)  # another process has downloaded it
     return target
+
+
+def _from_any(
+    asset: Asset, offered: list[Source], part: Path, target: Path, on_bytes: OnBytes, timeout: float, tries: int
+) -> None:
+    """Download and install the file from the first address that serves it."""
+    failed: dict[str, NotServed] = {}
+    for url, address in sorted(offered, key=lambda source: not size_from(source.address, part)):
+        try:
+            download(asset, address, part, on_bytes, timeout, tries)
+            return _install(asset, part, target)
+        except NotServed as error:
+            failed[url] = error
+    errors = list(failed.values())
+    if len(errors) == 1:
+        raise errors[0].kind(complaint(asset, errors[0].got, errors[0].todo))
+    got = "; ".join(f"{failed[url].got} from {url}" for url, _ in offered)
+    kept = "; what came is kept" if size(part) else ""
+    raise errors[0].kind(complaint(asset, got, f"try again later, correct its url, or put it there by hand{kept}"))
 
 
 def _install(asset: Asset, part: Path, target: Path) -> None:
@@ -68,7 +87,7 @@ def _insist(asset: Asset, part: Path, path: Path, want: str | None) -> str:
     if want not in (None, actual):
         drop(part)
         todo = "nothing is kept; try again, or correct its sha256 or its line in hashes.json if the new file is right"
-        raise ValueError(complaint(asset, f"a file with SHA-256 {actual} instead of {want}", todo))
+        raise NotServed(f"a file with SHA-256 {actual} instead of {want}", todo, ValueError)
     return actual
 
 
@@ -81,7 +100,7 @@ def _unpacked(asset: Asset, part: Path, folder: Path) -> Path:
         return archives.find(folder, asset.file)
     except ValueError as error:
         drop(part)
-        raise ValueError(complaint(asset, f"an archive with {error}", "nothing is kept; correct its url")) from None
+        raise NotServed(f"an archive with {error}", "nothing is kept; correct its url", ValueError) from None
 
 
 @contextmanager

@@ -11,16 +11,21 @@ import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from dp.evaluation.rows import Group, Row
+from dp.output import shapes
+from dp.output.run_files import Start, Summary, Timing, without_figure
 
 ROOT = Path(__file__).parents[2]
 IMAGES, SUMMARY, START = "images.jsonl", "summary.json", "start.json"
 FORMAT = 2  # the format version of summary.json
+RUN_FILES = (".json", ".jsonl", ".safetensors")  # how the names of a run's files end
+ASIDE = " to move the rows aside and begin anew"
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -42,24 +47,33 @@ def append(path: Path, lines: Iterable[dict]) -> None:
         os.fsync(file.fileno())
 
 
-def read_lines(path: Path) -> list[dict]:
-    """The complete lines of a .jsonl file. An incomplete last line is left out.
-
-    Raises ValueError if another line cannot be parsed.
-    """
-    lines = path.read_bytes().split(b"\n")[:-1]  # after the last newline there is nothing, or an incomplete line
-    try:
-        return [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"need whole lines in {path}, got a broken one ({error}): start again with overwrite=true"
-        ) from None
-
-
 def read_rows(folder: Path) -> dict[tuple[str, int, int], Row]:
-    """All rows that any shard has written, by (arm, seed, id). A row that was written twice counts once."""
-    rows = [row for path in sorted(folder.glob("rows-*.jsonl")) for row in read_lines(path)]
+    """All whole rows that any shard has written, by (arm, seed, id). A row that was written twice counts once.
+
+    A damaged row is left out, as if it had not been computed, see `damaged_rows`.
+    """
+    rows = [row for path in sorted(folder.glob("rows-*.jsonl")) for row in _lines(path, Row)[0]]
     return {(row["arm"], row["seed"], row["id"]): Row(**row) for row in rows}
+
+
+def damaged_rows(folder: Path) -> list[str]:
+    """A line of text for each file with rows that cannot be read."""
+    return _damaged(folder, "rows-*.jsonl", Row, "their rows do not count")
+
+
+def damaged_times(folder: Path) -> list[str]:
+    """A line of text for each file with times that cannot be read."""
+    return _damaged(folder, "timing-*.jsonl", Timing, "the run's time is too short by theirs")
+
+
+def _damaged(folder: Path, pattern: str, shape: type, cost: str) -> list[str]:
+    counts = {p: "all" if p.is_dir() else _lines(p, shape)[1] for p in sorted(folder.glob(pattern))}
+    return [f"damaged: {n} lines of {path} cannot be read, {cost}" for path, n in counts.items() if n]
+
+
+def _lines(path: Path, shape: type) -> tuple[list[Any], int]:
+    """The whole lines of a .jsonl file, and the number of damaged ones."""
+    return shapes.read_lines(path, shape, "run again")[1:]
 
 
 class Writer:
@@ -74,8 +88,8 @@ class Writer:
         self.rows, self.timing = folder / f"rows-{label}.jsonl", folder / f"timing-{label}.jsonl"
         self._lock = (folder / f".lock-{label}").open("w")
         _take(self._lock, f"{folder} (shard {label})", patience)
-        for path in (self.rows, self.timing):
-            _drop_torn_line(path)
+        _drop_torn_lines(self.rows, Row)
+        _drop_torn_lines(self.timing, Timing)
         self.next = self._drop_orphans()
 
     def write(self, group: Group) -> None:
@@ -91,7 +105,8 @@ class Writer:
         write_atomic(self.folder / f"part-{self.label}-{self.next}.safetensors", data)
         append(self.rows, [dict(row) for row in group.rows])
         unit = {"arm": group.unit.arm, "seed": group.unit.seed, "images": len(group.rows), "seconds": group.seconds}
-        append(self.timing, [unit])
+        if not self.timing.is_dir():  # a broken timing file costs times only
+            append(self.timing, [unit])
         self.next += 1
 
     def close(self) -> None:
@@ -99,23 +114,29 @@ class Writer:
         self._lock.close()
 
     def _drop_orphans(self) -> int:
-        """Delete the parts that a kill left without rows. Returns the next free part number."""
-        done = set() if not self.rows.exists() else {(r["arm"], r["seed"], r["id"]) for r in read_lines(self.rows)}
+        """Delete the parts that a kill left without rows. Returns the next free part number.
+
+        A damaged part stays, because its rows are good without it.
+        """
+        done = set() if not self.rows.exists() else {(r["arm"], r["seed"], r["id"]) for r in _lines(self.rows, Row)[0]}
         highest = -1
         for path in self.folder.glob(f"part-{self.label}-*.safetensors"):
-            part = read_part(path)
-            if any((part["arm"], part["seed"], int(i)) in done for i in part["ids"]):
+            try:
+                part = read_part(path)
+            except ValueError:
+                part = None
+            if part is None or any((part["arm"], part["seed"], int(i)) in done for i in part["ids"]):
                 highest = max(highest, int(path.stem.rsplit("-", 1)[1]))
             else:
                 path.unlink()
         return highest + 1
 
 
-def _drop_torn_line(path: Path) -> None:
-    if path.exists():
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
+def _drop_torn_lines(path: Path, shape: type) -> None:
+    """Take incomplete and damaged lines out of a .jsonl file."""
+    if path.is_file():
+        whole = b"".join(shapes.read_lines(path, shape, "run again")[0])
+        if whole != path.read_bytes():
             write_atomic(path, whole)
 
 
@@ -140,11 +161,19 @@ def _take(lock, what: str, patience: float) -> None:
 def read_part(path: Path) -> dict:
     """The content of a part: `arm`, `seed`, `ids` (B,), `x_adv` (B,C,H,W) in [0,1], and logits (B,samples,K).
 
-    The logits are `adv`, and `clean` in all conditions but the null control.
+    The logits are `adv`, and `clean` in all conditions but the null control. Raises ValueError for a damaged file.
     """
-    with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a safetensors handle is no dict)
-        metadata = file.metadata()
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a safetensors handle is no dict)
+            metadata = file.metadata() or {}
+        whole = {"arm", "seed", "ids", "x_adv", "adv"} <= {*tensors, *metadata}
+    except (SafetensorError, OSError):
+        whole, tensors, metadata = False, {}, {}
+    if not whole:
+        got = "a directory" if path.is_dir() else "a damaged file"
+        todo = "its rows are good, but its images are lost: run again with overwrite=true to have them"
+        raise ValueError(f"need {path} with attacked images and logits, got {got}: {todo}")
     return {"arm": metadata["arm"], "seed": int(metadata["seed"]), **tensors}
 
 
@@ -160,23 +189,28 @@ def merge(folder: Path) -> list[Row]:
 
 
 def seconds(folder: Path) -> float:
-    """The worker seconds that all units have taken so far."""
-    return sum(line["seconds"] for path in folder.glob("timing-*.jsonl") for line in read_lines(path))
+    """The worker seconds that all units have taken so far. What cannot be read of them is left out."""
+    paths = [path for path in folder.glob("timing-*.jsonl") if path.is_file()]
+    return sum(line["seconds"] for path in paths for line in _lines(path, Timing)[0])
 
 
 def read_summary(folder: Path) -> dict | None:
     """The summary of a finished run, or None if the run is not finished.
 
-    Raises ValueError if the summary has another format.
+    Raises ValueError if the summary has another format or is damaged.
     """
     path = folder / SUMMARY
     if not path.exists():
         return None
-    summary = json.loads(path.read_text())
-    if summary.get("format") != FORMAT:
+    todo = "delete it and start the run again, which writes it from its rows; if it was archived, archive it again"
+    summary = shapes.read_json(path, dict, todo)
+    if summary.get("format", 1) != FORMAT:
         raise ValueError(
             f"need {path} of format {FORMAT}, got {summary.get('format', 1)}: move the folder away and run it again"
         )
+    problem = shapes.misfit(summary, Summary) or without_figure(summary)
+    if problem:
+        raise ValueError(f"need {path} as a run writes it, got {problem}: {todo}")
     return summary
 
 
@@ -188,30 +222,39 @@ def write_summary(folder: Path, summary: dict) -> None:
 def begin(folder: Path, config: dict, code: str, overwrite: bool) -> None:
     """Make the folder of a run. If a partial run is in it, check that the same code made it.
 
-    `overwrite` moves the files of the earlier run into `old-<n>`. Raises ValueError for a partial run of other code,
-    and NotADirectoryError if the folder cannot be made.
+    `overwrite` moves the files of the earlier run into `old-<n>`. Raises ValueError for a partial run of other or
+    unknown code and for a directory in the place of a file, and NotADirectoryError if the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise NotADirectoryError(f"need to make the folder {folder}, got a file in its place: move it away") from None
-    start = folder / START
-    if overwrite and start.exists():
+    start, rows = folder / START, [*folder.glob("rows-*.jsonl")]
+    if overwrite and (start.exists() or rows):
         aside = folder / f"old-{len(list(folder.glob('old-*')))}"
         aside.mkdir()
         # START moves last: if a move is interrupted, the next start continues it.
         for path in sorted(folder.iterdir(), key=lambda path: path.name == START):
-            if path.is_file() and not path.name.startswith(".lock"):
+            if (path.is_file() or path.suffix in RUN_FILES) and not path.name.startswith(".lock"):
                 shutil.move(path, aside / path.name)
+    if (folder / IMAGES).is_dir():
+        raise ValueError(f"need the file {folder / IMAGES}, got a directory: move it away")
+    if not start.exists() and rows and not overwrite:
+        raise ValueError(f"need {start}, which says what code made the rows, got none: add overwrite=true{ASIDE}")
     if start.exists():
-        before = json.loads(start.read_text())["code"]
+        before = read_start(folder)["code"]
         if before != code:
             raise ValueError(
                 f"need one code, plug-ins and weights for all rows of a run, got a partial run in {folder} made by "
-                f"others ({before[:8]}, now {code[:8]}): go back to those, or add overwrite=true to move its rows aside"
+                f"others ({before[:8]}, now {code[:8]}): go back to those, or add overwrite=true{ASIDE}"
             )
     else:
         write_atomic(start, (json.dumps({"code": code, "config": config}, indent=1) + "\n").encode())
+
+
+def read_start(folder: Path) -> dict:
+    """What start.json says of a run: `code` and `config`. Raises ValueError if it is damaged."""
+    return shapes.read_json(folder / START, Start, f"add overwrite=true{ASIDE}")
 
 
 def code_hash() -> str:

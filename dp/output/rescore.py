@@ -14,6 +14,7 @@ from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.rows import Row
 from dp.evaluation.stages import Stage
 from dp.output import record
+from dp.output.run_files import incomplete, is_archived
 
 STAGES = {
     "defended": Stage.ADV,
@@ -49,24 +50,46 @@ def finished(folder: Path) -> dict:
     """The summary of a finished run. Raises ValueError if the folder holds no finished run."""
     if not folder.is_dir():
         raise ValueError(f"need the folder of a run, results/runs/<key>, got {folder}")
+    if is_archived(folder):
+        raise ValueError(
+            f"need the folder of a run, results/runs/<key>, got {folder}, an archived copy: images are not kept there, "
+            "run its command again to have them"
+        )
     summary = record.read_summary(folder)
     if summary is None:
         raise ValueError(f"need a finished run with {record.SUMMARY}, got {folder}: its command goes on")
+    if (folder / record.START).exists() and not _same(summary["config"], record.read_start(folder)["config"]):
+        raise ValueError(
+            f"need one configuration in {folder / record.SUMMARY} and {record.START}, got two: one of them is damaged; "
+            "delete both and run the command again with overwrite=true"
+        )
     return summary
+
+
+def _same(first: dict, second: dict) -> bool:
+    """True if two configurations are of one run. Keys that cannot change a row may differ."""
+    ignored = first.get("key_ignores", ())
+    return all(first.get(key) == second.get(key) for key in first.keys() | second.keys() if key not in ignored)
 
 
 def saved(folder: Path) -> list[Saved]:
     """The rows and attacked images of a finished run, by condition and seed.
 
-    Raises ValueError if attacked images are missing.
+    Raises ValueError if rows or attacked images are missing or damaged.
     """
     parts = [record.read_part(path) for path in sorted(folder.glob("part-*.safetensors"))]
     images = {(p["arm"], p["seed"], int(i)): x for p in parts for i, x in zip(p["ids"], p["x_adv"], strict=True)}
     rows = record.read_rows(folder)
+    problem = incomplete(list(rows.values()), finished(folder))
+    if problem:
+        damage = "; ".join(record.damaged_rows(folder)) or "a file is missing or torn"
+        todo = f"delete {folder / record.SUMMARY} and start the run again, which computes what is missing"
+        raise ValueError(f"need every row of a finished run in {folder}, got {problem} ({damage}): {todo}")
     missing = len(rows.keys() - images.keys())
-    if missing or not rows:
+    if missing:
         raise ValueError(
-            f"need part-*.safetensors with the attacked images of every row, got {folder} without {missing}"
+            f"need part-*.safetensors with the attacked images of every row, got {folder} without {missing}: its rows "
+            "are good, but these images are lost; run its command again with overwrite=true to have them"
         )
     groups: dict[tuple[str, int], list[int]] = {}
     for arm, seed, i in sorted(rows):

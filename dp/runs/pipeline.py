@@ -104,6 +104,8 @@ def execute(job: Job) -> None:
         return
     if rows:
         console.print(f"going on: {len(rows)} of {len(job.rows)} rows are done")
+    for line in record.damaged_rows(job.folder):
+        console.print(line)
     tracker: Tracker = make(job.config["tracking"], modules=job.config["plugins"]["modules"])(
         job.folder.name, job.folder, job.config
     )
@@ -124,6 +126,8 @@ def summarize(job: Job) -> dict | None:
     if missing:
         console.print(f"shard {config['shard']} is done; {missing} of {len(job.rows)} rows are left to the others")
         return None
+    for line in record.damaged_times(job.folder):
+        console.print(line)
     rows, judge = record.merge(job.folder), evaluation.judge
     rule, samples, screen = (judge.rule, judge.draws, judge.screen) if judge else (None, 0, 0)
     summary = {

@@ -3,14 +3,12 @@
 Nothing in a file is ever executed.
 """
 
-import functools
-import inspect
 import io
 import mmap
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dp.files.cache import Asset, locate, verify
-from dp.weights.edm_pickle import EDMPickle, edm
+from dp.weights.edm_pickle import EDMPickle, check_made_by, edm
 from dp.weights.pickle_scan import STORAGES, UNREADABLE, Kind, Refused, legacy, number, scan, short
 
 PREFIXES = ("", "module.", "model.", "module.0.", "module.model.")  # of DataParallel and normalizing wrappers
@@ -30,13 +28,6 @@ NAMES = (  # the only names in public torch files
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",
     "_codecs.encode", "argparse.Namespace",
 )  # fmt: skip
-CONSTANTS = {  # of the preconditioners that dp.diffusion.denoisers implements
-    "EDMPrecond": {"sigma_data": 0.5},
-    "VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000},
-    "VEPrecond": {},
-    "iDDPMPrecond": {"C_1": 0.001, "C_2": 0.008, "M": 1000},
-}
-TRAINING_ONLY = ("label_dropout", "use_checkpoint", "use_fp16")
 
 
 def read(path: Path) -> Any:
@@ -46,6 +37,8 @@ def read(path: Path) -> Any:
     format, EDM's plain pickle. Raises ValueError, in one line, for a file of no such format, for a damaged file, and
     for a file that names anything that weights do not need.
     """
+    if path.is_dir():
+        raise ValueError(f"need a file with weights, got the directory {path}: move it away and put the file there")
     with path.open("rb") as file:
         head = file.read(9)
     try:
@@ -56,22 +49,23 @@ def read(path: Path) -> Any:
         if head[:1] == b"\x80":
             return _old(path) if _is_old(path) else edm(path)
     except SafetensorError as error:
-        raise ValueError(f"need a whole safetensors file, got {path} ({error}): delete it and fetch it again") from None
+        raise ValueError(f"need a whole safetensors file, got {path} ({error}): put a whole one there") from None
     except (zipfile.BadZipFile, NotImplementedError, *UNREADABLE) as error:
         why = error if isinstance(error, Refused) else f"it is torn ({type(error).__name__})"
         raise ValueError(f"need weights and nothing else, got {path}: {why}; nothing was executed") from None
     kind = "a web page" if head.lstrip()[:1] == b"<" else "no weights file"
-    raise ValueError(f"need a whole safetensors file, torch file or EDM pickle, got {path} ({kind}): fetch it again")
+    raise ValueError(f"need a whole safetensors file, torch file or EDM pickle, got {path} ({kind}): put one there")
 
 
 def load(
     net: nn.Module | Callable[[], nn.Module],
     file: str,
     sha256: str | None = None,
-    url: str | None = None,
+    url: str | Sequence[str] | None = None,
     megabytes: float | None = None,
     entry: str | int | None = None,
     wrapper: str | None = None,
+    record: str | None = None,
     rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> nn.Module:
     """Return `net` with the tensors of an embedded or cached file. Names and shapes must match exactly.
@@ -79,10 +73,13 @@ def load(
     `net`: a module, or a partial that makes one (`_partial_: true`), which takes no memory before the tensors are read.
     `file`, `url`, `megabytes`: see `Asset`. `sha256`: the expected hash; without one, the hash at first use is required
     from then on. `entry`: the part of a training checkpoint that holds the weights; the tensors of a score-SDE `ema`
-    get their names from its `model`. `wrapper`: the preconditioner that an EDM pickle must hold. `rename`: maps the
+    get their names from its `model`. `wrapper`: the preconditioner that an EDM pickle must hold. `record`: `none` takes
+    an EDM pickle that does not record its network's settings, so that only the yaml tells them. `rename`: maps the
     file's names to the network's. Raises ValueError for a wrong hash, a file of another kind or one that does not fit,
     and FileNotFoundError for a missing file.
     """
+    if record not in (None, "none"):
+        raise ValueError(f"need record: none, or no such key, got record={record!r}")
     path = locate(asset := Asset(file, url, megabytes, sha256))
     verify(path, asset)
     content, made = read(path), net
@@ -90,7 +87,7 @@ def load(
         with torch.device("meta"):
             net = net()
     if isinstance(content, EDMPickle):
-        _check_made_by(content, made, wrapper, path.name)
+        check_made_by(content, made, wrapper, record, path.name)
         state = content.state
     elif wrapper is not None and path.suffix != ".safetensors":  # weights of our own training have no wrapper
         raise ValueError(f"need an EDM pickle with {wrapper}, got {path.name}, which is another kind of file")
@@ -168,32 +165,6 @@ def _named_ema(content: dict, part: dict, net: nn.Module, name: str) -> dict[str
     if shapes != [model[k].shape if isinstance(model[k], Tensor) else None for k in names]:
         raise ValueError(f"need {len(names)} averages of the shapes of `model` in {name}, got {len(average)} others")
     return dict(zip(names, average, strict=True)) | {k: v for k, v in model.items() if k not in set(names)}
-
-
-def _check_made_by(content: EDMPickle, net: Any, wrapper: str | None, name: str) -> None:
-    """Raise ValueError unless the network that the yaml builds is made as the file says that its network was."""
-    if wrapper is None or content.wrapper != wrapper:
-        raise ValueError(f"need {name} with the preconditioner {wrapper}, got {content.wrapper}: choose that denoiser")
-    if wrapper not in CONSTANTS:
-        raise ValueError(f"need a preconditioner among {', '.join(CONSTANTS)}, got {wrapper}: no adapter computes it")
-    for key, value in CONSTANTS[wrapper].items():
-        if content.constants.get(key, value) != value:
-            raise ValueError(f"need {key}={value} in {name}, got {short(content.constants[key])}")
-    if not isinstance(net, functools.partial):
-        raise ValueError(f"need `_partial_: true` for the network of the EDM pickle {name}")
-    assert inspect.isclass(net.func)
-    if net.func.__name__ != content.net:
-        raise ValueError(f"need {name} made as {net.func.__name__}, got {content.net}")
-    bound = inspect.signature(net.func).bind(**net.keywords)
-    bound.apply_defaults()
-    for key, value in content.settings.items():
-        if key in TRAINING_ONLY:
-            continue
-        ours = bound.arguments.get(key, "nothing of that name")
-        if (list(ours) if isinstance(ours, tuple) else ours) != (list(value) if isinstance(value, tuple) else value):
-            raise ValueError(
-                f"need {name} made with {short(key)}={ours}, got {short(value)}: set it in the denoiser's yaml"
-            )
 
 
 def _zip(path: Path) -> Any:

@@ -3,6 +3,8 @@
 Nothing that a file names is imported or called, and the source code in it is ignored.
 """
 
+import functools
+import inspect
 import io
 import mmap
 import pickle
@@ -20,6 +22,13 @@ from dp.weights.pickle_scan import STORAGES, UNREADABLE, Kind, Refused, legacy, 
 
 DEPTH = 40  # limit of nested modules
 PARTS = 100_000  # limit of modules and tensors; a full-size network has two thousand
+CONSTANTS = {  # of the preconditioners that dp.diffusion.denoisers implements
+    "EDMPrecond": {"sigma_data": 0.5},
+    "VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000},
+    "VEPrecond": {},
+    "iDDPMPrecond": {"C_1": 0.001, "C_2": 0.008, "M": 1000},
+}
+TRAINING_ONLY = ("label_dropout", "use_checkpoint", "use_fp16")
 PLAIN = (bool, int, float, str, type(None))
 TENSOR = "torch._utils._rebuild_tensor_v2"
 STORAGE = "torch.storage._load_from_bytes"
@@ -29,13 +38,13 @@ class EDMPickle(NamedTuple):
     """The useful content of an EDM pickle.
 
     `wrapper`, `net`: class names of the preconditioner and its network. `constants`: the preconditioner's numbers.
-    `settings`: the network's constructor arguments. `state`: its tensors.
+    `settings`: the network's constructor arguments, None if the file does not record them. `state`: its tensors.
     """
 
     wrapper: str
     net: str
     constants: dict[str, Any]
-    settings: dict[str, Any]
+    settings: dict[str, Any] | None
     state: dict[str, Tensor]
 
 
@@ -67,7 +76,38 @@ def edm(path: Path) -> EDMPickle:
     if total > limit:
         raise Refused(f"its tensors would take {total} bytes, more than the file has")
     constants = {str(k): v if isinstance(v, PLAIN) else "no number" for k, v in ema.state.items()}
-    return EDMPickle(ema.kind, net.kind, constants, settings, state)
+    return EDMPickle(ema.kind, net.kind, constants, settings or None, state)  # a network needs at least a size
+
+
+def check_made_by(content: EDMPickle, net: Any, wrapper: str | None, record: str | None, name: str) -> None:
+    """Raise ValueError unless the network that the yaml builds is made as the file says that its network was."""
+    if wrapper is None or content.wrapper != wrapper:
+        raise ValueError(f"need {name} with the preconditioner {wrapper}, got {content.wrapper}: choose that denoiser")
+    if wrapper not in CONSTANTS:
+        raise ValueError(f"need a preconditioner among {', '.join(CONSTANTS)}, got {wrapper}: no adapter computes it")
+    for key, value in CONSTANTS[wrapper].items():
+        if content.constants.get(key, value) != value:
+            raise ValueError(f"need {key}={value} in {name}, got {short(content.constants[key])}")
+    if not isinstance(net, functools.partial):
+        raise ValueError(f"need `_partial_: true` for the network of the EDM pickle {name}")
+    assert inspect.isclass(net.func)
+    if net.func.__name__ != content.net:
+        raise ValueError(f"need {name} made as {net.func.__name__}, got {content.net}")
+    if content.settings is None and record is None:
+        raise ValueError(
+            f"need {name} with the settings of its network (_init_kwargs), got none: add `record: none` to the yaml's "
+            "`net` if its settings are surely the file's"
+        )
+    bound = inspect.signature(net.func).bind(**net.keywords)
+    bound.apply_defaults()
+    for key, value in (content.settings or {}).items():
+        if key in TRAINING_ONLY:
+            continue
+        ours = bound.arguments.get(key, "nothing of that name")
+        if (list(ours) if isinstance(ours, tuple) else ours) != (list(value) if isinstance(value, tuple) else value):
+            raise ValueError(
+                f"need {name} made with {short(key)}={ours}, got {short(value)}: set it in the denoiser's yaml"
+            )
 
 
 def _is_plain(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any
 
 from dp.files.cache import Asset, is_there
@@ -25,6 +26,8 @@ ZOO: dict[str, Callable[..., Asset | None]] = {
     "dp.weights.zoo.timm": _timm,
 }
 
+ASSET_KEYS = tuple(field.name for field in fields(Asset))
+
 
 def needed(config: Any) -> list[Asset]:
     """Every file that a plain configuration (mappings and lists) names, embedded files too, in order, each once.
@@ -36,7 +39,7 @@ def needed(config: Any) -> list[Asset]:
         if node.get("_target_") in ZOO:
             asset = ZOO[node["_target_"]](**{k: v for k, v in node.items() if not re.fullmatch("_.*_", k)})
         elif isinstance(node.get("file"), str):
-            asset = Asset(**{k: node[k] for k in Asset._fields if node.get(k) is not None})
+            asset = Asset(**{k: node[k] for k in ASSET_KEYS if node.get(k) is not None})
         else:
             continue
         if asset is not None:

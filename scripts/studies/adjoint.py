@@ -5,13 +5,13 @@ the cross-entropy with respect to the image, through the whole defense. There is
 gradients use the same noise. The study writes results/measured/adjoint.csv, which dp figures draws.
 """
 
-import argparse
 import csv
 import functools
 import sys
 from pathlib import Path
 from typing import Any
 
+import outputs
 import torch
 from torch import Tensor
 
@@ -69,10 +69,11 @@ def measure(parts: Defended, subset: Subset, method: str, dtype: torch.dtype, t:
 
 def main() -> int:
     """The command. Returns 0 when the table is written."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=8, help="test images (default 8, ten minutes on one core)")
+    parser = outputs.parser(__doc__)
+    parser.add_argument(
+        "--images", type=outputs.at_least_one, default=8, help="test images (default 8, ten minutes on one core)"
+    )
     parser.add_argument("--t", type=float, default=0.1, help="noise time (default .1, DiffPure's on CIFAR-10)")
-    parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
     evaluation = build(compose.composed("purifier=diffpure", f"protocol.images={args.images}", "device=cpu"))
@@ -84,12 +85,12 @@ def main() -> int:
                 for end in ENDS:
                     rows.append(measure(parts, evaluation.subset, method, dtype, args.t, end, dt))
                     print({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("w", newline="") as file:
+    path = outputs.target(OUT, args.write)
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    print(args.out)
+    print(path)
     return 0
 
 

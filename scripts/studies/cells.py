@@ -32,7 +32,7 @@ def finished(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[d
     setup = compose.setup(*overrides, f"workers={workers}")
     folder = RESULTS / "runs" / run_key(setup.config)
     start = folder / record.START
-    stale = start.exists() and json.loads(start.read_text())["code"] != record.code_hash()
+    stale = start.exists() and record.read_start(folder)["code"] != record.code_hash()
     summary = judged(setup._replace(config=setup.config | {"overwrite": stale}), folder)
     assert summary is not None, "one shard does it all"
     archive(folder, RESULTS / "measured")

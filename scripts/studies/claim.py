@@ -10,7 +10,6 @@ digits. The noise times of the other defenses are set by bisection, so that thei
 reference. The bisection uses clean test images that no run uses.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -18,9 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import outputs
 import pandas as pd
 from cells import finished, image_scores, scores, side_by_side
-from claim_report import draw, write
+from claim_report import DATA, PICTURE, TEXT, draw, write
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -194,7 +194,7 @@ def contrast(first: pd.DataFrame, second: pd.DataFrame) -> dict:
 
 def main() -> int:
     """The command. Returns 0 when the tables and the figure are written."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    args = outputs.parser(__doc__).parse_args()
     times, start_time = matched(), time.monotonic()
     cells = {(p, d.name): cell(d, tuple(times[d.name]["overrides"]), p) for p in PROTOCOLS for d in DEFENSES}
     ended = evaluated(cells, start_time)
@@ -213,15 +213,16 @@ def main() -> int:
     for name, one, other in ((d.name, averages["official", d.name], averages["strict", d.name]) for d in DEFENSES):
         compared.append((f"{name}: attacked under strict minus attacked under official", gain(one, other)))
     first = next(iter(by_cell.values()))
-    write(lines, contrasts, compared, times, *first.shape)
-    draw(lines, contrasts)
+    paths = [outputs.target(path, args.write) for path in (TEXT, DATA, PICTURE)]
+    write(paths[0], paths[1], lines, contrasts, compared, times, *first.shape)
+    draw(paths[2], lines, contrasts)
     for protocol in PROTOCOLS:
         shown = Table("", "standard", "robust", "95 %", "null", title=protocol, box=box.SIMPLE_HEAD)
         for r in (r for r in lines if r["protocol"] == protocol):
             values = [f"{r[name]:.1f}" for name in ("standard", "robust", "null")]
             shown.add_row(r["defense"], *values[:2], f"{r['robust_low']:.1f} - {r['robust_high']:.1f}", values[2])
         console.print(shown)
-    console.print("results/tables/claim.md, results/tables/claim.csv, results/figures/claim.png")
+    console.print(", ".join(map(str, paths)))
     return 0
 
 

@@ -12,12 +12,13 @@ from cells import markdown
 from dp.output import report
 
 ROOT = Path(__file__).parents[2]
-TABLES, FIGURES = ROOT / "results" / "tables", ROOT / "results" / "figures"
+TEXT, DATA = (ROOT / "results" / "tables" / f"claim.{kind}" for kind in ("md", "csv"))
+PICTURE = ROOT / "results" / "figures" / "claim.png"
 Gain = tuple[float, float, float]  # points, low, high
 COLORS = ("#777777", "#c1440e", "#0b6e99", "#6a51a3", "#e6a000")
 
 
-def draw(cells: list[dict], contrasts: list[dict]) -> None:
+def draw(path: Path, cells: list[dict], contrasts: list[dict]) -> None:
     """Draw the figure. Above: robust accuracy with its interval, null control (hollow), standard accuracy (tick).
 
     Below: paired differences.
@@ -60,8 +61,7 @@ def draw(cells: list[dict], contrasts: list[dict]) -> None:
         "and of the average of fresh samples of the attacked images (square)",
         fontsize=10,
     )
-    FIGURES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURES / "claim.png", dpi=150)
+    figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
@@ -76,11 +76,17 @@ HEAD += ["NFE scored/attacked", "audit"]
 
 
 def write(
-    cells: list[dict], contrasts: list[dict], compared: list[tuple[str, Gain]], times: dict, images: int, seeds: int
+    text_path: Path,
+    data_path: Path,
+    cells: list[dict],
+    contrasts: list[dict],
+    compared: list[tuple[str, Gain]],
+    times: dict,
+    images: int,
+    seeds: int,
 ) -> None:
     """Write markdown and CSV. `compared`: further paired differences of averages of fresh samples, by name."""
-    TABLES.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(cells).drop(columns="warnings").to_csv(TABLES / "claim.csv", index=False, float_format="%.2f")
+    pd.DataFrame(cells).drop(columns="warnings").to_csv(data_path, index=False, float_format="%.2f")
     duration = report.clock(sum(r["seconds"] for r in cells))
     text = (
         "# Five defenses at equal standard accuracy, five protocols\n\n`python scripts/studies/claim.py`: "
@@ -104,7 +110,7 @@ def write(
     tables.append(("Findings of the audits", ["protocol", "defense", ""], lines))
     lines = [[r["protocol"], r["defense"], f"`{r['command']}`"] for r in cells]
     tables.append(("Commands", ["protocol", "defense", ""], lines))
-    (TABLES / "claim.md").write_text(text + "\n".join(markdown(*table) for table in tables))
+    text_path.write_text(text + "\n".join(markdown(*table) for table in tables))
 
 
 def cell_line(r: dict) -> list[str]:

@@ -3,11 +3,11 @@
 The study writes results/tables/coverage.md. It takes some minutes on one core.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
+import outputs
 from scipy import optimize, special, stats
 
 from dp.statistics.curves import worst_curve
@@ -115,9 +115,10 @@ def paired_table(replicates: int) -> str:
 
 def main() -> int:
     """The command. Returns 0 when the table is written."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--replicates", type=int, default=REPLICATES)
-    replicates = parser.parse_args().replicates
+    parser = outputs.parser(__doc__)
+    parser.add_argument("--replicates", type=outputs.replicates, default=REPLICATES)
+    args = parser.parse_args()
+    replicates = args.replicates
     head = ["rule", "beta a + b", "seeds", *(f"{100 * p:g} %" for p in TRUTHS)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     inside, outside = [], []
@@ -138,11 +139,12 @@ def main() -> int:
         f"images and their chances. Truths from 5 to 95 %: {100 * min(inside):.1f} to {100 * max(inside):.1f}; beyond: "
         f"{100 * min(outside):.1f} to {100 * max(outside):.1f}.\n\n"
     )
-    TABLE.parent.mkdir(parents=True, exist_ok=True)
-    TABLE.write_text(
+    path = outputs.target(TABLE, args.write)
+    path.write_text(
         "# Coverage of the intervals\n\n" + note + "\n".join(lines) + "\n" + paired_table(replicates // SHARE)
     )
     print(note.strip())
+    print(path)
     return 0
 
 

@@ -7,11 +7,11 @@ every attack to the worst case over attacks, and of every black-box attack to th
     python scripts/studies/strongest.py purifier=hetero protocol.images=64
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
+import outputs
 from cells import finished, markdown, scores
 from rich import box
 from rich.console import Console
@@ -52,9 +52,10 @@ def against(one: np.ndarray, other: np.ndarray) -> str:
 
 def main() -> int:
     """The command. Returns 0 when the table is written."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = outputs.parser(__doc__)
     parser.add_argument("overrides", nargs="*", help="as for dp run, for the defense and the number of images")
-    given = tuple(parser.parse_args().overrides)
+    args = parser.parse_args()
+    given = tuple(args.overrides)
     variants = compose.composed(*BASE, *given)["purifier"].get("gradients") or {}
     masked = bool(variants.get("mask_soft"))
     union = "strict_mask" if masked else "strict"
@@ -80,7 +81,7 @@ def main() -> int:
     columns += [f"minus {union}, paired 95 %"]
     columns += ["McNemar p, right in most samples", f"minus {white}, paired 95 %"]
     path = ROOT / "results" / "tables" / f"strongest-{results[union][0]['config']['choices']['purifier']}.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = outputs.target(path, args.write)
     words = f"python scripts/studies/strongest.py {' '.join(given)}"
     text = f"# Every attack against the worst case over attacks, on {' '.join(given)}\n\n"
     text += f"`{words}`: {images} images of digits, one seed, linf 32/255, quick budgets, "
@@ -91,6 +92,7 @@ def main() -> int:
     for line in lines:
         shown.add_row(*line)
     console.print(shown)
+    console.print(path)
     return 0
 
 

@@ -5,11 +5,11 @@ run with the overrides that it shows. The base is the released code's method (pu
 protocol=official, with its grid scaled to 20 network evaluations. The study takes about half an hour on two cores.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
+import outputs
 from cells import finished, markdown
 from rich import box
 from rich.console import Console
@@ -75,7 +75,7 @@ def line(name: str, summary: dict, against: str) -> list[str]:
 
 def main() -> int:
     """The command. Returns 0 when the table is written."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    args = outputs.parser(__doc__).parse_args()
     summaries = {name: finished_run((*OFFICIAL, *overrides)) for name, overrides in SWITCHES.items()}
     base, switches = votes(next(iter(summaries.values()))), []
     for (name, overrides), summary in zip(SWITCHES.items(), summaries.values(), strict=True):
@@ -104,13 +104,14 @@ def main() -> int:
     text += "images, one seed; linf 32/255, quick attack budgets. Intervals are over images: a difference of a few "
     text += "points between two lines is noise; McNemar compares votes of the same images with the first line's; "
     text += "the p are not corrected for their number.\n\n"
-    (ROOT / "results" / "tables").mkdir(parents=True, exist_ok=True)
-    (ROOT / "results" / "tables" / "switches.md").write_text(text + "\n".join(markdown(*table) for table in tables))
+    path = outputs.target(ROOT / "results" / "tables" / "switches.md", args.write)
+    path.write_text(text + "\n".join(markdown(*table) for table in tables))
     for title, columns, lines in tables:
         shown = Table(*columns[:-1], title=title, box=box.SIMPLE_HEAD)
         for cells in lines:
             shown.add_row(*cells[:-1])
         Console(width=180).print(shown)
+    print(path)
     return 0
 
 

@@ -9,45 +9,14 @@ from safetensors.torch import load_file
 
 from dp.commands import archive, tables
 from dp.output import record
+from tests.helpers.rows import whole_row, whole_summary
 
 RULES = ("single", "vote")
 
 
-def figure(value: float, draws: int) -> dict:
-    return {"value": value, "seed_std": 1.5, "wilson95": [value - 2, value + 2], "n": 4, "draws": draws}
-
-
-def figures(value: float) -> dict:
-    return {"single": figure(value, 1), "vote": figure(value + 1, 5)}
-
-
-def summary(in_loop: bool = False) -> dict:
-    choices = {"dataset": "digits", "purifier": "diffpure", "attack": "pgd_eot", "protocol": "default"}
-    config = {
-        "choices": {**choices, "classifier": "digits", "threat_model": "linf"},
-        "dataset": {"name": "digits"},
-        "classifier": {},
-        "purifier": {"t": 0.1, "steps": 5, "clamp": "plain"},
-        "threat_model": {"norm": "linf", "eps": "32/255", "grad": "full"},
-        "protocol": {"report": list(RULES), "judge": {"in_loop": True} if in_loop else None},
-    }
-    caveats = {"gradients": [[]], "straight_through": False, "nfe": 8, "attack_nfe": 8}
-    values = {"standard": 99.0, "robust": 60.0, "null": 98.0, "undefended": 1.0}
-    seen = {"seen": {"single": figure(50.0, 10)}} if in_loop else {}
-    return {
-        "format": record.FORMAT,
-        **{name: figures(value) for name, value in values.items()},
-        **seen,
-        "per_seed": {"1": {}, "2": {}},
-        "config": config,
-        "caveats": caveats,
-        "seconds": 75.0,
-        "audited": None,
-    }
-
-
 def row(arm: str, seed: int, i: int, **more) -> dict:
-    return {"arm": arm, "seed": seed, "id": i, "label": i % 10, "clean": [i, 1], "adv": [2, 3], **more}
+    more |= {} if arm == "null" else {"clean": [i, 1]}
+    return {**whole_row(arm, seed, i), "label": i % 10, "adv": [2, 3], **more}
 
 
 @pytest.fixture
@@ -56,9 +25,9 @@ def run(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     folder = Path("results/runs/digits-diffpure-x")
     folder.mkdir(parents=True)
-    record.write_summary(folder, summary())
+    record.write_summary(folder, whole_summary())
     rows = [row("defended", s, i, seen=[7], lost_at=None if i == 9 else s) for s in (1, 2) for i in (9, 4)]
-    rows += [{k: v for k, v in row("null", s, i).items() if k != "clean"} for s in (1, 2) for i in (9, 4)]
+    rows += [row(arm, s, i) for arm in ("null", "undefended") for s in (1, 2) for i in (9, 4)]
     (folder / record.IMAGES).write_text("".join(json.dumps(r) + "\n" for r in rows))
     return folder
 
@@ -88,6 +57,45 @@ def test_what_cannot_be_archived_is_said(run, capsys):
     assert f"need {run}/summary.json of format {record.FORMAT}, got 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("fault", ["a row less", "a torn row", "no file", "unequal samples"])
+def test_a_damaged_run_is_not_archived_over_a_good_copy(run, capsys, fault):
+    assert archive.main([str(run)]) == 0
+    copy = Path("results/measured/digits-diffpure-x")
+    good = {path.name: path.read_bytes() for path in copy.iterdir()}
+    path = run / record.IMAGES
+    first, *others = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(others))
+    if fault == "a torn row":
+        path.write_bytes(first[:20] + b"\n" + b"".join(others))
+    if fault == "unequal samples":
+        path.write_bytes(first.replace(b'"adv": [2, 3]', b'"adv": [2]') + b"".join(others))
+    if fault == "no file":
+        path.unlink()
+    capsys.readouterr()
+    assert archive.main([str(run)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    what = {
+        "a row less": "got 3 rows of defended instead of 2 images x 2 seeds",
+        "a torn row": "got 1 damaged lines",
+        "no file": "got no such file",
+        "unequal samples": "got unequal numbers of adv samples in the rows of defended",
+    }[fault]
+    assert what in line
+    assert line.endswith(f": delete {run / record.SUMMARY} and start the run again")
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == good
+
+
+def test_tables_name_a_bad_file(run, capsys):
+    archive.main([str(run)])
+    path = Path("results/measured/digits-diffpure-x/summary.json")
+    path.write_bytes(path.read_bytes()[:-40])
+    capsys.readouterr()
+    assert tables.main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: need {path} as it was written, got a file that is torn or no JSON: ")
+    assert not Path("results/tables").exists()
+
+
 def test_tables_have_a_line_per_rule(run, capsys):
     archive.main([str(run)])
     assert tables.main([]) == 0
@@ -108,7 +116,7 @@ def test_tables_have_a_line_per_rule(run, capsys):
 
 
 def test_a_protocol_that_decides_in_loop_has_one_more_line(run):
-    record.write_summary(run, summary(in_loop=True))
+    record.write_summary(run, whole_summary(in_loop=True))
     archive.main([str(run)])
     frame = tables.measured()
     assert sorted(frame["rule"]) == ["single sample", "single sample, in-loop", "vote of 5"]

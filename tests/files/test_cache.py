@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dp.files.cache import ASSETS, Asset, cache_folder, digest, locate, place, verify
+from dp.weights.checkpoints import read
 
 EMBEDDED = "digits_classifier.safetensors"
 ROOT = Path(__file__).parents[2]
@@ -79,7 +80,9 @@ def test_a_pinned_hash(cache):
     path.write_bytes(b"right")
     assert verify(path, Asset("a.bin", sha256=sha(b"right").upper())) == sha(b"right")
     with pytest.raises(
-        ValueError, match=rf"^need {path} with SHA-256 0{{12}}\.\.\., got {sha(b'right')[:12]}\.\.\.: del"
+        ValueError,
+        match=rf"^need {path} with SHA-256 0{{12}}\.\.\., got {sha(b'right')[:12]}\.\.\.: it cannot be fetched, put "
+        "the earlier one back, or set its sha256 if this one is right$",
     ):
         verify(path, Asset("a.bin", sha256="0" * 64))
     assert not (cache / "hashes.json").exists()
@@ -91,10 +94,9 @@ def test_first_use_is_noted_and_a_later_change_refused(cache):
     assert verify(path, asset) == sha(b"first") == notes(cache)["a.bin"]
     assert verify(path, asset) == sha(b"first")
     path.write_bytes(b"later")
-    with pytest.raises(
-        ValueError, match=r"as noted in hashes\.json on first use, got .* delete it and fetch it again$"
-    ):
+    with pytest.raises(ValueError, match=r"as noted in hashes\.json on first use, got ") as caught:
         verify(path, asset)
+    assert str(caught.value).endswith(f"or take its line out of {cache / 'hashes.json'} if this one is right")
     assert notes(cache) == {"a.bin": sha(b"first")}
 
 
@@ -105,6 +107,52 @@ def test_the_pin_of_an_archive_is_not_that_of_what_it_holds(cache):
     path.write_bytes(b"later")
     with pytest.raises(ValueError, match="as noted"):
         verify(path, asset)
+
+
+FOLDER = "https://drive.google.com/drive/folders/1aB-c_9"
+
+
+@pytest.mark.parametrize(
+    ("url", "again"),
+    [
+        ("https://example.org/a", True),
+        (["nowhere", "https://example.org/a"], True),
+        ("nowhere", False),
+        (None, False),
+        (FOLDER, False),
+    ],
+)
+@pytest.mark.parametrize("pinned", [True, False])
+def test_only_what_can_be_fetched_again_is_to_be_deleted(cache, url, again, pinned):
+    path, asset = cache / "a.bin", Asset("a.bin", url, sha256=sha(b"first") if pinned else None)
+    path.write_bytes(b"first")
+    verify(path, asset)
+    path.write_bytes(b"later")
+    with pytest.raises(ValueError, match="with SHA-256 ") as caught:
+        verify(path, asset)
+    assert ("delete" in str(caught.value)) == ("fetch it again" in str(caught.value)) == again
+
+
+def test_a_wrong_embedded_file_is_not_to_be_deleted(monkeypatch, tmp_path):
+    monkeypatch.setattr("dp.files.cache.ASSETS", tmp_path)
+    (tmp_path / "a.bin").write_bytes(b"a")
+    with pytest.raises(ValueError, match=r"it comes with the package, install that again or restore it with git$"):
+        verify(tmp_path / "a.bin", Asset("a.bin", sha256="0" * 64))
+
+
+def test_a_directory_is_called_one(cache):
+    path = cache / "a.bin"
+    path.mkdir()
+    with pytest.raises(ValueError, match=rf"^need the file {path}, got a directory: move it away"):
+        verify(path, Asset("a.bin", "https://example.org/a.bin", sha256="0" * 64))
+    (path / "b").write_bytes(b"b")
+    noted = Asset("a.bin")
+    verify(path, noted)
+    (path / "b").write_bytes(b"c")
+    with pytest.raises(ValueError, match=r"got a directory with [0-9a-f]{12}\.\.\.: it cannot be fetched"):
+        verify(path, noted)
+    with pytest.raises(ValueError, match=rf"got the directory {path}: move it away"):
+        read(path)
 
 
 def test_a_folder_has_a_hash(cache):

@@ -83,18 +83,27 @@ class Behavior:
         self.sent = 0
 
 
-@pytest.fixture
-def server(monkeypatch):
+@contextmanager
+def served(monkeypatch):
+    """How a server on this machine behaves, while it runs."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     listening.behavior = behavior = Behavior()  # type: ignore[attr-defined]
     behavior.url = f"http://127.0.0.1:{listening.server_port}/a.bin"
     thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield behavior
-    listening.shutdown()
-    listening.server_close()
-    thread.join()
+    try:
+        yield behavior
+    finally:
+        listening.shutdown()
+        listening.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with served(monkeypatch) as behavior:
+        yield behavior
 
 
 @pytest.fixture(autouse=True)
@@ -301,6 +310,103 @@ def test_a_wrong_file_that_is_there_already(cache, server):
     (cache / FILE).write_bytes(OTHER)
     with pytest.raises(ValueError, match="delete it and fetch it again"):
         fetch.fetch(Asset(FILE, server.url, sha256=sha(BODY)))
+
+
+@pytest.fixture
+def mirror(monkeypatch):
+    """A second server."""
+    with served(monkeypatch) as server:
+        yield server
+
+
+def either(server, mirror, body=BODY, pin=True) -> Asset:
+    return Asset(FILE, [server.url, mirror.url], 0.3, sha(body) if pin else None)
+
+
+@pytest.mark.parametrize("status", [403, 404, 500])
+@pytest.mark.parametrize("pin", [True, False])
+def test_a_refusal_leads_to_the_next_address(cache, server, mirror, status, pin):
+    server.fails = [status] * 9
+    with never_half(cache, sha(BODY)):
+        assert fetch.fetch(either(server, mirror, pin=pin), tries=2) == cache / FILE
+    assert (cache / FILE).read_bytes() == BODY
+    assert (len(server.asked), len(mirror.asked)) == (2 if status == 500 else 1, 1)
+    assert names(cache) == ({FILE} if pin else {FILE, "hashes.json"})
+
+
+def test_the_first_address_that_serves_is_the_only_one(cache, server, mirror):
+    fetch.fetch(either(server, mirror))
+    assert (len(server.asked), len(mirror.asked)) == (1, 0)
+
+
+def test_a_denial_as_a_page_a_wrong_file_and_a_silent_host_lead_on(cache, server, mirror):
+    server.type, server.body = "text/html", b"<html><title>AccessDenied</title>"
+    assert fetch.fetch(either(server, mirror)).read_bytes() == BODY
+    (cache / FILE).unlink()
+    server.type, server.body = "application/octet-stream", OTHER
+    assert fetch.fetch(either(server, mirror)).read_bytes() == BODY
+    (cache / FILE).unlink()
+    server.url = "http://127.0.0.1:9/a.bin"
+    assert fetch.fetch(either(server, mirror), tries=2).read_bytes() == BODY
+
+
+def test_a_broken_archive_leads_to_the_next_address(cache, server, mirror):
+    mirror.body = tar({"a.bin": BODY})
+    server.body = mirror.body[:100_000]
+    assert fetch.fetch(Asset(FILE, (server.url, mirror.url), unpack=True)).read_bytes() == BODY
+
+
+def test_a_full_disk_is_no_reason_for_another_address(cache, server, mirror, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 10, 10))  # type: ignore[attr-defined]
+    with pytest.raises(OSError, match="make room"):
+        fetch.fetch(either(server, mirror))
+    assert mirror.asked == []
+
+
+def test_a_folder_in_google_drive_beside_an_address(server):
+    folder = "https://drive.google.com/drive/folders/1aB-c_9"
+    assert fetch.fetch(Asset(FILE, [folder, server.url])).read_bytes() == BODY
+
+
+def test_one_line_names_what_every_address_answered(cache, server, mirror):
+    server.fails, mirror.fails = [403], [404]
+    with pytest.raises(OSError, match="correct its url, or put it there by hand") as caught:
+        fetch.fetch(either(server, mirror))
+    line = str(caught.value)
+    assert "\n" not in line
+    assert f"need {FILE} (0.3 MB) from {server.url} or {mirror.url} in {cache}, got " in line
+    assert f"got 403 Forbidden from {server.url}; 404 Not Found from {mirror.url}: try" in line
+    assert not (cache / FILE).exists()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_part_goes_on_at_the_address_that_it_came_from(cache, server, mirror, first):
+    begins, other = (server, mirror)[first], (mirror, server)[first]
+    other.fails, begins.cuts = [404], [100_000]
+    with pytest.raises(OSError, match=r"no whole answer in 1 tries .* 404 Not Found|404 .*no whole answer") as caught:
+        fetch.fetch(either(server, mirror), tries=1)
+    assert str(caught.value).endswith("what came is kept")
+    other.asked.clear()
+    other.body, begins.cuts = OTHER, []
+    assert fetch.fetch(either(server, mirror)).read_bytes() == BODY
+    assert begins.asked[-1]["Range"] == "bytes=100000-"
+    assert other.asked == []
+    assert begins.sent == len(BODY)
+
+
+def test_a_part_whose_address_died_begins_anew_elsewhere(cache, server, mirror):
+    server.cuts, mirror.fails = [100_000], [404]
+    with pytest.raises(OSError, match="no whole answer"):
+        fetch.fetch(either(server, mirror), tries=1)
+    server.fails, mirror.asked = [404], []
+    assert fetch.fetch(either(server, mirror)).read_bytes() == BODY
+    assert [asked.get("Range") for asked in mirror.asked] == [None]
+
+
+@pytest.mark.parametrize("url", [5, ["http://a", None], {"a": 1}])
+def test_an_url_that_is_neither_text_nor_texts(url):
+    with pytest.raises(ValueError, match=rf"^need url as a text or a list of texts for {FILE}, got "):
+        Asset(FILE, url)
 
 
 def another(server, **environment) -> subprocess.Popen:
@@ -561,7 +667,7 @@ DRIVE = "https://drive.usercontent.google.com/download?id=1aB-c_9&export=downloa
     ],
 )
 def test_addresses(url, address):
-    assert download.direct(Asset(FILE, url)) == address
+    assert download.sources(Asset(FILE, url)) == [(url, address)]
 
 
 @pytest.mark.parametrize(

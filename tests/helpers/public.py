@@ -20,14 +20,18 @@ from tests.helpers.formats import from_functional
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 NOT_OURS = {  # settings of training, of precision and of other code, which change no number in eval mode
     *("use_fp16", "use_checkpoint", "dims", "image_size", "label_dropout", "model_type", "img_channels"),
+    *("epsilon_t", "sigma_min", "sigma_max"),
 }
-OURS = {"sigma_data": "sigma_data", "beta_d": "beta_d", "beta_min": "beta_min", "M": "levels"}  # of preconditioners
+OURS = {  # of preconditioners
+    **{"sigma_data": "sigma_data", "beta_d": "beta_d", "beta_min": "beta_min", "M": "levels"},
+    **{"C_1": "c_1", "C_2": "c_2"},
+}
 
 
 def edm_net(init: dict, out: int | None = None) -> nn.Module:
     """The network inside an EDM preconditioner made with `init`."""
     kind = DhariwalUNet if init.get("model_type") == "DhariwalUNet" else SongUNet
-    kept = {k: v for k, v in init.items() if k not in NOT_OURS and k not in OURS and not k.startswith("sigma")}
+    kept = {k: v for k, v in init.items() if k not in NOT_OURS and k not in OURS}
     channels = init["img_channels"]
     return kind(**{"in_channels": channels, "out_channels": out or channels} | kept)
 
@@ -112,22 +116,34 @@ class Fixture:
         last = [v for k, v in self.state.items() if k.endswith(("_aux_conv.bias", "out_conv.bias"))]
         return len(last[0]) if last else None
 
+    def parameters(self) -> int:
+        """Numbers that training changes. The frozen frequencies of score-SDE's Fourier features are none."""
+        net = build(self.arch, self.init, self.out_channels())
+        return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+    def noise(self) -> Tensor | None:
+        """The noise labels (B,) of a network that is called without a preconditioner: `t`, under the VE SDE `sigma`."""
+        label = self.tensors.get("t", self.tensors.get("sigma"))
+        return None if label is None else label.flatten()
+
+    def kind(self) -> str:
+        """The preconditioner of an EDM network."""
+        return json.loads(self.about["call"])["kind"]
+
     def labeled(self) -> nn.Module:
         names = {k: self.tensors[k] for k in ("y", "class_labels", "augment_labels") if k in self.tensors}
         return Labeled(self.net, **names) if names else self.net
 
     def call(self, x: Tensor) -> Tensor:
         """What the public code's call returns, through our adapters where the call is preconditioned."""
-        t = self.tensors.get("t")
         if self.arch.startswith("edm_"):
-            return self.preconditioned(json.loads(self.about["call"])["kind"])(
-                x, self.tensors["sigma"].view(-1, 1, 1, 1)
-            )
+            return self.preconditioned(self.kind())(x, self.tensors["sigma"].view(-1, 1, 1, 1))
         if self.arch == "consistency_unet":
             adapter = denoisers.Consistency(self.labeled(), boundary=self.boundary())
             return adapter(x, self.tensors["sigma"].view(-1, 1, 1, 1))
-        if t is not None:
-            return self.labeled()(x, t)
+        label = self.noise()
+        if label is not None:
+            return self.labeled()(x, label)
         inside = self.arch in ("wrn_dropout", "wrn_dm")
         mean, std = (self.init.get("mean", MEAN), self.init.get("std", STD)) if inside else (None, None)
         return Classifier(self.net, mean=mean, std=std)(x)
@@ -142,8 +158,24 @@ class Fixture:
             "VEPrecond": denoisers.VE,
             "iDDPMPrecond": denoisers.IDDPM,
         }
-        own = {OURS[k]: v for k, v in self.init.items() if k in OURS and kind == json.loads(self.about["call"])["kind"]}
+        own = {OURS[k]: v for k, v in self.init.items() if k in OURS and kind == self.kind()}
         return adapters[kind](self.labeled(), **own)
+
+    def scaling(self) -> tuple[Tensor, Tensor]:
+        """c_in and c_noise (B,) of the fixture's preconditioner (Karras et al. 2022, Table 1), in float64."""
+        sigma, init = self.tensors["sigma"].double().flatten(), self.init
+        plain = (1 + sigma**2).rsqrt()
+        if self.kind() == "EDMPrecond":
+            return (init.get("sigma_data", 0.5) ** 2 + sigma**2).rsqrt(), sigma.log() / 4
+        if self.kind() == "VEPrecond":
+            return torch.ones_like(sigma), (sigma / 2).log()
+        if self.kind() == "VPPrecond":
+            slope, start = init.get("beta_d", 19.9), init.get("beta_min", 0.1)
+            t = ((start**2 + 2 * slope * (1 + sigma**2).log()).sqrt() - start) / slope
+            return plain, (init.get("M", 1000) - 1) * t
+        levels = init.get("M", 1000)
+        table = denoisers.IDDPM(nn.Identity(), init.get("C_1", 0.001), init.get("C_2", 0.008), levels).sigmas
+        return plain, (table[None] - sigma[:, None]).abs().argmin(dim=1).double() - 1
 
 
 def distance(found: Tensor, expected: Tensor) -> float:

@@ -16,8 +16,8 @@ from dp.diffusion import denoisers
 from dp.diffusion.sampling import ancestral_step, vp_sigmas
 from tests.helpers.public import Fixture, Labeled, distance, with_gradient
 
-FOLDER = Path(os.environ.get("DP_PARITY", Path(__file__).parent / "parity"))
-FILES = sorted(FOLDER.glob("*.safetensors"))
+OURS = Path(__file__).parent / "parity"
+FILES = sorted(Path(os.environ.get("DP_PARITY", OURS)).glob("*.safetensors"))
 fixture = functools.cache(lambda path: Fixture(path))
 
 
@@ -33,7 +33,8 @@ def of(*archs):
 
 
 def test_all_kinds_are_there():
-    assert {fixture(p).arch for p in FILES} >= {
+    assert FILES, "DP_PARITY names a folder with fixtures"
+    assert {fixture(p).arch for p in OURS.glob("*.safetensors")} >= {
         *("edm_ddpmpp", "edm_ncsnpp", "edm_dhariwal", "guided_diffusion", "consistency_unet", "score_sde_ncsnpp"),
         *("ddpm_unet", "wrn_robustbench", "wrn_dropout", "svhn_wrn"),
     }
@@ -50,7 +51,7 @@ def test_output_and_input_gradient(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_parameters(path):
     found = fixture(path)
-    assert sum(p.numel() for p in found.net.parameters()) == int(found.about["param_count"])
+    assert found.parameters() == int(found.about["param_count"])
 
 
 @of("edm_ddpmpp", "edm_ncsnpp", "edm_dhariwal", "guided_diffusion", "consistency_unet", "score_sde_ncsnpp", "ddpm_unet")
@@ -87,17 +88,16 @@ def test_the_edm_network_alone_and_under_the_other_preconditioners(path):
     t, sigma = found.tensors, found.tensors["sigma"].flatten()
     if "aux.raw" not in t:
         pytest.skip("the fixture records the output alone")
-    wide = found.init.get("sigma_data", 0.5)
-    c_in, noise = (wide**2 + sigma**2).rsqrt(), sigma.log() / 4  # Karras et al. 2022, Table 1
+    c_in, noise = found.scaling()
     assert distance(c_in, t["aux.c_in"].flatten()) <= 1e-6
     assert distance(noise, t["aux.c_noise"].flatten()) <= 1e-6
     net = found.labeled()
     with torch.no_grad():
         raw = net(t["x"] * t["aux.c_in"].view(-1, 1, 1, 1), t["aux.c_noise"].flatten())
         assert distance(raw, t["aux.raw"]) <= 1e-5
-        for kind, adapter in (("VPPrecond", denoisers.VP), ("VEPrecond", denoisers.VE)):
-            out = adapter(net)(t["x"], sigma.view(-1, 1, 1, 1))
-            assert distance(out, t[f"aux.out_as_{kind}"]) <= 1e-5
+        for name in (key for key in t if key.startswith("aux.out_as_")):
+            out = found.preconditioned(name.removeprefix("aux.out_as_"))(t["x"], sigma.view(-1, 1, 1, 1))
+            assert distance(out, t[name]) <= 1e-5
 
 
 def guided_step(out, x, k, sigmas):
@@ -160,11 +160,15 @@ def test_score_sde_in_continuous_time(path):
     found = fixture(path)
     t, x = found.tensors, found.tensors["x"]
     if found.init["model"]["embedding_type"] != "positional":
-        sigma = t["t"].view(-1, 1, 1, 1)
-        if found.init["data"]["centered"]:
-            with torch.no_grad():
-                x0 = denoisers.ScoreVE(found.net)(x, sigma)
-                assert distance((x0 - x) / sigma**2, t["aux.score"]) <= 1e-4  # a small difference of large numbers
+        sigma = found.noise().view(-1, 1, 1, 1)
+        if "aux.marginal_std" in t:
+            assert distance(sigma.flatten(), t["aux.marginal_std"].flatten()) <= 1e-5
+        if "aux.score" not in t:
+            pytest.skip("the fixture records the output alone")
+        wide = copy.deepcopy(found.net).double()  # x0 - x is a small difference of large numbers
+        with torch.no_grad():
+            x0 = denoisers.ScoreVE(wide)(x.double(), sigma.double())
+            assert distance((x0 - x) / sigma.double() ** 2, t["aux.score"]) <= 1e-4
         return
     model = found.init["model"]
     adapter = denoisers.VP(found.net, beta_d=model["beta_max"] - model["beta_min"], beta_min=model["beta_min"])

@@ -5,19 +5,14 @@ import json
 import pytest
 import torch
 
-from dp.evaluation.rows import Group, Row, Unit
+from dp.evaluation.rows import Group, Unit
 from dp.output import record
+from tests.helpers.rows import whole_row, whole_summary
 
 
 def group(arm: str, seed: int, *ids: int) -> Group:
     adv = torch.arange(len(ids) * 2 * 3).view(len(ids), 2, 3).float()
-    rows = [
-        Row(
-            **{"arm": arm, "seed": seed, "id": i, "label": 1, "clean": [1, 1], "clean_vote": 1, "adv": [2, 2]},
-            **{"adv_vote": 2, "ties": 0, "distance": 0.5, "nfe": 3},
-        )
-        for i in ids
-    ]  # fmt: skip
+    rows = [whole_row(arm, seed, i) for i in ids]
     return Group(Unit(arm, seed, ids), rows, torch.full((len(ids), 1, 2, 2), 0.5), adv + 1, adv, 1.5)
 
 
@@ -63,10 +58,104 @@ def test_a_torn_last_line_is_dropped(tmp_path, kept):
     assert len(path.read_bytes().splitlines()) == 2
 
 
-def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
-    (tmp_path / "rows-a.jsonl").write_text('{"arm": \n{"arm": "defended"}\n')
-    with pytest.raises(ValueError, match="overwrite=true"):
-        record.read_rows(tmp_path)
+BAD = [b'{"arm": \n', b"\xff\xfe\x00\n", b"\n", b"[1, 2]\n", b'{"arm": "defended"}\n', b"[" * 100_000 + b"\n"]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
+def test_a_bad_row_costs_that_row(tmp_path, bad):
+    """It is left out and said, and the next writer takes it out of the file and keeps the part that it shares."""
+    writer = record.Writer(tmp_path, "a")
+    writer.write(group("defended", 0, 4, 2))
+    writer.write(group("defended", 0, 7))
+    writer.close()
+    path = tmp_path / "rows-a.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + bad + lines[2])
+    assert set(record.read_rows(tmp_path)) == {("defended", 0, 4), ("defended", 0, 7)}
+    assert record.damaged_rows(tmp_path) == [f"damaged: 1 lines of {path} cannot be read, their rows do not count"]
+    writer = record.Writer(tmp_path, "a")
+    assert writer.next == 2
+    writer.write(group("defended", 0, 2))
+    writer.close()
+    assert record.damaged_rows(tmp_path) == []
+    assert sorted(path.read_bytes().splitlines(keepends=True)) == sorted(lines)
+    assert len(record.read_rows(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("id", "4"), ("id", True), ("adv", None), ("adv", [1, "2"]), ("distance", "0"), ("lost_at", 0.5), ("arm", 1)],
+)
+def test_a_row_with_a_value_of_another_kind_is_a_bad_row(tmp_path, field, value):
+    record.append(tmp_path / "rows-a.jsonl", [whole_row("null", 0, 1), {**whole_row("null", 0, 2), field: value}])
+    assert set(record.read_rows(tmp_path)) == {("null", 0, 1)}
+
+
+@pytest.mark.parametrize("bad", [b"{torn\n", b'{"seconds": "1"}\n', None])
+def test_a_bad_timing_file_costs_times_alone(tmp_path, bad):
+    writer = record.Writer(tmp_path, "a")
+    writer.write(group("defended", 0, 4))
+    writer.close()
+    path = tmp_path / "timing-a.jsonl"
+    if bad is None:
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes(path.read_bytes() + bad)
+    assert record.seconds(tmp_path) == (0 if bad is None else 1.5)
+    (line,) = record.damaged_times(tmp_path)
+    assert str(path) in line
+    writer = record.Writer(tmp_path, "a")
+    writer.write(group("defended", 0, 2))
+    writer.close()
+    assert len(record.read_rows(tmp_path)) == 2
+    assert record.seconds(tmp_path) == (0 if bad is None else 3.0)
+
+
+def test_a_damaged_part_stays_and_is_named_where_its_images_are_needed(tmp_path):
+    writer = record.Writer(tmp_path, "a")
+    writer.write(group("defended", 0, 4))
+    writer.close()
+    path = tmp_path / "part-a-0.safetensors"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match=rf"^need {path} with attacked images and logits, got a damaged file: "):
+        record.read_part(path)
+    writer = record.Writer(tmp_path, "a")
+    assert writer.next == 1
+    writer.close()
+    assert path.exists()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match="got a directory: "):
+        record.read_part(path)
+
+
+@pytest.mark.parametrize("text", ["", "{torn", "[]", '{"code": 5, "config": {}}', '{"config": {}}'])
+def test_a_damaged_start_is_refused_and_overwrite_begins_anew(tmp_path, text):
+    (tmp_path / "start.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"^need {tmp_path}/start\.json as it was written, got .*overwrite=true"):
+        record.begin(tmp_path, {}, "code", overwrite=False)
+    record.begin(tmp_path, {}, "code", overwrite=True)
+    assert (tmp_path / "old-0" / "start.json").read_text() == text
+    assert record.read_start(tmp_path) == {"code": "code", "config": {}}
+
+
+def test_rows_of_unknown_code_are_refused(tmp_path):
+    record.append(tmp_path / "rows-a.jsonl", [whole_row("null", 0, 1)])
+    with pytest.raises(ValueError, match="which says what code made the rows, got none: add overwrite=true"):
+        record.begin(tmp_path, {}, "code", overwrite=False)
+    record.begin(tmp_path, {}, "code", overwrite=True)
+    assert record.read_rows(tmp_path) == {}
+    assert (tmp_path / "old-0" / "rows-a.jsonl").exists()
+
+
+def test_directories_in_the_place_of_files(tmp_path):
+    for name in ("start.json", "rows-a.jsonl", "images.jsonl"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=r"images\.jsonl, got a directory"):
+        record.begin(tmp_path, {}, "code", overwrite=False)
+    record.begin(tmp_path, {}, "code", overwrite=True)
+    assert sorted(p.name for p in (tmp_path / "old-0").iterdir()) == ["images.jsonl", "rows-a.jsonl", "start.json"]
 
 
 def test_parts_without_rows_are_deleted(tmp_path):
@@ -129,10 +218,42 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
 
 def test_summary_and_provenance(tmp_path):
     assert record.read_summary(tmp_path) is None
-    record.write_summary(tmp_path, {"format": record.FORMAT, "seconds": 8})
-    assert record.read_summary(tmp_path) == {"format": record.FORMAT, "seconds": 8}
+    summary = whole_summary()
+    record.write_summary(tmp_path, summary)
+    assert record.read_summary(tmp_path) == summary
     assert set(record.provenance()) == {"versions", "commit", "dirty", "platform"}
     assert len(record.code_hash()) == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s["robust"]["vote"].update(n="4"), "a text for robust.vote.n instead of a whole number"),
+        (lambda s: s["robust"].pop("vote"), "no robust.vote"),
+        (
+            lambda s: s["standard"]["single"].update(wilson95=[1.0]),
+            "1 values for standard.single.wilson95 instead of 2",
+        ),
+        (lambda s: s.update(caveats=[]), "a list for caveats instead of a mapping"),
+        (lambda s: s["config"]["protocol"].update(report=[1]), "a whole number for config.protocol.report.0"),
+        (lambda s: s.update(audited=5), "a whole number for audited"),
+        (lambda s: s.pop("seconds"), "no seconds"),
+    ],
+)
+def test_a_damaged_summary_says_where(tmp_path, change, said):
+    summary = whole_summary()
+    change(summary)
+    record.write_summary(tmp_path, summary)
+    with pytest.raises(
+        ValueError, match=rf"^need {tmp_path}/summary\.json as a run writes it, got {said}.*: delete it"
+    ):
+        record.read_summary(tmp_path)
+
+
+def test_archived_summaries_have_the_shape():
+    folders = [path.parent for path in (record.ROOT / "results" / "measured").glob("*/summary.json")]
+    assert len(folders) > 30
+    assert all(map(record.read_summary, folders))
 
 
 def test_code_hash_follows_the_code(tmp_path, monkeypatch):

@@ -147,9 +147,14 @@ def test_what_cannot_be_scored_again_is_said_in_one_line(folder, capsys, tmp_pat
     summary = json.loads((folder / "summary.json").read_text())
     summary["config"]["dataset"]["name"] = "cifar10"
     (other / "summary.json").write_text(json.dumps(summary))
+    (other / "start.json").unlink()
+    twice = tmp_path / "twice"
+    shutil.copytree(folder, twice)
+    (twice / "summary.json").write_text(json.dumps(summary))
     for given, said in (
         ([unfinished], "need a finished run with summary.json"),
-        ([bare], "need part-*.safetensors with the attacked images"),
+        ([bare], "need every row of a finished run in"),
+        ([twice], "need one configuration in"),
         ([tmp_path / "nowhere"], "need the folder of a run"),
         ([folder, "purifier.tt=0.2"], "unknown key purifier.tt (did you mean t?)"),
         ([folder, "purifier=difpure"], "unknown option purifier=difpure"),

@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dp.nets.edm_unet import DhariwalUNet, SongUNet
 from dp.weights.checkpoints import load, read
 from dp.weights.edm_pickle import EDMPickle
-from tests.helpers.formats import _reconstruct_persistent_obj, dumps, edm_pickle, torch_file
+from tests.helpers import formats
+from tests.helpers.formats import Persistent, _reconstruct_persistent_obj, dumps, edm_pickle, torch_file
 
 TOUCHED = Path(tempfile.gettempdir()) / f"dp-executed-{os.getpid()}"
 TINY = {"img_resolution": 8, "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
@@ -54,6 +56,35 @@ def test_an_edm_pickle_is_read(cache, wrapper):
     assert set(found.state) == set(net.state_dict())
     loaded = load(partial(), "net.pkl", wrapper=wrapper)
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("gone", ["without it", "empty", "null"])
+def test_a_pickle_that_does_not_record_its_settings_needs_record_none(cache, gone):
+    net = tiny()
+    inner = formats.persistent(net)  # records no settings
+    if gone != "empty":
+        del inner._init_kwargs
+    if gone == "null":
+        inner._init_kwargs = None
+    outer = Persistent(nn.Module(), "EDMPrecond", img_channels=3)
+    outer._modules["model"], outer.sigma_data = inner, 0.5
+    (cache / "net.pkl").write_bytes(dumps({"ema": outer}))
+    with pytest.raises(
+        ValueError, match=r"need net\.pkl with the settings of its network .* got none: add `record: none`"
+    ):
+        load(partial(), "net.pkl", wrapper="EDMPrecond")
+    loaded = load(partial(), "net.pkl", wrapper="EDMPrecond", record="none")
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in loaded.state_dict().items())
+    with pytest.raises(ValueError, match="the preconditioner VPPrecond, got EDMPrecond"):
+        load(partial(), "net.pkl", wrapper="VPPrecond", record="none")
+    with pytest.raises(ValueError, match="need record: none, or no such key, got record='trust'"):
+        load(partial(), "net.pkl", wrapper="EDMPrecond", record="trust")
+
+
+def test_record_none_checks_what_is_recorded(cache):
+    (cache / "net.pkl").write_bytes(edm_pickle(tiny(), TINY))
+    with pytest.raises(ValueError, match="attn_resolutions"):
+        load(partial(attn_resolutions=[8]), "net.pkl", wrapper="EDMPrecond", record="none")
 
 
 def test_the_source_inside_is_not_executed(cache):

@@ -21,6 +21,8 @@ def test_what_a_configuration_needs(tmp_path, monkeypatch):
         "classifier": {"net": {"file": "digits_classifier.safetensors", "sha256": None, "megabytes": 1}},
         "more": [
             {"file": "there"},
+            {"file": "two", "url": ["http://a", "http://b"]},
+            {"file": "two", "url": ["http://a", "http://b"]},
             {"file": "set", "url": "u", "unpack": True},
             {"file": None},
             {"file": {"file": "in"}},
@@ -29,9 +31,10 @@ def test_what_a_configuration_needs(tmp_path, monkeypatch):
         "plain": {"_target_": "dp.weights.zoo.timm", "model": "bare", "pretrained": False},
     }
     embedded = Asset("digits_classifier.safetensors", megabytes=1)
-    found = [Asset("set", "u", unpack=True), embedded, Asset("there"), Asset("in"), Asset("vit")]
+    found = [Asset("set", "u", unpack=True), embedded, Asset("there")]
+    found += [Asset("two", ("http://a", "http://b")), Asset("in"), Asset("vit")]
     assert needed.needed(config) == found
-    assert needed.missing(config) == [found[0], found[3], found[4]]
+    assert needed.missing(config) == [found[0], *found[3:]]
 
 
 def test_a_library_is_imported_only_for_its_own_models():

@@ -1,0 +1,38 @@
+"""What studies share: where they write (a new file, or with --write the one in the repository), and counts."""
+
+import argparse
+from pathlib import Path
+
+NEW = Path(__file__).parents[2] / "results" / "studies"  # not in git
+FEWEST = 100  # replicates below which a share means nothing
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A study's parser, with --write."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = "overwrite the files that are named above; without it the study writes new files into results/studies/"
+    made.add_argument("--write", action="store_true", help=words)
+    return made
+
+
+def target(path: Path, write: bool) -> Path:
+    """`path` if `write`, else a new file of that name in results/studies/. Its folder is made."""
+    if not write:
+        free = (NEW / f"{path.stem}-{n}{path.suffix}" for n in range(1, 10**6))
+        path = next(new for new in free if not new.exists())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def replicates(text: str) -> int:
+    """The type of a command line's number of replicates. Raises ArgumentTypeError for fewer than `FEWEST`."""
+    if not text.lstrip("-").isdecimal() or int(text) < FEWEST:
+        raise argparse.ArgumentTypeError(f"need a whole number of at least {FEWEST}, got {text}")
+    return int(text)
+
+
+def at_least_one(text: str) -> int:
+    """The type of a command line's number of images. Raises ArgumentTypeError for less than one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"need a whole number of at least 1, got {text}")
+    return int(text)
