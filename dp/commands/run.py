@@ -1,7 +1,6 @@
 """dp run: compose a configuration, attack and score its defense, and print the table row."""
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from dp.output.console import console
 from dp.runs import compose, help
 from dp.runs.errors import DONE, INTERRUPTED, MISTAKE, USER_ERRORS, sentence
 from dp.runs.keys import run_key
+from dp.runs.signals import stoppable
 from dp.runs.sweep import begin_sweep, finish_sweep, note_cell
 
 failures: list[str] = []  # of this process's runs
@@ -62,9 +62,9 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here
     failures.clear()
     notes = begin_sweep()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # also where SIGINT is ignored
     try:
-        job()
+        with stoppable():
+            job()
     except KeyboardInterrupt as stop:
         console.print(str(stop) or "interrupted before anything was scored; the same command starts again")
         return INTERRUPTED
@@ -73,5 +73,4 @@ def main() -> int:
         return MISTAKE
     finally:
         failed = finish_sweep(notes)
-        signal.signal(signal.SIGTERM, before)
     return MISTAKE if failures or failed else DONE
