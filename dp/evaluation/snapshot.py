@@ -70,7 +70,7 @@ def packed(snapshot: Snapshot) -> Packed:
         # Some counters stay on the CPU, and a sum's last bits may depend on the order of the pixels in memory.
         "layout": {name: [t.device.type != "cpu", *t.stride()] for name, t in tensors.items()},
     }
-    copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+    copies = {name: torch.empty(t.shape, dtype=t.dtype).copy_(t.detach()) for name, t in tensors.items()}
     return Packed(copies, fields)
 
 

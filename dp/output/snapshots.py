@@ -78,7 +78,8 @@ class Snapshots:
     def clear(self) -> None:
         """Delete all saved states, because the run is finished."""
         for path in [*self.folder.glob(PATTERN), *self.folder.glob(f".{PATTERN}.*.tmp")]:
-            path.unlink(missing_ok=True)
+            if path.is_file():
+                path.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> tuple[Unit, Packed]:
         tensors, text = _whole(path)

@@ -17,13 +17,27 @@ def stop(number: int, frame: FrameType | None) -> None:
 def ignore_stops() -> None:
     """From now on these signals do nothing to this process."""
     for each in STOPS:
-        signal.signal(each, signal.SIG_IGN)
+        signal.signal(each, lambda number, frame: None)  # not SIG_IGN: Python complains of signals already on their way
 
 
 def stop_when_told() -> None:
     """From now on these signals stop this process, also where it ignores interrupts."""
     for each in STOPS:
         signal.signal(each, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+@contextmanager
+def spared() -> Iterator[None]:
+    """A process that is started inside does not see SIGUSR2, whose default is death, before it asks for it.
+
+    A scheduler may send it to every process of a job, also to those that Python has started for itself.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from dp.output.console import console
 from dp.output.record import Writer
 from dp.output.snapshots import Keeper, Snapshots, unused
 from dp.runs.keys import run_key
-from dp.runs.signals import ignore_stops, stop_when_told
+from dp.runs.signals import ignore_stops, spared, stop_when_told
 
 Build = Callable[[dict], Evaluation]
 PATIENCE = 30.0  # seconds that a stopped worker has to save its state, as long as SLURM waits before it kills
@@ -44,17 +44,16 @@ def run_units(
         _work_through(build(config), config, units, Writer(folder, f"{shard}-0"), on_event)
         return
     context = multiprocessing.get_context("spawn")
-    tasks, events = context.Queue(), context.Queue()
-    for unit in units:
-        tasks.put(unit)
-    for _ in range(workers):
-        tasks.put(None)
-    processes = [
-        context.Process(target=_worker, args=(build, config, folder, f"{shard}-{w}", tasks, events), daemon=True)
-        for w in range(workers)
-    ]
-    for process in processes:
-        process.start()
+    with spared():
+        tasks, events = context.Queue(), context.Queue()
+        for unit in [*units, *[None] * workers]:
+            tasks.put(unit)
+        processes = [
+            context.Process(target=_worker, args=(build, config, folder, f"{shard}-{w}", tasks, events), daemon=True)
+            for w in range(workers)
+        ]
+        for process in processes:
+            process.start()
     try:
         _listen(processes, events, on_event)
     finally:
