@@ -1,6 +1,6 @@
 """States of attacks: named or plain tuples of tensors, nested, whose dim 0 is the image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,3 +32,18 @@ def cat(states: Sequence[Any]) -> Any:
 def slot(state: Any, k: int) -> Any:
     """The state of image k alone, (1,...); it shares the memory of the whole."""
     return each(lambda tensor: tensor[k : k + 1], state)
+
+
+def named(state: Any, path: str = "") -> dict[str, Tensor]:
+    """The tensors of a state by their paths: names of fields and positions, such as `run.x` and `moments.0.first`."""
+    if isinstance(state, Tensor):
+        return {path: state}
+    fields = state._fields if hasattr(state, "_fields") else range(len(state))
+    parts = [named(part, f"{path}.{field}".lstrip(".")) for field, part in zip(fields, state, strict=True)]
+    return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+def rebuilt(template: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The state of the structure of `template` whose tensors have these paths: the inverse of `named`."""
+    paths = iter(named(template))
+    return each(lambda _: tensors[next(paths)], template)

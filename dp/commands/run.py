@@ -1,7 +1,6 @@
 """dp run: compose a configuration, attack and score its defense, and print the table row."""
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from dp.output.console import console
 from dp.runs import compose, help
 from dp.runs.errors import DONE, INTERRUPTED, MISTAKE, USER_ERRORS, sentence
 from dp.runs.keys import run_key
+from dp.runs.signals import stoppable
 from dp.runs.sweep import begin_sweep, finish_sweep, note_cell
 
 failures: list[str] = []  # the errors of runs in this process
@@ -62,10 +62,10 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises errors instead of printing them
     failures.clear()
     notes = begin_sweep()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # works even if SIGINT is ignored
     try:
-        compose.check_words(sys.argv[1:])
-        job()
+        with stoppable():
+            compose.check_words(sys.argv[1:])
+            job()
     except KeyboardInterrupt as interrupt:
         console.print(str(interrupt) or "interrupted before anything was scored; the same command starts again")
         return INTERRUPTED
@@ -74,5 +74,4 @@ def main() -> int:
         return MISTAKE
     finally:
         failed = finish_sweep(notes)
-        signal.signal(signal.SIGTERM, before)
     return MISTAKE if failures or failed else DONE

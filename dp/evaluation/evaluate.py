@@ -16,7 +16,8 @@ from dp.defense.known_noise import KnownNoise
 from dp.evaluation.draws import decided, fresh_samples
 from dp.evaluation.judge import Judge
 from dp.evaluation.rows import Group, Row, Unit
-from dp.evaluation.slots import Outcome, Slots
+from dp.evaluation.slots import Slots
+from dp.evaluation.snapshot import OnSnapshot, Outcome, Packed, Snapshot
 from dp.evaluation.stages import Stage
 from dp.rng import Streams
 from dp.statistics import metrics
@@ -88,29 +89,49 @@ class Evaluation:
                 f"need images in [0, 1], got NaN or values outside in ids {self.subset.ids[bad].tolist()[:5]}"
             )
 
-    def plan(self, done: Iterable[tuple[str, int, int]] = ()) -> list[Unit]:
-        """The units that are not yet done, by seed and then by condition. `done`: (arm, seed, id) of finished rows."""
-        done = set(done)
-        units = []
+    def plan(self, done: Iterable[tuple[str, int, int]] = (), begun: Iterable[Unit] = ()) -> list[Unit]:
+        """The units that are not yet done, by seed and then by condition. `done`: (arm, seed, id) of finished rows.
+
+        `begun`: units of an earlier start whose state is saved. Those that are still to do come first, as they are.
+        """
+        taken, images, units = set(done), set(self.subset.ids.tolist()), []
+        for unit in begun:
+            rows = {(unit.arm, unit.seed, i) for i in unit.ids}
+            ours = unit.arm in self.arms and unit.seed in self.seeds and images.issuperset(unit.ids)
+            if ours and taken.isdisjoint(rows):
+                units.append(unit)
+                taken |= rows
         for seed in self.seeds:
             for arm in self.arms:
-                left = [i for i in self.subset.ids.tolist() if (arm, seed, i) not in done]
+                left = [i for i in self.subset.ids.tolist() if (arm, seed, i) not in taken]
                 size = self.lanes * (self.window if self._refills(arm) else 1)
                 units += [Unit(arm, seed, tuple(left[k : k + size])) for k in range(0, len(left), size)]
         return units
 
-    def run(self, unit: Unit, on_step: Callable[[int, int], None] = lambda step, steps: None) -> Group:
+    def restored(self, unit: Unit, saved: Packed) -> Snapshot:
+        """The saved state of a unit's attack. Raises ValueError if it does not fit the attack."""
+        return self._slots(unit, self._images(unit)).restored(saved)
+
+    def run(
+        self,
+        unit: Unit,
+        on_step: Callable[[int, int], None] = lambda step, steps: None,
+        begun: Snapshot | None = None,
+        on_snapshot: OnSnapshot = lambda snapshot: None,
+    ) -> Group:
         """Attack and score the images of a unit.
 
-        `on_step(mean iterations done, steps)` is called after every iteration. Raises ValueError if an attacked image
-        or a logit is not finite.
+        `on_step(mean iterations done, steps)` is called after every iteration, and `on_snapshot` with what is needed to
+        go on from there. `begun`: such a snapshot, to go on from. Raises ValueError if an attacked image or a logit is
+        not finite.
         """
-        start_time = time.perf_counter()
-        arm, null = self.arms[unit.arm], unit.arm == "null"
-        position = {i: k for k, i in enumerate(self.subset.ids.tolist())}
-        images = self.subset.select(torch.tensor([position[i] for i in unit.ids]))
-        images = Subset(images.ids, images.x.to(self.device), images.y.to(self.device))
-        outcomes = self._attack(arm, unit, images, on_step)
+        start_time, before = time.perf_counter(), 0.0 if begun is None else begun.seconds
+        arm, null, images = self.arms[unit.arm], unit.arm == "null", self._images(unit)
+
+        def keep(snapshot: Snapshot) -> None:
+            on_snapshot(snapshot._replace(seconds=before + time.perf_counter() - start_time))
+
+        outcomes = self._slots(unit, images).run(on_step, begun, keep)
         x_adv = torch.stack([outcome.x_adv for outcome in outcomes])  # pyright: ignore[reportCallIssue, reportArgumentType]
         if not bool(torch.isfinite(x_adv).all()):
             raise ValueError(f"need finite attacked images, got NaN from {type(arm.attack).__name__}")
@@ -121,13 +142,20 @@ class Evaluation:
             self._row(unit, k, int(images.y[k]), None if clean is None else clean[k], adv[k], outcomes[k])
             for k in range(len(unit.ids))
         ]
-        return Group(unit, rows, x_adv.cpu(), clean, adv, time.perf_counter() - start_time)
+        return Group(unit, rows, x_adv.cpu(), clean, adv, before + time.perf_counter() - start_time)
 
     def _refills(self, arm: str) -> bool:
         return self.judge is not None and self.judge.retire and not self.arms[arm].attack.batch_bound
 
-    def _attack(self, arm: Arm, unit: Unit, images: Subset, on_step: Callable[[int, int], None]) -> list[Outcome]:
-        """The outcomes of the images. Every iteration has noise of its own."""
+    def _images(self, unit: Unit) -> Subset:
+        """The unit's images, on the device."""
+        position = {i: k for k, i in enumerate(self.subset.ids.tolist())}
+        images = self.subset.select(torch.tensor([position[i] for i in unit.ids]))
+        return Subset(images.ids, images.x.to(self.device), images.y.to(self.device))
+
+    def _slots(self, unit: Unit, images: Subset) -> Slots:
+        """The attack on the unit's images, in batch slots. Every iteration has noise of its own."""
+        arm = self.arms[unit.arm]
         stages = {stage: stage for stage in (Stage.ATTACK, Stage.SELECT, Stage.ADV)}
         if unit.arm == "null":
             stages = {Stage.ATTACK: Stage.NULL, Stage.SELECT: Stage.NULL_SELECT, Stage.ADV: Stage.NULL_ADV}
@@ -138,7 +166,7 @@ class Evaluation:
         def attacked(ids: Sequence[int]) -> Defense:
             return KnownNoise(arm.attacked, streams(Stage.ADV, ids), self.votes) if self.known_draws else arm.attacked
 
-        slots = Slots(
+        return Slots(
             attack=arm.attack,
             attacked=attacked,
             scored=arm.scored,
@@ -149,7 +177,6 @@ class Evaluation:
             judge=self.judge,
             ties=self.ties,
         )
-        return slots.run(on_step)
 
     def _score(self, model: Defended, x: Tensor, unit: Unit, stage: Stage) -> Tensor:
         return fresh_samples(model, x, unit.ids, unit.seed, stage, samples=self.votes, width=self.lanes)

@@ -3,9 +3,9 @@
 When an image is finished, its slot is refilled with the next image. No result depends on the other images in a batch.
 """
 
-from collections import deque
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -17,6 +17,7 @@ from dp.attacks.state import cat, each, slot, where
 from dp.defense.defended import Defended
 from dp.defense.interface import Defense
 from dp.evaluation.judge import Judge
+from dp.evaluation.snapshot import OnSnapshot, Outcome, Packed, Snapshot, unpacked
 from dp.evaluation.stages import Stage
 from dp.rng import Streams
 from dp.subset import Subset
@@ -28,20 +29,6 @@ class Sub(IntEnum):
 
     START = 0
     STEP = 1  # of the first step; the numbers of later steps follow
-
-
-@dataclass
-class Outcome:
-    """State and outcome of one image under attack."""
-
-    x_adv: Tensor | None = None  # (C,H,W) in the threat model: the worst point in-loop, or the attack's choice
-    distance: float = 0.0  # of x_adv, in the threat model's norm
-    steps: int = 0  # iterations done
-    evaluations: int = 0  # in-loop evaluations
-    broken_at: int | None = None  # iterations done when the in-loop rule first called it broken
-    classes: list[int] = field(default_factory=list)  # classes of the in-loop samples at x_adv
-    worst: tuple[int, float] = (-1, 0.0)  # number of wrong in-loop samples and mean margin at x_adv
-    state: Any = None  # the attack's state of this image, between batches
 
 
 @dataclass
@@ -62,51 +49,78 @@ class Slots:
     judge: Judge | None = None
     ties: str = "softmax"
 
-    def run(self, on_step: Callable[[int, int], None]) -> list[Outcome]:
+    def run(
+        self,
+        on_step: Callable[[int, int], None],
+        begun: Snapshot | None = None,
+        on_snapshot: OnSnapshot = lambda snapshot: None,
+    ) -> list[Outcome]:
         """The outcomes of all images, in their order.
 
-        `on_step(mean iterations done, steps)` is called after every step.
+        `on_step(mean iterations done, steps)` is called after every step, and `on_snapshot` with what is needed to go
+        on from there. `begun`: such a snapshot, to go on from.
         """
-        self.outcomes = [Outcome() for _ in self.images.ids]
-        left, begin = list(range(len(self.outcomes))), 0
-        for end in self.attack.phase_ends:
-            left, begin = self._phase(left, begin, end, on_step), end
+        at = begun or Snapshot.first(len(self.images.ids))
+        self.outcomes = list(at.outcomes)
+        while at.phase < len(self.attack.phase_ends):
+            at = self._round(at, on_step)
+            on_snapshot(at)
         if self.judge is None:  # the attack's own choice is returned
-            for first in range(0, len(left), self.width):
-                batch = left[first : first + self.width]
+            for first in range(0, len(at.waiting), self.width):
+                batch = list(at.waiting[first : first + self.width])
                 for k, x_adv, distance in zip(batch, *self._feasible(batch), strict=False):
-                    self.outcomes[k].x_adv, self.outcomes[k].distance = x_adv.clone(), distance
-        for outcome in self.outcomes:
-            outcome.state = None
+                    self._change(k).x_adv, self.outcomes[k].distance = x_adv.clone(), distance
+        for k in range(len(self.outcomes)):
+            self._change(k).state = None
         return self.outcomes
 
-    def _phase(self, images: list[int], begin: int, end: int, on_step: Callable[[int, int], None]) -> list[int]:
-        """Attack `images` from iteration `begin` to `end`. Returns the images that are not dropped by then.
+    def restored(self, saved: Packed) -> Snapshot:
+        """The snapshot that was packed. Raises ValueError if it is not one of this attack and these images."""
+        if len(saved.fields["outcomes"]) != len(self.images.ids):
+            raise ValueError(f"need {len(self.images.ids)} images, got {len(saved.fields['outcomes'])}")
+        x, y, ids = self.images.x[:1], self.images.y[:1], self.images.ids[:1].tolist()
+        rng = self.streams(Stage.ATTACK, ids).draw(Sub.START)
+        template = self.attack.start(self.attacked(ids), x, y, self.threat, rng)
+        return unpacked(saved, template, self.images.x.device)
+
+    def _round(self, at: Snapshot, on_step: Callable[[int, int], None]) -> Snapshot:
+        """One iteration of a batch: images enter free slots, are attacked, and leave at the end of the phase.
 
         Slots are refilled only when an in-loop evaluation is due, so that all slots are evaluated in one call.
         """
-        waiting, active, done = deque(images), [], []
-        while waiting or active:
-            if waiting and self._aligned(active, begin):
-                entering = [waiting.popleft() for _ in range(min(len(waiting), self.width - len(active)))]
-                if entering and begin == 0:
-                    self._begin(entering)
-                active += entering
-            running = [k for k in active if not self._dropped(k) and self.outcomes[k].steps < end]
-            if running:
-                self._step(running)
-                due = [k for k in running if self._due(self.outcomes[k].steps, begin, end)]
-                if due:
-                    self._evaluate(running, due)
-                self._report(on_step)
-            for k in active:
-                if self._dropped(k):
-                    self.outcomes[k].state = None
-                elif self.outcomes[k].steps == end:
-                    self.outcomes[k].state = each(torch.clone, self.outcomes[k].state)  # frees its batch
-                    done.append(k)
-            active = [k for k in running if not self._dropped(k) and self.outcomes[k].steps < end]
-        return sorted(done)
+        begin, end = (0, *self.attack.phase_ends)[at.phase : at.phase + 2]
+        waiting, active, done = list(at.waiting), list(at.active), list(at.done)
+        entering: list[int] = []
+        if waiting and self._aligned(active, begin):
+            free = self.width - len(active)
+            entering, waiting = waiting[:free], waiting[free:]
+        active += entering
+        for k in active:
+            self._change(k)
+        if entering and begin == 0:
+            self._begin(entering)
+        running = [k for k in active if not self._dropped(k) and self.outcomes[k].steps < end]
+        if running:
+            self._step(running)
+            due = [k for k in running if self._due(self.outcomes[k].steps, begin, end)]
+            if due:
+                self._evaluate(running, due)
+            self._report(on_step)
+        for k in active:
+            if self._dropped(k):
+                self.outcomes[k].state = None
+            elif self.outcomes[k].steps == end:
+                self.outcomes[k].state = each(torch.clone, self.outcomes[k].state)  # frees its batch
+                done.append(k)
+        active = [k for k in running if not self._dropped(k) and self.outcomes[k].steps < end]
+        if waiting or active:
+            return Snapshot(at.phase, tuple(waiting), tuple(active), tuple(done), tuple(self.outcomes))
+        return Snapshot(at.phase + 1, tuple(sorted(done)), (), (), tuple(self.outcomes))
+
+    def _change(self, k: int) -> Outcome:
+        """A copy of the outcome of image k in its place, to be changed: the one before belongs to a snapshot."""
+        self.outcomes[k] = copy.copy(self.outcomes[k])
+        return self.outcomes[k]
 
     def _report(self, on_step: Callable[[int, int], None]) -> None:
         total = self.attack.steps

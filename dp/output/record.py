@@ -6,7 +6,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterable
@@ -30,7 +32,8 @@ ASIDE = " to move the rows aside and begin anew"
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write the whole file or nothing, even if the power fails: temporary file, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    who = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"  # other machines may share the folder
+    temporary = path.with_name(f".{path.name}.{who}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()

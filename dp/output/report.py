@@ -46,10 +46,12 @@ NOT_BALLS = {  # a note for rows under threat models that are no l_p balls
 AUDIT = {"FAIL": "AUDIT FAILED, do not trust this row", "WARN": "audit warns"}
 
 
-def announcement(key: str, setup: Any, evaluation: Evaluation, caveats: dict, workers: int) -> list[str]:
+def announcement(
+    key: str, setup: Any, evaluation: Evaluation, caveats: dict, workers: int, own: int | None = None
+) -> list[str]:
     """The lines that a run prints before it starts: what is attacked and scored, the amount of work, every caveat.
 
-    `setup`: the command's `compose.Setup`; `caveats`: `Caveats.as_data()`.
+    `setup`: the command's `compose.Setup`; `caveats`: `Caveats.as_data()`; `own`: the images of this shard, if not all.
     """
     config, choices, threat = setup.config, setup.config["choices"], evaluation.threat
     attack, judge = evaluation.arms["defended"].attack, evaluation.judge
@@ -61,12 +63,22 @@ def announcement(key: str, setup: Any, evaluation: Evaluation, caveats: dict, wo
         f"{caveats['attack_nfe']} NFE per sample; gradient: {gradient_words(caveats)}",
         f"scored: {choices['purifier']} ({caveats['nfe']} NFE), {evaluation.votes} {samples} per image; "
         f"{images} images x {len(evaluation.seeds)} seeds on {evaluation.device}, {workers} workers",
+        *padding_lines(own or images, evaluation.lanes),
         *([judge_line(judge, attack)] if judge is not None else []),
         *criteria_lines(config, caveats, evaluation.votes, judge, attack),
         *fact_lines(config, caveats),
         *caveat_lines(config, caveats),
     ]
     return lines + quick_budget_line(setup, images)
+
+
+def padding_lines(images: int, lanes: int) -> list[str]:
+    """A line if the last batch of `lanes` slots is not full; it is padded, and takes as long as a full one."""
+    last = images % lanes
+    if not last:
+        return []
+    whole = f"the last of {images // lanes + 1} batches has {last} images" if images > lanes else f"{last} images"
+    return [f"padded: {whole} in {lanes} batch slots, which take as long as {lanes} images (dataset.lanes)"]
 
 
 def through(grad: str, caveats: dict) -> str:

@@ -13,10 +13,12 @@ from dp.files.cache import cache_folder
 from dp.output import record, report
 from dp.output.console import console
 from dp.output.progress import Bar, Display, Downloads
+from dp.output.snapshots import Snapshots
 from dp.output.tracking import Tracker
 from dp.runs.build import build
 from dp.runs.caveats import Caveats, caveats_of
 from dp.runs.compose import Setup, make
+from dp.runs.keys import run_key
 from dp.runs.machine import shard_of, workers_of
 from dp.runs.sources import sources_hash
 from dp.runs.validate import check_kinds, check_run
@@ -45,6 +47,22 @@ class Job:
     def rows(self) -> set[tuple[str, int, int]]:
         """The (arm, seed, id) of every row that the run has when it is finished."""
         return {(u.arm, u.seed, i) for u in self.evaluation.plan() for i in u.ids}
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """The saved states of attacks that are under way."""
+        return Snapshots(self.folder, run_key(self.config), self.code)
+
+    @property
+    def shard(self) -> Evaluation:
+        """The evaluation of this process's share of the images.
+
+        Its window is smaller if there are few images, so that every worker has work.
+        """
+        (part, parts), evaluation = shard_of(self.config), self.evaluation
+        subset = evaluation.subset.select(slice(part - 1, None, parts))
+        window = max(1, min(evaluation.window, len(subset.ids) // (evaluation.lanes * workers_of(self.config))))
+        return replace(evaluation, subset=subset, window=window)
 
 
 def judged(setup: Setup, folder: Path) -> dict | None:
@@ -80,7 +98,8 @@ def prepare(setup: Setup, folder: Path) -> Job:
     job = built(setup, folder, sources_hash(setup.config))
     record.begin(folder, job.config, job.code, job.config["overwrite"])
     facts = job.caveats.as_data()
-    for line in report.announcement(folder.name, setup, job.evaluation, facts, workers_of(job.config)):
+    own = len(job.shard.subset.ids)
+    for line in report.announcement(folder.name, setup, job.evaluation, facts, workers_of(job.config), own):
         console.print(line)
     return job
 
@@ -93,17 +112,18 @@ def built(setup: Setup, folder: Path, code: str) -> Job:
 
 def execute(job: Job) -> None:
     """Attack and score what is left of this process's shard. Every unit is saved when it is finished."""
-    (part, parts), workers, evaluation = shard_of(job.config), workers_of(job.config), job.evaluation
+    (part, parts), workers, shard = shard_of(job.config), workers_of(job.config), job.shard
     rows = record.read_rows(job.folder)
-    subset = evaluation.subset.select(slice(part - 1, None, parts))
-    # A smaller window if there are few images, so that every worker has work.
-    window = max(1, min(evaluation.window, len(subset.ids) // (evaluation.lanes * workers)))
-    shard = replace(evaluation, subset=subset, window=window)
-    units = shard.plan(rows)
+    begun, unused = job.snapshots.begun(rows)
+    units = shard.plan(rows, begun)
+    for line in unused:
+        console.print(line)
     if not units:
         return
-    if rows:
-        console.print(f"going on: {len(rows)} of {len(job.rows)} rows are done")
+    going_on = len(set(units) & set(begun))
+    if rows or going_on:
+        states = f", and the attacks of {going_on} units go on from their saved state" if going_on else ""
+        console.print(f"going on: {len(rows)} of {len(job.rows)} rows are done{states}")
     for line in record.damaged_rows(job.folder):
         console.print(line)
     tracker: Tracker = make(job.config["tracking"], modules=job.config["plugins"]["modules"])(
@@ -114,10 +134,17 @@ def execute(job: Job) -> None:
         audit_first(job)
         with Display(console, shard, units, rows.values(), tracker) as display:
             label = f"{part}of{parts}"
-            run_units(build, job.config, evaluation, units, job.folder, label, min(workers, len(units)), display)
+            run_units(build, job.config, job.evaluation, units, job.folder, label, min(workers, len(units)), display)
     except KeyboardInterrupt:
-        saved = f"{len(record.read_rows(job.folder))} of {len(job.rows)} rows are saved in {job.folder}"
-        raise KeyboardInterrupt(f"interrupted: {saved}; the same command goes on") from None
+        raise KeyboardInterrupt(f"interrupted: {saved(job)}; the same command goes on") from None
+
+
+def saved(job: Job) -> str:
+    """What a stopped run has saved, in words."""
+    rows = record.read_rows(job.folder)
+    begun, _ = job.snapshots.begun(rows)
+    states = f", and the state of the attack on {sum(len(unit.ids) for unit in begun)} more" if begun else ""
+    return f"{len(rows)} of {len(job.rows)} rows are saved in {job.folder}{states}"
 
 
 def summarize(job: Job) -> dict | None:
@@ -143,6 +170,7 @@ def summarize(job: Job) -> dict | None:
         "audited": battery.read(job.folder / battery.FILE, job.code),
     }
     record.write_summary(job.folder, summary)
+    job.snapshots.clear()
     if job.tracker is not None:
         job.tracker.finish(summary)
     return summary

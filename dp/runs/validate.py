@@ -17,11 +17,14 @@ PROTOCOL_KEYS = ("seeds", "votes", "ties", "report", "grad", "attack", "attack_v
 
 
 def check_run(config: dict) -> None:
-    """Raises ValueError for wrong values of `overwrite` and `shard`."""
+    """Raises ValueError for wrong values of `overwrite`, `shard` and `save_every`."""
     if not isinstance(config["overwrite"], bool):
         raise ValueError(f"need overwrite true or false, got overwrite={config['overwrite']}")
     if config["overwrite"] and str(config["shard"]) != "1/1":
         raise ValueError("need shard=1/1 with overwrite=true, because a shard would move the rows of the others aside")
+    every = config["save_every"]
+    if isinstance(every, bool) or not isinstance(every, int | float) or not 0 < every < float("inf"):
+        raise ValueError(f"need save_every > 0, in seconds, got save_every={every}")
 
 
 def check_precision(config: dict) -> None:

@@ -5,17 +5,25 @@ import os
 import queue
 import signal
 import threading
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from dp.evaluation.evaluate import Evaluation
-from dp.evaluation.rows import Event, Unit
+from dp.evaluation.rows import Event, Group, Unit
+from dp.evaluation.snapshot import Snapshot
+from dp.output.console import console
 from dp.output.record import Writer
+from dp.output.snapshots import Keeper, Snapshots, unused
+from dp.runs.keys import run_key
+from dp.runs.signals import ignore_stops, spared, stop_when_told
+from dp.runs.sources import sources_hash
 
 Build = Callable[[dict], Evaluation]
+PATIENCE = 30.0  # seconds that a stopped worker has to save its state, as long as SLURM waits before it kills
 
 
 def run_units(
@@ -35,26 +43,34 @@ def run_units(
     and OSError if a worker died.
     """
     if workers == 1:
-        _work_through(evaluation, units, Writer(folder, f"{shard}-0"), on_event)
+        _work_through(evaluation, config, units, Writer(folder, f"{shard}-0"), on_event)
         return
     context = multiprocessing.get_context("spawn")
-    tasks, events = context.Queue(), context.Queue()
-    for unit in units:
-        tasks.put(unit)
-    for _ in range(workers):
-        tasks.put(None)
-    processes = [
-        context.Process(target=_worker, args=(build, config, folder, f"{shard}-{w}", tasks, events), daemon=True)
-        for w in range(workers)
-    ]
-    for process in processes:
-        process.start()
+    with spared():
+        tasks, events = context.Queue(), context.Queue()
+        for unit in [*units, *[None] * workers]:
+            tasks.put(unit)
+        processes = [
+            context.Process(target=_worker, args=(build, config, folder, f"{shard}-{w}", tasks, events), daemon=True)
+            for w in range(workers)
+        ]
+        for process in processes:
+            process.start()
     try:
         _listen(processes, events, on_event)
     finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
+        _end(processes)
+
+
+def _end(processes: list) -> None:
+    """Stop the workers, which save their state first. One that does not end in time is killed."""
+    until = time.monotonic() + PATIENCE
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+        if process.exitcode is None:
+            process.kill()
             process.join()
 
 
@@ -73,7 +89,7 @@ def _listen(processes: list, events, on_event: Callable[[Event], None]) -> None:
             continue
         if event is None:
             working -= 1
-        elif isinstance(event, Exception):
+        elif isinstance(event, BaseException):
             raise event
         else:
             on_event(event)
@@ -81,14 +97,19 @@ def _listen(processes: list, events, on_event: Callable[[Event], None]) -> None:
 
 def _worker(build: Build, config: dict, folder: Path, label: str, tasks, events) -> None:
     follow_parent()
+    stop_when_told()
     try:
         units = iter(tasks.get, None)
-        _work_through(build(config), units, Writer(folder, label), events.put)
+        _work_through(build(config), config, units, Writer(folder, label), events.put)
         events.put(None)
+    except KeyboardInterrupt:  # by the parent; or by the system, and then the parent has to stop too
+        events.put(KeyboardInterrupt())
     except (ValueError, OSError) as error:  # sent as these two types, because not every subclass can be pickled
         events.put((ValueError if isinstance(error, ValueError) else OSError)(str(error)))
     except BaseException:
         events.put(RuntimeError(f"in a worker process:\n{traceback.format_exc()}"))
+    finally:
+        ignore_stops()  # there is nothing left to save, and the parent ends its workers by such a signal
 
 
 def follow_parent() -> None:
@@ -107,15 +128,41 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work_through(evaluation: Evaluation, units, writer: Writer, on_event: Callable[[Event], None]) -> None:
+def _work_through(
+    evaluation: Evaluation, config: dict, units: Iterable[Unit], writer: Writer, on_event: Callable[[Event], None]
+) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a sum's last bits depend on it
+    snapshots = Snapshots(writer.folder, run_key(config), sources_hash(config))
     try:
         for unit in units:
-            group = evaluation.run(unit, lambda step, steps, unit=unit: on_event(Event(unit, step, steps)))
-            writer.write(group)
+            group = _work(evaluation, unit, Keeper(snapshots, unit, config["save_every"]), writer, on_event)
             steps = evaluation.arms[unit.arm].attack.steps
             on_event(Event(unit, steps, steps, group.rows))
     finally:
         torch.set_num_threads(threads)
         writer.close()
+
+
+def _work(
+    evaluation: Evaluation, unit: Unit, keeper: Keeper, writer: Writer, on_event: Callable[[Event], None]
+) -> Group:
+    """Attack and score a unit, from its saved state on if there is one. Its state is saved if the run is stopped."""
+    begun = _begun(evaluation, unit, keeper.snapshots)
+    try:
+        group = evaluation.run(unit, lambda step, steps: on_event(Event(unit, step, steps)), begun, keeper)
+        writer.write(group)
+    except (KeyboardInterrupt, SystemExit):  # launchers of schedulers have handlers of their own, which exit
+        keeper.save()
+        raise
+    keeper.snapshots.drop(unit)
+    return group
+
+
+def _begun(evaluation: Evaluation, unit: Unit, snapshots: Snapshots) -> Snapshot | None:
+    try:
+        saved = snapshots.read(unit)
+        return None if saved is None else evaluation.restored(unit, saved)
+    except ValueError as error:
+        console.print(unused(snapshots.path(unit), error))
+        return None

@@ -7,6 +7,7 @@ import torch
 
 from dp.evaluation.evaluate import Evaluation, evaluate
 from dp.evaluation.rows import Group
+from dp.evaluation.slots import Slots
 from dp.output.record import Writer, merge, read_rows
 from dp.rng import Streams
 from dp.runs.build import build
@@ -78,7 +79,7 @@ def test_attack_and_scoring_share_no_noise(config, monkeypatch):
         return fill(self, like, sample)
 
     stage = {"now": ""}
-    attack, score = Evaluation._attack, Evaluation._score
+    attack, score = Slots.run, Evaluation._score
     monkeypatch.setattr(Streams, "_fill", watch)
     count = iter(range(100))
 
@@ -90,7 +91,7 @@ def test_attack_and_scoring_share_no_noise(config, monkeypatch):
         stage["now"] = f"score {next(count)}"
         return score(self, *args)
 
-    monkeypatch.setattr(Evaluation, "_attack", attacking)
+    monkeypatch.setattr(Slots, "run", attacking)
     monkeypatch.setattr(Evaluation, "_score", scoring)
     evaluation = build(config)
     for unit in evaluation.plan():

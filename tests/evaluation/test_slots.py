@@ -73,13 +73,17 @@ def images(count: int) -> Subset:
     return Subset(torch.arange(100, 100 + count), x, torch.zeros(count, dtype=torch.long))
 
 
-def outcomes(subset: Subset, lanes: int, every: int = 1, retire: bool = True, attack=None, in_loop: bool = False):
+def slots(subset: Subset, lanes: int, every: int = 1, retire: bool = True, attack=None, in_loop: bool = False) -> Slots:
     attack = attack or Raise(8, (4, 8))
     judge = Judge(every, draws=2, rule="all", retire=retire, in_loop=in_loop)
     model, threat = Falls(), ThreatModel("linf", 0.5)
     streams = lambda stage, ids: Streams(ids, 0, stage)  # noqa: E731
     parts = (attack, lambda ids: model, model, threat, streams, subset, lanes, judge)
-    return Slots(*parts).run(lambda done, steps: None)  # pyright: ignore[reportArgumentType]
+    return Slots(*parts)  # pyright: ignore[reportArgumentType]
+
+
+def outcomes(*args, **kwargs):
+    return slots(*args, **kwargs).run(lambda done, steps: None)
 
 
 def test_an_image_is_broken_when_the_closed_form_says():

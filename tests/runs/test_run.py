@@ -111,6 +111,9 @@ def test_workers_and_shards_give_the_same_bytes(tiny, monkeypatch, capsys):
         (["dtype=float8"], "need dtype float32 or bfloat16"),
         (["shard=3/2"], "need shard k/n with 1 <= k <= n, got shard=3/2"),
         (["workers=0"], "need workers auto or >= 1"),
+        (["save_every=0"], "need save_every > 0, in seconds, got save_every=0"),
+        (["save_every=often"], "need save_every > 0, in seconds, got save_every=often"),
+        (["save_every=null"], "need save_every > 0, in seconds, got save_every=None"),
         (["results=blocked"], "need to make the folder blocked/digits-hetero"),
         (["device=tpu"], "need device auto, cpu or, if there is one, cuda, got device=tpu"),
         (["protocol.seeds=5"], "need protocol.seeds as a list, such as [2024"),
@@ -304,7 +307,12 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize(
     ("sent", "interrupts"),  # a shell's background jobs ignore interrupts
-    [(signal.SIGINT, None), (signal.SIGTERM, None), (signal.SIGTERM, signal.SIG_IGN)],
+    [
+        (signal.SIGINT, signal.SIG_DFL),
+        (signal.SIGTERM, signal.SIG_DFL),
+        (signal.SIGTERM, signal.SIG_IGN),
+        (signal.SIGUSR2, signal.SIG_DFL),
+    ],
 )
 def test_interrupt_says_what_is_saved_and_ends_with_130(sent, interrupts, tmp_path):
     given = [*LONGER, "protocol.images=64", "results=r", "workers=2"]
@@ -323,6 +331,50 @@ def test_interrupt_says_what_is_saved_and_ends_with_130(sent, interrupts, tmp_pa
     assert "the same command goes on" in out
     rows = record.read_rows(next((tmp_path / "r").iterdir()))
     assert f"interrupted: {len(rows)} of 384 rows" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "workers"), [(signal.SIGUSR2, 2), (signal.SIGTERM, 1)])
+def test_a_run_that_was_told_to_stop_goes_on_with_its_attacks(sent, workers, tmp_path):
+    """Sent to the whole process group, as a scheduler does: workers get it from there and then from the run, too."""
+    given = [*TINY, "attack.iterations=30", "protocol.images=8", f"workers={workers}", "results=r", "save_every=0.05"]
+    process = subprocess.Popen(
+        command(*given), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while process.poll() is None and not list(tmp_path.glob("r/*/state-*")):
+        time.sleep(0.02)
+    os.killpg(process.pid, sent)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err == ""
+    told = " ".join(out.split())
+    states = list(tmp_path.glob("r/*/state-*"))
+    assert f"and the state of the attack on {4 * len(states)} more; the same command goes on" in told
+    for results, kept in (("r", len(states)), ("whole", 0)):
+        done = subprocess.run(command(*given, f"results={results}"), cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert (f"the attacks of {kept} units go on from their saved state" in " ".join(done.stdout.split())) == (
+            kept > 0
+        )
+    assert images_of(tmp_path / "r") == images_of(tmp_path / "whole")
+    assert not list(tmp_path.glob("*/*/*state-*"))
+
+
+def test_a_padded_batch_is_said(tiny, monkeypatch, capsys):
+    for images, lanes, said in ((2, 4, "2 images in 4 batch slots"), (6, 4, "the last of 2 batches has 2 images in 4")):
+        few = ["attack=none", "protocol.seeds=[5]", f"protocol.images={images}", f"dataset.lanes={lanes}"]
+        _, out, _ = cli(monkeypatch, capsys, *[o for o in tiny if not o.startswith("attack.")], *few)
+        assert f"padded: {said}" in " ".join(out.split())
+    full = ["attack=none", "protocol.seeds=[5]", "protocol.images=8"]
+    _, out, _ = cli(monkeypatch, capsys, *[o for o in tiny if not o.startswith("attack.")], *full)
+    assert "padded" not in out
+    _, out, _ = cli(
+        monkeypatch, capsys, *[o for o in tiny if not o.startswith("attack.")], *full, "shard=1/4", "results=other"
+    )
+    assert "padded: 2 images in 4" in " ".join(out.split())
 
 
 def test_a_dataset_that_no_table_names_is_an_error(tiny, monkeypatch, capsys):

@@ -4,8 +4,11 @@ import os
 
 import pytest
 
-from dp.output.record import read_rows
+from dp.output.record import merge, read_rows
+from dp.output.snapshots import Snapshots
 from dp.runs.build import build as evaluation_of
+from dp.runs.keys import run_key
+from dp.runs.sources import sources_hash
 from dp.runs.workers import run_units
 from tests.helpers.compose import TINY, composed
 
@@ -44,3 +47,53 @@ def test_events_tell_every_iteration_and_then_the_rows(tmp_path):
     assert [e.step for e in events if e.unit.arm == "defended"] == [1, 2, 2]
     assert [e.rows is not None for e in events if e.unit.arm == "defended"] == [False, False, True]
     assert len(read_rows(tmp_path)) == 12
+
+
+LONG = ["protocol.seeds=[5]", "attack.iterations=20", "protocol.images=12", "save_every=1000"]
+
+
+@pytest.mark.parametrize(("workers", "stopped_by"), [(1, KeyboardInterrupt), (1, SystemExit), (2, KeyboardInterrupt)])
+def test_a_stopped_run_saves_its_state_and_goes_on(workers, stopped_by, tmp_path):
+    """Stopped when as many units as there are workers are under way, or the last one is; no state is saved by time. The
+    second start repeats no iteration.
+    """
+    config = composed(*TINY, *LONG)
+    evaluation, steps = evaluation_of(config), {}
+    units = [unit for unit in evaluation.plan() if unit.arm == "defended"]
+    snapshots = Snapshots(tmp_path / "stopped", run_key(config), sources_hash(config))
+    for folder in ("whole", "stopped"):
+        (tmp_path / folder).mkdir()
+    run_units(evaluation_of, config, evaluation, units, tmp_path / "whole", "1of1", 1, lambda event: None)
+
+    def stop(event):
+        steps[event.unit] = event.step if event.rows is None else 0
+        if sum(step >= 3 for step in steps.values()) == workers or steps.get(units[-1], 0) >= 3:
+            raise stopped_by
+
+    with pytest.raises(stopped_by):
+        run_units(evaluation_of, config, evaluation, units, tmp_path / "stopped", "1of1", workers, stop)
+    begun, lines = snapshots.begun(read_rows(tmp_path / "stopped"))
+    assert lines == []
+    assert 1 <= len(begun) <= workers
+    done = [outcome[1] for outcome in snapshots.read(begun[0]).fields["outcomes"]]
+    assert done[0] >= 2
+    left, again = evaluation.plan(read_rows(tmp_path / "stopped"), begun), []
+    left = [unit for unit in left if unit.arm == "defended"]
+    run_units(evaluation_of, config, evaluation, left, tmp_path / "stopped", "1of1", 1, again.append)
+    assert next(event.step for event in again if event.unit == begun[0]) == done[0] + 1
+    assert merge(tmp_path / "stopped") == merge(tmp_path / "whole")
+    whole, stopped = ((tmp_path / name / "images.jsonl").read_bytes() for name in ("whole", "stopped"))
+    assert stopped == whole
+    assert not list((tmp_path / "stopped").glob("*state-*"))
+
+
+def test_a_state_that_does_not_fit_the_attack_is_not_used(tmp_path, capsys):
+    """As when an attack outside this tree was edited: its state has other fields, the rows are those of a new start."""
+    config = composed(*TINY, *LONG)
+    evaluation, other = evaluation_of(config), evaluation_of(composed(*TINY, *LONG, "attack=square"))
+    (unit, *_), taken = evaluation.plan(), []
+    other.run(unit, on_snapshot=taken.append)
+    Snapshots(tmp_path, run_key(config), sources_hash(config)).write(unit, taken[3])
+    run_units(evaluation_of, config, evaluation, [unit], tmp_path, "1of1", 1, lambda event: None)
+    assert "is not used, because need the attack's own state" in " ".join(capsys.readouterr().out.split())
+    assert list(read_rows(tmp_path).values()) == evaluation.run(unit).rows
