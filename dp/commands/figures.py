@@ -150,6 +150,8 @@ def adjoint_error() -> Path:
 def _adjoint_rows(path: Path) -> list[dict]:
     """The table of scripts/studies/adjoint.py. Raises ValueError if it is not whole."""
     todo = "in a checkout, python scripts/studies/adjoint.py --write writes it again"
+    if not path.exists():
+        raise ValueError(f"need {path}, got no such file: {todo}")
     lines = contents(path, todo).decode(errors="replace").splitlines()
     try:
         rows: list[dict] = [

@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from dp.evaluation.rows import Group
 from dp.evaluation.snapshot import Outcome, Packed, Snapshot, packed, unpacked
 from dp.runs.build import build
-from tests.evaluation.test_slots import Climb, images, slots
+from tests.evaluation.test_slots import Raise, images, slots
 from tests.helpers.compose import CONF, composed, small_budget
 
 ATTACKS = sorted({p.stem for p in (CONF / "attack").glob("*.yaml")} - {"autoattack_upstream_standard"})
@@ -85,7 +85,7 @@ def test_a_state_of_another_attack_does_not_fit(other):
 @pytest.mark.parametrize(("retire", "every", "lanes"), [(True, 1, 4), (True, 3, 5), (False, 2, 4), (True, 2, 20)])
 def test_slots_go_on_from_every_snapshot(retire, every, lanes):
     """With refills, dropped images and two phases. No snapshot changes after it is taken."""
-    subset, attack = images(12), Climb(8, (4, 8))
+    subset, attack = images(12), Raise(8, (4, 8))
     attacked = slots(subset, lanes, every, retire, attack)
     taken: list[Snapshot] = []
     whole = attacked.run(lambda done, steps: None, on_snapshot=taken.append)

@@ -330,13 +330,13 @@ def test_a_refusal_leads_to_the_next_address(cache, server, mirror, status, pin)
     with never_half(cache, sha(BODY)):
         assert fetch.fetch(either(server, mirror, pin=pin), tries=2) == cache / FILE
     assert (cache / FILE).read_bytes() == BODY
-    assert (len(server.asked), len(mirror.asked)) == (2 if status == 500 else 1, 1)
+    assert (len(server.received), len(mirror.received)) == (2 if status == 500 else 1, 1)
     assert names(cache) == ({FILE} if pin else {FILE, "hashes.json"})
 
 
 def test_the_first_address_that_serves_is_the_only_one(cache, server, mirror):
     fetch.fetch(either(server, mirror))
-    assert (len(server.asked), len(mirror.asked)) == (1, 0)
+    assert (len(server.received), len(mirror.received)) == (1, 0)
 
 
 def test_a_denial_as_a_page_a_wrong_file_and_a_silent_host_lead_on(cache, server, mirror):
@@ -360,7 +360,7 @@ def test_a_full_disk_is_no_reason_for_another_address(cache, server, mirror, mon
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 10, 10))  # type: ignore[attr-defined]
     with pytest.raises(OSError, match="make room"):
         fetch.fetch(either(server, mirror))
-    assert mirror.asked == []
+    assert mirror.received == []
 
 
 def test_a_folder_in_google_drive_beside_an_address(server):
@@ -386,11 +386,11 @@ def test_a_part_goes_on_at_the_address_that_it_came_from(cache, server, mirror, 
     with pytest.raises(OSError, match=r"no whole answer in 1 tries .* 404 Not Found|404 .*no whole answer") as caught:
         fetch.fetch(either(server, mirror), tries=1)
     assert str(caught.value).endswith("what came is kept")
-    other.asked.clear()
+    other.received.clear()
     other.body, begins.cuts = OTHER, []
     assert fetch.fetch(either(server, mirror)).read_bytes() == BODY
-    assert begins.asked[-1]["Range"] == "bytes=100000-"
-    assert other.asked == []
+    assert begins.received[-1]["Range"] == "bytes=100000-"
+    assert other.received == []
     assert begins.sent == len(BODY)
 
 
@@ -398,9 +398,9 @@ def test_a_part_whose_address_died_begins_anew_elsewhere(cache, server, mirror):
     server.cuts, mirror.fails = [100_000], [404]
     with pytest.raises(OSError, match="no whole answer"):
         fetch.fetch(either(server, mirror), tries=1)
-    server.fails, mirror.asked = [404], []
+    server.fails, mirror.received = [404], []
     assert fetch.fetch(either(server, mirror)).read_bytes() == BODY
-    assert [asked.get("Range") for asked in mirror.asked] == [None]
+    assert [asked.get("Range") for asked in mirror.received] == [None]
 
 
 @pytest.mark.parametrize("url", [5, ["http://a", None], {"a": 1}])

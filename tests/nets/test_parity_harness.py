@@ -46,16 +46,16 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("test", [*EVERY, *OF_EDM], ids=lambda test: test.__name__)
+@pytest.mark.parametrize("assert_parity", [*EVERY, *OF_EDM], ids=lambda test: test.__name__)
 @pytest.mark.parametrize("name", EDM)
-def test_edm_networks_under_every_preconditioner(folder, name, test):
-    test(folder / f"{name}.safetensors")
+def test_edm_networks_under_every_preconditioner(folder, name, assert_parity):
+    assert_parity(folder / f"{name}.safetensors")
 
 
-@pytest.mark.parametrize("test", [*EVERY, *OF_SCORE], ids=lambda test: test.__name__)
+@pytest.mark.parametrize("assert_parity", [*EVERY, *OF_SCORE], ids=lambda test: test.__name__)
 @pytest.mark.parametrize("name", SCORE)
-def test_score_networks_whose_label_is_sigma(folder, name, test):
-    test(folder / f"{name}.safetensors")
+def test_score_networks_whose_label_is_sigma(folder, name, assert_parity):
+    assert_parity(folder / f"{name}.safetensors")
 
 
 def spoiled(path: Path, to: Path, change, **about: str) -> Path:

@@ -165,7 +165,7 @@ def test_every_weak_time_gives_another_image_and_the_surrogate_has_the_same():
             denoiser = Counting()
             given = {**HETERO, "t_s": t_s, "steps": steps, "tau": 0.99}
             out = hetero.purify(x, denoiser, Taps(), Streams([0], 0, "a"), **given)
-            levels[steps] = denoiser.asked
+            levels[steps] = denoiser.levels
             outs += [out] if steps == 5 else []
         assert denoiser.sigma(t_s) in levels[5]
         assert denoiser.sigma(t_s) in levels[3]
@@ -207,7 +207,7 @@ def test_the_index_of_a_time():
         denoiser = Counting()
         given = {"t": 0.2, "steps": 4, "eta": 0.0, "index_shift": shift}
         diffpure.purify(half_bright(), denoiser, Taps(), Streams([0], 0, "a"), **given)
-        sigmas[shift] = denoiser.asked
+        sigmas[shift] = denoiser.levels
     betas = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
     abar = torch.cumprod(1 - betas, 0)
     for shift, indices in ((0, (200, 150, 100, 50)), (1, (199, 149, 99, 49))):
