@@ -50,7 +50,14 @@ class WandB:
         if mode is None:
             mode = "online" if wandb.api.api_key else "offline"
         self.run = wandb.init(
-            project=project, id=key, name=key, group=group, mode=mode, resume="allow", dir=str(folder), config=config
+            project=project,
+            id=key,
+            name=key,
+            group=group,
+            mode=mode,
+            resume="allow",
+            dir=str(folder.absolute()),
+            config=config,
         )
 
     def log(self, figures: dict[str, float]) -> None:

@@ -108,6 +108,7 @@ SLOW = {
         test_an_example_runs_outside_the_tree
         test_what_is_outside_the_tree_passes_the_contract_tests
     """,
+    "docs/test_results_format.py": "*",
     "docs/test_reference.py": """
         test_generated_lists_are_up_to_date
     """,
@@ -154,6 +155,8 @@ SLOW = {
         test_official_mask_input_bug_feeds_normalized_pm1
     """,
     "runs/test_caveats.py": """
+        test_a_change_inside_a_variant_of_the_protocols_attack_is_a_departure
+        test_what_a_protocol_scales_does_not_depend_on_the_command
         test_a_protocol_as_it_is_defined_has_no_departure
         test_a_purifier_without_a_surrogate_is_attacked_exactly_under_the_default_protocol
         test_a_scaled_surrogate_is_named_where_it_is_attacked
@@ -166,6 +169,7 @@ SLOW = {
         test_what_digits_scale_stands_beside_the_values_for_cifar10
     """,
     "runs/test_configs.py": """
+        test_attacks_that_add_to_a_protocols_own
         test_a_preset_and_the_same_command_share_a_folder
         test_an_exchanged_dataset_gives_what_composition_gives
         test_every_dataset_classifier_and_denoiser_binds
@@ -189,6 +193,7 @@ SLOW = {
     "runs/test_kills.py": "*",
     "runs/test_papers_command.py": "*",
     "runs/test_protocols.py": """
+        test_contract
         test_a_protocol_sets_its_attack_and_its_gradient
         test_bpda_is_the_gradient_at_the_purified_image
         test_dwbox_gives_the_attacker_the_samples_that_score
@@ -267,6 +272,7 @@ SLOW = {
         test_a_library_is_imported_only_for_its_own_models
     """,
     "weights/test_zoo.py": """
+        test_a_file_without_named_tensors
         test_a_file_that_does_not_fit
         test_an_imagenet_model_has_its_normalizer_in_front
         test_every_preset_of_adversarial_training_names_a_model_of_the_zoo
