@@ -200,7 +200,7 @@ def test_rows_are_equal_with_and_without_refill(protocol):
             "attack.attacks.apgd_t.targets=1",
         ]
     else:
-        small += ["attack.iterations=3", "attack.eot=2", *(["protocol.judge.screen=2"] if protocol == "hill" else [])]
+        small += ["attack.iterations=8", "attack.eot=2", *(["protocol.judge.screen=2"] if protocol == "hill" else [])]
     rows = {}
     for window, backwards in ((1, False), (3, True)):
         evaluation = build(composed(*small, f"window={window}"))
@@ -230,7 +230,7 @@ def test_the_judge_sees_where_the_attack_stands(protocol, monkeypatch):
 
     monkeypatch.setattr(Judge, "evaluate", watched)
     small = [f"protocol={protocol}", "protocol.images=1", "protocol.seeds=[5]", "protocol.votes=1", "dataset.lanes=1"]
-    small += ["purifier.steps=1", "protocol.judge.every=1", "protocol.judge.retire=false", "protocol.judge.draws=1"]
+    small += ["purifier.steps=2", "protocol.judge.every=1", "protocol.judge.retire=false", "protocol.judge.draws=1"]
     attack = composed(f"protocol={protocol}")["choices"]["attack"]
     longer = [f"attack.attacks.{part}.iterations=3" for part in ("apgd_ce", "apgd_t", "pgd_eot")]
     evaluation = build(composed(*small, *small_budget(attack), *(longer if protocol == "strict" else ())))
