@@ -73,7 +73,7 @@ def cli(monkeypatch, capsys, *overrides):
 def test_from_public_files_to_the_row(cache, monkeypatch, capsys):
     code, out, err = cli(monkeypatch, capsys, *COMMAND, *SMALL)
     assert (code, err) == (0, "")
-    assert "cifar10 / hetero / pgd_eot, linf 8/255" in out
+    assert "cifar10 / hetero (version 2) / pgd_eot, linf 8/255" in out
     assert "published (arXiv 2503.01407, Table 1, Ours): standard 93.16±0.21, robust 59.38±1.25" in out
     folder = Path(out.strip().splitlines()[-1].removeprefix("results: "))
     rows = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
@@ -82,7 +82,7 @@ def test_from_public_files_to_the_row(cache, monkeypatch, capsys):
     for arm in ("defended", "undefended", "null"):
         assert sorted(r["id"] for r in rows if r["arm"] == arm and r["seed"] == 1) == ids
     assert all(r["distance"] <= 8 / 255 + 1e-6 for r in rows)
-    assert {r["nfe"] for r in rows if r["arm"] == "defended"} == {3 + 3}
+    assert {r["nfe"] for r in rows if r["arm"] == "defended"} == {3 + 2}  # two of three steps are before t_s
     noted = json.loads((cache / "hashes.json").read_text())  # no hash was pinned: the first use counts
     assert set(noted) == {"Standard.pt", "edm-cifar10-32x32-uncond-vp.pkl"}
 
