@@ -5,6 +5,7 @@ Together they take nine tenths of the processor time. What loads scipy, torchvis
 
 SLOW = {
     "attacks/test_apgd.py": """
+        test_l2_reaches_the_closed_form_optimum
         test_linf_reaches_the_corner_with_the_box_active
         test_rows_do_not_depend_on_batch_mates_order_or_refills
         test_the_trajectory_is_the_published_one
@@ -123,10 +124,14 @@ SLOW = {
         test_rows_are_equal_with_and_without_refill
         test_the_judge_sees_where_the_attack_stands
     """,
+    "evaluation/test_snapshot.py": """
+        test_every_attack_goes_on_from_its_state
+    """,
     "files/test_cache.py": """
         test_several_processes_note_without_losing_anything
     """,
     "files/test_fetch.py": """
+        test_a_silent_server
         test_the_command
         test_the_list
         test_the_list_has_plugins
@@ -140,8 +145,16 @@ SLOW = {
     "nets/test_parity.py": """
         test_second_derivatives
     """,
+    "nets/test_parity_harness.py": """
+        test_a_folder_outside_the_repository
+    """,
+    "output/test_damaged.py": """
+        test_sixty_damaged_folders
+        test_ten_of_them_in_processes_of_their_own
+    """,
     "output/test_rescore.py": """
         test_another_defense_is_a_column
+        test_command_agrees_with_the_run
         test_command_finds_images_that_are_not_the_runs
         test_fresh_samples_are_other_samples_of_the_same_defense
         test_what_cannot_be_scored_again_is_said_in_one_line
@@ -203,6 +216,8 @@ SLOW = {
     """,
     "runs/test_run.py": """
         test_a_dataset_that_no_table_names_is_an_error
+        test_a_padded_batch_is_said
+        test_a_run_that_was_told_to_stop_goes_on_with_its_attacks
         test_a_sweep_with_its_results_elsewhere
         test_a_users_error_is_one_line_and_code_2
         test_an_attack_without_its_parts_is_one_line
@@ -221,11 +236,17 @@ SLOW = {
         test_missing_key_of_a_partial
     """,
     "runs/test_workers.py": """
+        test_a_state_that_does_not_fit_the_attack_is_not_used
+        test_a_stopped_run_saves_its_state_and_goes_on
         test_what_goes_wrong_in_a_worker_is_raised
     """,
     "scripts/test_bench.py": "*",
     "scripts/test_claim.py": """
         test_calibration_uses_images_that_no_run_uses
+    """,
+    "scripts/test_outputs.py": """
+        test_the_command_that_overwrote_a_table
+        test_the_main_studys_report_goes_where_it_is_told
     """,
     "statistics/test_intervals.py": """
         test_coverage
@@ -272,10 +293,14 @@ SLOW = {
         test_a_library_is_imported_only_for_its_own_models
     """,
     "weights/test_zoo.py": """
-        test_a_file_without_named_tensors
         test_a_file_that_does_not_fit
+        test_a_file_without_named_tensors
+        test_a_model_that_timm_does_not_have
+        test_a_timm_file_that_is_not_on_the_hub
         test_an_imagenet_model_has_its_normalizer_in_front
         test_every_preset_of_adversarial_training_names_a_model_of_the_zoo
+        test_models_that_are_not_there
+        test_nothing_is_executed
         test_robustbench_files_of_the_layouts_it_reads
         test_robustbench_standard_is_our_wide_resnet
         test_the_file_names_carry_torchvisions_own_hashes
