@@ -20,7 +20,7 @@ from dp.threat_models.ball import ThreatModel
 
 def autoattack(
     mode: str,
-    version: str,
+    suite: str,
     iterations: int | None,
     eot: int | None,
     queries: int | None = None,
@@ -28,18 +28,18 @@ def autoattack(
     targets: int = 9,
     seed: int | None = None,
 ) -> Attack:
-    """`version`: `rand` for defenses that draw noise, `standard` for those that do not.
+    """`suite`: `rand` for defenses that draw noise, `standard` for those that do not; the package's `version`.
 
     `fixed`: APGD-CE and APGD-T over `targets` classes, in `standard` also Square of `queries`. All decisions go by
     means over `eot` samples; `confirm` fresh samples choose the strongest point, which is never the clean image. FAB is
     left out: it minimizes a norm, and its bookkeeping asks whether single samples are right. `upstream`: see
     `Upstream`.
     """
-    if mode not in ("fixed", "upstream") or version not in ("standard", "rand"):
-        raise ValueError(f"need mode fixed or upstream and version standard or rand, got {mode!r} and {version!r}")
+    if mode not in ("fixed", "upstream") or suite not in ("standard", "rand"):
+        raise ValueError(f"need mode fixed or upstream and suite standard or rand, got {mode!r} and {suite!r}")
     if mode == "upstream":
-        return Upstream(version, iterations, eot, queries, seed)
-    if iterations is None or eot is None or (version == "standard" and queries is None):
+        return Upstream(suite, iterations, eot, queries, seed)
+    if iterations is None or eot is None or (suite == "standard" and queries is None):
         raise ValueError(f"need iterations, eot and queries with mode=fixed, got {iterations}, {eot}, {queries}")
     if seed is not None:
         raise ValueError(f"need seed=null with mode=fixed, whose noise comes from protocol.seeds, got seed={seed}")
@@ -47,7 +47,7 @@ def autoattack(
         "apgd_ce": APGD(iterations, eot, "ce", confirm=confirm),
         "apgd_t": APGD(iterations, eot, "targeted", targets=targets, confirm=confirm),
     }
-    if version == "standard":
+    if suite == "standard":
         assert queries is not None
         attacks["square"] = Square(queries, eot)
     return Union(attacks, confirm)
@@ -130,7 +130,7 @@ class Upstream(Attack):
     def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         classes = model.logits(x[:1], rng.select([0]).draw(APART), 1).shape[2]
         if self.version == "standard" and classes < 10:
-            raise ValueError(f"need 10 classes for version=standard, got {classes}: use rand, or mode=fixed")
+            raise ValueError(f"need 10 classes for suite=standard, got {classes}: use rand, or mode=fixed")
         tracer, devices = sys.gettrace(), [x.device] if x.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # the package seeds torch's global generators ...
             try:

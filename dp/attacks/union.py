@@ -36,7 +36,7 @@ class State(NamedTuple):
 class Union(Attack):
     """The steps of all `attacks` in turn. When all are done with an image, their points are compared by mean margin
     over `confirm` samples that no attack has used; a tie keeps the earlier point. Until then the point of the attack at
-    work would be returned.
+    work would be returned. The point of a single attack is compared with nothing.
     """
 
     attacks: Mapping[str, Attack]
@@ -64,7 +64,8 @@ class Union(Attack):
 
     @property
     def selection_samples(self) -> int:
-        return self.confirm
+        first, *others = self.attacks.values()
+        return self.confirm if others else first.selection_samples
 
     @property
     def candidates(self) -> int:
@@ -119,6 +120,8 @@ class Union(Attack):
 
     def says(self, through: str) -> str:
         parts = "".join(f"\n  {name}: {attack.says(through)}" for name, attack in self.attacks.items())
+        if len(self.attacks) == 1:
+            return f"a single attack, so nothing is compared{parts}"
         return f"the strongest of {len(self.attacks)} by {self.confirm} fresh samples{parts}"
 
     def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:

@@ -205,16 +205,18 @@ class Evaluation:
 
 
 def null_control(attack: Attack, judge: Judge | None = None) -> Null:
-    """The null control of an attack: random noise with as many candidates and selection samples as the attack has.
+    """The null control of an attack: random noise with as many candidates, selected as the attack's points are.
 
-    With an in-loop evaluation the null control selects nothing itself: its current candidate is evaluated as often as
-    the attack's current point, and the worst one counts.
+    Its candidates are valued by as many samples, and the choice among them is made by as many selection samples. With
+    an in-loop evaluation the current candidate is evaluated as often as the attack's current point. Where the worst one
+    counts, the null control selects nothing itself.
     """
     ends = attack.phase_ends if attack.steps else (1,)
-    if judge is not None:
-        return Null(max(1, attack.steps), attack.samples, "last", ends)
-    steps = max(1, attack.candidates)
-    return Null(steps, attack.samples, attack.select, ends if steps == attack.steps else (steps,))
+    steps = max(1, attack.candidates if judge is None else attack.steps)
+    ends = ends if steps == max(1, attack.steps) else (steps,)
+    if judge is not None and not judge.yields_to(attack.selection_samples):
+        return Null(steps, attack.samples, "last", ends=ends)
+    return Null(steps, attack.samples, attack.select, attack.selection_samples, ends)
 
 
 def evaluate(evaluation: Evaluation, done: Iterable[tuple[str, int, int]] = ()) -> Iterator[Group]:

@@ -51,7 +51,8 @@ class Judge:
 
     `in_loop`: this evaluation is the protocol's decision, as in some papers, and each evaluation has fresh samples.
     Otherwise all evaluations of an image share their samples, and other, fresh samples score one point in the end: the
-    worst one by these evaluations, or the one that the attack has chosen with selection samples of its own.
+    worst one by these evaluations, or the one that the attack has chosen with selection samples of its own, if those
+    are at least as many.
 
     Raises ValueError for counts out of range and for an unknown rule.
     """
@@ -67,6 +68,10 @@ class Judge:
         if min(self.every, self.draws) < 1 or self.screen < 0 or self.rule not in RULES:
             given = f"{self.every}, {self.draws}, {self.screen}, {self.rule!r}"
             raise ValueError(f"need every, draws >= 1, screen >= 0 and rule among {', '.join(RULES)}, got {given}")
+
+    def yields_to(self, selection_samples: int) -> bool:
+        """True if the point that the attack has chosen with so many samples is scored, rather than the worst one."""
+        return not self.in_loop and selection_samples >= (self.screen or self.draws)
 
     def evaluate(
         self, model: Defended, x_adv: Tensor, y: Tensor, rng: Streams, steps: Sequence[int], ties: str

@@ -139,12 +139,9 @@ class Slots:
         return self.judge is not None and self.judge.retire and self.outcomes[k].broken_at is not None
 
     def _has_chosen(self, steps: int) -> bool:
-        """True if the attack has ended with a point that it chose with selection samples of its own.
-
-        This point is then returned. The few in-loop samples do not overrule it, unless they are the decision.
-        """
+        """True if the attack has ended with a point of its own choice, and the in-loop evaluation yields to it."""
         assert self.judge is not None
-        return steps == self.attack.steps and self.attack.selection_samples > 0 and not self.judge.in_loop
+        return steps == self.attack.steps and self.judge.yields_to(self.attack.selection_samples)
 
     def _batch(self, images: list[int]) -> tuple[list[int], Tensor, Tensor, list[int]]:
         """Positions, x, y and ids of a full batch. The first image is repeated in empty slots."""

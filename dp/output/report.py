@@ -121,7 +121,8 @@ def broken_when(judge: Judge) -> str:
 def judge_line(judge: Judge, attack: Attack) -> str:
     """The in-loop evaluation during an attack, in words."""
     after = "stops" if judge.retire else "goes on"
-    point = "the attack's selection samples choose a point" if attack.selection_samples else "the worst point counts"
+    own = judge.yields_to(attack.selection_samples)
+    point = "the attack's selection samples choose a point" if own else "the worst point counts"
     what = "this evaluation is the decision" if judge.in_loop else f"otherwise {point}; fresh samples score"
     every = "every iteration" if judge.every == 1 else f"every {judge.every} iterations"
     return f"in-loop evaluation {every}, {broken_when(judge)}; then its attack {after}; {what}"

@@ -246,12 +246,7 @@ def arguments(node: Any) -> Any:
         return [arguments(child) for child in node]
     if not isinstance(node, dict):
         return node
-    return {k: arguments(v) for k, v in node.items() if not is_reserved(k, v)}
-
-
-def is_reserved(key: str, value: Any) -> bool:
-    """True if a key of a node is no argument. `version` is one if it is text: AutoAttack takes it."""
-    return key in RESERVED and (key != "version" or isinstance(value, int))
+    return {k: arguments(v) for k, v in node.items() if k not in RESERVED}
 
 
 def check_words(words: Iterable[str], folders: Iterable[str] = ()) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dp.attacks.apgd import APGD
 from dp.attacks.bpda import BPDA
 from dp.attacks.null import Null
 from dp.attacks.pgd_eot import PGD
@@ -10,6 +11,7 @@ from dp.attacks.state import where
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
 from dp.evaluation.evaluate import null_control
+from dp.evaluation.judge import Judge
 from dp.purifiers import none
 from dp.rng import Streams
 from dp.runs.build import build
@@ -175,6 +177,35 @@ def test_pgd_rejects(bad):
 
 def test_null_control_has_the_attacks_candidates_samples_and_selection():
     assert null_control(PGD(iterations=7, eot=3, restarts=2, select="best")) == Null(14, 3, "best", ends=(14,))
+    attack = APGD(iterations=4, eot=3, restarts=2, confirm=20)
+    chosen, left = Null(10, 3, "best", 20, (5, 10)), Null(10, 3, "last", ends=(5, 10))
+    assert null_control(attack) == chosen
+    assert null_control(attack, Judge(5, 60, "all", screen=20)) == chosen
+    assert null_control(attack, Judge(5, 60, "all")) == left  # the judge has more samples, so the worst point counts
+    assert null_control(attack, Judge(5, 10, "all", in_loop=True)) == left
+
+
+def test_null_chooses_by_selection_samples_among_the_runs():
+    """One sample of this defense says nothing, as its noise is ten times the candidates' spread. 400 samples tell them
+    apart. Runs of one candidate each, made here again from the same streams: the strongest of all comes back.
+    """
+    w = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x, y = torch.full((12, 1, 8, 8), 0.5), torch.zeros(12, dtype=torch.long)
+    threat, rng = ThreatModel("linf", 0.1), Streams(range(12), 0, "attack")
+    starts = [threat.noise(x, rng.draw(0))]  # the first choice is also among the first point
+    candidates = torch.stack(starts + [threat.noise(x, rng.draw(1 + i)) for i in range(3)])
+    margins = (candidates * w).flatten(2).sum(2)  # (4,12)
+    spread = float(margins.std())
+
+    def noisy(x, denoiser, classifier, rng, *, on_step=None):
+        return x + 10 * spread / w.sum() * rng.randn_like(x[:, :, :1, :1])
+
+    model = Defended(noisy, None, Classifier(Linear(w)))
+    kept = run_attack(Null(3, 1, confirm=400, ends=(1, 2, 3)), model, x, y, threat)
+    lost = ((kept * w).flatten(1).sum(1) - margins.amin(0)) / spread
+    assert float(lost.max()) < 2 * 10 / 400**0.5  # the choice shares its samples, so it errs by less than this
+    without = run_attack(Null(3, 1, ends=(1, 2, 3)), model, x, y, threat)
+    assert float(((without * w).flatten(1).sum(1) - margins.amin(0)).mean() / spread) > 2 * float(lost.mean())
 
 
 def test_null_keeps_the_candidate_with_the_highest_loss():

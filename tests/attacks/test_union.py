@@ -89,11 +89,11 @@ def test_autoattack_fixed_is_the_union():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"mode": "x"}, {"version": "plus"}, {"iterations": None}, {"seed": 1}, {"version": "standard"}]
+    "bad", [{"mode": "x"}, {"suite": "plus"}, {"iterations": None}, {"seed": 1}, {"suite": "standard"}]
 )
 def test_autoattack_rejects(bad):
     with pytest.raises(ValueError, match=r"^need "):
-        autoattack(**{"mode": "fixed", "version": "rand", "iterations": 1, "eot": 1, **bad})
+        autoattack(**{"mode": "fixed", "suite": "rand", "iterations": 1, "eot": 1, **bad})
 
 
 def package(forward, x, y, version, threat):
@@ -160,8 +160,17 @@ def test_upstream_is_marked():
 
 def test_upstream_rejects():
     model, x, y = problem()
-    with pytest.raises(ValueError, match="need 10 classes for version=standard, got 6"):
+    with pytest.raises(ValueError, match="need 10 classes for suite=standard, got 6"):
         run_attack(Upstream("standard"), model, x, y, LINF)
     for bad in ({"version": "plus"}, {"eot": 0}, {"queries": 0}):
         with pytest.raises(ValueError, match=r"^need "):
             Upstream(**{"version": "rand", **bad})
+
+
+def test_a_union_of_one_claims_no_comparison():
+    """It returns its attack's point, by the attack's own selection samples."""
+    for attack in (PGD(2, 1), APGD(2, 1, confirm=7)):
+        alone = Union({"only": attack}, confirm=20)
+        assert alone.selection_samples == attack.selection_samples
+        assert "20" not in alone.says("it")
+    assert Union({"a": PGD(2, 1), "b": APGD(2, 1, confirm=7)}, confirm=20).selection_samples == 20

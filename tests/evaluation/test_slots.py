@@ -98,15 +98,15 @@ def test_an_image_is_broken_when_the_closed_form_says():
 @pytest.mark.parametrize("retire", [True, False])
 def test_the_point_that_an_attack_has_chosen_is_kept(retire):
     """Of an image that is never broken all points are equal for the judge, and it keeps the first. The attack's last
-    point comes back where the attack has chosen it by selection samples of its own, and the judge only selects. A
-    broken image keeps the point at which it was broken.
+    point comes back where the attack has chosen it by as many selection samples as the judge has, and the judge only
+    selects. A broken image keeps the point at which it was broken.
     """
     subset = images(12)
     rises = {}
-    for name, confirm, in_loop in (("judge", 0, False), ("attack", 3, False), ("verdict", 3, True)):
+    for name, confirm, in_loop in (("judge", 0, False), ("attack", 2, False), ("verdict", 3, True), ("few", 1, False)):
         found = outcomes(subset, 4, retire=retire, attack=Raise(8, (4, 8), selection_samples=confirm), in_loop=in_loop)
         rises[name] = [round(100 * float((f.x_adv - x).mean())) for f, x in zip(found, subset.x, strict=True)]
-    assert rises["judge"] == rises["verdict"] == [1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0]
+    assert rises["judge"] == rises["verdict"] == rises["few"] == [1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0]
     assert rises["attack"] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8]
 
 

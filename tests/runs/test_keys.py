@@ -108,9 +108,12 @@ def test_all_variants_count_for_an_attack_that_may_choose_its_gradient_itself(ba
     assert run_key(changed(outside, "purifier.gradients.surrogate.steps", 2)) != run_key(outside)
 
 
-def test_autoattacks_version_is_an_argument_and_counts():
+def test_an_attacks_version_counts_beside_autoattacks_suite():
     rand = composed("attack=autoattack")
-    assert run_key(changed(rand, "attack.version", "standard")) != run_key(rand)
+    assert (
+        len({run_key(c) for c in (rand, changed(rand, "attack.version", 3), changed(rand, "attack.suite", "standard"))})
+        == 3
+    )
 
 
 def test_measured_folders_bear_the_key_of_their_configuration():
