@@ -7,43 +7,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from safetensors.torch import save
 
 from dp.evaluation.rows import Row
 from dp.output import record
+from dp.output.archived import arrays_of
 from dp.output.console import console
 from dp.output.run_files import VERDICTS, incomplete
 from dp.output.shapes import read_lines
 from dp.runs.errors import DONE, command
 
 MEASURED = Path("results/measured")
-
-
-def verdicts(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """The predictions of a run as arrays.
-
-    `ids` and `labels` (images,); `seeds` (seeds,); for each condition and side, `<arm>.clean` and `<arm>.adv`
-    (seeds,images,samples) int16, the class of every sample. With an in-loop evaluation also `<arm>.seen`, its classes
-    at each image's worst point, and `<arm>.lost_at` (seeds,images), the iteration at which the image was broken, -1 if
-    it was not.
-    """
-    seeds = sorted({row["seed"] for row in rows})
-    by_key = {(row["arm"], row["seed"], row["id"]): row for row in rows}
-    labels = {row["id"]: row["label"] for row in rows}
-    ids = sorted(labels)
-    arrays = {"ids": torch.tensor(ids), "seeds": torch.tensor(seeds)}
-    arrays["labels"] = torch.tensor([labels[i] for i in ids])
-    for arm in sorted({row["arm"] for row in rows}):
-        for side in ("clean", "adv", "seen"):
-            classes = [[by_key[arm, seed, i].get(side, []) for i in ids] for seed in seeds]
-            if classes[0][0]:
-                arrays[f"{arm}.{side}"] = torch.from_numpy(np.array(classes, dtype=np.int16))
-        if f"{arm}.seen" in arrays:
-            broken_at = [[by_key[arm, seed, i]["lost_at"] for i in ids] for seed in seeds]
-            arrays[f"{arm}.lost_at"] = torch.tensor([[-1 if k is None else k for k in row] for row in broken_at])
-    return arrays
 
 
 def archive(folder: Path, measured: Path = MEASURED) -> Path:
@@ -55,7 +29,7 @@ def archive(folder: Path, measured: Path = MEASURED) -> Path:
         raise ValueError(
             f"need a finished run with {record.SUMMARY}, got {folder}: its command goes on where it stopped"
         )
-    predictions, copy = save(verdicts(finished_rows(folder))), measured / folder.name
+    predictions, copy = save(arrays_of(finished_rows(folder))), measured / folder.name
     for name in (VERDICTS, record.SUMMARY):
         if (copy / name).is_dir():
             raise ValueError(f"need to write the file {copy / name}, got a directory: move it away")

@@ -1,6 +1,5 @@
 """The runs of a study. A run that is not finished is run now; a finished one is read."""
 
-import json
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ import torch
 
 from dp.commands.archive import archive
 from dp.output import record, report
+from dp.output.archived import arrays, read_rows
 from dp.output.console import console
 from dp.runs import compose
 from dp.runs.keys import run_key
@@ -25,18 +25,22 @@ RESULTS = Path(__file__).parents[2] / "results"
 
 
 def finished(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[dict, Path]:
-    """The summary and the folder of the run with these overrides. The run is archived.
+    """The summary and the archived folder of the run with these overrides.
 
-    It runs now if it is not finished, if other code made it, or if it lacks the audit that the overrides demand.
+    It is read from results/measured/ if it is there, with all of its rows and the audit that the overrides demand: its
+    key holds the versions of what it ran. Otherwise it runs now, or goes on, and is archived.
     """
     setup = compose.setup(*overrides, f"workers={workers}")
-    folder = RESULTS / "runs" / run_key(setup.config)
+    folder, copy = RESULTS / "runs" / run_key(setup.config), RESULTS / "measured" / run_key(setup.config)
+    if (copy / record.SUMMARY).exists():
+        summary = record.read_summary(copy)
+        if summary and "defended.iterations" in arrays(copy) and (summary["audited"] or "audit=true" not in overrides):
+            return summary, copy
     start = folder / record.START
     stale = start.exists() and record.read_start(folder)["code"] != record.code_hash()
     summary = judged(setup._replace(config=setup.config | {"overwrite": stale}), folder)
     assert summary is not None, "one shard does it all"
-    archive(folder, RESULTS / "measured")
-    return summary, folder
+    return summary, archive(folder, RESULTS / "measured")
 
 
 def side_by_side(function: Callable, calls: Mapping[str, tuple], at_once: int) -> Iterator[tuple[str, Any]]:
@@ -95,12 +99,12 @@ def scores(summary: dict, folder: Path) -> pd.DataFrame:
 
 
 def image_scores(folder: Path, side: str, rule: str) -> pd.DataFrame:
-    """The score in [0,1] of each image of the defended condition, by `rule`.
+    """The score in [0,1] of each image of the defended condition of an archived run, by `rule`.
 
     The frame has one line per image and one column per seed. `side`: `clean`, `adv`, or `seen` for the in-loop samples.
     """
-    rows = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
-    lines = [(r["id"], r["seed"], metrics.score(r, side, rule)) for r in rows if r["arm"] == "defended"]
+    rows = [row for row in read_rows(folder) if row["arm"] == "defended"]
+    lines = [(r["id"], r["seed"], metrics.score(r, side, rule)) for r in rows]
     return pd.DataFrame(lines, columns=["id", "seed", "score"]).pivot_table(index="id", columns="seed", values="score")
 
 

@@ -196,7 +196,7 @@ def main() -> int:
     console.print(f"{len(cells)} cells of {args.images} images, {len(args.seeds)} seeds; one to three minutes each")
     lines, plain = [], pd.Series(dtype=float)
     for k, (defense, base, name) in enumerate(cells):
-        scores = sum(kept(defense, base, name, args.images, seed) for seed in args.seeds) / len(args.seeds)
+        scores = pd.concat([kept(defense, base, name, args.images, s) for s in args.seeds], axis=1).mean(axis=1)
         plain = scores if name == "plain" else plain
         difference, low, high = paired(plain.to_numpy(), scores.to_numpy())
         line = {"defense": defense, "attack": base, "variant": name, "robust": 100 * scores.mean()}

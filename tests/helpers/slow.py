@@ -244,6 +244,10 @@ SLOW = {
     "scripts/test_claim.py": """
         test_calibration_uses_images_that_no_run_uses
     """,
+    "scripts/test_convergence.py": """
+        test_every_attack_of_the_union_gets_the_budget
+        test_figure_of_some_cells
+    """,
     "scripts/test_outputs.py": """
         test_the_command_that_overwrote_a_table
         test_the_main_studys_report_goes_where_it_is_told

@@ -1,7 +1,5 @@
 """What the tables of compared runs are made of, on predictions made by hand."""
 
-import json
-
 import claim
 import numpy as np
 import pandas as pd
@@ -9,13 +7,17 @@ import pytest
 import strongest
 import torch
 from cells import scores
+from safetensors.torch import save_file
 
+from dp.output.archived import arrays_of
+from dp.output.run_files import VERDICTS
 from dp.runs.build import build
 from tests.helpers.compose import composed
+from tests.helpers.rows import whole_row
 
 
 def row(i: int, seed: int, adv: list[int], seen: list[int], arm: str = "defended") -> dict:
-    return {"arm": arm, "seed": seed, "id": i, "label": 3, "adv": adv, "seen": seen, "adv_vote": adv[0]}
+    return whole_row(arm, seed, i, label=3, adv=adv, seen=seen, adv_vote=adv[0])
 
 
 def summary(in_loop: bool, rule: str) -> dict:
@@ -25,8 +27,8 @@ def summary(in_loop: bool, rule: str) -> dict:
 
 def test_scores_follow_the_protocols_rule_and_side(tmp_path):
     rows = [row(7, 1, [3, 3], [3, 0]), row(7, 2, [3, 0], [0, 0]), row(2, 1, [0, 3], [3, 3]), row(2, 2, [0, 0], [3, 3])]
-    rows += [row(7, 1, [0, 0], [0, 0], arm="null")]
-    (tmp_path / "images.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    rows += [row(i, seed, [0, 0], [0, 0], arm="null") for i in (2, 7) for seed in (1, 2)]
+    save_file(arrays_of(rows), tmp_path / VERDICTS)
     found = scores(summary(False, "average"), tmp_path)
     assert found.loc[7].tolist() == [1.0, 0.5]
     assert found.loc[2].tolist() == [0.5, 0.0]

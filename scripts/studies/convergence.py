@@ -1,0 +1,223 @@
+"""How low does it go? Robust accuracy under `strict` as its budget grows, on 64 images of digits and one seed.
+
+Iterations, samples per gradient (EOT) and restarts are multiplied by 4 and by 16, each alone, and by 2 and by 4 all
+together. Four defenses. Every cell is a run that is archived in results/measured/ when it ends, so that the same
+command goes on where it stopped. `--only` limits the cells of this start, and `--list` shows which are missing. The
+study writes results/tables/convergence.md, .csv and results/figures/convergence.png.
+
+The converged budget is the cheapest cell after which no dearer cell takes 2 points or more from any of the defenses, by
+the paired estimate. Costs are network evaluations for the gradients of the attack, per image: iterations done, times
+EOT, times the evaluations of one sample of the attacked defense.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import outputs
+import pandas as pd
+from cells import RESULTS, finished, image_scores, markdown
+from rich.console import Console
+
+from dp.output import record, report
+from dp.output.archived import read_rows
+from dp.runs import compose
+from dp.runs.errors import command
+from dp.runs.keys import run_key
+from dp.statistics.intervals import paired
+
+TABLE = RESULTS / "tables" / "convergence.csv"
+TEXT, PICTURE = TABLE.with_suffix(".md"), RESULTS / "figures" / "convergence.png"
+BASE = ("protocol=strict", "protocol.images=64", "protocol.seeds=[2024]", "audit=false")
+MASKED = "attack=strict_mask"
+DEFENSES = {
+    "uniform DiffPure": ("purifier=diffpure", "purifier.eta=1.0"),
+    "hetero, strong inside (Eq. 5)": ("purifier=hetero", MASKED),
+    "hetero, strong outside (Eq. 8)": ("purifier=hetero", "purifier.eq8_literal=true", MASKED),
+    "hetero_official": ("purifier=hetero_official", MASKED),
+}
+LEAST = 2.0  # points
+console = Console(width=150, highlight=False)
+
+
+class Budget(NamedTuple):
+    """Factors of the budget of `strict` on digits."""
+
+    iterations: int = 1
+    eot: int = 1
+    restarts: int = 1
+
+    @property
+    def cost(self) -> int:
+        """The cost relative to `strict`, before broken images stop."""
+        return self.iterations * self.eot * self.restarts
+
+    @property
+    def name(self) -> str:
+        """The factors above 1."""
+        return ", ".join(f"{v} x {k}" for k, v in self._asdict().items() if v > 1) or "as it is"
+
+
+FAMILIES = {  # the curves of the figure
+    "iterations": [Budget(), Budget(iterations=4), Budget(iterations=16)],
+    "EOT": [Budget(), Budget(eot=4), Budget(eot=16)],
+    "restarts": [Budget(), Budget(restarts=4), Budget(restarts=16)],
+    "all three": [Budget(), Budget(2, 2, 2), Budget(4, 4, 4)],
+}
+BUDGETS = sorted({b for family in FAMILIES.values() for b in family}, key=lambda b: (b.cost, b))
+
+
+def factors(node: Mapping[str, Any], budget: Budget, path: str) -> Iterator[str]:
+    """The overrides that multiply every named count of the attack in `node` and of the attacks inside it."""
+    for key, value in node.items():
+        if isinstance(value, Mapping) and key != "per_dataset":
+            yield from factors(value, budget, f"{path}.{key}")
+        elif key in Budget._fields and getattr(budget, key) > 1:
+            yield f"{path}.{key}={value * getattr(budget, key)}"
+
+
+def overrides(defense: str, budget: Budget) -> tuple[str, ...]:
+    """The overrides of a cell's run."""
+    given = (*BASE, *DEFENSES[defense])
+    return (*given, *factors(compose.composed(*given)["attack"], budget, "attack"))
+
+
+def spent(folder: Path, summary: dict) -> float:
+    """Network evaluations for the attack's gradients per image, in the mean over images."""
+    done = [row["iterations"] for row in read_rows(folder) if row["arm"] == "defended"]
+    caveats = summary["caveats"]
+    return float(np.mean(done)) * caveats["attack_samples"] * (caveats["attack_nfe"] + 1)
+
+
+def line(defense: str, budget: Budget, first: pd.DataFrame, given: tuple[str, ...]) -> dict:
+    """A cell as data, in percent. `first`: the scores of the images under `strict` as it is."""
+    summary, folder = finished(given)
+    scores = image_scores(folder, "adv", "average")
+    taken, low, high = (100 * v for v in paired(scores.mean(axis=1).to_numpy(), first.mean(axis=1).to_numpy()))
+    found = {"defense": defense, "budget": budget.name, **budget._asdict(), "spent": spent(folder, summary)}
+    found |= {"standard": summary["standard"]["average"]["value"], "robust": 100 * float(scores.mean(axis=None))}
+    found |= {"null": summary["null"]["average"]["value"], "taken": taken, "taken_low": low, "taken_high": high}
+    return found | {"run": folder.name, "command": "python run.py " + " ".join(given)}
+
+
+def converged(lines: list[dict]) -> Budget | None:
+    """The cheapest budget after which no dearer one takes `LEAST` points from any defense; None if cells are missing or
+    no budget but the dearest will do.
+    """
+    frame = pd.DataFrame(lines)
+    if len(frame) < len(DEFENSES) * len(BUDGETS):
+        return None
+    robust = frame.pivot_table(index=list(Budget._fields), columns="defense", values="robust")
+    for budget in BUDGETS:
+        dearer = [b for b in BUDGETS if b.cost > budget.cost]
+        gains = [float((robust.loc[tuple(budget)] - robust.loc[tuple(b)]).max()) for b in dearer]
+        if gains and max(gains) < LEAST:
+            return budget
+    return None
+
+
+def missing() -> list[tuple[str, Budget]]:
+    """The cells that are not archived, the cheapest first."""
+    cells = [(defense, budget) for budget in BUDGETS for defense in DEFENSES]
+    folder = RESULTS / "measured"
+    return [c for c in cells if not (folder / run_key(compose.composed(*overrides(*c))) / record.SUMMARY).exists()]
+
+
+def draw(path: Path, lines: list[dict]) -> None:
+    """Robust accuracy over spent network evaluations, one panel for each defense, one curve for each family."""
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    by_cell = {(one["defense"], *(one[k] for k in Budget._fields)): one for one in lines}
+    figure, axes = plt.subplots(1, len(DEFENSES), figsize=(14, 4), sharey=True, layout="constrained")
+    styles = dict(zip(FAMILIES, (("o", "-"), ("s", "--"), ("^", ":"), ("D", "-.")), strict=True))
+    for ax, defense in zip(axes, DEFENSES, strict=True):
+        for family, budgets in FAMILIES.items():
+            points = pd.DataFrame([by_cell[defense, *b] for b in budgets if (defense, *b) in by_cell])
+            if len(points) < 2:
+                continue
+            marker, dashes = styles[family]
+            spread = [points["taken_high"] - points["taken"], points["taken"] - points["taken_low"]]
+            ax.errorbar(
+                points["spent"], points["robust"], yerr=spread, marker=marker, ls=dashes, capsize=3, label=family
+            )
+        ax.set(xscale="log", title=defense, xlabel="network evaluations per image")
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("robust accuracy, average of 20 (%)")
+    axes[0].legend(title="multiplied")
+    figure.suptitle(
+        "strict on 64 digits, one seed: accuracy over the attack's budget; bars: paired 95 % interval of the points "
+        "taken from strict as it is"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def text(lines: list[dict]) -> str:
+    """The lines as a table for people, and the budget that they lead to."""
+    columns = ["defense", "budget", "evaluations per image", "standard", "robust", "points taken", "95 %"]
+    rows = []
+    for one in lines:
+        plain = one["budget"] == Budget().name
+        rows.append([one["defense"], one["budget"], f"{one['spent']:.0f}", f"{one['standard']:.1f}"])
+        rows[-1] += [f"{one['robust']:.1f}", "" if plain else f"{one['taken']:.1f}"]
+        rows[-1] += ["" if plain else f"{one['taken_low']:.1f} to {one['taken_high']:.1f}"]
+    budget, left = converged(lines), len(DEFENSES) * len(BUDGETS) - len(lines)
+    if left:
+        end = f"{left} cells are not measured yet."
+    elif budget is None:
+        end = f"No cell but the dearest is one after which every dearer cell takes less than {LEAST:g} points."
+    else:
+        end = f"After `{budget.name}` no dearer cell takes {LEAST:g} points or more from any defense."
+    title = "Robust accuracy under strict over its budget"
+    note = (
+        "64 images of digits, seed 2024, linf 32/255; robust accuracy is the average of 20 fresh samples, in percent. "
+    )
+    note += "Points taken: from `strict` as it is, with the paired 95 % interval over images.\n"
+    return markdown(title, columns, rows) + "\n" + note + "\n" + end + "\n"
+
+
+def main() -> int:
+    """The command. Returns 0 when the tables and the figure are written."""
+    parser = outputs.parser(__doc__)
+    parser.add_argument("--only", type=int, default=None, metavar="N", help="at most N cells in this start")
+    parser.add_argument("--list", action="store_true", help="show the cells that are not archived, and run nothing")
+    args = parser.parse_args()
+    todo, begun = missing(), time.monotonic()
+    for defense, budget in todo if args.list else ():
+        console.print(f"{budget.cost:3d} x cost: {defense}, {budget.name}")
+    if args.list:
+        return 0
+    cost, done = sum(budget.cost for _, budget in todo), 0
+    console.print(f"{len(todo)} cells to run, {cost} times the cost of strict on 64 images; the cheapest first")
+    for defense, budget in todo[: args.only]:
+        summary, _ = finished(overrides(defense, budget))
+        done += budget.cost
+        pace = (time.monotonic() - begun) / done
+        robust = summary["robust"]["average"]["value"]
+        console.print(
+            f"{defense}, {budget.name}: {robust:.1f} % robust; {report.clock(pace * (cost - done))} to go for all cells"
+        )
+    gone, lines = set(missing()), []
+    for defense in DEFENSES:
+        firsts = [] if (defense, Budget()) in gone else [finished(overrides(defense, Budget()))[1]]
+        first = [image_scores(folder, "adv", "average") for folder in firsts]
+        cells = [b for b in BUDGETS if (defense, b) not in gone and first]
+        lines += [line(defense, budget, first[0], overrides(defense, budget)) for budget in cells]
+    if not lines:
+        raise ValueError("need at least one archived cell, got none: start the study without --only 0")
+    table, words, picture = (outputs.target(path, args.write) for path in (TABLE, TEXT, PICTURE))
+    pd.DataFrame(lines).to_csv(table, index=False, float_format="%.4f")
+    record.write_atomic(words, text(lines).encode())
+    draw(picture, lines)
+    console.print(f"{table}, {words}, {picture}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(main))
