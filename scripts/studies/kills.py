@@ -31,12 +31,12 @@ from dp.runs.pipeline import judged
 
 BATCH = ["protocol.images=32", "protocol.seeds=[5]", "dataset.lanes=32", "dataset.draws_per_call=2", "workers=1"]
 ATTACKS = {  # three attacks whose states differ: restarts; runs, choices and refilled slots; filters and Adam's moments
-    "pgd_eot": ["attack=pgd_eot", "attack.iterations=50", "attack.eot=4", "attack.restarts=4"],
+    "pgd_eot": ["attack=pgd_eot", "attack.iterations=100", "attack.eot=4", "attack.restarts=4"],
     "strict": [
         *["protocol=strict", "protocol.images=64", "window=2", "protocol.votes=5", "protocol.judge.draws=5"],
-        *["attack.attacks.apgd_ce.iterations=30", "attack.attacks.pgd_eot.iterations=30"],
+        *["attack.attacks.apgd_ce.iterations=60", "attack.attacks.pgd_eot.iterations=60"],
     ],
-    "low_frequency": ["attack=low_frequency", "threat_model=low_frequency", "attack.iterations=100", "attack.eot=4"],
+    "low_frequency": ["attack=low_frequency", "threat_model=low_frequency", "attack.iterations=200", "attack.eot=4"],
 }
 
 
