@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dp.contracts.declared import honest_gradient
 from dp.defense.defended import Defended
 from dp.evaluation.caveats import (
     FULL,
@@ -123,7 +124,9 @@ def _scaled_below(node: Any, plain: Any, path: str, names: tuple[str, str]) -> I
 
 
 def _lacks_variant(config: dict) -> bool:
-    """True if the protocol's table names a gradient variant that the purifier does not have."""
+    """True if the protocol's table names a gradient variant that the purifier lacks, and no other stands for it."""
+    if honest_gradient(config["purifier"]) is not None:
+        return False
     table, variants = config["protocol"].get("per_dataset") or {}, config["purifier"].get("gradients") or {}
     wanted = {**table.get("default", {}), **table.get(config["dataset"]["name"], {})}.get("grad", FULL)
     return wanted != FULL and variants.get(wanted) is None

@@ -6,6 +6,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args
 
 from dp.attacks.base import FULL, VALUES
+from dp.contracts.declared import check_declared
 from dp.runs.compose import GROUPS, arguments, target_of
 from dp.spelling import near_matches
 from dp.statistics.metrics import RULES
@@ -49,6 +50,7 @@ def check_targets(config: dict) -> None:
     not be that of a gradient which every defense has. Raises ValueError.
     """
     modules = config["plugins"]["modules"]
+    check_declared(config)
     for group in GROUPS:
         check_call(arguments(config[group]), group, modules)
     purifier = config["purifier"]
@@ -83,6 +85,11 @@ def check_call(node: Any, where: str = "", modules: Sequence[str] = ()) -> None:
     if "_target_" not in node:
         return
     target = target_of(node["_target_"], modules, where)
+    if inspect.isabstract(target):
+        lacks = ", ".join(sorted(target.__abstractmethods__))
+        raise ValueError(
+            f"need {node['_target_']} ({where}) to define {lacks}, got a class without: see docs/extending.md"
+        )
     given = {k: v for k, v in node.items() if not k.startswith("_")}
     parameters = inspect.signature(target).parameters
     catches_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
