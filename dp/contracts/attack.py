@@ -35,7 +35,7 @@ class Pixels(nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.conv = nn.Conv2d(channels, 8, 3, stride=2)
         self.tanh = nn.Tanh()
-        self.weight = nn.Parameter(40 * torch.randn(classes, 8, generator=generator))
+        self.weight = nn.Parameter(8 * torch.randn(classes, 8, generator=generator))
         with torch.no_grad():
             self.conv.weight.normal_(0, 1, generator=generator)
             self.conv.bias.zero_()  # pyright: ignore[reportOptionalMemberAccess]
@@ -156,8 +156,8 @@ def _of_result(attack: Attack, x_adv: Tensor, x: Tensor, threat: ThreatModel) ->
 class _Batch:
     """Runs of an attack, with whole batches that differ in one thing.
 
-    The gradients of the mates and of the strangers differ as much as can be. A mate has its least likely label, so its
-    gradient is large from the start on. A stranger has its most likely label, so its gradient begins small and grows.
+    The losses and gradients of mates and strangers differ as much as can be. A mate has its least likely label, so both
+    are large from the start on. A stranger has its most likely label, so both begin small and grow.
     """
 
     def __init__(self, attack: Attack, model: Defended, images: Subset, threat: ThreatModel):
@@ -165,13 +165,14 @@ class _Batch:
         self.model, self.threat = model, threat
         x, strange = images.x, 1 - images.x
         with torch.no_grad():
-            labels = torch.cat([images.y[:KEPT], model.classifier(x[KEPT:]).argmin(1)])
+            likely = model.classifier(x).argsort(dim=1, descending=True)  # (B,K) labels, the most likely first
+            labels = torch.cat([likely[:KEPT].diagonal(), likely[KEPT:, -1]])
             self.strangers = Subset(images.ids + STRANGERS, strange, model.classifier(strange).argmax(1))
         self.images = Subset(images.ids, x, labels)
 
-    def attacked(self, order: Sequence[int], strangers: int = 0, late: bool = False) -> Tensor:
-        """The attacked images of these positions, in this order. `strangers`: other images that come after them.
-        `late`: every third image, and every stranger, enters some steps after the others.
+    def attacked(self, order: Sequence[int], strangers: int = 0, late: bool = False) -> dict[str, Tensor]:
+        """The final states of the images at these positions, in this order, by part. `strangers`: other images that
+        come after them. `late`: every third image, and every stranger, enters some steps after the others.
         """
         s, n = self.images.select(torch.tensor(order)), len(order)
         if strangers:
@@ -179,9 +180,9 @@ class _Batch:
             s = Subset(*(torch.cat([a, b]) for a, b in zip(s, others, strict=True)))
         position = torch.arange(len(s.x))
         behind = ((position % 3 == 1) | (position >= n)) & torch.tensor(late)
-        return self._run(s, behind)[:n]
+        return {name: part[:n] for name, part in self._run(s, behind).items()}
 
-    def _run(self, s: Subset, behind: Tensor) -> Tensor:
+    def _run(self, s: Subset, behind: Tensor) -> dict[str, Tensor]:
         rng, done, steps = Streams(s.ids, 0, "attack"), torch.zeros(len(s.x), dtype=torch.long), self.attack.steps
         x, y = s.x.clone(), s.y.clone()
         state = called("start", self.attack.start, self.model, x, y, self.threat, rng.draw(0))
@@ -190,33 +191,52 @@ class _Batch:
             streams = rng.draw((1 + done).tolist())
             after = called("step", self.attack.step, self.model, state, x, y, self.threat, streams)
             state, done = where(moves, after, state), done + moves
-        return state.x_adv
+        return named(state)
 
 
 def _of_batches(attack: Attack, model: Defended, images: Subset, threat: ThreatModel) -> list[Failure]:
     """One run with everything changed at once; only where it differs, a run for each change to say which it was."""
-    batch, everyone, some = _Batch(attack, model, images, threat), range(len(images.x)), [1, 0]
+    batch, everyone, some = _Batch(attack, model, images, threat), [*range(len(images.x))], [1, 0]
     plain = batch.attacked(everyone)
-    if not attack.batch_bound and torch.equal(batch.attacked(some, strangers=1, late=True), plain[some]):
+    if not attack.batch_bound and not _unequal(batch.attacked(some, strangers=1, late=True), plain, some):
         return []
-    again = batch.attacked(everyone)
-    if not torch.equal(again, plain):
+    again = _unequal(batch.attacked(everyone), plain, everyone)
+    if again:
         advice = "draw noise from rng only (rng.draw, threat.random_start, rng.randn_like), never from torch.randn or "
         advice += "torch.rand, and keep nothing in the attack between calls"
-        return [Failure("determinism", f"the same streams gave another result, {difference(again, plain)}", advice)]
+        return [Failure("determinism", f"the same streams gave another result, {again}", advice)]
     if attack.batch_bound:
         return []
-    kept, turned = [*range(KEPT)], [*everyone][::-1]
-    changes = (
-        ("batch mates", "only its batch mates", kept, {"strangers": len(everyone) - KEPT}, WHOLE_BATCH),
-        ("batch size", "only the number of its batch mates", kept, {}, WHOLE_BATCH),
-        ("order", "only the order of the batch", turned, {}, "draw noise from rng only, which has a stream per image"),
-        ("refill", "only when it enters the batch", everyone, {"late": True}, "keep what counts steps in the state"),
+    kept, turned = everyone[:KEPT], everyone[::-1]
+    others = len(everyone) - KEPT
+    changes = (  # the property, what changes, the positions, strangers, whether some enter late, the advice
+        ("batch mates", "its batch mates change", kept, others, False, WHOLE_BATCH),
+        ("batch size", "the number of its batch mates changes", kept, 0, False, WHOLE_BATCH),
+        (
+            "order",
+            "its place in the batch changes",
+            turned,
+            0,
+            False,
+            "draw noise from rng only: each image has a stream",
+        ),
+        ("refill", "it enters the batch later", everyone, 0, True, "keep what counts steps in the state"),
     )
-    for name, what, order, more, advice in changes:
-        found = batch.attacked(order, **more)
-        if not torch.equal(found, plain[list(order)]):
-            changed = f"the attacked image changes if {what} changes, {difference(found, plain[list(order)])}"
-            return [Failure(name, changed, advice)]
-    found = batch.attacked(some, strangers=1, late=True)
-    return [Failure("batch", f"it depends on the batch, {difference(found, plain[some])}", WHOLE_BATCH)]
+    for name, when, order, strangers, late, advice in changes:
+        how = _unequal(batch.attacked(order, strangers, late), plain, order)
+        if how:
+            return [Failure(name, f"the result of an image changes if only {when}, {how}", advice)]
+    how = _unequal(batch.attacked(some, strangers=1, late=True), plain, some)
+    return [Failure("batch", f"the result of an image changes with its batch, {how}", WHOLE_BATCH)]
+
+
+def _unequal(found: dict[str, Tensor], plain: dict[str, Tensor], order: list[int]) -> str:
+    """How the state of an image differs from the one that it has in the plain batch; empty if it does not.
+
+    All parts of the state count, since what they do to x_adv may show on other images only.
+    """
+    for name in sorted(plain, key=lambda name: name != "x_adv"):
+        if not torch.equal(found[name], plain[name][order]):
+            part = "" if name == "x_adv" else f"in part {name} of its state, "
+            return part + difference(found[name], plain[name][order])
+    return ""

@@ -41,6 +41,11 @@ def failures(model: Defended, x: Tensor, y: Tensor, ids: Tensor) -> list[Failure
     """At most one failure of the property `derivative`. `model` and x (B,C,H,W) in (0,1) are float64."""
     leaf = x.clone().requires_grad_()
     try:
+        with torch.no_grad():
+            first, again = (loss_at(model, x, y, ids).item() for _ in range(2))
+        if first != again:
+            what = f"the loss of the same images and streams is {first:.4g} and then {again:.4g}, so it has none"
+            return [Failure("derivative", what, "the likely cause is torch.randn or dropout: draw noise from rng only")]
         (gradient,) = torch.autograd.grad(loss_at(model, leaf, y, ids), leaf)
     except RAISED as error:
         cause = "torch.no_grad(), detach(), .data or numpy stands between x and x_hat"

@@ -50,6 +50,6 @@ def undeclared(failures: Iterable[Failure], exceptions: Mapping[str, str]) -> li
 def difference(a: Tensor, b: Tensor) -> str:
     """By how much two batches (B,...) differ, in words; the image that differs most is named."""
     unequal = (a != b) & ~(a.isnan() & b.isnan())
-    sizes = (a.double() - b.double()).abs().nan_to_num(nan=torch.inf).flatten(1).amax(1)
+    sizes = (a.double() - b.double()).abs().nan_to_num(nan=torch.inf).view(len(a), -1).amax(1)
     share = 100 * unequal.double().mean().item()
     return f"image {int(sizes.argmax())} by up to {sizes.max().item():.2g}, {share:.3g} % of all values"

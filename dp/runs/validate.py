@@ -1,6 +1,7 @@
 """Checks of a configuration against the signatures that it will call, before anything runs."""
 
 import inspect
+from abc import ABCMeta
 from collections.abc import Sequence
 from types import NoneType, UnionType
 from typing import Any, get_args
@@ -85,10 +86,10 @@ def check_call(node: Any, where: str = "", modules: Sequence[str] = ()) -> None:
     if "_target_" not in node:
         return
     target = target_of(node["_target_"], modules, where)
-    if inspect.isabstract(target):
+    if isinstance(target, ABCMeta) and target.__abstractmethods__:
         lacks = ", ".join(sorted(target.__abstractmethods__))
         raise ValueError(
-            f"need {node['_target_']} ({where}) to define {lacks}, got a class without: see docs/extending.md"
+            f"need {node['_target_']} ({where}) to define {lacks}, got a class without it: see docs/extending.md"
         )
     given = {k: v for k, v in node.items() if not k.startswith("_")}
     parameters = inspect.signature(target).parameters

@@ -15,6 +15,7 @@ from dp.purifiers import none
 from dp.rng import Streams
 from dp.runs.build import build
 from dp.runs.compose import make
+from dp.runs.validate import check_targets
 from dp.threat_models.ball import BALLS, ThreatModel
 from tests.helpers.compose import composed, options, small_budget
 from tests.helpers.contract import DECLARED, assert_held, in_one_line
@@ -135,6 +136,7 @@ def test_contract(name, norm, images, record_property):
         f"attack={name}", f"threat_model={norm}", "purifier.steps=2", "protocol.images=2", *small_budget(name)
     )
     with in_one_line(f"attack {name}"):
+        check_targets(config)
         attack: Attack = make(config["attack"], modules=config["plugins"]["modules"])
         check_members(attack, name)
         if norm in BALLS and norm not in attack.norms:

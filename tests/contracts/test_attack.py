@@ -58,6 +58,8 @@ class Momentum(Attack):
         size = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-30)
         if self.fault == "mean":
             size = gradient.abs().mean()
+        if self.fault == "hidden":  # without an effect on this result
+            return State(threat.project(state.x_adv + gradient, x), state.momentum + gradient / gradient.norm())
         if self.fault == "size":
             size = size * (1 + (len(x) > 4) * gradient.abs() / gradient.abs().amax(dim=(1, 2, 3), keepdim=True))
         momentum = state.momentum + gradient / size
@@ -119,13 +121,14 @@ def test_a_sound_attack_has_no_failure(attack, norm, images):
         (Momentum("mean"), "batch mates", ("only its batch mates", "a mean", "dim=(1, 2, 3)", "batch_bound")),
         (Momentum("size"), "batch size", ("only the number of its batch mates",)),
         (Momentum("torch.rand"), "determinism", ("the same streams", "torch.randn or torch.rand", "rng")),
-        (Momentum("seeded"), "order", ("only the order", "a stream per image")),
+        (Momentum("seeded"), "order", ("only its place in the batch", "each image has a stream")),
         (Momentum("in place"), "input", ("step 1 changed x in place", "x = x + ...")),
         (Momentum("state in place"), "state", ("step 1 changed momentum of the state in place", "new tensors")),
         (Momentum("scalar state"), "state", ("part momentum after step 1 is ()", "dimension 0")),
         (Momentum("not projected"), "feasible", ("x_adv after step", "threat.project(x_adv, x)")),
         (Momentum("clean"), "moves", ("6 of 6 images", "exceptions: {moves: REASON}")),
         (Momentum("nan"), "finite", ("after step 1",)),
+        (Momentum("hidden"), "batch mates", ("in part momentum of its state",)),
         (Counting(), "determinism", ("keep nothing in the attack between calls",)),
         (NoState(), "state", ("start returned dict", "NamedTuple")),
         (WithoutSays(), "call", ("says raised TypeError",)),

@@ -160,6 +160,7 @@ def test_a_planted_fault_is_one_sentence(purify, name, words, classifier, images
         (threshold, ("the loss jumps", "threshold")),
         (median, ("a kink (median", "exceptions: {derivative: REASON}")),
         (without_grad, ("torch.no_grad()", "autograd finds none")),
+        (torch_randn, ("the same images and streams", "torch.randn")),
         (rounding, ("zero everywhere", "rounding")),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,

@@ -7,7 +7,7 @@ import torch
 
 from dp.contracts import derivative
 from dp.contracts.declared import honest_gradient
-from dp.contracts.failure import difference
+from dp.contracts.failure import Failure, difference
 from dp.defense.defended import Defended
 from dp.evaluation.evaluate import Evaluation
 from dp.objectives import cross_entropy
@@ -69,23 +69,26 @@ def test_straight_through_clamp_is_not_the_derivative():
 
 
 @pytest.mark.parametrize("purifier", PURIFIERS)
-def test_recompute_equals_store_bit_for_bit(purifier):
-    found = {}
+def test_recompute_equals_store_bit_for_bit(purifier, record_property):
+    answers, config = {}, composed(f"purifier={purifier}", "protocol.images=3")
     for memory in ("store", "recompute"):
-        evaluation = build(composed(f"purifier={purifier}", "protocol.images=3", f"memory={memory}"))
-        model, subset = evaluation.arms["defended"].attacked, evaluation.subset  # through its honest gradient
+        with in_one_line(f"purifier {purifier}"):
+            evaluation = build({**config, "memory": memory})
+        model, subset = evaluation.arms["defended"].attacked, evaluation.subset  # through the gradient that it has
         denoisers = [model.denoiser] if model.denoiser is not None else []  # a purifier may have none
         modules = [own for own in model.networks if isinstance(own, PurifierModule)]
         assert {network.memory for network in (*denoisers, *modules)} <= {memory}
         assert denoisers or purifier not in OURS
-        loss, gradient = model.loss_gradient(subset.x, subset.y, Streams(subset.ids, 1, "attack"), 3)
-        found[memory] = loss, gradient, model.nfe
-    for what, stored, recomputed in zip(("loss", "gradient"), found["store"], found["recompute"], strict=False):
-        assert torch.equal(stored, recomputed), (
-            f"the {what} of memory=recompute is another than that of memory=store, {difference(recomputed, stored)}: "
-            "the likely cause is noise or dropout inside a network, which is drawn anew"
-        )
-    assert found["store"][2] == found["recompute"][2], "need the same NFE for memory=recompute and memory=store"
+        with in_one_line(f"purifier {purifier}"):
+            loss, gradient = model.loss_gradient(subset.x, subset.y, Streams(subset.ids, 1, "attack"), 3)
+        answers[memory] = loss, gradient, torch.tensor([float(model.nfe)])
+    advice = "the likely cause is noise that is not from rng, or noise or dropout inside a network, which is drawn anew"
+    found = [
+        Failure("recompute", f"the {what} of memory=recompute is another, {difference(again, stored)}", advice)
+        for what, stored, again in zip(("loss", "gradient", "NFE"), *answers.values(), strict=True)
+        if not torch.equal(stored, again)
+    ]
+    assert_held(found, "purifier", config, record_property)
 
 
 def test_eot_gradient_is_the_mean_over_single_samples(config):

@@ -19,7 +19,7 @@ def in_one_line(what: str) -> Iterator[None]:
     try:
         yield
     except (*USER_ERRORS, *RAISED) as error:
-        pytest.fail(f"{what}: {sentence(error)}", pytrace=False)
+        raise pytest.fail.Exception(f"{what}: {sentence(error)}", pytrace=False) from None
 
 
 def assert_held(
