@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dp.contracts.declared import honest_gradient
+from dp.contracts.declared import exceptions, honest_gradient
 from dp.defense.defended import Defended
 from dp.evaluation.caveats import (
     FULL,
@@ -49,6 +49,7 @@ def caveats_of(setup: Setup, evaluation: Evaluation) -> Caveats:
         nfe=dry_nfe(scored, first),
         attack_nfe=max(dry_nfe(model, first) for model in models),
         facts=_facts(config, evaluation),
+        exceptions=tuple(exceptions(config["purifier"])),
     )
 
 

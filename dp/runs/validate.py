@@ -51,7 +51,6 @@ def check_targets(config: dict) -> None:
     not be that of a gradient which every defense has. Raises ValueError.
     """
     modules = config["plugins"]["modules"]
-    check_declared(config)
     for group in GROUPS:
         check_call(arguments(config[group]), group, modules)
     purifier = config["purifier"]
@@ -68,6 +67,7 @@ def check_targets(config: dict) -> None:
             raise ValueError(f"need {where} as a mapping, such as {{steps: 3}}, got {variant!r}")
         node = variant if "_target_" in variant else {**arguments(purifier), **variant}
         check_call(arguments(node), where, modules)
+    check_declared(config)
 
 
 def check_call(node: Any, where: str = "", modules: Sequence[str] = ()) -> None:

@@ -145,7 +145,9 @@ def test_contract(name, norm, images, record_property):
     model, threat = evaluation.arms["defended"].scored, evaluation.threat
     assert_held(contract.failures(attack, model, images, threat, classes=10), "attack", config, record_property)
     if attack.batch_bound:
-        record_property(DECLARED, f"attack {name}: batch: batch_bound: rows depend on the other images in a batch")
+        record_property(
+            DECLARED, [f"attack {name}: batch: batch_bound: rows depend on the other images in a batch", []]
+        )
 
 
 class Peaked(torch.nn.Module):

@@ -217,3 +217,14 @@ def test_a_run_with_an_attack_without_a_method_is_one_line(wrong, tmp_path, monk
     said = capsys.readouterr().err
     expected = "need speechless.Momentum (attack) to define says, got a class without it: see docs/extending.md"
     assert said == f"error: {expected}\n"
+
+
+@pytest.mark.parametrize(("name", "found"), [("median", "WARN"), ("bits", "WARN")])
+def test_the_audit_warns_of_what_is_declared_and_does_not_fail(name, found, inside, tmp_path, monkeypatch, capsys):
+    words = ["--config-dir", "mine", f"purifier={name}", *SMALL, "audit=true", f"results={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["run.py", *words])
+    assert main() == 0, capsys.readouterr().err
+    (summary,) = tmp_path.glob("*/summary.json")
+    audited = json.loads(summary.read_text())["audited"]
+    assert audited["FAIL"] == 0
+    assert [f["verdict"] for f in audited["findings"] if f["check"] == "derivative"] == [found]

@@ -29,12 +29,17 @@ def assert_held(
     what, reasons = f"{group} {config['choices'][group]}", exceptions(config[group])
     for name, reason in reasons.items():
         seen = [failure.what for failure in found if failure.name == name]
-        record(DECLARED, f"{what}: {name}: {reason}" + (f" [{seen[0]}]" if seen else ""))
+        record(DECLARED, [f"{what}: {name}: {reason}", seen])
     lines = [f"{what}: {failure.sentence}" for failure in undeclared(found, reasons)]
     if lines:
         pytest.fail("\n".join(lines), pytrace=False)
 
 
 def declared_in(reports: list[Any]) -> list[str]:
-    """The declared exceptions that the reports of tests have noted, each once."""
-    return sorted({str(value) for report in reports for key, value in report.user_properties if key == DECLARED})
+    """The declared exceptions that the reports of tests have noted, each once, with a failure that it excuses."""
+    excused: dict[str, list[str]] = {}
+    for report in reports:
+        for key, value in report.user_properties:
+            if key == DECLARED:
+                excused.setdefault(value[0], []).extend(value[1])
+    return [f"{line} [{seen[0]}]" if seen else line for line, seen in sorted(excused.items())]
