@@ -220,7 +220,7 @@ def _of_batches(attack: Attack, model: Defended, images: Subset, threat: ThreatM
             False,
             "draw noise from rng only: each image has a stream",
         ),
-        ("refill", "it enters the batch later", everyone, 0, True, "keep what counts steps in the state"),
+        ("refill", "it enters the batch later", everyone, 0, True, "keep what counts steps in the state, per image"),
     )
     for name, when, order, strangers, late, advice in changes:
         how = _unequal(batch.attacked(order, strangers, late), plain, order)

@@ -86,6 +86,24 @@ class Counting(Momentum):
         return super(Counting, faster).step(model, state, x, y, threat, rng)
 
 
+class Counted(NamedTuple):
+    x_adv: Tensor
+    i: Tensor
+
+
+@dataclass(frozen=True)
+class SharedCount(Momentum):
+    """Takes the count of the image that is furthest for that of all, so that late images get smaller steps."""
+
+    def start(self, model, x, y, threat, rng):
+        return Counted(threat.random_start(x, rng), torch.zeros(len(x), dtype=torch.long))
+
+    def step(self, model, state, x, y, threat, rng):
+        _, gradient = model.loss_gradient(state.x_adv, y, rng.draw(0), 2)
+        moved = threat.ascend(state.x_adv, gradient, threat.eps / (1 + int(state.i.max())))
+        return Counted(threat.project(moved, x), state.i + 1)
+
+
 @dataclass(frozen=True)
 class NoState(Momentum):
     def start(self, model, x, y, threat, rng):
@@ -130,6 +148,7 @@ def test_a_sound_attack_has_no_failure(attack, norm, images):
         (Momentum("nan"), "finite", ("after step 1",)),
         (Momentum("hidden"), "batch mates", ("in part momentum of its state",)),
         (Counting(), "determinism", ("keep nothing in the attack between calls",)),
+        (SharedCount(), "refill", ("it enters the batch later", "counts steps in the state, per image")),
         (NoState(), "state", ("start returned dict", "NamedTuple")),
         (WithoutSays(), "call", ("says raised TypeError",)),
         (OtherSignature(), "call", ("step 1 raised TypeError", "docs/extending.md")),
