@@ -9,6 +9,7 @@ from dp.runs.build import build
 from dp.subset import Subset
 from tests.helpers import compose
 from tests.helpers.compose import TINY, composed
+from tests.helpers.contract import declared_in
 from tests.helpers.slow import FAST, SLOW
 
 
@@ -29,6 +30,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         listed = SLOW.get(file, "").split()
         if (listed == ["*"] or name.partition("[")[0] in listed) and not f"{file}::{name}".startswith(FAST):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints the declared exceptions of what the contract tests have tested."""
+    outcomes = ("passed", "failed", "skipped")
+    declared = declared_in([report for name in outcomes for report in terminalreporter.getreports(name)])
+    if declared:
+        terminalreporter.section("declared exceptions")
+        for line in declared:
+            terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session")

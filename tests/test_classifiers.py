@@ -6,34 +6,23 @@ import torch
 from torch import nn
 
 from dp.classifiers import Classifier
+from dp.contracts import networks
 from dp.nets.wrn import WideResNet
 from dp.runs.build import defense
 from tests.helpers.compose import composed, images_of, loadable, on_its_dataset
+from tests.helpers.contract import assert_held, in_one_line
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2471, 0.2435, 0.2616]
 TAPS = ["block1.layer.0.relu2", "block2.layer.0.relu2", "block3.layer.0.relu2", "relu"]
 
 
 @pytest.mark.parametrize("name", loadable("classifier"))
-def test_contract(name):
+def test_contract(name, record_property):
     """Logits of every image, with a gradient, from a frozen network without noise; a label has a logit of its own."""
-    classifier = defense(composed(*on_its_dataset("classifier", name)), "cpu").classifier
-    x, labels = images_of(name)
-    assert not any(module.training for module in classifier.net.modules())
-    assert not any(p.requires_grad for p in classifier.parameters())
-    leaf = x.clone().requires_grad_()
-    logits = classifier(leaf)
-    assert logits.ndim == 2
-    assert (len(logits), logits.dtype) == (len(x), x.dtype)
-    assert torch.isfinite(logits).all()
-    assert labels is None or labels.max() < logits.shape[1]
-    assert torch.equal(classifier(x), logits)
-    torch.testing.assert_close(classifier(x[1:3]), logits[1:3], rtol=1e-4, atol=1e-4)
-    (gradient,) = torch.autograd.grad(logits.square().sum(), leaf)
-    assert (gradient.flatten(1).abs().amax(1) > 0).all()
-    features = classifier.features(x) if classifier.taps else []
-    assert len(features) == len(classifier.taps)
-    assert all(f.ndim == 4 and len(f) == len(x) for f in features)
+    config = composed(*on_its_dataset("classifier", name))
+    with in_one_line(f"classifier {name}"):
+        classifier = defense(config, "cpu").classifier
+    assert_held(networks.of_classifier(classifier, *images_of(name)), "classifier", config, record_property)
 
 
 class Recorder(nn.Module):

@@ -5,29 +5,23 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from dp.contracts import dataset as contract
 from dp.datasets import digits, digits_train, fixed_ids
 from dp.runs.compose import make
 from dp.subset import Subset
 from dp.threat_models.ball import parse_eps
 from tests.helpers.compose import composed, loadable, on_its_dataset
+from tests.helpers.contract import assert_held, in_one_line
 
 
 @pytest.mark.parametrize("name", loadable("dataset"))
-def test_contract(name):
+def test_contract(name, record_property):
     """Shapes, types and range of the images; the same images every time; bounds that are numbers."""
     config = composed(*on_its_dataset("dataset", name))
-    subset, again = (make(config["dataset"]["loader"], modules=config["plugins"]["modules"]) for _ in range(2))
-    images, channels, *sides = subset.x.shape
-    assert (images, len(sides)) == (4, 2)
-    assert channels in (1, 3)
-    assert subset.ids.shape == subset.y.shape == (4,)
-    assert (subset.x.dtype, subset.ids.dtype, subset.y.dtype) == (torch.float32, torch.int64, torch.int64)
-    assert subset.x.min() >= 0
-    assert 2 / 255 < subset.x.max() <= 1  # below: divided by 255 twice
-    assert subset.ids.unique().numel() == 4
-    assert subset.y.min() >= 0
-    assert all(torch.equal(a, b) for a, b in zip(subset, again, strict=True))
-    assert all(parse_eps(config["dataset"]["eps"][norm]) > 0 for norm in ("linf", "l2"))
+    with in_one_line(f"dataset {name}"):
+        subset, again = (make(config["dataset"]["loader"], modules=config["plugins"]["modules"]) for _ in range(2))
+        assert all(parse_eps(config["dataset"]["eps"][norm]) > 0 for norm in ("linf", "l2"))
+    assert_held(contract.failures(subset, again, images=4), "dataset", config, record_property)
 
 
 @pytest.fixture(scope="module")

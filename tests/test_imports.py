@@ -14,7 +14,7 @@ FLOORS = (  # from the top; a room may import the rooms below it, and those besi
     ("runs",),
     ("audit", "training"),
     ("output",),
-    ("evaluation",),
+    ("evaluation", "contracts"),
     ("attacks",),
     ("defense",),
     ("purifiers", "threat_models"),
@@ -23,6 +23,7 @@ FLOORS = (  # from the top; a room may import the rooms below it, and those besi
 )
 FLOOR = {room: -k for k, rooms in enumerate(FLOORS) for room in rooms}
 APART = {("training", "audit"), ("audit", "training"), ("attacks", "purifiers"), ("attacks", "nets")}
+APART |= {("evaluation", "contracts")}
 APART |= {("purifiers", "nets"), ("purifiers", "threat_models")}
 APART |= {("threat_models", "purifiers"), ("cli", "commands")}  # the console command imports them by name, when asked
 EXTERNAL = {"hydra": {"runs/compose.py", "runs/errors.py", "commands/run.py"}}

@@ -168,6 +168,14 @@ class Attack(ABC):
         """The state after one more iteration."""
 
 
+def check_members(attack: object, named: str) -> None:
+    """Raises ValueError if an object, called `named`, lacks a member of `Attack`."""
+    lacks = [name for name in vars(Attack) if not name.startswith("_") and name not in dir(attack)]
+    if lacks:
+        listed = ", ".join(sorted(lacks))
+        raise ValueError(f"need attack={named} to be an Attack of dp.attacks.base, got one without {listed}")
+
+
 def check_norm(attack: Attack, named: str, norm: str) -> None:
     """Raises ValueError if the attack, called `named`, cannot run under a threat model of `norm`."""
     if norm not in attack.norms:

@@ -67,6 +67,11 @@ class Subject:
         return not self.caveats.straight_through
 
     @property
+    def kinked(self) -> bool:
+        """True if the yaml of the purifier declares that its derivative is not the slope everywhere."""
+        return "derivative" in self.caveats.exceptions
+
+    @property
     def declared(self) -> tuple[Difference, ...]:
         """The differences between the attacked and the scored purifier that the run declares."""
         return self.caveats.differences
@@ -79,11 +84,12 @@ class Subject:
     @property
     def claims_exact(self) -> bool:
         """True if the run declares that a part of the attack takes the exact gradient of the scored defense."""
-        return self.exact and () in self.claims
+        return self.exact and not self.kinked and () in self.claims
 
     def called(self, modes: tuple[str, ...]) -> str:
         """The name of a declared gradient."""
-        return mode_name(modes) if modes else "exact" if self.exact else "approximate"
+        own = "approximate" if not self.exact else "exact but at kinks" if self.kinked else "exact"
+        return mode_name(modes) if modes else own
 
     @property
     def claimed_names(self) -> str:

@@ -222,7 +222,8 @@ def _gradient(out: Tensor, leaf: Tensor, direction: Tensor | None = None) -> Ten
     grad = torch.autograd.grad(out, leaf, direction, allow_unused=True)[0] if out.requires_grad else None
     if grad is None:
         raise ValueError(
-            "need a defense with a gradient in the image, got one that is cut off from it (detach, no_grad?)"
+            "need a defense with a gradient in the image, got one that is cut off from it (detach, no_grad?): "
+            "if the method has none, set threat_model.grad=bpda, and declare it (docs/extending.md)"
         )
     return grad
 

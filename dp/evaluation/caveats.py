@@ -65,7 +65,8 @@ class Caveats:
     attack the purifier's mask, if this run uses none of them. `criterion`, `attack_samples`: the attack's criterion,
     and the number of samples in it. `batch_bound`: an image's result depends on the other images in its batch. `nfe`,
     `attack_nfe`: network evaluations of one scored sample, and of one sample in the costliest gradient mode. `facts`:
-    what the scored purifier tells of itself on the first images.
+    what the scored purifier tells of itself on the first images. `exceptions`: the properties of the contract that its
+    yaml declares as not holding.
     """
 
     gradients: tuple[Modes, ...]
@@ -82,6 +83,7 @@ class Caveats:
     nfe: int
     attack_nfe: int
     facts: tuple[Fact, ...]
+    exceptions: tuple[str, ...] = ()
 
     def as_data(self) -> dict:
         """The caveats as plain data for a summary. Named tuples become mappings."""

@@ -1,4 +1,4 @@
-"""The text about a run: the announcement, the table row and its caveats. Only this module makes sentences of facts.
+"""The text about a run: the announcement, the table row and its caveats. Only it and `declarations` make sentences.
 
 Functions take the plain data of `Caveats.as_data`, which a summary holds too, and return text and tables.
 """
@@ -15,6 +15,7 @@ from dp.attacks.through import mode_words
 from dp.evaluation.caveats import mode_name
 from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.judge import Judge
+from dp.output.declarations import declared_lines
 from dp.output.published import published_lines, published_rows
 
 ROWS = (
@@ -151,6 +152,7 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
     if caveats["straight_through"]:
         clamp = "the gradient ignores the last clamp (clamp=straight_through)"
         lines.append(f"attacked differs from scored: {clamp}")
+    lines += declared_lines(config, caveats)
     if caveats["no_surrogate"]:
         lines.append("the purifier has no surrogate: the attack takes its exact gradient")
     for c in caveats["departures"]:

@@ -146,6 +146,7 @@ class CaveatData(TypedDict):
     attack_samples: NotRequired[int]
     batch_bound: NotRequired[bool]
     facts: NotRequired[list[Fact]]
+    exceptions: NotRequired[list[str]]
     nfe: int
     attack_nfe: int
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dp.attacks.base import VALUES, Attack, check_norm
+from dp.attacks.base import VALUES, Attack, check_members, check_norm
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended, unbound
 from dp.defense.memory import activation_bytes
@@ -36,6 +36,7 @@ def build(config: dict) -> Evaluation:
     scored = defense(config, device)
     subset: Subset = _make(config, config["dataset"]["loader"])
     attack: Attack = _make(config, config["attack"])
+    check_members(attack, config["choices"]["attack"])
     threat = _make(config, config["threat_model"])
     check_norm(attack, config["choices"]["attack"], threat.norm)
     threat = threat.seen_by(scored.classifier)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dp.contracts.declared import exceptions, honest_gradient
 from dp.defense.defended import Defended
 from dp.evaluation.caveats import (
     FULL,
@@ -48,6 +49,7 @@ def caveats_of(setup: Setup, evaluation: Evaluation) -> Caveats:
         nfe=dry_nfe(scored, first),
         attack_nfe=max(dry_nfe(model, first) for model in models),
         facts=_facts(config, evaluation),
+        exceptions=tuple(exceptions(config["purifier"])),
     )
 
 
@@ -123,7 +125,9 @@ def _scaled_below(node: Any, plain: Any, path: str, names: tuple[str, str]) -> I
 
 
 def _lacks_variant(config: dict) -> bool:
-    """True if the protocol's table names a gradient variant that the purifier does not have."""
+    """True if the protocol's table names a gradient variant that the purifier lacks, and no other stands for it."""
+    if honest_gradient(config["purifier"]) is not None:
+        return False
     table, variants = config["protocol"].get("per_dataset") or {}, config["purifier"].get("gradients") or {}
     wanted = {**table.get("default", {}), **table.get(config["dataset"]["name"], {})}.get("grad", FULL)
     return wanted != FULL and variants.get(wanted) is None

@@ -17,6 +17,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dp.contracts.declared import gradient_for
+
 ROOT = Path(__file__).parents[2]
 CONF = (
     ROOT / "dp" / "conf" if (ROOT / "dp" / "conf").is_dir() else ROOT / "conf"
@@ -28,7 +30,7 @@ GROUPS = ("dataset", "classifier", "denoiser", "purifier", "attack", "threat_mod
 PACKAGES = ("dp", "torch.nn", "torch.optim", "torchvision.models")
 
 # Keys of a node that are no arguments of its `_target_`. They are removed before the call.
-RESERVED = ("per_dataset", "gradients", "facts", "published", "version")
+RESERVED = ("per_dataset", "gradients", "gradient", "exceptions", "facts", "published", "version")
 
 
 class Setup(NamedTuple):
@@ -69,9 +71,8 @@ def per_dataset(key: str, *, _parent_: Any, _root_: Any) -> Any:
 
 
 def available_gradient(name: str, *, _root_: Any) -> str:
-    """The resolver ${available_gradient:NAME}: this gradient variant if the purifier has it, else `full`."""
-    variants = _root_.purifier.get("gradients") or {}
-    return name if variants.get(name) is not None else "full"
+    """The resolver ${available_gradient:NAME}: see `gradient_for`."""
+    return gradient_for(_root_.purifier, name)
 
 
 OmegaConf.register_new_resolver("per_dataset", per_dataset, replace=True)

@@ -1,11 +1,13 @@
 """Checks of a configuration against the signatures that it will call, before anything runs."""
 
 import inspect
+from abc import ABCMeta
 from collections.abc import Sequence
 from types import NoneType, UnionType
 from typing import Any, get_args
 
 from dp.attacks.base import FULL, VALUES
+from dp.contracts.declared import check_declared
 from dp.runs.compose import GROUPS, arguments, target_of
 from dp.spelling import near_matches
 from dp.statistics.metrics import RULES
@@ -65,6 +67,7 @@ def check_targets(config: dict) -> None:
             raise ValueError(f"need {where} as a mapping, such as {{steps: 3}}, got {variant!r}")
         node = variant if "_target_" in variant else {**arguments(purifier), **variant}
         check_call(arguments(node), where, modules)
+    check_declared(config)
 
 
 def check_call(node: Any, where: str = "", modules: Sequence[str] = ()) -> None:
@@ -83,6 +86,11 @@ def check_call(node: Any, where: str = "", modules: Sequence[str] = ()) -> None:
     if "_target_" not in node:
         return
     target = target_of(node["_target_"], modules, where)
+    if isinstance(target, ABCMeta) and target.__abstractmethods__:
+        lacks = ", ".join(sorted(target.__abstractmethods__))
+        raise ValueError(
+            f"need {node['_target_']} ({where}) to define {lacks}, got a class without it: see docs/extending.md"
+        )
     given = {k: v for k, v in node.items() if not k.startswith("_")}
     parameters = inspect.signature(target).parameters
     catches_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())

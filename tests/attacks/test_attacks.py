@@ -4,19 +4,23 @@ import pytest
 import torch
 
 from dp.attacks.apgd import APGD
-from dp.attacks.bpda import BPDA
+from dp.attacks.base import Attack, check_members
 from dp.attacks.null import Null
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.state import where
 from dp.classifiers import Classifier
+from dp.contracts import attack as contract
 from dp.defense.defended import Defended
 from dp.evaluation.evaluate import null_control
 from dp.evaluation.judge import Judge
 from dp.purifiers import none
 from dp.rng import Streams
 from dp.runs.build import build
-from dp.threat_models.ball import ThreatModel
+from dp.runs.compose import make
+from dp.runs.validate import check_targets
+from dp.threat_models.ball import BALLS, ThreatModel
 from tests.helpers.compose import composed, options, small_budget
+from tests.helpers.contract import DECLARED, assert_held, in_one_line
 
 
 class Linear(torch.nn.Module):
@@ -122,30 +126,30 @@ def test_pgd_l2_sign_step_is_the_weaker_direction():
     assert margins["gradient"] < 1.5 * margins["sign"]
 
 
-OWN = ("stadv", "low_frequency")  # attacks under a threat model of their own, of the same name
+def norms_of(name: str) -> list[str]:
+    """The threat models of an attack's contract: one of its own, if there is one of its name, or else the balls."""
+    return [name] if name in options("threat_model") else ["linf", "l2"]
 
 
-@pytest.mark.parametrize(
-    ("name", "norm"),
-    [(name, norm) for name in options("attack") for norm in ([name] if name in OWN else ["linf", "l2"])],
-)
-def test_contract(name, norm, images):
-    """Feasible at every step, deterministic, and away from the clean image."""
-    given = [f"attack={name}", f"threat_model={norm}", "purifier.steps=2", "protocol.images=2"]
-    evaluation = build(composed(*given, *small_budget(name)))
-    model, threat, attack = evaluation.arms["defended"].scored, evaluation.threat, evaluation.arms["defended"].attack
-    x, y = images.x, images.y
-    x_adv = run_attack(attack, model, x, y, threat)
-    assert torch.equal(x_adv, run_attack(attack, model, x, y, threat))
-    assert isinstance(attack.steps, int)
-    if name == "none":
-        assert torch.equal(x_adv, x)
-    elif not name.startswith("autoattack_upstream"):  # which returns images clean that it cannot break
-        if name in OWN:  # an image alone does not show its flow
-            assert ((x_adv - x).abs().flatten(1).amax(dim=1) > 0.01).all()
-        else:
-            reach = min(threat.eps, 2 * attack.step_size) if isinstance(attack, BPDA) else threat.eps  # its own step
-            assert (threat.distance(x_adv, x) > 0.5 * reach).all()
+@pytest.mark.parametrize(("name", "norm"), [(name, norm) for name in options("attack") for norm in norms_of(name)])
+def test_contract(name, norm, images, record_property):
+    """Feasible, away from the clean image, deterministic, independent of the batch; see dp/contracts/attack.py."""
+    config = composed(
+        f"attack={name}", f"threat_model={norm}", "purifier.steps=2", "protocol.images=2", *small_budget(name)
+    )
+    with in_one_line(f"attack {name}"):
+        check_targets(config)
+        attack: Attack = make(config["attack"], modules=config["plugins"]["modules"])
+        check_members(attack, name)
+        if norm in BALLS and norm not in attack.norms:
+            pytest.skip(f"attack {name} does not run under {norm}")
+        evaluation = build(config)
+    model, threat = evaluation.arms["defended"].scored, evaluation.threat
+    assert_held(contract.failures(attack, model, images, threat, classes=10), "attack", config, record_property)
+    if attack.batch_bound:
+        record_property(
+            DECLARED, [f"attack {name}: batch: batch_bound: rows depend on the other images in a batch", []]
+        )
 
 
 class Peaked(torch.nn.Module):

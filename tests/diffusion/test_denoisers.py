@@ -10,10 +10,12 @@ import torch
 from scipy import integrate, stats
 from torch import nn
 
+from dp.contracts import networks
 from dp.diffusion.checkpointing import ActivationCheckpointing
 from dp.diffusion.denoisers import EDM, IDDPM, VE, VP, Consistency, EpsNet, Gaussian, ScoreVE
 from dp.runs.build import defense
 from tests.helpers.compose import composed, images_of, loadable, on_its_dataset
+from tests.helpers.contract import assert_held, in_one_line
 
 ABAR = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))
 LEVEL = np.sqrt((1 - ABAR) / ABAR)
@@ -21,18 +23,13 @@ SIGMAS = [0.01, 0.724, 2.04, 40.0]
 
 
 @pytest.mark.parametrize("name", loadable("denoiser"))
-def test_contract(name):
+def test_contract(name, record_property):
     """A denoised image at every level, the same every time and for every batch; nearly the image where noise is low."""
-    denoiser = defense(composed(*on_its_dataset("denoiser", name)), "cpu").denoiser
+    config = composed(*on_its_dataset("denoiser", name))
+    with in_one_line(f"denoiser {name}"):
+        denoiser = defense(config, "cpu").denoiser
     assert denoiser is not None
-    z = 2 * images_of(name)[0] - 1
-    for sigma in (0.1, 1.0, 5.0):
-        x0 = denoiser(z, sigma)
-        assert (x0.shape, x0.dtype) == (z.shape, z.dtype)
-        assert torch.isfinite(x0).all()
-        assert torch.equal(denoiser(z, sigma), x0)
-        torch.testing.assert_close(denoiser(z[1:3], sigma), x0[1:3], rtol=1e-4, atol=1e-4)
-    assert (denoiser(z, 0.02) - z).square().mean() < 0.1 * (denoiser(z, 5.0) - z).square().mean()
+    assert_held(networks.of_denoiser(denoiser, 2 * images_of(name)[0] - 1), "denoiser", config, record_property)
 
 
 class Net(nn.Module):

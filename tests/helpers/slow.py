@@ -14,6 +14,7 @@ SLOW = {
     "attacks/test_attacks.py": """
         test_contract
     """,
+    "attacks/test_shards.py": "*",
     "attacks/test_diffattack.py": """
         test_gradient_equals_central_differences
         test_the_term_rises_under_the_attack
@@ -82,6 +83,12 @@ SLOW = {
         test_sound_run_passes
         test_state_outside_the_ball
     """,
+    "contracts/test_declared.py": """
+        test_a_declaration_is_no_argument_and_in_no_key
+        test_a_purifier_that_names_its_gradient_lacks_no_surrogate
+        test_the_default_protocol_takes_the_gradient_that_a_purifier_names
+        test_the_row_says_what_is_declared_and_how_it_is_attacked
+    """,
     "defense/test_defense.py": """
         test_few_images_get_the_samples_of_all
     """,
@@ -105,7 +112,10 @@ SLOW = {
     """,
     "diffusion/test_two_moons.py": "*",
     "docs/test_extending.py": """
+        test_a_faulty_plug_in_fails_its_contract_in_sentences
         test_a_plug_in_is_found_in_the_working_folder
+        test_a_run_with_an_attack_without_a_method_is_one_line
+        test_the_audit_warns_of_what_is_declared_and_does_not_fail
         test_an_example_runs_outside_the_tree
         test_what_is_outside_the_tree_passes_the_contract_tests
     """,

@@ -6,35 +6,25 @@ from itertools import pairwise
 import pytest
 import torch
 
+from dp.contracts import purifier as contract
+from dp.contracts.declared import honest_gradient
 from dp.defense.defended import Defended
 from dp.diffusion.denoisers import Gaussian
 from dp.purifiers import diffpure, hetero, hetero_official
 from dp.rng import Streams
 from dp.runs.build import build
 from tests.helpers.compose import composed, options
+from tests.helpers.contract import assert_held, in_one_line
 
 
-@pytest.fixture(scope="module", params=options("purifier"))
-def scored(request) -> Defended:
-    return build(composed(f"purifier={request.param}", "protocol.images=2")).arms["defended"].scored
-
-
-def test_contract(scored, images):
-    """Shape, range, determinism, batch independence, a gradient."""
-    x, ids = images.x, images.ids
-    x_hat = scored.purify(x, Streams(ids, 7, "adv"))
-    assert x_hat.shape == x.shape
-    assert x_hat.dtype == x.dtype
-    assert 0 <= x_hat.min() <= x_hat.max() <= 1
-    assert torch.equal(x_hat, scored.purify(x, Streams(ids, 7, "adv")))
-    back = torch.arange(len(x) - 1, -1, -1)
-    assert torch.equal(x_hat, scored.purify(x[back], Streams(ids[back], 7, "adv"))[back])
-    few = scored.purify(x[:3], Streams(ids[:3], 7, "adv"))
-    torch.testing.assert_close(few, x_hat[:3], rtol=0, atol=1e-4)
-    leaf = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(scored.purify(leaf, Streams(ids, 7, "adv")).square().sum(), leaf)
-    assert torch.isfinite(gradient).all()
-    assert (gradient.flatten(1).abs().amax(1) > 0).all()
+@pytest.mark.parametrize("name", options("purifier"))
+def test_contract(name, images, record_property):
+    """Shape, range, determinism, batch independence, a gradient; see dp/contracts/purifier.py."""
+    config = composed(f"purifier={name}", "protocol.images=2")
+    with in_one_line(f"purifier {name}"):
+        model = build(config).arms["defended"].scored
+    found = contract.failures(model, images, honest_gradient(config["purifier"]))
+    assert_held(found, "purifier", config, record_property)
 
 
 class Taps(torch.nn.Module):

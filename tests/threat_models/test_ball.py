@@ -1,17 +1,18 @@
 """The threat model: what a budget says, and that every candidate stays within it."""
 
 import math
-from typing import NamedTuple
 
 import pytest
 import torch
 from scipy import stats
 
+from dp.contracts import threat_model as contract
 from dp.rng import Streams
 from dp.runs.build import defense
 from dp.runs.compose import make
 from dp.threat_models.ball import BALLS, ThreatModel, parse_eps
 from tests.helpers.compose import composed, options
+from tests.helpers.contract import assert_held, in_one_line
 
 NORMS = ["linf", "l2"]
 EPS = {"linf": 8 / 255, "l2": 0.5}
@@ -42,35 +43,14 @@ def assert_feasible(x_adv, x, norm, eps, tolerance=1e-6):
     assert x_adv.max() <= 1
 
 
-class Proven(NamedTuple):
-    """An attack's state, with the certificate that its images are feasible."""
-
-    x_adv: torch.Tensor
-    proof: torch.Tensor
-
-
 @pytest.mark.parametrize("name", options("threat_model"))
-def test_contract(name, images):
+def test_contract(name, images, record_property):
     """Random points are feasible, depend on their key alone and are admitted; the clean image is, at distance 0."""
     config = composed(f"threat_model={name}", "purifier=none")
-    model = make(config["threat_model"], modules=config["plugins"]["modules"])
-    model = model.seen_by(defense(config, "cpu").classifier)
-    x, ids, back = images.x, images.ids, torch.arange(len(images.x) - 1, -1, -1)
-    noise, proof = model.proven_noise(x, Streams(ids, 3, "null"))
-    for found in (model.random_start(x, Streams(ids, 3, "null")), noise):
-        assert (found.shape, found.dtype) == (x.shape, x.dtype)
-        assert 0 <= found.min() <= found.max() <= 1
-        assert (found != x).flatten(1).any(1).all()
-    assert torch.equal(model.random_start(x, Streams(ids, 3, "null")), model.random_start(x, Streams(ids, 3, "null")))
-    reversed_order = model.random_start(x[back], Streams(ids[back], 3, "null"))[back]
-    torch.testing.assert_close(reversed_order, model.random_start(x, Streams(ids, 3, "null")), rtol=0, atol=1e-6)
-    admitted, distance = model.admit(Proven(noise, proof), x)
-    torch.testing.assert_close(admitted, noise, rtol=0, atol=1e-6)
-    assert (distance.shape, distance.dtype) == ((len(x),), torch.float64)
-    assert ((distance > 0) & (distance <= model.eps + 1e-6)).all()
-    unmoved, distance = model.admit(Proven(x, model.unchanged(x)), x)
-    assert torch.equal(unmoved, x)
-    assert (distance == 0).all()
+    with in_one_line(f"threat model {name}"):
+        model = make(config["threat_model"], modules=config["plugins"]["modules"])
+        model = model.seen_by(defense(config, "cpu").classifier)
+    assert_held(contract.failures(model, images.x, images.ids), "threat_model", config, record_property)
 
 
 @pytest.mark.parametrize("name", [name for name in options("threat_model") if norm_of(name) in BALLS])

@@ -1,0 +1,1 @@
+"""The contracts of plug-ins and of our own methods: what is checked, and what a yaml may declare as an exception."""

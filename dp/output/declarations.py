@@ -1,0 +1,33 @@
+"""The lines of a row about what the yamls of its purifier and its attack declare."""
+
+from dp.attacks.through import mode_words
+from dp.contracts.declared import exceptions, honest_gradient
+
+WORDS = {  # by group and the property that does not hold
+    ("purifier", "gradient"): "has no gradient of its own",
+    ("purifier", "derivative"): "has a derivative that is not the slope everywhere",
+    ("attack", "moves"): "may return an image clean",
+}
+
+
+def declared_lines(config: dict, caveats: dict) -> list[str]:
+    """A line for each declared exception with its reason, and how a purifier without a gradient is attacked.
+
+    `caveats`: `Caveats.as_data()`.
+    """
+    lines = []
+    for group in ("purifier", "attack"):
+        for name, reason in exceptions(config.get(group, {})).items():
+            line = f"declared: the {group} {config['choices'][group]} {WORDS[group, name]} ({reason})"
+            lines.append(line + (_how_attacked(config, caveats) if name == "gradient" else ""))
+    return lines
+
+
+def _how_attacked(config: dict, caveats: dict) -> str:
+    """How this run attacks a purifier that has no gradient of its own; empty if its attacks take no gradient."""
+    honest, taken = str(honest_gradient(config["purifier"])), [tuple(modes) for modes in caveats["gradients"]]
+    if any(honest in modes for modes in taken):
+        return f": it is attacked by {honest}, {mode_words(honest)}"
+    if () in taken:
+        return f", but an attack differentiates it, which shows nothing: set threat_model.grad={honest}"
+    return ""

@@ -1,0 +1,45 @@
+"""Contracts under pytest: a failure is a sentence without a traceback, and declared exceptions are noted."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from dp.contracts.declared import exceptions
+from dp.contracts.failure import RAISED, Failure, undeclared
+from dp.runs.errors import USER_ERRORS, sentence
+
+DECLARED = "declared exception"  # the property of a test report that holds one
+
+
+@contextmanager
+def in_one_line(what: str) -> Iterator[None]:
+    """What a plug-in raises while it is built fails the test in one line. `what`: its group and name."""
+    try:
+        yield
+    except (*USER_ERRORS, *RAISED) as error:
+        raise pytest.fail.Exception(f"{what}: {sentence(error)}", pytrace=False) from None
+
+
+def assert_held(
+    found: list[Failure], group: str, config: Mapping[str, Any], record: Callable[[str, object], None]
+) -> None:
+    """Fail with a line for each failure that the yaml of the group does not declare, and note what it declares."""
+    what, reasons = f"{group} {config['choices'][group]}", exceptions(config[group])
+    for name, reason in reasons.items():
+        seen = [failure.what for failure in found if failure.name == name]
+        record(DECLARED, [f"{what}: {name}: {reason}", seen])
+    lines = [f"{what}: {failure.sentence}" for failure in undeclared(found, reasons)]
+    if lines:
+        pytest.fail("\n".join(lines), pytrace=False)
+
+
+def declared_in(reports: list[Any]) -> list[str]:
+    """The declared exceptions that the reports of tests have noted, each once, with a failure that it excuses."""
+    excused: dict[str, list[str]] = {}
+    for report in reports:
+        for key, value in report.user_properties:
+            if key == DECLARED:
+                excused.setdefault(value[0], []).extend(value[1])
+    return [f"{line} [{seen[0]}]" if seen else line for line, seen in sorted(excused.items())]
