@@ -18,13 +18,15 @@ class State(NamedTuple):
     x_adv: Tensor  # (B,C,H,W) what would be returned now
     x: Tensor  # (B,C,H,W) the iterate
     best: Tensor  # (B,) mean loss of x_adv over its samples
+    mean: Tensor  # (B,C,H,W) mean of this run's gradients, each of unit length; zero without momentum
     i: Tensor  # (B,) int64 on the CPU: steps done
 
 
 @dataclass(frozen=True)
 class PGD(Attack):
     """Steps x <- project(x + step_size * direction(mean gradient over `eot` samples)), each step with samples
-    of its own.
+    of its own. `momentum` > 0: the direction is that of g <- momentum g + gradient / |gradient|_1 (Dong et al. 2018),
+    which is also a mean over iterations and so less noisy.
 
     `step_size`: in [0,1] units; None means 2.5 eps / iterations. `select`: the `last` iterate, or the `best` by mean
     loss over the samples of a step, which never are the ones that score it. The start itself is no candidate; the last
@@ -40,12 +42,15 @@ class PGD(Attack):
     random_start: bool = True
     select: str = "best"  # pyright: ignore[reportIncompatibleMethodOverride]
     l2_step: str = "gradient"
+    momentum: float = 0.0
 
     def __post_init__(self):
         if min(self.iterations, self.eot, self.restarts) < 1:
             raise ValueError(f"need iterations, eot, restarts >= 1, got {self.iterations}, {self.eot}, {self.restarts}")
         if self.step_size is not None and self.step_size <= 0:
             raise ValueError(f"need step_size > 0 or null for 2.5 eps / iterations, got step_size={self.step_size}")
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"need 0 <= momentum <= 1, got momentum={self.momentum}")
         if self.select not in ("last", "best") or self.l2_step not in ("gradient", "sign"):
             raise ValueError(
                 f"need select last or best and l2_step gradient or sign, got {self.select!r} and {self.l2_step!r}"
@@ -81,7 +86,7 @@ class PGD(Attack):
     def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         x0 = threat.random_start(x, rng) if self.random_start else x
         best, i = x.new_full((len(x),), -torch.inf), torch.zeros(len(x), dtype=torch.long)
-        return State(x_adv=x0, x=x0, best=best, i=i)
+        return State(x_adv=x0, x=x0, best=best, mean=torch.zeros_like(x), i=i)
 
     def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         at, x_adv, best = state.x, state.x_adv, state.best
@@ -92,6 +97,10 @@ class PGD(Attack):
         loss, grad = model.loss_gradient(at, y, rng.draw(Stream.QUERY), self.eot)
         if self.select == "best":
             x_adv, best = _better(x_adv, best, at, loss, ~first)
+        mean = state.mean
+        if self.momentum:
+            unit = grad / grad.abs().sum(dim=(1, 2, 3), keepdim=True).clamp(min=torch.finfo(grad.dtype).tiny)
+            grad = mean = unit + self.momentum * torch.where(first.to(x.device).view(-1, 1, 1, 1), 0, mean)
         size = 2.5 * threat.eps / self.iterations if self.step_size is None else self.step_size
         moved = at + size * grad.sign() if self.l2_step == "sign" else threat.ascend(at, grad, size)
         at = threat.project(moved, x)
@@ -99,7 +108,7 @@ class PGD(Attack):
             x_adv = at
         elif bool(last.any()):
             x_adv, best = _better(x_adv, best, at, model.loss(at, y, rng.draw(Stream.SELECTION), self.eot), last)
-        return State(x_adv=x_adv, x=at, best=best, i=state.i + 1)
+        return State(x_adv=x_adv, x=at, best=best, mean=mean, i=state.i + 1)
 
 
 def _better(x_adv: Tensor, best: Tensor, at: Tensor, loss: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:

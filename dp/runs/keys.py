@@ -13,6 +13,7 @@ NOT_HASHED_PATHS = ("dataset.files", "dataset.full_size", "dataset.scaled_from")
 NOT_HASHED_OF_FILES = ("url", "megabytes")
 # Options that were added later, by path, with the value that changes nothing. They are hashed only if they differ.
 NEUTRAL: dict[str, Any] = {"protocol.attack_variants": []}
+NEUTRAL_OF_TARGETS = {("dp.attacks.pgd_eot.PGD", "momentum"): 0.0}  # the same for arguments, wherever the node stands
 
 
 def run_key(config: dict) -> str:
@@ -50,6 +51,8 @@ def _identity(value: Any, used: set[str], path: str = "") -> Any:
     for key, child in value.items():
         where = f"{path}.{key}".lstrip(".")
         neutral = (where in NEUTRAL and child == NEUTRAL[where]) or (key == "version" and child == 1)
+        option = (value.get("_target_"), key)
+        neutral |= option in NEUTRAL_OF_TARGETS and child == NEUTRAL_OF_TARGETS[option]
         address = where in NOT_HASHED_PATHS or (key in NOT_HASHED_OF_FILES and "file" in value)
         if key in NOT_HASHED or address or neutral:
             continue

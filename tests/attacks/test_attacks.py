@@ -171,8 +171,48 @@ def test_best_iterate_beats_the_last_one():
     assert best == pytest.approx(0.48, abs=1e-6)
 
 
+def test_pgd_with_momentum_follows_the_published_recursion():
+    """g <- mu g + gradient / |gradient|_1, x <- x + step sign(g) (Dong et al. 2018, Eq. 6 and 7), by hand in float64,
+    on a loss whose gradient turns.
+    """
+
+    class Bowl(torch.nn.Module):
+        def forward(self, x):
+            margin = ((x - 0.45) ** 2 * torch.linspace(1, 2, 4).to(x).view(1, 1, 2, 2)).flatten(1).sum(1)
+            return torch.stack([margin, -margin], dim=1)
+
+    x = torch.tensor([0.3, 0.5, 0.6, 0.44]).view(1, 1, 2, 2)
+    model, y, threat = (
+        Defended(none.purify, None, Classifier(Bowl())),
+        torch.zeros(1, dtype=torch.long),
+        ThreatModel("linf", 0.3),
+    )
+    attack = PGD(6, 1, step_size=0.06, random_start=False, momentum=0.75, select="last")
+    plain = PGD(6, 1, step_size=0.06, random_start=False, select="last")
+    at, g = x.double(), torch.zeros_like(x, dtype=torch.float64)
+    for _ in range(6):
+        leaf = at.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(torch.nn.functional.cross_entropy(Bowl()(leaf), y), leaf)
+        g = 0.75 * g + grad / grad.abs().sum()
+        at = (x + (at + 0.06 * g.sign() - x).clamp(-0.3, 0.3)).clamp(0, 1)
+    beside = torch.cat([x, x.flip(3)])
+    found, others = (run_attack(attack, model, z, torch.zeros(len(z), dtype=torch.long), threat) for z in (x, beside))
+    assert torch.equal(others[:1], found)  # batch mates do not matter
+    torch.testing.assert_close(found.double(), at, atol=1e-6, rtol=0)
+    assert not torch.allclose(run_attack(plain, model, x, y, threat), found, atol=1e-3)
+
+
 @pytest.mark.parametrize(
-    "bad", [{"iterations": 0}, {"eot": 0}, {"restarts": 0}, {"step_size": -1.0}, {"select": "first"}, {"l2_step": "x"}]
+    "bad",
+    [
+        {"iterations": 0},
+        {"eot": 0},
+        {"restarts": 0},
+        {"step_size": -1.0},
+        {"momentum": 2.0},
+        {"select": "first"},
+        {"l2_step": "x"},
+    ],
 )
 def test_pgd_rejects(bad):
     with pytest.raises(ValueError, match=r"^need "):

@@ -68,6 +68,18 @@ def test_labels_addresses_and_sizes_change_no_key(base):
     assert run_key(changed(base, "denoiser.net.sha256", "0" * 64)) != run_key(base)
 
 
+def test_an_option_added_later_counts_only_where_it_differs():
+    """PGD's momentum, alone, in a wrapper and in a union: rows of before have no such key."""
+    for attack, path in (("pgd_eot", "attack"), ("bpda_eot", "attack.attack"), ("union", "attack.attacks.pgd_eot")):
+        config = composed(f"attack={attack}", f"{path}.momentum=0.0")
+        assert run_key(changed(config, f"{path}.momentum", 0.5)) != run_key(config)
+        node = config
+        for part in path.split("."):
+            node = node[part]
+        before = {k: v for k, v in node.items() if k != "momentum"}
+        assert run_key(changed(config, path, before)) == run_key(config)
+
+
 def test_gradient_variants_count_only_where_they_are_used(base):
     """The surrogate's steps are another run's matter, unless the attack goes through the surrogate."""
     other = changed(base, "purifier.gradients.surrogate.steps", 2)
