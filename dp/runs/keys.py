@@ -51,7 +51,7 @@ def _identity(value: Any, used: set[str], path: str = "") -> Any:
     for key, child in value.items():
         where = f"{path}.{key}".lstrip(".")
         neutral = (where in NEUTRAL and child == NEUTRAL[where]) or (key == "version" and child == 1)
-        option = (value.get("_target_"), key)
+        option = (str(value.get("_target_")), str(key))
         neutral |= option in NEUTRAL_OF_TARGETS and child == NEUTRAL_OF_TARGETS[option]
         address = where in NOT_HASHED_PATHS or (key in NOT_HASHED_OF_FILES and "file" in value)
         if key in NOT_HASHED or address or neutral:
