@@ -25,6 +25,7 @@ from dp.runs.build import build, dry_nfe
 from dp.runs.errors import DONE, command
 from dp.runs.pipeline import fetch_missing
 from dp.runs.sources import sources_hash
+from dp.runs.words import value_of
 from dp.spelling import near_matches
 from dp.statistics import metrics
 
@@ -82,7 +83,7 @@ def changed(config: dict, overrides: Sequence[str], config_dirs: Sequence[str | 
         config["choices"] = {**config["choices"], **groups}
     for (key, _), override in zip(parts, overrides, strict=True):
         if key not in groups:
-            config = _with(config, key.split("."), compose.value_of(override), key)
+            config = _with(config, key.split("."), value_of(override), key)
     return config
 
 

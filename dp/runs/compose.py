@@ -2,9 +2,8 @@
 
 import inspect
 import pydoc
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,17 +11,17 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from dp.runs.words import GROUPS, check_folder, check_overrides, check_words, words_of
 
 ROOT = Path(__file__).parents[2]
 CONF = (
     ROOT / "dp" / "conf" if (ROOT / "dp" / "conf").is_dir() else ROOT / "conf"
 )  # dp/conf in an installed wheel, conf in a checkout
 VERSION_BASE = "1.3"  # of Hydra's behavior
-GROUPS = ("dataset", "classifier", "denoiser", "purifier", "attack", "threat_model", "protocol", "tracking")
 # The packages whose functions and classes a `_target_` may name; plug-ins add their modules. timm and the rest of torch
 # are left out, because they have functions that execute a pickle.
 PACKAGES = ("dp", "torch.nn", "torch.optim", "torchvision.models")
@@ -85,9 +84,11 @@ def resolved(cfg: DictConfig, choices: Mapping[str, str]) -> dict:
     """
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    if not isinstance(plain["results"], str) or not plain["results"]:
-        raise ValueError(f"need results as a folder, such as results/runs, got results={plain['results']}")
-    ignored = plain["key_ignores"]
+    if own := {"choices", "plugins"} & {*plain}:
+        raise ValueError(f"unknown key {min(map(str, own))}: dp itself writes it")
+    results, ignored = plain.get("results"), plain.get("key_ignores")
+    if not isinstance(results, str) or not results.strip():
+        raise ValueError(f"need results as a folder, such as results/runs, got results={results}")
     if not isinstance(ignored, list) or not all(isinstance(key, str) for key in ignored):
         raise ValueError(f"need key_ignores as a list of keys, such as [results], got key_ignores={ignored}")
     return {**plain, "choices": {group: choices[group] for group in GROUPS if group != "tracking"}}  # pyright: ignore[reportReturnType]
@@ -187,7 +188,7 @@ def with_plugins(config: dict, folders: Sequence[str]) -> dict:
 
 def _targets(folder: Path) -> Iterator[str]:
     """Every `_target_` in the yamls of a folder. Raises ValueError if there is no such folder."""
-    _check_folder(folder)
+    check_folder(folder)
     for path in sorted(folder.rglob("*.yaml")):
         for node in nodes(yaml.safe_load(path.read_text())):
             if isinstance(node.get("_target_"), str):
@@ -252,44 +253,3 @@ def arguments(node: Any) -> Any:
 def is_reserved(key: str, value: Any) -> bool:
     """True if a key of a node is no argument. `version` is one if it is text: AutoAttack takes it."""
     return key in RESERVED and (key != "version" or isinstance(value, int))
-
-
-def check_words(words: Iterable[str], folders: Iterable[str] = ()) -> None:
-    """Check a command before Hydra reads it: what Hydra would run at once, or answer with a traceback.
-
-    Raises ValueError for a list or a mapping in place of an option's name, for a `_target_` in Hydra's own node, and
-    for a folder that does not exist.
-    """
-    for word in words:
-        key, _, value = word.partition("=")
-        if key.lstrip("+") in (*GROUPS, "experiment") and value.lstrip().startswith(("[", "{")):
-            raise ValueError(f"need the name of an option for {key}, such as {key}=NAME, got {word}")
-        if key.lstrip("+").partition(".")[0] == "hydra" and "_target_" in word:
-            raise ValueError(
-                f"need no _target_ in the node hydra, got {word}: choose options, as in hydra/launcher=NAME"
-            )
-    for folder in folders:
-        _check_folder(Path(folder))
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ValueError(f"need a folder of yamls for --config-dir, got {folder}, and there is no such folder")
-
-
-def check_overrides(given: Sequence[str]) -> None:
-    """Raises ValueError for key={}: Hydra merges it into the existing mapping, so it changes nothing."""
-    idle = [o for o in given if re.fullmatch(r"[^+~=]+=\s*\{\s*\}", o)]
-    if idle:
-        key = idle[0].partition("=")[0]
-        raise ValueError(f"need something to set, got {idle[0]}, which changes nothing: ~{key}.NAME takes one out")
-
-
-def value_of(override: str) -> Any:
-    """The value of `key=value`, by the grammar of the command line. Raises Hydra's error for other text."""
-    return OverridesParser.create().parse_override(override).value()
-
-
-def words_of(overrides: Sequence[str]) -> dict[str, str]:
-    """The words of a command by the dotted key or group that they set, by the grammar of the command line."""
-    return {o.key_or_group: o.input_line or "" for o in OverridesParser.create().parse_overrides(list(overrides))}

@@ -25,7 +25,8 @@ Attack a diffusion-based purification defense, score it on fresh samples, and pr
 usage: {program} [GROUP=OPTION ...] [KEY=VALUE ...]
 """
 TAIL = """\
-All values of a command and the keys that change them: add --cfg job. An unknown key is an error; +KEY=VALUE adds one.
+All values of a command and the keys that change them: add --cfg job. An unknown key is an error; +KEY=VALUE sets one
+that the yaml leaves out.
 The same command goes on after an interruption. Results: results/runs/<key>/, one folder for each configuration.
 Hydra's own flags: --hydra-help.
 

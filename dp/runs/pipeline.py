@@ -15,13 +15,13 @@ from dp.output.console import console
 from dp.output.progress import Bar, Display, Downloads
 from dp.output.snapshots import Snapshots
 from dp.output.tracking import Tracker
-from dp.runs.build import build
+from dp.runs.build import attacker, build
 from dp.runs.caveats import Caveats, caveats_of
 from dp.runs.compose import Setup, make
 from dp.runs.keys import run_key
 from dp.runs.machine import shard_of, workers_of
 from dp.runs.sources import sources_hash
-from dp.runs.validate import check_kinds, check_run
+from dp.runs.validate import check_setup
 from dp.runs.workers import run_units
 from dp.statistics import metrics
 from dp.subset import Subset
@@ -65,9 +65,14 @@ class Job:
         return replace(evaluation, subset=subset, window=window)
 
 
+def folder_of(setup: Setup) -> Path:
+    """The folder of a run. Raises ValueError for a configuration that cannot be run."""
+    check_setup(setup)
+    return Path(setup.config["results"]) / run_key(setup.config)
+
+
 def judged(setup: Setup, folder: Path) -> dict | None:
     """Do what is missing of a run. Returns its summary, or None while other shards are not finished."""
-    check_run(setup.config)
     summary = resume(setup, folder)
     if summary is not None:
         return summary
@@ -93,7 +98,7 @@ def resume(setup: Setup, folder: Path) -> dict | None:
 
 def prepare(setup: Setup, folder: Path) -> Job:
     """Check the configuration, fetch its files, build its objects, and print the announcement."""
-    check_kinds(setup.config, setup.defaults)
+    attacker(setup.config)  # its mistakes are said before anything is fetched
     fetch_missing(setup.config)
     job = built(setup, folder, sources_hash(setup.config))
     record.begin(folder, job.config, job.code, job.config["overwrite"])
