@@ -67,7 +67,10 @@ class Denoiser(nn.Module):
 
 
 class EDM(Denoiser):
-    """Karras et al. 2022, Eq. 7: D = c_skip z + c_out F(c_in z, ln(sigma) / 4). Raises ValueError for sigma_data <= 0."""
+    """Karras et al. 2022, Eq. 7: D = c_skip z + c_out F(c_in z, ln(sigma) / 4).
+
+    Raises ValueError for sigma_data <= 0.
+    """
 
     def __init__(
         self,

@@ -242,9 +242,10 @@ def warnings(summary: dict) -> list[str]:
     rule, robust, null = headline(summary)
     lines = [*audit_lines(summary["audited"]), *caveat_lines(config, caveats)]
     if caveats["scaled"]:
-        origin = config["dataset"]["scaled_from"]["dataset"]
+        origin = config["dataset"].get("scaled_from")
+        source = f"the values for {origin['dataset']}" if origin else "the full budget"
         values = "; ".join(f"{c['key']} {c['value']} for {c['reference']}" for c in caveats["scaled"])
-        lines.append(f"scaled to {config['dataset']['name']} from the values for {origin}: {values}")
+        lines.append(f"scaled to {config['dataset']['name']} from {source}: {values}")
     norm = config["threat_model"]["norm"]
     if norm in NOT_BALLS:
         lines.append(f"{norm}: {NOT_BALLS[norm]}")

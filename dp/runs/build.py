@@ -50,6 +50,7 @@ def build(config: dict) -> Evaluation:
         "null": Arm(attacked, scored, null_control(attack, judge)),
     }
     first = subset.select(slice(0, 1))
+    check_images(scored, subset, device)
     nfe = dry_nfe(attacked, first)  # this call also finds bad hyperparameters before any work
     dry_nfe(scored, first)
     set_memory(config, scored, first, nfe, device)
@@ -96,6 +97,22 @@ def check_lengths(node: dict, threat: ThreatModel, x: Tensor) -> None:
             raise ValueError(
                 f"need step_size <= {largest:g}, the largest distance of two images, got step_size={step:g}"
             )
+
+
+def check_images(scored: Defended, subset: Subset, device: str) -> None:
+    """Raises ValueError for a network that does not take the dataset's images, and for labels without a logit."""
+    x, shape = subset.x[:1].to(device, memory_format=torch.channels_last), "x".join(map(str, subset.x.shape[1:]))
+    network = "classifier"
+    try:
+        with torch.no_grad():
+            classes, network = scored.classifier(x).shape[1], "denoiser"
+            if scored.denoiser is not None:
+                scored.denoiser(x, 1.0)
+    except RuntimeError as error:
+        raise ValueError(f"need a {network} for images of {shape}, got one that says: {error}") from error
+    if classes <= int(subset.y.max()):
+        labels = f"the dataset's labels go up to {int(subset.y.max())}"
+        raise ValueError(f"need a logit for every label, got {classes} logits, and {labels}")
 
 
 def defense(config: dict, device: str) -> Defended:

@@ -89,7 +89,7 @@ def is_alias(text: str) -> bool:
 def _defaults() -> dict[str, str]:
     """The options that config.yaml chooses."""
     entries = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
-    return {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
+    return {g.removeprefix("optional "): option for e in entries if isinstance(e, dict) for g, option in e.items()}
 
 
 def _presets(folders: Sequence[str | Path]) -> dict[str, list[str]]:

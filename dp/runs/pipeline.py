@@ -98,6 +98,8 @@ def resume(setup: Setup, folder: Path) -> dict | None:
 
 def prepare(setup: Setup, folder: Path) -> Job:
     """Check the configuration, fetch its files, build its objects, and print the announcement."""
+    for line in setup.notes:
+        console.print(line)
     attacker(setup.config)  # its mistakes are said before anything is fetched
     fetch_missing(setup.config)
     job = built(setup, folder, sources_hash(setup.config))

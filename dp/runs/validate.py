@@ -19,7 +19,7 @@ STARRED = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 KINDS = {dict: "a mapping", list: "a list", (int, float): "a number", str: "one value"}
 SIMPLE = {int: (int,), float: (int, float), str: (str,), bool: (bool,), NoneType: (NoneType,)}
 # Keys that a yaml may leave out, of nodes without a `_target_`.
-OPTIONAL = ("dataset.files", "dataset.full_size", "dataset.scaled_from", "protocol.version")
+OPTIONAL = ("dataset.budget", "dataset.files", "dataset.full_size", "dataset.scaled_from", "protocol.version")
 PROTOCOL_KEYS = ("seeds", "votes", "ties", "report", "grad", "attack", "attack_variants", "known_draws", "judge")
 
 
