@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dp.commands.options import parser, wide_console
+from dp.evaluation.dry import dry_nfe
 from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.rows import Row
 from dp.output import report
 from dp.output import rescore as again
 from dp.output.progress import Bar
 from dp.runs import compose
-from dp.runs.build import build, dry_nfe
+from dp.runs.build import build
 from dp.runs.errors import DONE, command
 from dp.runs.pipeline import fetch_missing
 from dp.runs.sources import sources_hash

@@ -81,6 +81,11 @@ def padding_lines(images: int, lanes: int) -> list[str]:
     return [f"padded: {whole} in {lanes} batch slots, which take as long as {lanes} images (dataset.lanes)"]
 
 
+def work_line(evaluations: float) -> str:
+    """The work of a run in words. `evaluations`: of the denoiser, or of the classifier where there is none."""
+    return f"work: {evaluations:.2g} network evaluations, each of one image; a backward pass counts as one, too"
+
+
 def through(grad: str, caveats: dict) -> str:
     """The function that the attack differentiates, in words. `grad`: the threat model's gradient mode."""
     if grad == FULL:

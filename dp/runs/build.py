@@ -12,8 +12,9 @@ from dp.attacks.base import VALUES, Attack, check_norm
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended, unbound
 from dp.defense.memory import activation_bytes
-from dp.diffusion.denoisers import Denoiser, Gaussian
+from dp.diffusion.denoisers import Denoiser
 from dp.evaluation.caveats import gradients
+from dp.evaluation.dry import dry_nfe
 from dp.evaluation.evaluate import Arm, Evaluation, null_control
 from dp.evaluation.judge import Judge
 from dp.purifiers import diffpure, none
@@ -24,8 +25,6 @@ from dp.runs.machine import device_of, free_bytes, workers_of
 from dp.runs.validate import check_config
 from dp.subset import Subset
 from dp.threat_models.ball import ThreatModel
-
-MOST_NFE = 10_000  # of one purification: ten times the levels of the finest schedule
 
 
 def build(config: dict) -> Evaluation:
@@ -156,40 +155,6 @@ def _variant(config: dict, node: dict) -> dict | Callable:
 
 def _make(config: dict, node: Any, **more: Any) -> Any:
     return make(node, modules=config["plugins"]["modules"], **more)
-
-
-def dry_nfe(model: Defended, one: Subset) -> int:
-    """The network evaluations of one purification, counted by running it once with a cheap Gaussian denoiser.
-
-    A defense without a denoiser is run without one. Raises ValueError if its purifier needs one.
-    """
-    if model.denoiser is not None:
-        return _dry_nfe(model, Counted(), one)
-    try:
-        return _dry_nfe(model, None, one)
-    except (AttributeError, TypeError) as error:  # what a call or a method of None raises
-        _dry_nfe(model, Counted(), one)  # raises again if the purifier itself is wrong
-        raise ValueError(
-            "need a denoiser for this purifier, got none: choose denoiser=NAME or purifier=none"
-        ) from error
-
-
-class Counted(Gaussian):
-    """A cheap denoiser that refuses to be called too often."""
-
-    def forward(self, z: Tensor, sigma: float | Tensor) -> Tensor:
-        if self.nfe == MOST_NFE:
-            found = "got more: take fewer steps, for example by purifier.steps, purifier.n or purifier.dt"
-            raise ValueError(f"need at most {MOST_NFE} network evaluations in one purification, {found}")
-        return super().forward(z, sigma)
-
-
-def _dry_nfe(model: Defended, denoiser: Denoiser | None, one: Subset) -> int:
-    classifier = model.classifier
-    cheap = Defended(model.purifier, denoiser, classifier)
-    with torch.no_grad():
-        cheap(one.x.to(next(classifier.parameters()).device), Streams(one.ids, 0, "dry"))
-    return cheap.nfe
 
 
 def set_memory(config: dict, scored: Defended, one: Subset, nfe: int, device: str) -> None:

@@ -20,8 +20,8 @@ from dp.evaluation.caveats import (
     gradients,
     short_steps,
 )
+from dp.evaluation.dry import dry_nfe
 from dp.evaluation.evaluate import Evaluation
-from dp.runs.build import dry_nfe
 from dp.runs.by_dataset import BUDGETS, QUICK, is_quick
 from dp.runs.compose import Setup, arguments, make
 

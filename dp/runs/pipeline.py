@@ -1,6 +1,7 @@
 """A run from its configuration to its summary: resume, prepare, execute, summarize."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from rich.console import Console
 from dp.audit import battery
 from dp.audit.check import Finding, Subject
 from dp.evaluation.evaluate import Evaluation
+from dp.evaluation.work import Costs, costs, total
 from dp.files.cache import cache_folder
 from dp.output import record, report
 from dp.output.console import console
@@ -37,6 +39,11 @@ class Job:
     evaluation: Evaluation
     caveats: Caveats
     tracker: Tracker | None = None
+
+    @cached_property
+    def work(self) -> dict[str, Costs]:
+        """What an image costs under each condition."""
+        return costs(self.evaluation)
 
     @property
     def config(self) -> dict:
@@ -108,6 +115,7 @@ def prepare(setup: Setup, folder: Path) -> Job:
     own = len(job.shard.subset.ids)
     for line in report.announcement(folder.name, setup, job.evaluation, facts, workers_of(job.config), own):
         console.print(line)
+    console.print(report.work_line(total(job.shard.plan(), job.work, job.evaluation.lanes)))
     return job
 
 
@@ -139,7 +147,7 @@ def execute(job: Job) -> None:
     job.tracker = tracker
     try:
         audit_first(job)
-        with Display(console, shard, units, rows.values(), tracker) as display:
+        with Display(console, shard, units, rows.values(), tracker, job.work, begun) as display:
             label = f"{part}of{parts}"
             run_units(build, job.config, job.evaluation, units, job.folder, label, min(workers, len(units)), display)
     except KeyboardInterrupt:
