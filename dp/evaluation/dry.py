@@ -1,4 +1,4 @@
-"""One purification with a cheap denoiser in place of the true one: what it costs, and whether its settings are right."""
+"""One purification with a cheap denoiser in place of the true one: its cost, and whether its settings are right."""
 
 from typing import NamedTuple
 

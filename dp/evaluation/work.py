@@ -24,7 +24,8 @@ from dp.threat_models.ball import BALLS
 
 BACKWARD = 1.1  # a backward pass to the input alone, in forward passes; measured on digits and CIFAR-10 sized networks
 SIDE = 32  # of the cut image on which an attack's own code is run
-MOST_STEPS = 3000  # of it; further steps cost as much as those before on average
+COUNTED = (*BALLS, "flow")  # norms of threat models that need no network
+MOST_STEPS = 3000  # of it
 
 
 class Price(NamedTuple):
@@ -33,19 +34,29 @@ class Price(NamedTuple):
     purify: float
     forward: float
     backward: float
-    draws: bool  # False: without noise all samples are equal, and one is computed
+    most: float  # samples that are computed at most; without noise, when all are equal, those of one call
 
 
 class Costs(NamedTuple):
-    """The work for one image under one condition: of the attack up to each step, from 0 on, and of scoring."""
+    """The work for one image under one condition.
 
-    attack: tuple[float, ...]
+    `steps`: of the attack; `counted`: its work up to each of the first steps, from 0 on; `score`: that of scoring.
+    """
+
+    steps: int
+    counted: tuple[float, ...]
     score: float
+
+    def attack(self, step: int) -> float:
+        """The work of the attack up to a step. A step that was not counted costs as much as those before on average."""
+        last = len(self.counted) - 1
+        mean = (self.counted[-1] - self.counted[0]) / max(1, last)
+        return self.counted[min(step, last)] + mean * max(0, min(step, self.steps) - last)
 
     @property
     def total(self) -> float:
         """Attack and scoring."""
-        return self.attack[-1] + self.score
+        return self.attack(self.steps) + self.score
 
 
 class Pricing:
@@ -60,31 +71,25 @@ class Pricing:
         if model.denoiser is not None and model.denoiser.memory == "recompute":
             again = max(0, nfe - model.denoiser.recompute.keep)  # activations that are computed twice
         through = 0.0 if model.bpda else BACKWARD * nfe + again
-        return Price(nfe, nfe + self.classifier, through + BACKWARD * self.classifier, draws)
+        most = float("inf") if draws else model.draws_per_call
+        return Price(nfe, nfe + self.classifier, through + BACKWARD * self.classifier, most)
 
 
 class Counting:
     """A defense that answers at once, never wrongly, and counts what its answers would have cost for one image."""
 
-    def __init__(
-        self, model: Defended, pricing: Pricing, y: Tensor, classes: int, known: int | None, spent: list[float]
-    ):
-        self.model, self.pricing, self.y, self.classes, self.known, self.spent = (
-            model,
-            pricing,
-            y,
-            classes,
-            known,
-            spent,
-        )
-        self.price = pricing(model)
+    def __init__(self, model: Defended, pricing: Pricing, y: Tensor, classes: int, known: int | None):
+        self.model, self.pricing, self.price = model, pricing, pricing(model)
+        self.y, self.classes, self.known = y, classes, known
+        self.spent = [0.0]  # shared by all gradient modes
 
     def gradient_mode(self, name: str) -> "Counting":
         return self.gradient_modes([name])
 
     def gradient_modes(self, names: Sequence[str]) -> "Counting":
-        other = self.model.gradient_modes(names)
-        return Counting(other, self.pricing, self.y, self.classes, self.known, self.spent)
+        other = Counting(self.model.gradient_modes(names), self.pricing, self.y, self.classes, self.known)
+        other.spent = self.spent
+        return other
 
     def logits(self, x: Tensor, rng: Streams, samples: int) -> Tensor:
         self._count(self.price.forward, samples)
@@ -122,7 +127,7 @@ class Counting:
 
     def _count(self, cost: float, samples: int, queries: int = 1) -> None:
         samples = self.known or samples
-        self.spent[0] += cost * queries * (samples if self.price.draws else 1)
+        self.spent[0] += cost * queries * min(samples, self.price.most)
 
     def _logits(self, y: Tensor) -> Tensor:
         """(B,K): the label's is the largest by far, and no two are equal."""
@@ -176,21 +181,21 @@ def _costs(evaluation: Evaluation, name: str, arm: Arm, pricing: Pricing, one: S
     attack, spent = _attack(arm, pricing, one, classes, known, evaluation), price.forward
     if evaluation.judge is not None:
         attack = _judged(attack, arm, evaluation, price)
-    scorings = (1 if name == "null" else 2) * (evaluation.votes if price.draws else 1)
-    return Costs(tuple(attack), scorings * spent)
+    scorings = (1 if name == "null" else 2) * min(evaluation.votes, price.most)
+    return Costs(arm.attack.steps, tuple(attack), scorings * spent)
 
 
 def _attack(
     arm: Arm, pricing: Pricing, one: Subset, classes: int, known: int | None, evaluation: Evaluation
 ) -> list[float]:
-    """The work of an attack up to each step, from 0 on."""
+    """The work of an attack up to each of its first steps, from 0 on."""
     attack, threat = arm.attack, evaluation.threat
-    counting = Counting(arm.attacked, pricing, one.y, classes, known, [0.0])
-    if threat.norm not in BALLS or attack.batch_bound:  # their own code asks more than a defense
+    counting = Counting(arm.attacked, pricing, one.y, classes, known)
+    if threat.norm not in COUNTED or attack.batch_bound:  # their own code asks more than a defense
         only_values = attack.gradient == VALUES
         each = counting.price.forward + (0.0 if only_values else counting.price.backward)
-        each *= (known or attack.samples) if counting.price.draws else 1
-        return [each * k for k in range(attack.steps + 1)]
+        each *= min(known or attack.samples, counting.price.most)
+        return [each * k for k in range(min(attack.steps, MOST_STEPS) + 1)]
     x = one.x[:, :, :SIDE, :SIDE].contiguous()
     rng = Streams(one.ids, 0, "dry")
     state = attack.start(counting, x, one.y, threat, rng.draw(0))
@@ -198,15 +203,14 @@ def _attack(
     for k in range(min(attack.steps, MOST_STEPS)):
         state = attack.step(counting, state, x, one.y, threat, rng.draw(k + 1))
         found.append(counting.spent[0])
-    rest, mean = attack.steps + 1 - len(found), (found[-1] - found[0]) / max(1, len(found) - 1)
-    return found + [found[-1] + mean * (k + 1) for k in range(rest)]
+    return found
 
 
 def _judged(attack: list[float], arm: Arm, evaluation: Evaluation, price: Price) -> list[float]:
     """The same with the in-loop evaluations, at the start, after every so many steps of a phase, and at its end."""
     judge = evaluation.judge
     assert judge is not None
-    each = price.forward * ((judge.screen or judge.draws) if price.draws else 1)
+    each = price.forward * min(judge.screen or judge.draws, price.most)
     ends, begin, count, found = arm.attack.phase_ends, 0, 1, []
     for k, work in enumerate(attack):
         end = next((end for end in ends if k <= end), k)

@@ -18,6 +18,7 @@ from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.rows import Event, Row, Unit
 from dp.evaluation.work import Costs, slots, total
 from dp.output.report import clock
+from dp.output.row_table import count_of
 from dp.output.tracking import Tracker
 
 
@@ -114,9 +115,9 @@ class Display:
         unit, costs = event.unit, self.work[event.unit.arm]
         if unit in self.begun:  # what it had done before this start
             self.begun.discard(unit)
-            self.earlier += slots(unit, self.evaluation.lanes) * costs.attack[max(0, event.step - 1)]
+            self.earlier += slots(unit, self.evaluation.lanes) * costs.attack(max(0, event.step - 1))
         if event.rows is None:
-            self.part[unit] = slots(unit, self.evaluation.lanes) * costs.attack[min(event.step, len(costs.attack) - 1)]
+            self.part[unit] = slots(unit, self.evaluation.lanes) * costs.attack(event.step)
         else:
             self.part.pop(unit, None)
             self.done += total([unit], self.work, self.evaluation.lanes)
@@ -141,7 +142,7 @@ class Display:
         """Update the bar, or print a line, for an event."""
         seeds, ids = list(self.evaluation.seeds), event.unit.ids
         line = f"seed {event.unit.seed} ({seeds.index(event.unit.seed) + 1}/{len(seeds)}), {event.unit.arm}"
-        line += f", {len(ids)} images from id {ids[0]}, iteration {event.step}/{event.steps}"
+        line += f", {count_of(len(ids), 'image')} from id {ids[0]}, iteration {event.step}/{event.steps}"
         if self.right:
             line += f", robust so far {self.robust()[0]:.1f} % of {len(self.right)}"
         self.bar(self.done + sum(self.part.values()), line, self.earlier)

@@ -84,8 +84,8 @@ def departures(setup: Setup) -> Iterator[Change]:
 
 
 def scaled(setup: Setup, modes: Collection[str]) -> Iterator[Change]:
-    """The values that a named protocol scales to this dataset from a larger one, `dataset.scaled_from`, or from the full
-    budget to the quick one.
+    """The values that a named protocol scales to this dataset from those of a larger one, `dataset.scaled_from`, or to
+    the quick budget from the full one.
 
     These are the values of `per_dataset` tables, and eps, that differ between the two datasets. A value that the
     command changes counts as it was before, because `departures` has the change. The purifier is no part of a

@@ -113,7 +113,7 @@ def check_precision(config: dict) -> None:
 
 
 def check_dataset(dataset: dict) -> None:
-    """Raises ValueError unless `lanes` and `draws_per_call` of a dataset are whole numbers >= 1 and every eps is > 0."""
+    """Raises ValueError unless `lanes` and `draws_per_call` of a dataset are whole numbers >= 1, and every eps > 0."""
     for norm, eps in dataset["eps"].items():
         try:
             parse_eps(eps)

@@ -1,4 +1,4 @@
-"""Command lines that are wrong for sure, drawn by a seeded generator from the keys that composed configurations have."""
+"""Command lines with one mistake each, drawn by a seeded generator from the keys of composed configurations."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -130,24 +130,19 @@ def unknown_option(rng: random.Random, keys: list[Leaf]) -> str:
     name = rng.choice(options(group))
     values = [misspelt(rng, name), f"../{group}/{name}", f"{name}.yaml", "", f"[{name}]", f"{{{name}: 1}}", "null", "5"]
     values += [f"./{name}", f"{name}/", "..", "/etc/passwd", f"{name},{name}", "true", f"{name} {name}"]
-    words = [f"{group}={rng.choice(values)}"] * 5
-    words += [
-        f"+experiment={rng.choice([misspelt(rng, 'digits/full'), '../x', 'digits', '', '[a]', 'digits/full.yaml'])}"
-    ]
+    presets = [misspelt(rng, "digits/full"), "../x", "digits", "", "[a]", "digits/full.yaml"]
+    words = [f"{group}={rng.choice(values)}"] * 5 + [f"+experiment={rng.choice(presets)}"]
     words += [f"+{group}@attack.attacks.more={misspelt(rng, name)}", f"+{group}={name}", f"{group}@x={name}"]
     return rng.choice(words)
 
 
 def bad_grammar(rng: random.Random, keys: list[Leaf]) -> str:
     key = rng.choice([k.key for k in keys if not is_free(k.key)])
-    return rng.choice(
-        [
-            key, f"={key}", f"{key}=[1", f"{key}={{a", f"{key}=a: b: c", f"{key}=${{nothing}}", f"{key}=${{nothing:1}}",
-            f"{key}='a", f"{key}=1,2", f"+{key}=1", f"{key}.0.1=3", f"{key}=range(1,3)", f"{key}=choice(1,2)",
-            f"..{key}=1", f"{key}.=1", f"{key} = 1=1", f"~{key}=nothing", f"{key}=${{{key}}}", f"{key}=${{oc.env:NOT_SET}}",
-            f"{key}=!!python/object:os.system", f"{key}=\t{{", f"{key}=glob(*)", f"{key}={{_target_: os.system}}",
-        ]
-    )  # fmt: skip
+    rests = ["", "=[1", "={a", "=a: b: c", "=${nothing}", "=${nothing:1}", "='a", "=1,2", ".0.1=3", "=range(1,3)"]
+    rests += ["=choice(1,2)", ".=1", " = 1=1", "=${" + key + "}", "=${oc.env:NOT_SET}", "=!!python/object:os.system"]
+    rests += ["=\t{", "=glob(*)", "={_target_: os.system}"]
+    words = [key + rest for rest in rests]
+    return rng.choice([*words, f"={key}", f"+{key}=1", f"..{key}=1", f"~{key}=nothing"])
 
 
 def bad_flag(rng: random.Random, keys: list[Leaf]) -> str:
@@ -162,9 +157,9 @@ def bad_flag(rng: random.Random, keys: list[Leaf]) -> str:
 
 
 MISTAKES: list[Callable[[random.Random, list[Leaf]], str]] = [
-    wrong_kind, wrong_kind, wrong_value, wrong_value, wrong_order, unknown_key, unknown_key, unknown_option, bad_grammar,
-    bad_flag, wrong_word, taken_out,
-]  # fmt: skip
+    *(wrong_kind, wrong_kind, wrong_value, wrong_value, wrong_word, wrong_order, unknown_key, unknown_key),
+    *(unknown_option, taken_out, bad_grammar, bad_flag),
+]
 RUNNABLE = 7  # the first so many bases need no file
 
 

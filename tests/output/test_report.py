@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from dp.output.published import published_lines, published_rows
-from dp.output.report import caveat_lines, cells, clock, gradient_words, row_table, warnings
+from dp.output.report import caveat_lines, clock, gradient_words, warnings
+from dp.output.row_table import cells, row_table
 from dp.output.sweep_table import sweep_frame, sweep_table
 
 
