@@ -87,10 +87,10 @@ def row_tables(summary: dict, console: Console) -> list[Table]:
 
     If not even one fits, the labels are wrapped.
     """
-    rules = summary["config"]["protocol"]["report"]
+    rules, unbounded = summary["config"]["protocol"]["report"], console.options.update(width=10_000)
     for size in range(len(rules), 0, -1):
         tables = [row_table(summary, rules[k : k + size]) for k in range(0, len(rules), size)]
-        if all(Measurement.get(console, console.options, each).minimum <= console.width for each in tables):
+        if all(Measurement.get(console, unbounded, each).maximum <= console.width for each in tables):
             break
     else:
         for each in tables:

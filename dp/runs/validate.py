@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from types import NoneType, UnionType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from dp.attacks.base import FULL, VALUES
 from dp.runs.compose import RESERVED, Setup, arguments, is_reserved, target_of
@@ -17,7 +17,7 @@ from dp.threat_models.ball import parse_eps
 HYDRAS = {"_target_": str, "_partial_": bool, "_recursive_": bool, "_args_": list, "_convert_": str}  # keys of a node
 STARRED = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 KINDS = {dict: "a mapping", list: "a list", (int, float): "a number", str: "one value"}
-SIMPLE = {int: (int,), float: (int, float), str: (str,), bool: (bool,), NoneType: (NoneType,)}
+SIMPLE = {int: (int,), float: (int, float), str: (str,), bool: (bool,), NoneType: (NoneType,), Sequence: (list,)}
 # Keys that a yaml may leave out, of nodes without a `_target_`.
 OPTIONAL = ("dataset.budget", "dataset.files", "dataset.full_size", "dataset.scaled_from", "protocol.version")
 PROTOCOL_KEYS = ("seeds", "votes", "ties", "report", "grad", "attack", "attack_variants", "known_draws", "judge")
@@ -194,8 +194,9 @@ def check_call(node: Any, where: str = "", modules: Sequence[str] = ()) -> None:
 
 
 def _check_type(where: str, value: Any, annotation: Any) -> None:
-    """Check a value against plain types only. eps is not checked: it may be text, which its class reads."""
-    wanted = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    """Check a value against plain types and lists only. eps is not checked: it may be text, which its class reads."""
+    options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    wanted = [get_origin(option) or option for option in options]
     if not all(w in SIMPLE for w in wanted) or where.endswith(".eps"):
         return
     right = any(isinstance(value, SIMPLE[w]) and (not isinstance(value, bool) or w is bool) for w in wanted)
