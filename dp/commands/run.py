@@ -62,8 +62,7 @@ def main() -> int:
     notes = begin_sweep()
     try:
         with stoppable():
-            words.check_flags(sys.argv[1:])
-            words.check_words(sys.argv[1:])
+            words.check_words(sys.argv[1:], words.check_flags(sys.argv[1:]))
             job()
     except KeyboardInterrupt as interrupt:
         console.print(str(interrupt) or "interrupted before anything was scored; the same command starts again")

@@ -88,11 +88,15 @@ def row_tables(summary: dict, console: Console) -> list[Table]:
     If not even one fits, the labels are wrapped.
     """
     rules, unbounded = summary["config"]["protocol"]["report"], console.options.update(width=10_000)
-    for size in range(len(rules), 0, -1):
-        tables = [row_table(summary, rules[k : k + size]) for k in range(0, len(rules), size)]
-        if all(Measurement.get(console, unbounded, each).maximum <= console.width for each in tables):
-            break
-    else:
+
+    def parts(size: int) -> list[Table]:
+        return [row_table(summary, rules[k : k + size]) for k in range(0, len(rules), size)]
+
+    def fits(tables: list[Table]) -> bool:
+        return all(Measurement.get(console, unbounded, each).maximum <= console.width for each in tables)
+
+    tables = next((tables for size in range(len(rules), 0, -1) if fits(tables := parts(size))), parts(1))
+    if not fits(tables):
         for each in tables:
             each.columns[0].no_wrap, each.columns[0].min_width = False, LABEL
     for first, second in itertools.pairwise(tables):

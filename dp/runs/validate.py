@@ -56,7 +56,8 @@ def check_run(config: dict) -> None:
         raise ValueError(f"need save_every > 0, in seconds, got save_every={every}")
     if config["audit"] != "auto" and not isinstance(config["audit"], bool):
         raise ValueError(f"need audit auto, true or false, got audit={config['audit']}")
-    device_of(config), workers_of(config), shard_of(config)
+    for read in (device_of, workers_of, shard_of):
+        read(config)
 
 
 def check_finite(value: Any, name: str = "") -> None:

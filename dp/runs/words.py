@@ -8,6 +8,9 @@ from typing import Any, NoReturn
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from dp.runs.by_dataset import CONF
+from dp.runs.errors import unknown_option
+
 GROUPS = ("dataset", "classifier", "denoiser", "purifier", "attack", "threat_model", "protocol", "tracking")
 PRESETS = "experiment"
 HYDRA = ("launcher", "sweeper", "mode", "searchpath", "verbose")  # what a command may change of Hydra's own node
@@ -15,7 +18,7 @@ OPTION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*")  # the name of an option: that 
 SUFFIX = re.compile(r"\.ya?ml(?=,|$)")
 
 
-def check_words(words: Iterable[str], folders: Iterable[str] = ()) -> None:
+def check_words(words: Iterable[str], folders: Sequence[str] = ()) -> None:
     """Check a command before Hydra reads it: what Hydra would run at once, or answer with a traceback.
 
     Raises ValueError for what is no name of an option in its place, for a `_target_` in Hydra's own node, and for a
@@ -30,7 +33,9 @@ def check_words(words: Iterable[str], folders: Iterable[str] = ()) -> None:
         if key.strip()[:1] == "+" and key.strip().lstrip("+") in GROUPS:
             raise ValueError(f"need one option of each group, got {word}: write {key.strip().lstrip('+')}=NAME")
         if key.lstrip("+").partition("@")[0].strip() in (*GROUPS, PRESETS):
-            _check_option(key, value.strip(), word)
+            names = _check_option(key, value.strip(), word)
+            if key.strip() == f"+{PRESETS}":
+                _check_presets(names, folders)
         top, _, node = key.lstrip("+~ ").partition(".")
         if top == "hydra" and "_target_" in word:
             raise ValueError(
@@ -42,18 +47,29 @@ def check_words(words: Iterable[str], folders: Iterable[str] = ()) -> None:
         check_folder(Path(folder))
 
 
-def _check_option(key: str, value: str, word: str) -> None:
-    """Check what stands in the place of an option's name. Text with $, quotes or () is Hydra's to read."""
+def _check_option(key: str, value: str, word: str) -> list[str]:
+    """The names of options that a word has, for a sweep several. Text with $, quotes or () is Hydra's to read."""
     if word.startswith("~") or set(value) & set("$()'\""):
-        return
-    for name in value.split(","):
-        if not OPTION.fullmatch(name.strip()) or SUFFIX.search(name):
+        return []
+    names = [name.strip() for name in value.split(",")]
+    for name in names:
+        if not OPTION.fullmatch(name) or SUFFIX.search(name):
             advice = "a name is that of a yaml file, without its folder and its suffix"
             raise ValueError(f"need the name of an option for {key}, such as {key}=NAME, got {word}: {advice}")
+    return names
 
 
-def check_flags(words: Sequence[str]) -> None:
-    """Raises ValueError for flags that Hydra does not know, or whose value it does not know."""
+def _check_presets(names: Iterable[str], folders: Iterable[str]) -> None:
+    """Check that there are presets of these names."""
+    roots = [Path(folder) / PRESETS for folder in (CONF, *folders)]
+    known = sorted({p.relative_to(root).with_suffix("").as_posix() for root in roots for p in root.rglob("*.yaml")})
+    for name in names:
+        if name not in known:
+            raise ValueError(unknown_option(f"+{PRESETS}", name, known))
+
+
+def check_flags(words: Sequence[str]) -> list[str]:
+    """The folders of --config-dir. Raises ValueError for flags that Hydra does not know, or values of them."""
 
     parser = get_args_parser()
     parser.error = _refuse  # pyright: ignore[reportAttributeAccessIssue]
@@ -66,6 +82,7 @@ def check_flags(words: Sequence[str]) -> None:
         raise ValueError(
             "need the yamls of dp, got --config-path or --config-name: --config-dir adds a folder of yours"
         )
+    return [given.config_dir] if given.config_dir is not None else []
 
 
 def _refuse(message: str) -> NoReturn:
