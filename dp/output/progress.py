@@ -27,12 +27,13 @@ class Bar:
 
     Use it as a context manager, and call it with the work done so far and a line of text. `total`: the whole work, in
     any unit. Both forms show the time to go. If the first estimate is over an hour, it is also printed as a line.
+    `base`: the time from which the speed is measured, and the work of this start that was done then; None: not yet.
     """
 
     def __init__(self, console: Console, total: float):
         self.console, self.total = console, total
         self.start_time = self.last_line = time.monotonic()
-        self.first: tuple[float, float] | None = None  # time and work of the first call: before, processes start
+        self.base: tuple[float, float] | None = (self.start_time, 0.0)
         self.announced = False
         columns = (
             TextColumn("{task.description}"),
@@ -69,20 +70,19 @@ class Bar:
             self.console.print(f"{100 * min(1.0, share):3.0f} %, {to_go}: {line}")
 
     def seconds_left(self, done: float, ours: float, now: float) -> float | None:
-        """The time to go, at the speed of this start since its first call. None if no work is done."""
-        begin, base = self.first or (self.start_time, 0.0)
-        if self.first is None:
-            self.first = (now, ours)
-        if ours <= base:
-            begin, base = self.start_time, 0.0
-        return (now - begin) * max(0.0, self.total - done) / (ours - base) if ours > base else None
+        """The time to go, at the speed since `base`. None if no work is done since then."""
+        if self.base is None or ours <= self.base[1]:
+            return None
+        begin, before = self.base
+        return (now - begin) * max(0.0, self.total - done) / (ours - before)
 
 
 class Display:
     """The progress of a run. Use it as a context manager, and call it with every event.
 
     `units`: the work of this start, `begun` those of them that go on from a saved state; `rows`: the rows that earlier
-    starts have written; `work`: what an image costs under each condition.
+    starts have written; `work`: what an image costs under each condition; `processes`: how many work. Several need time
+    to start, so the speed is measured from the moment at which each has done something.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class Display:
         tracker: Tracker,
         work: Mapping[str, Costs],
         begun: Collection[Unit] = (),
+        processes: int = 1,
     ):
         self.evaluation, self.tracker, self.work, self.begun = evaluation, tracker, work, {*begun}
         self.part: dict[Unit, float] = {}
@@ -103,6 +104,9 @@ class Display:
         self.done = self.earlier = sum(work[row["arm"]].total for row in ours)
         self.count(rows)
         self.bar = Bar(console, self.done + total(units, work, evaluation.lanes))
+        self.waiting, self.seen = min(processes, len(units)), set[Unit]()
+        if self.waiting > 1:
+            self.bar.base = None
 
     def __enter__(self) -> "Display":
         self.bar.__enter__()
@@ -125,6 +129,9 @@ class Display:
             if event.unit.arm == "defended":
                 single, vote = self.robust()
                 self.tracker.log({"robust/single": single, "robust/vote": vote, "images": len(self.right)})
+        self.seen.add(unit)
+        if self.bar.base is None and len(self.seen) >= self.waiting:
+            self.bar.base = (time.monotonic(), self.done + sum(self.part.values()) - self.earlier)
         self.show(event)
 
     def count(self, rows: Iterable[Row]) -> None:

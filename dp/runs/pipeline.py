@@ -147,7 +147,7 @@ def execute(job: Job) -> None:
     job.tracker = tracker
     try:
         audit_first(job)
-        with Display(console, shard, units, rows.values(), tracker, job.work, begun) as display:
+        with Display(console, shard, units, rows.values(), tracker, job.work, begun, workers) as display:
             label = f"{part}of{parts}"
             run_units(build, job.config, job.evaluation, units, job.folder, label, min(workers, len(units)), display)
     except KeyboardInterrupt:
