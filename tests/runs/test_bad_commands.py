@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.hydra import Hydra
+from hydra.types import RunMode
 
 from dp import cli
 from dp.files import fetch
@@ -34,7 +36,7 @@ def empty(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch) -> None:
-    """Options without changes are composed once and not for every line."""
+    """Options without changes are composed once and not for every line, and each line once and not twice."""
     plain = compose.defaults_of
 
     @functools.cache
@@ -45,6 +47,7 @@ def quick(monkeypatch) -> None:
         return copy.deepcopy(by_choices(json.dumps({k: config[k] for k in ("choices", "plugins")}, sort_keys=True)))
 
     monkeypatch.setattr(compose, "defaults_of", defaults_of)
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: RunMode.RUN)  # it composes all to learn of hydra.mode
 
 
 def ran(line: Line, monkeypatch, capsys) -> tuple[int, str]:
