@@ -8,6 +8,8 @@ from typing import Any, get_args, get_origin
 
 from dp.attacks.base import FULL, VALUES
 from dp.runs.compose import RESERVED, Setup, arguments, is_reserved, target_of
+from dp.runs.errors import unknown_option
+from dp.runs.help import options
 from dp.runs.machine import device_of, shard_of, workers_of
 from dp.runs.words import GROUPS
 from dp.spelling import near_matches
@@ -31,6 +33,9 @@ def check_setup(setup: Setup) -> None:
     check_kinds(config, defaults)
     check_finite(config)
     check_config(config)
+    attack, known = config["protocol"]["attack"], options("attack", config["plugins"]["folders"])
+    if attack is not None and attack not in known:
+        raise ValueError(unknown_option("protocol.attack", attack, [*known]))
     if config["key_ignores"] != defaults["key_ignores"]:
         raise ValueError(
             f"need key_ignores={defaults['key_ignores']}, because other keys change rows, got another list"
@@ -196,8 +201,8 @@ def check_call(node: Any, where: str = "", modules: Sequence[str] = ()) -> None:
 
 def _check_type(where: str, value: Any, annotation: Any) -> None:
     """Check a value against plain types and lists only. eps is not checked: it may be text, which its class reads."""
-    options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-    wanted = [get_origin(option) or option for option in options]
+    allowed = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    wanted = [get_origin(option) or option for option in allowed]
     if not all(w in SIMPLE for w in wanted) or where.endswith(".eps"):
         return
     right = any(isinstance(value, SIMPLE[w]) and (not isinstance(value, bool) or w is bool) for w in wanted)

@@ -103,7 +103,7 @@ def wrong_order(rng: random.Random, keys: list[Leaf]) -> str:
         "purifier.t_l=0.01", "purifier.t_s=1.5", "purifier.t=1.5", "purifier.t=0", "protocol.seeds=[]",
         "protocol.seeds=[5,5]", "protocol.seeds=[[5]]", "protocol.seeds=[true]", "protocol.report=[]",
         "protocol.report=[nothing]", "protocol.report=[[single]]", "protocol.images=600", "shard=2/1", "shard=0/1",
-        "attack.step_size=5", "threat_model.eps=2", "threat_model.eps=8/0", "threat_model.eps=1/2/3",
+        "attack.step_size=5", "threat_model.eps=99", "threat_model.eps=8/0", "threat_model.eps=1/2/3",
         "threat_model.eps=-8/255", "threat_model.eps=[8,255]", "classifier.mean=[0.5]", "classifier.taps=[nothing]",
         "classifier.taps=[5]", "denoiser.sigma_data=0", "denoiser.sigma_data=-1", "dataset.lanes=0",
         "dataset.draws_per_call=0", "protocol.votes=0", "classifier.net.net.classes=3", "classifier.net.net.depth=9",

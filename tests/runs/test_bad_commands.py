@@ -17,7 +17,7 @@ from tests.helpers.bad_commands import MISTAKES, Line, drawn
 from tests.helpers.processes import forked, wait
 
 LINES, FORKED = 200, 10
-LONGEST = 700  # characters of an error; the longest lists all options of a group
+LONGEST = 900  # characters of an error; the longest lists all options of a group
 
 
 @pytest.fixture
