@@ -26,7 +26,7 @@ APART = {("training", "audit"), ("audit", "training"), ("attacks", "purifiers"),
 APART |= {("evaluation", "contracts")}
 APART |= {("purifiers", "nets"), ("purifiers", "threat_models")}
 APART |= {("threat_models", "purifiers"), ("cli", "commands")}  # the console command imports them by name, when asked
-EXTERNAL = {"hydra": {"runs/compose.py", "runs/errors.py", "commands/run.py"}}
+EXTERNAL = {"hydra": {"runs/compose.py", "runs/by_dataset.py", "runs/errors.py", "runs/words.py", "commands/run.py"}}
 EXTERNAL |= {"omegaconf": EXTERNAL["hydra"], "wandb": {"output/tracking.py"}}
 MODULES = sorted(DP.rglob("*.py"))
 

@@ -137,9 +137,10 @@ def audited(setup: compose.Setup, quick: bool, images: int | None, console: Cons
     images = (battery.QUICK_IMAGES if quick else 2 * battery.QUICK_IMAGES) if images is None else images
     if images < 1:
         raise ValueError(f"need --images >= 1, got {images}")
+    folder = pipeline.folder_of(setup)
     pipeline.fetch_missing(setup.config)
     key, code = run_key(setup.config), sources_hash(setup.config)
-    folder, name = Path(setup.config["results"]) / key, key + ("-quick" if quick else "")
+    name = key + ("-quick" if quick else "")
     job = pipeline.built(setup, folder, code)
     subject = pipeline.subject_of(job, images, quick)
     count, gradient = len(subject.images.ids), report.gradient_words(job.caveats.as_data())

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from dp.audit import battery
 from dp.output.console import console
-from dp.runs.compose import CONF, GROUPS, ROOT
+from dp.runs.by_dataset import CONF, ROOT
 from dp.runs.errors import DONE, command
 from dp.runs.help import described
+from dp.runs.words import GROUPS
 from dp.statistics.metrics import RULES
 
 DOCS = ROOT / "docs"

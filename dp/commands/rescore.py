@@ -15,16 +15,18 @@ from rich.console import Console
 from rich.table import Table
 
 from dp.commands.options import parser, wide_console
+from dp.evaluation.dry import dry_nfe
 from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.rows import Row
-from dp.output import report
 from dp.output import rescore as again
 from dp.output.progress import Bar
+from dp.output.row_table import cells, rule_name
 from dp.runs import compose
-from dp.runs.build import build, dry_nfe
+from dp.runs.build import build
 from dp.runs.errors import DONE, command
 from dp.runs.pipeline import fetch_missing
 from dp.runs.sources import sources_hash
+from dp.runs.words import value_of
 from dp.spelling import near_matches
 from dp.statistics import metrics
 
@@ -82,7 +84,7 @@ def changed(config: dict, overrides: Sequence[str], config_dirs: Sequence[str | 
         config["choices"] = {**config["choices"], **groups}
     for (key, _), override in zip(parts, overrides, strict=True):
         if key not in groups:
-            config = _with(config, key.split("."), compose.value_of(override), key)
+            config = _with(config, key.split("."), value_of(override), key)
     return config
 
 
@@ -116,9 +118,7 @@ def compare(folder: Path, summary: dict, own: bool, bits: int | None, console: C
             if bits is not None:
                 rounded.setdefault(saved.arm, []).extend(rescored(by, again.eight_bits(saved), stage, work))
     rule, known = config["protocol"]["report"][0], config["protocol"]["known_draws"] and not own
-    table = _headed(
-        f"{folder.name}: {'its own' if own else 'fresh'} samples", report.rule_name(rule, by.evaluation.votes)
-    )
+    table = _headed(f"{folder.name}: {'its own' if own else 'fresh'} samples", rule_name(rule, by.evaluation.votes))
     agree = True
     for arm in before:
         unequal, gap = again.unequal(before[arm], after[arm]), again.difference(before[arm], after[arm])
@@ -166,7 +166,7 @@ def transfer(folders: Sequence[Path], summaries: Sequence[dict], others: dict[st
         name: [saved for saved in again.saved(folder) if saved.arm == "defended"]
         for name, folder in zip(names, folders, strict=True)
     }
-    table = Table(box=box.SIMPLE_HEAD, title=f"robust accuracy, percent [95 %], {report.rule_name(rule, votes)}")
+    table = Table(box=box.SIMPLE_HEAD, title=f"robust accuracy, percent [95 %], {rule_name(rule, votes)}")
     for name in ("attacked, down / scored, across", *configs):
         table.add_column(name, justify="right" if name in configs else "left")
     images = sum(len(saved.rows) for group in groups.values() for saved in group)
@@ -175,7 +175,7 @@ def transfer(folders: Sequence[Path], summaries: Sequence[dict], others: dict[st
         for name, group in groups.items():
             rows = [[row for saved in group for row in rescored(by, saved, again.FRESH, work)] for by in columns]
             figures = [metrics.summarize(r, votes)["robust"][rule] for r in rows]
-            table.add_row(name, *("{} [{}]".format(*report.cells(figure)[:2]) for figure in figures))
+            table.add_row(name, *("{} [{}]".format(*cells(figure)[:2]) for figure in figures))
     console.print(table)
 
 

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -11,9 +10,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dp.output.console import console
-from dp.runs import compose, help
+from dp.runs import compose, help, words
 from dp.runs.errors import DONE, INTERRUPTED, MISTAKE, USER_ERRORS, sentence
-from dp.runs.keys import run_key
 from dp.runs.signals import stoppable
 from dp.runs.sweep import begin_sweep, finish_sweep, note_cell
 
@@ -37,12 +35,12 @@ def job(cfg: DictConfig) -> None:
 def one(cfg: DictConfig) -> None:
     """One run, alone or in a sweep. A user's error is printed and not raised, so that a sweep goes on."""
     from dp.output.report import show  # imported here: --help needs neither torch nor pandas
-    from dp.runs.pipeline import judged
+    from dp.runs.pipeline import folder_of, judged
 
     folder, summary, error = None, None, None
     try:
         setup = compose.setup_of(cfg)
-        folder = Path(setup.config["results"]) / run_key(setup.config)
+        folder = folder_of(setup)
         summary = judged(setup, folder)
         if summary is None:
             error = "waiting for the other shards"
@@ -64,7 +62,7 @@ def main() -> int:
     notes = begin_sweep()
     try:
         with stoppable():
-            compose.check_words(sys.argv[1:])
+            words.check_words(sys.argv[1:], words.check_flags(sys.argv[1:]))
             job()
     except KeyboardInterrupt as interrupt:
         console.print(str(interrupt) or "interrupted before anything was scored; the same command starts again")

@@ -12,7 +12,8 @@ import pandas as pd
 from dp.output import record
 from dp.output.console import console
 from dp.output.published import PUBLISHED, published_rows
-from dp.output.report import audit_word, clock, gradient_words, rule_name
+from dp.output.report import audit_word, clock, gradient_words
+from dp.output.row_table import rule_name
 from dp.runs.errors import DONE, command
 
 MEASURED, TABLES = Path("results/measured"), Path("results/tables")

@@ -67,7 +67,10 @@ class Denoiser(nn.Module):
 
 
 class EDM(Denoiser):
-    """Karras et al. 2022, Eq. 7: D = c_skip z + c_out F(c_in z, ln(sigma) / 4)."""
+    """Karras et al. 2022, Eq. 7: D = c_skip z + c_out F(c_in z, ln(sigma) / 4).
+
+    Raises ValueError for sigma_data <= 0.
+    """
 
     def __init__(
         self,
@@ -77,6 +80,8 @@ class EDM(Denoiser):
         dtype: torch.dtype = torch.float32,
         size: int | None = None,
     ):
+        if sigma_data <= 0:
+            raise ValueError(f"need sigma_data > 0, got sigma_data={sigma_data}")
         super().__init__(net, memory, dtype, size)
         self.sigma_data = sigma_data
 
@@ -205,6 +210,8 @@ class Consistency(Denoiser):
         dtype: torch.dtype = torch.float32,
         size: int | None = None,
     ):
+        if sigma_data <= 0:
+            raise ValueError(f"need sigma_data > 0, got sigma_data={sigma_data}")
         super().__init__(net, memory, dtype, size)
         self.sigma_data, self.low = sigma_data, sigma_min if boundary else 0.0
 

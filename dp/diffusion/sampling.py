@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 LEVELS = 1000
+MOST_STEPS = 100 * LEVELS  # of a grid; far more would not fit into memory
 CLAMPS = ("plain", "straight_through", "none")
 Denoise = Callable[[Tensor, float], Tensor]  # (z (B,C,H,W), sigma) -> E[x0 | z] (B,C,H,W)
 OnStep = Callable[[int, float, Tensor, Tensor], object]  # called with step i, sigma, z and x0 (B,C,H,W)
@@ -49,8 +50,8 @@ def time_grid(t: float, steps: int | Sequence[float]) -> list[float]:
     if not 0 < t <= 1:
         raise ValueError(f"need 0 < t <= 1, got t={t}")
     if isinstance(steps, int):
-        if steps < 1:
-            raise ValueError(f"need steps >= 1, got steps={steps}")
+        if not 1 <= steps <= MOST_STEPS:
+            raise ValueError(f"need 1 <= steps <= {MOST_STEPS}, got steps={steps}")
         return [round(t * (1 - i / steps), 12) for i in range(steps + 1)]
     times = [*steps, 0.0]
     if times[0] != t or not all(a > b for a, b in pairwise(times)):

@@ -64,7 +64,7 @@ class Evaluation:
 
     def __post_init__(self):
         counts = (self.votes, self.lanes, *(self.seeds if isinstance(self.seeds, Sequence) else (None,)))
-        if not all(isinstance(v, int) for v in counts):
+        if not all(isinstance(v, int) and not isinstance(v, bool) for v in counts):
             raise ValueError(
                 f"need whole votes and lanes and a list of seeds, got {self.votes}, {self.lanes}, {self.seeds}"
             )

@@ -1,7 +1,7 @@
 """Progress of a run: a bar on a terminal, plain lines elsewhere; the time to go and the robust accuracy so far."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -16,7 +16,9 @@ from rich.progress import (
 
 from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.rows import Event, Row, Unit
+from dp.evaluation.work import Costs, slots, total
 from dp.output.report import clock
+from dp.output.row_table import count_of
 from dp.output.tracking import Tracker
 
 
@@ -25,20 +27,22 @@ class Bar:
 
     Use it as a context manager, and call it with the work done so far and a line of text. `total`: the whole work, in
     any unit. Both forms show the time to go. If the first estimate is over an hour, it is also printed as a line.
+    `base`: the time from which the speed is measured, and the work of this start that was done then; None: not yet.
     """
 
     def __init__(self, console: Console, total: float):
         self.console, self.total = console, total
         self.start_time = self.last_line = time.monotonic()
+        self.base: tuple[float, float] | None = (self.start_time, 0.0)
         self.announced = False
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
-            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[left]}"),
         )
         self.bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
-        self.task = self.bar.add_task("starting", total=total) if self.bar else None
+        self.task = self.bar.add_task("starting", total=total, left="") if self.bar else None
 
     def __enter__(self) -> "Bar":
         if self.bar:
@@ -49,37 +53,60 @@ class Bar:
         if self.bar:
             self.bar.stop()
 
-    def __call__(self, done: float, line: str) -> None:
-        elapsed = time.monotonic() - self.start_time
-        left = elapsed * (self.total - done) / done if done else None
+    def __call__(self, done: float, line: str, earlier: float = 0.0) -> None:
+        """`earlier`: the part of the work done so far that an earlier start has done."""
+        now = time.monotonic()
+        left = self.seconds_left(done, done - earlier, now)
         to_go = "time to go not known yet" if left is None else f"{clock(left)} to go"
-        if not self.announced and left is not None and elapsed > 20:
+        if not self.announced and left is not None and now - self.start_time > 20:
             self.announced = True
             if left > 3600:
                 self.console.print(f"estimate: {to_go}")
         if self.bar and self.task is not None:
-            self.bar.update(self.task, completed=done, description=line)
-        elif time.monotonic() - self.last_line > 10:
-            self.last_line = time.monotonic()
-            self.console.print(f"{100 * done / self.total:3.0f} %, {to_go}: {line}")
+            self.bar.update(self.task, completed=done, description=line, left=to_go)
+        elif now - self.last_line > 10:
+            self.last_line = now
+            share = done / self.total if self.total > 0 else 1.0
+            self.console.print(f"{100 * min(1.0, share):3.0f} %, {to_go}: {line}")
+
+    def seconds_left(self, done: float, ours: float, now: float) -> float | None:
+        """The time to go, at the speed since `base`. None if no work is done since then."""
+        if self.base is None or ours <= self.base[1]:
+            return None
+        begin, before = self.base
+        return (now - begin) * max(0.0, self.total - done) / (ours - before)
 
 
 class Display:
     """The progress of a run. Use it as a context manager, and call it with every event.
 
-    `units`: the work of this start; `rows`: the rows that earlier starts have written. The time to go is estimated
-    from the network evaluations that each unit needs.
+    `units`: the work of this start, `begun` those of them that go on from a saved state; `rows`: the rows that earlier
+    starts have written; `work`: what an image costs under each condition; `processes`: how many work. Several need time
+    to start, so the speed is measured from the moment at which each has done something.
     """
 
     def __init__(
-        self, console: Console, evaluation: Evaluation, units: Sequence[Unit], rows: Iterable[Row], tracker: Tracker
+        self,
+        console: Console,
+        evaluation: Evaluation,
+        units: Sequence[Unit],
+        rows: Iterable[Row],
+        tracker: Tracker,
+        work: Mapping[str, Costs],
+        begun: Collection[Unit] = (),
+        processes: int = 1,
     ):
-        self.evaluation, self.tracker = evaluation, tracker
-        self.done = 0.0
+        self.evaluation, self.tracker, self.work, self.begun = evaluation, tracker, work, {*begun}
         self.part: dict[Unit, float] = {}
         self.right: list[tuple[bool, bool]] = []  # for each defended row: right by its first sample, right by the vote
+        rows, ids = list(rows), {*evaluation.subset.ids.tolist()}
+        ours = [row for row in rows if row["id"] in ids and row["seed"] in evaluation.seeds]
+        self.done = self.earlier = sum(work[row["arm"]].total for row in ours)
         self.count(rows)
-        self.bar = Bar(console, sum(sum(self.cost(unit)) for unit in units))
+        self.bar = Bar(console, self.done + total(units, work, evaluation.lanes))
+        self.waiting, self.seen = min(processes, len(units)), set[Unit]()
+        if self.waiting > 1:
+            self.bar.base = None
 
     def __enter__(self) -> "Display":
         self.bar.__enter__()
@@ -89,30 +116,23 @@ class Display:
         self.bar.__exit__()
 
     def __call__(self, event: Event) -> None:
-        attack, score = self.cost(event.unit)
+        unit, costs = event.unit, self.work[event.unit.arm]
+        if unit in self.begun:  # what it had done before this start
+            self.begun.discard(unit)
+            self.earlier += slots(unit, self.evaluation.lanes) * costs.attack(max(0, event.step - 1))
         if event.rows is None:
-            self.part[event.unit] = attack * event.step / max(1, event.steps)
+            self.part[unit] = slots(unit, self.evaluation.lanes) * costs.attack(event.step)
         else:
-            self.part.pop(event.unit, None)
-            self.done += attack + score
+            self.part.pop(unit, None)
+            self.done += total([unit], self.work, self.evaluation.lanes)
             self.count(event.rows)
             if event.unit.arm == "defended":
                 single, vote = self.robust()
                 self.tracker.log({"robust/single": single, "robust/vote": vote, "images": len(self.right)})
+        self.seen.add(unit)
+        if self.bar.base is None and len(self.seen) >= self.waiting:
+            self.bar.base = (time.monotonic(), self.done + sum(self.part.values()) - self.earlier)
         self.show(event)
-
-    def cost(self, unit: Unit) -> tuple[float, float]:
-        """The work per image of attacking a unit, and of scoring it, in evaluations of the defense.
-
-        A gradient counts as three evaluations.
-        """
-        attack = self.evaluation.arms[unit.arm].attack
-        samples, votes = attack.steps * attack.samples, self.evaluation.votes
-        if unit.arm == "undefended":
-            return 0.3 * attack.steps, 0.3
-        if unit.arm == "null":
-            return (samples if attack.select == "best" else 0.01 * attack.steps), votes
-        return 3.0 * samples, 2.0 * votes
 
     def count(self, rows: Iterable[Row]) -> None:
         """Add the rows of the defended condition to the robust accuracy so far."""
@@ -129,10 +149,10 @@ class Display:
         """Update the bar, or print a line, for an event."""
         seeds, ids = list(self.evaluation.seeds), event.unit.ids
         line = f"seed {event.unit.seed} ({seeds.index(event.unit.seed) + 1}/{len(seeds)}), {event.unit.arm}"
-        line += f", {len(ids)} images from id {ids[0]}, iteration {event.step}/{event.steps}"
+        line += f", {count_of(len(ids), 'image')} from id {ids[0]}, iteration {event.step}/{event.steps}"
         if self.right:
             line += f", robust so far {self.robust()[0]:.1f} % of {len(self.right)}"
-        self.bar(self.done + sum(self.part.values()), line)
+        self.bar(self.done + sum(self.part.values()), line, self.earlier)
 
 
 class Downloads:

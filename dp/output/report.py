@@ -3,12 +3,11 @@
 Functions take the plain data of `Caveats.as_data`, which a summary holds too, and return text and tables.
 """
 
+import math
 import shlex
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from dp.attacks.base import FULL, VALUES, Attack
 from dp.attacks.through import mode_words
@@ -17,22 +16,8 @@ from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.judge import Judge
 from dp.output.declarations import declared_lines
 from dp.output.published import published_lines, published_rows
+from dp.output.row_table import count_of, row_tables, rule_name
 
-ROWS = (
-    ("standard", "standard accuracy"),
-    ("robust", "robust accuracy"),
-    ("null", "null control: random noise"),
-    ("undefended_standard", "undefended, clean"),
-    ("undefended", "undefended, attacked"),
-)
-RULES = {
-    "single": "single sample",
-    "average": "average of {}",
-    "vote": "vote of {}",
-    "mean_logits": "mean logits of {}",
-    "mean_softmax": "mean softmax of {}",
-    "worst": "worst of {}",
-}
 BROKEN = {
     "any": "any is wrong",
     "all": "all are wrong",
@@ -44,6 +29,8 @@ NOT_BALLS = {  # a note for rows under threat models that are no l_p balls
     "perceptual": "the classifier's own features with equal weights, not VGG16-LPIPS: the bound is on another scale "
     "than published ones, the figure not comparable; no l_p ball, not for an l_p column",
 }
+SIZES = ((1e12, " trillion"), (1e9, " billion"), (1e6, " million"), (1e3, " thousand"))
+GLOSSARY = "docs/concepts.md#glossary"
 AUDIT = {"FAIL": "AUDIT FAILED, do not trust this row", "WARN": "audit warns"}
 
 
@@ -63,7 +50,8 @@ def announcement(
         f"attacked: {threat.norm} {config['threat_model']['eps']}, {attack.says(through(grad, caveats))}; "
         f"{caveats['attack_nfe']} NFE per sample; gradient: {gradient_words(caveats)}",
         f"scored: {choices['purifier']} ({caveats['nfe']} NFE), {evaluation.votes} {samples} per image; "
-        f"{images} images x {len(evaluation.seeds)} seeds on {evaluation.device}, {workers} workers",
+        f"{count_of(images, 'image')} x {count_of(len(evaluation.seeds), 'seed')} on {evaluation.device}, "
+        f"{count_of(workers, 'worker')}",
         *padding_lines(own or images, evaluation.lanes),
         *([judge_line(judge, attack)] if judge is not None else []),
         *criteria_lines(config, caveats, evaluation.votes, judge, attack),
@@ -78,8 +66,16 @@ def padding_lines(images: int, lanes: int) -> list[str]:
     last = images % lanes
     if not last:
         return []
-    whole = f"the last of {images // lanes + 1} batches has {last} images" if images > lanes else f"{last} images"
+    few = count_of(last, "image")
+    whole = f"the last of {images // lanes + 1} batches has {few}" if images > lanes else few
     return [f"padded: {whole} in {lanes} batch slots, which take as long as {lanes} images (dataset.lanes)"]
+
+
+def work_line(evaluations: float) -> str:
+    """The work of a run in words. `evaluations`: of the denoiser, or of the classifier where there is none."""
+    size, word = next((pair for pair in SIZES if evaluations >= pair[0]), (1, ""))
+    about = float(f"{evaluations / size:.2g}")
+    return f"work: about {about:g}{word} network evaluations of one image; a backward pass counts as one"
 
 
 def through(grad: str, caveats: dict) -> str:
@@ -106,11 +102,6 @@ def gradient_words(caveats: dict) -> str:
     exact = "approximate (straight-through clamp)" if caveats["straight_through"] else "exact"
     words = {(): exact, (VALUES,): "none"}
     return ", ".join(words.get(tuple(modes), mode_name(modes)) for modes in caveats["gradients"])
-
-
-def rule_name(rule: str, samples: int) -> str:
-    """A decision rule in words. `samples`: the number of samples that it decides by."""
-    return RULES[rule].format(samples)
 
 
 def broken_when(judge: Judge) -> str:
@@ -184,15 +175,6 @@ def quick_budget_line(setup: Any, images: int) -> list[str]:
     return [f"this is the quick budget; for the full one: {command}"]
 
 
-def cells(figure: dict | None) -> tuple[str, str, str]:
-    """The value, the 95 % interval and the standard deviation over seeds of a figure, as text."""
-    if figure is None:
-        return "-", "", ""
-    low, high = figure["wilson95"]
-    spread = "" if figure["seed_std"] is None else f"{figure['seed_std']:.2f}"
-    return f"{figure['value']:.1f}", f"{low:.1f} - {high:.1f}", spread
-
-
 def headline(summary: dict) -> tuple[str, str, str]:
     """The protocol's first decision rule, and the summary keys of its robust and null figures.
 
@@ -203,51 +185,16 @@ def headline(summary: dict) -> tuple[str, str, str]:
     return protocol["report"][0], "seen" if in_loop else "robust", "null_seen" if in_loop else "null"
 
 
-def row_table(summary: dict) -> Table:
-    """The table of one run, every figure in percent, with columns for each of the protocol's decision rules.
-
-    The first rule is the protocol's own.
-    """
-    config, choices = summary["config"], summary["config"]["choices"]
-    threat, rules, judge = config["threat_model"], config["protocol"]["report"], config["protocol"]["judge"]
-    samples, n = summary["robust"]["vote"]["draws"], summary["robust"]["single"]["n"]
-    table = Table(
-        title=f"{choices['dataset']} / {version_name(config, 'purifier')} / {choices['attack']}, {threat['norm']} "
-        f"{threat['eps']}, protocol {version_name(config, 'protocol')}",
-        caption=f"percent of {n} images, mean of {len(summary['per_seed'])} seeds; intervals: Wilson, over images",
-        box=box.SIMPLE_HEAD,
-    )
-    table.add_column("accuracy")
-    for rule in rules:
-        for name in (rule_name(rule, samples), "95 %", "seed std"):
-            table.add_column(name, justify="right", no_wrap=True)
-    in_loop = bool(judge) and judge["in_loop"]
-    when = "decided in-loop" if in_loop else "by the in-loop samples"
-    if judge:
-        counts = [judge["screen"], judge["draws"]] if judge.get("screen") else [judge["draws"]]
-        when += f" ({', then '.join(map(str, counts))} samples)"
-    for name, label in (*ROWS, ("seen", f"robust, {when}"), ("null_seen", f"null control, {when}")):
-        if name in summary:
-            figures = [cell for rule in rules for cell in cells(summary[name].get(rule))]
-            table.add_row(label, *figures, style="bold" if name == ("seen" if in_loop else "robust") else None)
-    return table
-
-
-def version_name(config: dict, group: str) -> str:
-    """The name of the chosen option, with its version if its numbers have changed."""
-    version = config[group].get("version", 1)
-    return config["choices"][group] + (f" (version {version})" if version > 1 else "")
-
-
 def warnings(summary: dict) -> list[str]:
     """The lines below a row: findings of the audit, caveats, scaled values, ties, and whether the run was audited."""
     config, choices, caveats = summary["config"], summary["config"]["choices"], summary["caveats"]
     rule, robust, null = headline(summary)
     lines = [*audit_lines(summary["audited"]), *caveat_lines(config, caveats)]
     if caveats["scaled"]:
-        origin = config["dataset"]["scaled_from"]["dataset"]
+        origin = config["dataset"].get("scaled_from")
+        source = f"the values for {origin['dataset']}" if origin else "the full budget"
         values = "; ".join(f"{c['key']} {c['value']} for {c['reference']}" for c in caveats["scaled"])
-        lines.append(f"scaled to {config['dataset']['name']} from the values for {origin}: {values}")
+        lines.append(f"scaled to {config['dataset']['name']} from {source}: {values}")
     norm = config["threat_model"]["norm"]
     if norm in NOT_BALLS:
         lines.append(f"{norm}: {NOT_BALLS[norm]}")
@@ -274,23 +221,32 @@ def audit_lines(audited: dict | None) -> list[str]:
 
 def show(summary: dict, console: Console) -> None:
     """Print the table of a run, the published rows, the lines of `warnings`, and its cost."""
-    console.print(row_table(summary))
+    for table in row_tables(summary, console):
+        console.print(table)
     for line in [*published_lines(published_rows(summary["config"])), *warnings(summary)]:
         console.print(line)
     for line in fact_lines(summary["config"], summary["caveats"]):
         console.print(line)
     caveats, time_taken = summary["caveats"], f"{clock(summary['seconds'])} of worker time"
     console.print(f"NFE {caveats['nfe']} scored, {caveats['attack_nfe']} attacked; {time_taken}; {summary['device']}")
+    console.print(f"every term: {GLOSSARY}")
 
 
 def fact_lines(config: dict, caveats: dict) -> list[str]:
     """One line of what the purifier tells of itself, or none."""
-    facts = ", ".join(f"{fact['name']} {fact['value']:.4g}" for fact in caveats["facts"])
+    facts = ", ".join(fact_words(**fact) for fact in caveats["facts"])
     return [f"{config['choices']['purifier']}: {facts}"] if facts else []
+
+
+def fact_words(name: str, value: float) -> str:
+    """A fact in words. The sign % in a name is the place of its value, which is in percent."""
+    return name.replace("%", f"{value:.4g} %") if "%" in name else f"{name} {value:.4g}"
 
 
 def clock(seconds: float) -> str:
     """Seconds as text: `7 s`, `3 min 20 s`, `2 h 05 min`."""
+    if not math.isfinite(seconds):
+        return "an unknown time"
     s = round(seconds)
     if s < 60:
         return f"{s} s"

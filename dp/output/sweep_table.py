@@ -7,7 +7,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from dp.output.report import cells, headline
+from dp.output.report import headline
+from dp.output.row_table import cells
 
 
 def sweep_table(runs: Sequence[dict], title: str) -> Table:

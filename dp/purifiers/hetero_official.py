@@ -57,8 +57,8 @@ def purify(
     `masked`. `on_step(i, sigma, z, x0)` is called after every call of the denoiser.
     Raises ValueError for values outside these ranges.
     """
-    if not 0 < t_s <= t_l <= 1:
-        raise ValueError(f"need 0 < t_s <= t_l <= 1, got t_s={t_s}, t_l={t_l}")
+    if not 0 < t_s <= t_l <= 1 or jump < 0:
+        raise ValueError(f"need 0 < t_s <= t_l <= 1 and jump >= 0, got t_s={t_s}, t_l={t_l}, jump={jump}")
     known = to_pm1(x)
     mask = _mask(_imagenet_normalized(known) if mask_input_bug else x, classifier, tau, top, mask_grad, temperature)
     grid = index_grid(n, t_l)

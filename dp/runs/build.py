@@ -6,43 +6,40 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dp.attacks.base import VALUES, Attack, check_members, check_norm
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended, unbound
 from dp.defense.memory import activation_bytes
-from dp.diffusion.denoisers import Denoiser, Gaussian
+from dp.diffusion.denoisers import Denoiser
 from dp.evaluation.caveats import gradients
+from dp.evaluation.dry import dry_nfe
 from dp.evaluation.evaluate import Arm, Evaluation, null_control
+from dp.evaluation.judge import Judge
 from dp.purifiers import diffpure, none
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
-from dp.runs.compose import make
+from dp.runs.compose import make, nodes
 from dp.runs.machine import device_of, free_bytes, workers_of
-from dp.runs.validate import check_batches, check_precision, check_protocol, check_targets
+from dp.runs.validate import check_config
 from dp.subset import Subset
+from dp.threat_models.ball import ThreatModel
 
 
 def build(config: dict) -> Evaluation:
     """All objects of a run, from plain configuration. Raises ValueError for settings that do not fit together."""
-    check_targets(config)
-    check_protocol(config["protocol"], config["window"])
-    check_precision(config)
-    check_batches(config["dataset"])
+    check_config(config)
     device, protocol = device_of(config), config["protocol"]
     if device.startswith("cuda"):  # so that rows repeat byte for byte, and float32 is not TF32
         torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
     scored = defense(config, device)
     subset: Subset = _make(config, config["dataset"]["loader"])
-    attack: Attack = _make(config, config["attack"])
-    check_members(attack, config["choices"]["attack"])
-    threat = _make(config, config["threat_model"])
-    check_norm(attack, config["choices"]["attack"], threat.norm)
+    attack, threat, judge = attacker(config)
+    check_lengths(config["attack"], threat, subset.x[:1])
     threat = threat.seen_by(scored.classifier)
     attacked = scored.gradient_mode(threat.grad)
     bare = Defended(none.purify, None, scored.classifier)
-    judge = _make(config, protocol["judge"]) if protocol["judge"] and attack.steps else None
     for modes in gradients(attack, threat.grad):
         if modes != (VALUES,):
             scored.gradient_modes(modes)  # raises ValueError for a mode that this purifier does not have
@@ -52,6 +49,7 @@ def build(config: dict) -> Evaluation:
         "null": Arm(attacked, scored, null_control(attack, judge)),
     }
     first = subset.select(slice(0, 1))
+    check_images(scored, subset, device)
     nfe = dry_nfe(attacked, first)  # this call also finds bad hyperparameters before any work
     dry_nfe(scored, first)
     set_memory(config, scored, first, nfe, device)
@@ -68,6 +66,53 @@ def build(config: dict) -> Evaluation:
         known_draws=protocol["known_draws"],
         window=config["window"],
     )
+
+
+def attacker(config: dict) -> tuple[Attack, ThreatModel, Judge | None]:
+    """The attack, the threat model and the in-loop evaluation of a run. They need no file.
+
+    Raises ValueError for values that they do not take, and if they do not fit together.
+    """
+    attack, threat = _make(config, config["attack"]), _make(config, config["threat_model"])
+    check_members(attack, config["choices"]["attack"])
+    check_norm(attack, config["choices"]["attack"], threat.norm)
+    wanted = config["protocol"]["judge"]
+    judge = _make(config, wanted) if wanted else None
+    return attack, threat, judge if attack.steps else None
+
+
+def check_lengths(node: dict, threat: ThreatModel, x: Tensor) -> None:
+    """Raises ValueError for an eps or a step size that is larger than the distance of any two images.
+
+    `node`: the attack's; `x`: an image (1,C,H,W).
+    """
+    largest = threat.largest(x)
+    if threat.eps > largest:
+        raise ValueError(
+            f"need threat_model.eps <= {largest:g}, the largest distance of two images, got {threat.eps:g}"
+        )
+    for each in nodes(node):
+        step = each.get("step_size")
+        if isinstance(step, int | float) and step > largest:
+            raise ValueError(
+                f"need step_size <= {largest:g}, the largest distance of two images, got step_size={step:g}"
+            )
+
+
+def check_images(scored: Defended, subset: Subset, device: str) -> None:
+    """Raises ValueError for a network that does not take the dataset's images, and for labels without a logit."""
+    x, shape = subset.x[:1].to(device, memory_format=torch.channels_last), "x".join(map(str, subset.x.shape[1:]))
+    network = "classifier"
+    try:
+        with torch.no_grad():
+            classes, network = scored.classifier(x).shape[1], "denoiser"
+            if scored.denoiser is not None:
+                scored.denoiser(x, 1.0)
+    except RuntimeError as error:
+        raise ValueError(f"need a {network} for images of {shape}, got one that says: {error}") from error
+    if classes <= int(subset.y.max()):
+        labels = f"the dataset's labels go up to {int(subset.y.max())}"
+        raise ValueError(f"need a logit for every label, got {classes} logits, and {labels}")
 
 
 def defense(config: dict, device: str) -> Defended:
@@ -111,30 +156,6 @@ def _variant(config: dict, node: dict) -> dict | Callable:
 
 def _make(config: dict, node: Any, **more: Any) -> Any:
     return make(node, modules=config["plugins"]["modules"], **more)
-
-
-def dry_nfe(model: Defended, one: Subset) -> int:
-    """The network evaluations of one purification, counted by running it once with a cheap Gaussian denoiser.
-
-    A defense without a denoiser is run without one. Raises ValueError if its purifier needs one.
-    """
-    if model.denoiser is not None:
-        return _dry_nfe(model, Gaussian(), one)
-    try:
-        return _dry_nfe(model, None, one)
-    except (AttributeError, TypeError) as error:  # what a call or a method of None raises
-        _dry_nfe(model, Gaussian(), one)  # raises again if the purifier itself is wrong
-        raise ValueError(
-            "need a denoiser for this purifier, got none: choose denoiser=NAME or purifier=none"
-        ) from error
-
-
-def _dry_nfe(model: Defended, denoiser: Denoiser | None, one: Subset) -> int:
-    classifier = model.classifier
-    cheap = Defended(model.purifier, denoiser, classifier)
-    with torch.no_grad():
-        cheap(one.x.to(next(classifier.parameters()).device), Streams(one.ids, 0, "dry"))
-    return cheap.nfe
 
 
 def set_memory(config: dict, scored: Defended, one: Subset, nfe: int, device: str) -> None:

@@ -21,8 +21,9 @@ from dp.evaluation.caveats import (
     gradients,
     short_steps,
 )
+from dp.evaluation.dry import dry_nfe
 from dp.evaluation.evaluate import Evaluation
-from dp.runs.build import dry_nfe
+from dp.runs.by_dataset import BUDGETS, QUICK, is_quick
 from dp.runs.compose import Setup, arguments, make
 
 FACT_IMAGES = 32  # images on which a purifier tells of itself
@@ -85,7 +86,8 @@ def departures(setup: Setup) -> Iterator[Change]:
 
 
 def scaled(setup: Setup, modes: Collection[str]) -> Iterator[Change]:
-    """The values that a named protocol scales to this dataset from a larger one, `dataset.scaled_from`.
+    """The values that a named protocol scales to this dataset from those of a larger one, `dataset.scaled_from`, or to
+    the quick budget from the full one.
 
     These are the values of `per_dataset` tables, and eps, that differ between the two datasets. A value that the
     command changes counts as it was before, because `departures` has the change. The purifier is no part of a
@@ -94,7 +96,13 @@ def scaled(setup: Setup, modes: Collection[str]) -> Iterator[Change]:
     """
     config, plain = setup.config, setup.defaults
     origin = plain["dataset"].get("scaled_from")
-    if origin is None or config["choices"]["protocol"] == "default":
+    if config["choices"]["protocol"] == "default":
+        return
+    if is_quick(config["dataset"]):
+        for group in BUDGETS:
+            yield from _scaled_below(plain[group], plain[group], group, (QUICK, config["dataset"]["name"]))
+        return
+    if origin is None:
         return
     names = (plain["dataset"]["name"], origin["dataset"])
     for group in ("protocol", "attack", "threat_model"):

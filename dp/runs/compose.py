@@ -2,9 +2,8 @@
 
 import inspect
 import pydoc
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,19 +11,15 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dp.contracts.declared import gradient_for
+from dp.runs.by_dataset import CONF, DATASET_KEYS, is_quick, unvalued  # also the resolvers
+from dp.runs.errors import unknown_option
+from dp.runs.words import GROUPS, check_folder, check_overrides, check_words, words_of
 
-ROOT = Path(__file__).parents[2]
-CONF = (
-    ROOT / "dp" / "conf" if (ROOT / "dp" / "conf").is_dir() else ROOT / "conf"
-)  # dp/conf in an installed wheel, conf in a checkout
 VERSION_BASE = "1.3"  # of Hydra's behavior
-GROUPS = ("dataset", "classifier", "denoiser", "purifier", "attack", "threat_model", "protocol", "tracking")
 # The packages whose functions and classes a `_target_` may name; plug-ins add their modules. timm and the rest of torch
 # are left out, because they have functions that execute a pickle.
 PACKAGES = ("dp", "torch.nn", "torch.optim", "torchvision.models")
@@ -33,70 +28,80 @@ PACKAGES = ("dp", "torch.nn", "torch.optim", "torchvision.models")
 RESERVED = ("per_dataset", "gradients", "gradient", "exceptions", "facts", "published", "version")
 
 
+FALLBACKS = {"classifier": "local", "denoiser": "none"}  # for a dataset without an option of its name
+
+
 class Setup(NamedTuple):
     """The configuration of a command, as plain data.
 
     `config`: the composed configuration. It has the chosen options under `choices`, and the folders and modules of
     plug-ins under `plugins`. `defaults`: the configuration of the same options with no key changed. `words`: the
     words of the command, by the dotted key or group that they set. `sets_gradient`: see the function of this name.
+    `notes`: lines for people about options that stand in for missing ones.
     """
 
     config: dict
     defaults: dict
     words: dict[str, str]
     sets_gradient: bool = False
-
-
-def per_dataset(key: str, *, _parent_: Any, _root_: Any) -> Any:
-    """The resolver ${per_dataset:key}: the value of `key` for the chosen dataset.
-
-    It comes from the `per_dataset` table of this node, or else of the nearest node above. A table maps dataset names,
-    or `default`, to values by key. Raises ValueError if no table has a value.
-    """
-    name, tables, node = _root_.dataset.name, [], _parent_
-    while node is not None:
-        table = node.get("per_dataset") if isinstance(node, DictConfig) else None
-        if table is not None:
-            tables.append(table)
-            for column in (name, "default"):
-                if column in table and key in table[column]:
-                    return table[column][key]
-            if any(key in values for values in table.values()):
-                break
-        node = node._get_parent()
-    known = [column for table in tables[-1:] for column, values in table.items() if key in values]
-    raise ValueError(
-        f"no value of {key} for dataset {name}, only for {', '.join(known) or 'none'}: set the key on the command line"
-    )
-
-
-def available_gradient(name: str, *, _root_: Any) -> str:
-    """The resolver ${available_gradient:NAME}: see `gradient_for`."""
-    return gradient_for(_root_.purifier, name)
-
-
-OmegaConf.register_new_resolver("per_dataset", per_dataset, replace=True)
-OmegaConf.register_new_resolver("available_gradient", available_gradient, replace=True)
+    notes: tuple[str, ...] = ()
 
 
 def resolved(cfg: DictConfig, choices: Mapping[str, str]) -> dict:
     """The configuration as plain data, with the names of the chosen options under `choices`.
 
-    Raises ValueError if `results` or `key_ignores` has the wrong type, because a run needs both for its folder.
+    Raises ValueError if `results` or `key_ignores` has the wrong type, because a run needs both for its folder, and for
+    keys that have no value on this dataset.
     """
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    absent = [f"dataset.{key}" for key in DATASET_KEYS if key not in (cfg.get("dataset") or {})]
+    if absent:
+        raise ValueError(f"need {', '.join(absent)} in the yaml of dataset={choices['dataset']}, got a dataset without")
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException:
+        without = ", ".join(unvalued(cfg))
+        if not without:
+            raise
+        raise ValueError(f"need values for dataset {cfg.dataset.name}, which no table names: {without}") from None
     assert isinstance(plain, dict)
-    if not isinstance(plain["results"], str) or not plain["results"]:
-        raise ValueError(f"need results as a folder, such as results/runs, got results={plain['results']}")
-    ignored = plain["key_ignores"]
+    if own := {"choices", "plugins"} & {*plain}:
+        raise ValueError(f"unknown key {min(map(str, own))}: dp itself writes it")
+    results, ignored = plain.get("results"), plain.get("key_ignores")
+    if not isinstance(results, str) or not results.strip():
+        raise ValueError(f"need results as a folder, such as results/runs, got results={results}")
     if not isinstance(ignored, list) or not all(isinstance(key, str) for key in ignored):
         raise ValueError(f"need key_ignores as a list of keys, such as [results], got key_ignores={ignored}")
     return {**plain, "choices": {group: choices[group] for group in GROUPS if group != "tracking"}}  # pyright: ignore[reportReturnType]
 
 
+def with_fallbacks(config: dict, folders: Sequence[str]) -> tuple[dict, tuple[str, ...]]:
+    """The configuration with `FALLBACKS` for what a dataset does not have, and a line about them if there are any.
+
+    Raises ValueError for an option that does not exist.
+    """
+    dataset, absent = config["choices"]["dataset"], [group for group in FALLBACKS if group not in config]
+    for group in absent:
+        option = config["choices"][group]
+        if option != dataset:
+            found = {path.stem for folder in (CONF, *folders) for path in (Path(folder) / group).glob("*.yaml")}
+            raise ValueError(unknown_option(group, option, sorted(found)))
+    if not absent:
+        return config, ()
+    cfg = _composed([f"{group}={option}" for group, option in FALLBACKS.items()], folders)
+    config = config | {group: OmegaConf.to_container(cfg[group], resolve=True) for group in absent}
+    config["choices"] = config["choices"] | {group: FALLBACKS[group] for group in absent}
+    stand_ins = " and ".join(f"{group}={FALLBACKS[group]}" for group in absent)
+    own = "classifier=local classifier.net.file=FILE classifier.net.net._target_=NETWORK"
+    ways = {"classifier": f"classifier=NAME or {own}", "denoiser": "denoiser=NAME"}
+    setting = ", and ".join(ways[group] for group in absent)
+    return config, (
+        f"dataset {dataset} has no {' and no '.join(absent)} of its name, so it has {stand_ins}: set {setting}",
+    )
+
+
 def composed(*overrides: str, config_dirs: Sequence[str | Path] = ()) -> dict:
     """The plain configuration of `python run.py overrides...`. `config_dirs`: folders of plug-ins."""
-    return _config_of(*_with_folders(overrides, config_dirs))
+    return _config_of(*_with_folders(overrides, config_dirs))[0]
 
 
 def _with_folders(overrides: Sequence[str], config_dirs: Sequence[str | Path]) -> tuple[DictConfig, list[str]]:
@@ -105,9 +110,17 @@ def _with_folders(overrides: Sequence[str], config_dirs: Sequence[str | Path]) -
     return _composed(overrides, folders), folders
 
 
-def _config_of(cfg: DictConfig, folders: list[str]) -> dict:
-    """The plain configuration of Hydra's own, which has the node `hydra`, and of these folders of plug-ins."""
-    return with_plugins(resolved(_without_hydra(cfg), cfg.hydra.runtime.choices), folders)
+def _config_of(cfg: DictConfig, folders: list[str]) -> tuple[dict, tuple[str, ...]]:
+    """The plain configuration of Hydra's own, which has the node `hydra`, and of these folders of plug-ins; notes."""
+    return _complete(resolved(_without_hydra(cfg), cfg.hydra.runtime.choices), folders)
+
+
+def _complete(config: dict, folders: list[str]) -> tuple[dict, tuple[str, ...]]:
+    config, notes = with_fallbacks(config, folders)
+    if is_quick(config["dataset"]):
+        budget = f"dataset {config['dataset']['name']} has the quick budget: +dataset.budget=full takes the full one"
+        notes = (*notes, budget)
+    return with_plugins(config, folders), notes
 
 
 def _composed(overrides: Sequence[str], folders: Sequence[str]) -> DictConfig:
@@ -128,16 +141,16 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
 def setup(*overrides: str, config_dirs: Sequence[str | Path] = ()) -> Setup:
     """The `Setup` of a command with these overrides. `config_dirs`: folders of plug-ins."""
     cfg, folders = _with_folders(overrides, config_dirs)
-    config = _config_of(cfg, folders)
-    return Setup(config, defaults_of(config), words_of(overrides), sets_gradient(cfg))
+    config, notes = _config_of(cfg, folders)
+    return Setup(config, defaults_of(config), words_of(overrides), sets_gradient(cfg), notes)
 
 
 def setup_of(cfg: DictConfig) -> Setup:
     """The `Setup` of the configuration that Hydra's own entry has composed."""
     hydra = HydraConfig.get()
     check_overrides(hydra.overrides.task)
-    config = with_plugins(resolved(cfg, hydra.runtime.choices), plugin_folders(hydra))
-    return Setup(config, defaults_of(config), words_of(hydra.overrides.task), sets_gradient(cfg))
+    config, notes = _complete(resolved(cfg, hydra.runtime.choices), plugin_folders(hydra))
+    return Setup(config, defaults_of(config), words_of(hydra.overrides.task), sets_gradient(cfg), notes)
 
 
 def sets_gradient(cfg: DictConfig) -> bool:
@@ -188,7 +201,7 @@ def with_plugins(config: dict, folders: Sequence[str]) -> dict:
 
 def _targets(folder: Path) -> Iterator[str]:
     """Every `_target_` in the yamls of a folder. Raises ValueError if there is no such folder."""
-    _check_folder(folder)
+    check_folder(folder)
     for path in sorted(folder.rglob("*.yaml")):
         for node in nodes(yaml.safe_load(path.read_text())):
             if isinstance(node.get("_target_"), str):
@@ -248,44 +261,3 @@ def arguments(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     return {k: arguments(v) for k, v in node.items() if k not in RESERVED}
-
-
-def check_words(words: Iterable[str], folders: Iterable[str] = ()) -> None:
-    """Check a command before Hydra reads it: what Hydra would run at once, or answer with a traceback.
-
-    Raises ValueError for a list or a mapping in place of an option's name, for a `_target_` in Hydra's own node, and
-    for a folder that does not exist.
-    """
-    for word in words:
-        key, _, value = word.partition("=")
-        if key.lstrip("+") in (*GROUPS, "experiment") and value.lstrip().startswith(("[", "{")):
-            raise ValueError(f"need the name of an option for {key}, such as {key}=NAME, got {word}")
-        if key.lstrip("+").partition(".")[0] == "hydra" and "_target_" in word:
-            raise ValueError(
-                f"need no _target_ in the node hydra, got {word}: choose options, as in hydra/launcher=NAME"
-            )
-    for folder in folders:
-        _check_folder(Path(folder))
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ValueError(f"need a folder of yamls for --config-dir, got {folder}, and there is no such folder")
-
-
-def check_overrides(given: Sequence[str]) -> None:
-    """Raises ValueError for key={}: Hydra merges it into the existing mapping, so it changes nothing."""
-    idle = [o for o in given if re.fullmatch(r"[^+~=]+=\s*\{\s*\}", o)]
-    if idle:
-        key = idle[0].partition("=")[0]
-        raise ValueError(f"need something to set, got {idle[0]}, which changes nothing: ~{key}.NAME takes one out")
-
-
-def value_of(override: str) -> Any:
-    """The value of `key=value`, by the grammar of the command line. Raises Hydra's error for other text."""
-    return OverridesParser.create().parse_override(override).value()
-
-
-def words_of(overrides: Sequence[str]) -> dict[str, str]:
-    """The words of a command by the dotted key or group that they set, by the grammar of the command line."""
-    return {o.key_or_group: o.input_line or "" for o in OverridesParser.create().parse_overrides(list(overrides))}

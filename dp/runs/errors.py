@@ -1,7 +1,7 @@
 """How a command ends: the exit code, and one line for any error that a user can cause."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import yaml
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
@@ -33,12 +33,16 @@ def sentence(error: BaseException) -> str:
         return sentence(error.__cause__)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        near, known = near_matches(option, error.options), ", ".join(error.options)
-        return f"unknown option {group}={option}{near}; there are: {known}"
+        return unknown_option(group, option, error.options)
     if isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError) and error.__cause__.full_key:
         key, parent = error.__cause__.full_key, error.__cause__.parent_node
         known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
         near = near_matches(key.rpartition(".")[2], known)
-        return f"unknown key {key}{near}; to add a new one write +{key}=..."
+        return f"unknown key {key}{near}; +{key}=... sets one that the yaml leaves out"
     text = str(error)
     return " ".join(text.split("full_key:")[0].split()) or type(error).__name__
+
+
+def unknown_option(group: str, option: str, known: Sequence[str]) -> str:
+    """The message for an option that does not exist. `known`: the names of those of its group."""
+    return f"unknown option {group}={option}{near_matches(option, known)}; there are: {', '.join(known)}"

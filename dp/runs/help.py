@@ -25,7 +25,8 @@ Attack a diffusion-based purification defense, score it on fresh samples, and pr
 usage: {program} [GROUP=OPTION ...] [KEY=VALUE ...]
 """
 TAIL = """\
-All values of a command and the keys that change them: add --cfg job. An unknown key is an error; +KEY=VALUE adds one.
+All values of a command and the keys that change them: add --cfg job. An unknown key is an error; +KEY=VALUE sets one
+that the yaml leaves out.
 The same command goes on after an interruption. Results: results/runs/<key>/, one folder for each configuration.
 Hydra's own flags: --hydra-help.
 
@@ -88,7 +89,7 @@ def is_alias(text: str) -> bool:
 def _defaults() -> dict[str, str]:
     """The options that config.yaml chooses."""
     entries = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
-    return {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
+    return {g.removeprefix("optional "): option for e in entries if isinstance(e, dict) for g, option in e.items()}
 
 
 def _presets(folders: Sequence[str | Path]) -> dict[str, list[str]]:

@@ -30,7 +30,8 @@ def workers_of(config: dict) -> int:
     Raises ValueError for other text and for numbers below 1.
     """
     if config["workers"] != "auto":
-        if not isinstance(config["workers"], int) or config["workers"] < 1:
+        whole = isinstance(config["workers"], int) and not isinstance(config["workers"], bool)
+        if not whole or config["workers"] < 1:
             raise ValueError(f"need workers auto or >= 1, got workers={config['workers']}")
         return config["workers"]
     if device_of(config) != "cpu":

@@ -1,6 +1,7 @@
 """A run from its configuration to its summary: resume, prepare, execute, summarize."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -9,19 +10,20 @@ from rich.console import Console
 from dp.audit import battery
 from dp.audit.check import Finding, Subject
 from dp.evaluation.evaluate import Evaluation
+from dp.evaluation.work import Costs, costs, total
 from dp.files.cache import cache_folder
 from dp.output import record, report
 from dp.output.console import console
 from dp.output.progress import Bar, Display, Downloads
 from dp.output.snapshots import Snapshots
 from dp.output.tracking import Tracker
-from dp.runs.build import build
+from dp.runs.build import attacker, build
 from dp.runs.caveats import Caveats, caveats_of
 from dp.runs.compose import Setup, make
 from dp.runs.keys import run_key
 from dp.runs.machine import shard_of, workers_of
 from dp.runs.sources import sources_hash
-from dp.runs.validate import check_kinds, check_run
+from dp.runs.validate import check_setup
 from dp.runs.workers import run_units
 from dp.statistics import metrics
 from dp.subset import Subset
@@ -37,6 +39,11 @@ class Job:
     evaluation: Evaluation
     caveats: Caveats
     tracker: Tracker | None = None
+
+    @cached_property
+    def work(self) -> dict[str, Costs]:
+        """What an image costs under each condition."""
+        return costs(self.evaluation)
 
     @property
     def config(self) -> dict:
@@ -65,9 +72,14 @@ class Job:
         return replace(evaluation, subset=subset, window=window)
 
 
+def folder_of(setup: Setup) -> Path:
+    """The folder of a run. Raises ValueError for a configuration that cannot be run."""
+    check_setup(setup)
+    return Path(setup.config["results"]) / run_key(setup.config)
+
+
 def judged(setup: Setup, folder: Path) -> dict | None:
     """Do what is missing of a run. Returns its summary, or None while other shards are not finished."""
-    check_run(setup.config)
     summary = resume(setup, folder)
     if summary is not None:
         return summary
@@ -93,7 +105,9 @@ def resume(setup: Setup, folder: Path) -> dict | None:
 
 def prepare(setup: Setup, folder: Path) -> Job:
     """Check the configuration, fetch its files, build its objects, and print the announcement."""
-    check_kinds(setup.config, setup.defaults)
+    for line in setup.notes:
+        console.print(line)
+    attacker(setup.config)  # its mistakes are said before anything is fetched
     fetch_missing(setup.config)
     job = built(setup, folder, sources_hash(setup.config))
     record.begin(folder, job.config, job.code, job.config["overwrite"])
@@ -101,6 +115,7 @@ def prepare(setup: Setup, folder: Path) -> Job:
     own = len(job.shard.subset.ids)
     for line in report.announcement(folder.name, setup, job.evaluation, facts, workers_of(job.config), own):
         console.print(line)
+    console.print(report.work_line(total(job.shard.plan(), job.work, job.evaluation.lanes)))
     return job
 
 
@@ -132,7 +147,7 @@ def execute(job: Job) -> None:
     job.tracker = tracker
     try:
         audit_first(job)
-        with Display(console, shard, units, rows.values(), tracker) as display:
+        with Display(console, shard, units, rows.values(), tracker, job.work, begun, workers) as display:
             label = f"{part}of{parts}"
             run_units(build, job.config, job.evaluation, units, job.folder, label, min(workers, len(units)), display)
     except KeyboardInterrupt:

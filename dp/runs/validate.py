@@ -1,25 +1,59 @@
-"""Checks of a configuration against the signatures that it will call, before anything runs."""
+"""Checks of a configuration against its options and the signatures that it will call, before anything runs."""
 
 import inspect
+import math
 from abc import ABCMeta
 from collections.abc import Sequence
 from types import NoneType, UnionType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from dp.attacks.base import FULL, VALUES
 from dp.contracts.declared import check_declared
-from dp.runs.compose import GROUPS, arguments, target_of
+from dp.runs.compose import RESERVED, Setup, arguments, target_of
+from dp.runs.errors import unknown_option
+from dp.runs.help import options
+from dp.runs.machine import device_of, shard_of, workers_of
+from dp.runs.words import GROUPS
 from dp.spelling import near_matches
-from dp.statistics.metrics import RULES
+from dp.statistics.metrics import RULES, TIES
+from dp.threat_models.ball import parse_eps
 
+HYDRAS = {"_target_": str, "_partial_": bool, "_recursive_": bool, "_args_": list, "_convert_": str}  # keys of a node
 STARRED = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-KINDS = {dict: "a mapping", list: "a list", (int, float): "a number"}
-SIMPLE = {int: (int,), float: (int, float), str: (str,), bool: (bool,), NoneType: (NoneType,)}
+KINDS = {dict: "a mapping", list: "a list", (int, float): "a number", str: "one value"}
+SIMPLE = {int: (int,), float: (int, float), str: (str,), bool: (bool,), NoneType: (NoneType,), Sequence: (list,)}
+# Keys that a yaml may leave out, of nodes without a `_target_`.
+OPTIONAL = ("dataset.budget", "dataset.files", "dataset.full_size", "dataset.scaled_from", "protocol.version")
 PROTOCOL_KEYS = ("seeds", "votes", "ties", "report", "grad", "attack", "attack_variants", "known_draws", "judge")
 
 
+def check_setup(setup: Setup) -> None:
+    """Check all of a command's configuration that can be checked without its objects. Raises ValueError."""
+    config, defaults = setup.config, setup.defaults
+    check_keys({k: v for k, v in config.items() if k not in ("choices", "plugins")}, defaults)
+    check_run(config)
+    check_kinds(config, defaults)
+    check_finite(config)
+    check_config(config)
+    attack, known = config["protocol"]["attack"], options("attack", config["plugins"]["folders"])
+    if attack is not None and attack not in known:
+        raise ValueError(unknown_option("protocol.attack", attack, [*known]))
+    if config["key_ignores"] != defaults["key_ignores"]:
+        raise ValueError(
+            f"need key_ignores={defaults['key_ignores']}, because other keys change rows, got another list"
+        )
+
+
+def check_config(config: dict) -> None:
+    """Check a configuration against the signatures that it will call. Raises ValueError."""
+    check_targets(config)
+    check_protocol(config["protocol"], config["window"])
+    check_precision(config)
+    check_dataset(config["dataset"])
+
+
 def check_run(config: dict) -> None:
-    """Raises ValueError for wrong values of `overwrite`, `shard` and `save_every`."""
+    """Raises ValueError for wrong values of the keys that say how a run is done, and on which device."""
     if not isinstance(config["overwrite"], bool):
         raise ValueError(f"need overwrite true or false, got overwrite={config['overwrite']}")
     if config["overwrite"] and str(config["shard"]) != "1/1":
@@ -27,6 +61,56 @@ def check_run(config: dict) -> None:
     every = config["save_every"]
     if isinstance(every, bool) or not isinstance(every, int | float) or not 0 < every < float("inf"):
         raise ValueError(f"need save_every > 0, in seconds, got save_every={every}")
+    if config["audit"] != "auto" and not isinstance(config["audit"], bool):
+        raise ValueError(f"need audit auto, true or false, got audit={config['audit']}")
+    for read in (device_of, workers_of, shard_of):
+        read(config)
+
+
+def check_finite(value: Any, name: str = "") -> None:
+    """Raises ValueError for a number in plain data that is NaN or infinite. `name`: the dotted name of the data."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"need {name} as a finite number, got {name}={value}")
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        check_finite(child, f"{name}.{key}".lstrip("."))
+
+
+def check_keys(node: dict, default: dict, name: str = "", argument: bool = False) -> None:
+    """Check that a node has the keys of its option, no other ones, and the option's own version.
+
+    `default`: the node of the same options without changes; `name`: its dotted name. The keys of a node with a
+    `_target_` are its arguments, which `check_call` checks, and so are those below it (`argument`). Raises ValueError.
+    """
+    free = argument or "_target_" in node
+    absent = [] if free else [f"{name}.{key}".lstrip(".") for key in default if key not in node]
+    if set(absent) - {*OPTIONAL}:
+        raise ValueError(f"need {absent[0]}, which every run reads, got a command that takes it out")
+    for key, value in node.items():
+        where, there = f"{name}.{key}".lstrip("."), default.get(key)
+        if key == "version" and value != there:
+            raise ValueError(
+                f"need {where}={there}, the version of the code that makes the numbers, got {where}={value}"
+            )
+        if key not in default and not free and where not in OPTIONAL:
+            raise ValueError(f"unknown key {where}{near_matches(str(key), map(str, default))}: nothing reads it")
+        if key == "facts" and value not in (there, None):
+            raise ValueError(f"need {where} as its yaml has it or null, got another one")
+        if key == "per_dataset" and isinstance(value, dict):
+            _check_tables(where, value, node, there)
+        elif isinstance(value, dict) and isinstance(there, dict) and (key not in RESERVED or key == "gradients"):
+            check_keys(value, there, where, free)
+
+
+def _check_tables(name: str, tables: dict, node: dict, default: Any) -> None:
+    """Check that a table of values by dataset has only keys that its node, or the option's own table, has."""
+    known = {key for column in (default or {}).values() for key in column} | {str(key) for key in node}
+    for dataset, column in tables.items():
+        if not isinstance(column, dict):
+            raise ValueError(f"need {name}.{dataset} as a mapping of values, got {column!r}")
+        for key in column:
+            if key not in known:
+                raise ValueError(f"unknown key {name}.{dataset}.{key}{near_matches(str(key), known)}: nothing reads it")
 
 
 def check_precision(config: dict) -> None:
@@ -36,8 +120,13 @@ def check_precision(config: dict) -> None:
         raise ValueError(f"need dtype float32 or bfloat16 and memory auto, store or recompute, got {given}")
 
 
-def check_batches(dataset: dict) -> None:
-    """Raises ValueError unless `lanes` and `draws_per_call` of a dataset are whole numbers of at least 1."""
+def check_dataset(dataset: dict) -> None:
+    """Raises ValueError unless `lanes` and `draws_per_call` of a dataset are whole numbers >= 1, and every eps > 0."""
+    for norm, eps in dataset["eps"].items():
+        try:
+            parse_eps(eps)
+        except ValueError as error:
+            raise ValueError(f"dataset.eps.{norm}: {error}") from None
     for key in ("lanes", "draws_per_call"):
         value = dataset[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -85,6 +174,14 @@ def check_call(node: Any, where: str = "", modules: Sequence[str] = ()) -> None:
         check_call(value, f"{where}.{key}".lstrip("."), modules)
     if "_target_" not in node:
         return
+    for key, value in node.items():
+        kind = HYDRAS.get(key) if key.startswith("_") else object
+        if kind is None:
+            raise ValueError(
+                f"unknown key {where}.{key}{near_matches(key, HYDRAS)}: {node['_target_']} does not take it"
+            )
+        if key != "_target_" and not isinstance(value, kind):
+            raise ValueError(f"need {where}.{key} of type {kind.__name__}, got {value!r}")
     target = target_of(node["_target_"], modules, where)
     if isinstance(target, ABCMeta) and target.__abstractmethods__:
         lacks = ", ".join(sorted(target.__abstractmethods__))
@@ -111,8 +208,9 @@ def check_call(node: Any, where: str = "", modules: Sequence[str] = ()) -> None:
 
 
 def _check_type(where: str, value: Any, annotation: Any) -> None:
-    """Check a value against plain types only. eps is not checked: it may be text, which its class reads."""
-    wanted = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    """Check a value against plain types and lists only. eps is not checked: it may be text, which its class reads."""
+    allowed = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    wanted = [get_origin(option) or option for option in allowed]
     if not all(w in SIMPLE for w in wanted) or where.endswith(".eps"):
         return
     right = any(isinstance(value, SIMPLE[w]) and (not isinstance(value, bool) or w is bool) for w in wanted)
@@ -121,17 +219,21 @@ def _check_type(where: str, value: Any, annotation: Any) -> None:
 
 
 def check_kinds(config: dict, defaults: dict, name: str = "") -> None:
-    """Raises ValueError if a value is not a mapping, a list or a number where the yaml has one.
+    """Raises ValueError if a value is not a mapping, a list, a number or text where the yaml has one.
 
-    null is allowed, because many keys take it. Text is allowed for eps, which may be a fraction.
+    null is allowed, because many keys take it. Text is allowed for eps, which may be a fraction, and any single value
+    in place of text, because its class says what it takes.
     """
     for key, value in config.items():
         where, default = f"{name}.{key}".lstrip("."), defaults.get(key)
         if isinstance(default, dict) and isinstance(value, dict):
             check_kinds(value, default, where)
         wanted = next((kind for kind in KINDS if _is(default, kind)), None)
-        if wanted is not None and value is not None and key != "eps" and not _is(value, wanted):
-            raise ValueError(f"need {where} as {KINDS[wanted]}, such as {default}, got {value!r}")
+        if wanted is None or value is None or key in ("eps", "url"):
+            continue
+        if not (_is(value, wanted) if wanted is not str else not isinstance(value, dict | list)):
+            known = f" of {', '.join(map(str, default))}" if isinstance(default, dict) else f", such as {default}"
+            raise ValueError(f"need {where} as {KINDS[wanted]}{known}, got {value!r}")
 
 
 def _is(value: Any, kind: Any) -> bool:
@@ -143,12 +245,17 @@ def check_protocol(protocol: dict, window: int) -> None:
     absent = [key for key in PROTOCOL_KEYS if key not in protocol]
     if absent:
         raise ValueError(f"need protocol.{absent[0]}, got a protocol without it")
+    for key in ("grad", "ties", "attack"):
+        if not isinstance(protocol[key], str) and not (key == "attack" and protocol[key] is None):
+            raise ValueError(f"need protocol.{key} as a name, got {protocol[key]!r}")
+    if protocol["ties"] not in TIES:
+        raise ValueError(f"need ties {' or '.join(TIES)}, got ties={protocol['ties']!r}")
     if protocol["judge"] is not None and not isinstance(protocol["judge"], dict):
         raise ValueError(f"need protocol.judge as null or a mapping, got {protocol['judge']}")
     if not isinstance(window, int) or isinstance(window, bool):
         raise ValueError(f"need window as a whole number, got window={window}")
     rules, known = protocol["report"], protocol["known_draws"]
-    if not isinstance(rules, list) or not rules or set(rules) - set(RULES):
+    if not isinstance(rules, list) or not rules or any(rule not in [*RULES] for rule in rules):
         raise ValueError(f"need protocol.report as a list of {', '.join(RULES)}, got {rules}")
     if not isinstance(known, bool):
         raise ValueError(f"need protocol.known_draws true or false, got {known}")

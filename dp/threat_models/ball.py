@@ -86,6 +86,10 @@ class ThreatModel:
         delta = (x_adv.double() - x.double()).flatten(1)
         return delta.abs().amax(dim=1) if self.norm == "linf" else delta.norm(dim=1)
 
+    def largest(self, x: Tensor) -> float:
+        """The largest distance that two images of the shape of x (B,C,H,W) can have, in the threat model's norm."""
+        return 1.0 if self.norm == "linf" else x[0].numel() ** 0.5
+
     def seen_by(self, classifier: nn.Module) -> "ThreatModel":
         """This threat model for a defense with that classifier; the distances of a ball do not depend on it."""
         return self

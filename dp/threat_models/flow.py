@@ -66,6 +66,9 @@ class FlowModel(ThreatModel):
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         raise ValueError(f"need the flow to measure an image under threat_model={OPTIONS['flow']}, got the image alone")
 
+    def largest(self, x: Tensor) -> float:
+        return 2.0  # the whole image, in halves of its side
+
     def clip(self, flow: Tensor) -> Tensor:
         """The flow within the bound."""
         return flow.clamp(-self.eps, self.eps)

@@ -42,6 +42,9 @@ class Perceptual:
         """(B,) float64, 0 for equal images; differentiable in both."""
         return self.between(self.features(x), self.features(other))
 
+    def largest(self, x: Tensor) -> float:
+        return float("inf")  # features have no bound
+
     def between(self, features: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
         """(B,): the distance, given `features` of both."""
         total = features[0].new_zeros(len(features[0]))

@@ -36,8 +36,9 @@ def needed(config: Any) -> list[Asset]:
     """
     assets: dict[Asset, None] = {}
     for node in _mappings(config):
-        if node.get("_target_") in ZOO:
-            asset = ZOO[node["_target_"]](**{k: v for k, v in node.items() if not re.fullmatch("_.*_", k)})
+        target = node.get("_target_")
+        if isinstance(target, str) and target in ZOO:
+            asset = ZOO[target](**{k: v for k, v in node.items() if not re.fullmatch("_.*_", k)})
         elif isinstance(node.get("file"), str):
             asset = Asset(**{k: node[k] for k in ASSET_KEYS if node.get(k) is not None})
         else:

@@ -32,11 +32,12 @@ from rich.table import Table
 
 from dp.defense.defended import Defended
 from dp.defense.memory import activation_bytes
+from dp.evaluation.dry import dry_nfe
 from dp.evaluation.evaluate import Evaluation
 from dp.purifiers import diffpure
 from dp.rng import Streams
 from dp.runs import compose
-from dp.runs.build import build, dry_nfe
+from dp.runs.build import build
 from dp.runs.errors import command
 
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}

@@ -29,6 +29,7 @@ from rich.table import Table
 from dp.evaluation.draws import fresh_samples
 from dp.output import record, report
 from dp.output.console import console as run_console
+from dp.output.row_table import rule_name
 from dp.runs import compose
 from dp.runs.build import build
 from dp.runs.errors import command
@@ -159,9 +160,9 @@ def line(name: str, protocol: str, given: tuple[str, ...], summary: dict) -> dic
     rule, robust, null = report.headline(summary)
     figures = {"standard": summary["standard"][rule], "robust": summary[robust][rule], "null": summary[null].get(rule)}
     data: dict = {"protocol": protocol, "defense": name}
-    data["rule"] = report.rule_name(rule, summary[robust][rule]["draws"]) + (", in-loop" if robust == "seen" else "")
+    data["rule"] = rule_name(rule, summary[robust][rule]["draws"]) + (", in-loop" if robust == "seen" else "")
     second = summary["config"]["protocol"]["report"][1]
-    data["second_rule"] = report.rule_name(second, summary[robust][second]["draws"])
+    data["second_rule"] = rule_name(second, summary[robust][second]["draws"])
     data["second"] = summary[robust][second]["value"]
     data["average"] = summary["robust"]["average"]["value"]  # of fresh samples, even if the protocol decides in-loop
     for column, figure in figures.items():

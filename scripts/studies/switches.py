@@ -17,6 +17,7 @@ from rich.table import Table
 from safetensors.numpy import load_file
 
 from dp.output import report
+from dp.output.row_table import rule_name
 from dp.runs.errors import command
 from dp.statistics.intervals import mcnemar
 
@@ -60,7 +61,7 @@ def votes(summary: dict) -> np.ndarray:
 def headline(summary: dict) -> tuple[str, dict, dict, dict | None]:
     """The protocol's rule in words, and its standard, robust and null figures by this rule."""
     rule, robust, null = report.headline(summary)
-    words = report.rule_name(rule, summary[robust][rule]["draws"]) + (", in-loop" if robust == "seen" else "")
+    words = rule_name(rule, summary[robust][rule]["draws"]) + (", in-loop" if robust == "seen" else "")
     return words, summary["standard"][rule], summary[robust][rule], summary.get(null, {}).get(rule)
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dp.runs import compose
+from dp.runs import by_dataset, compose
 from dp.runs.compose import Setup
 
-CONF = compose.CONF
-ROOT = compose.ROOT
+CONF = by_dataset.CONF
+ROOT = by_dataset.ROOT
 CONFIG_DIRS: list[str] = []  # of plug-ins: pytest --config-dir mine
 TINY = [  # seconds instead of minutes
     "protocol.images=4",

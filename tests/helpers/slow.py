@@ -137,6 +137,7 @@ SLOW = {
     "evaluation/test_snapshot.py": """
         test_every_attack_goes_on_from_its_state
     """,
+    "evaluation/test_work.py": "*",
     "files/test_cache.py": """
         test_several_processes_note_without_losing_anything
     """,
@@ -177,6 +178,7 @@ SLOW = {
         test_official_attack_gradient_never_sees_the_mask
         test_official_mask_input_bug_feeds_normalized_pm1
     """,
+    "runs/test_bad_commands.py": "*",
     "runs/test_caveats.py": """
         test_a_change_inside_a_variant_of_the_protocols_attack_is_a_departure
         test_what_a_protocol_scales_does_not_depend_on_the_command
@@ -214,6 +216,7 @@ SLOW = {
         test_what_changes_rows_changes_the_key
     """,
     "runs/test_kills.py": "*",
+    "runs/test_own_dataset.py": "*",
     "runs/test_papers_command.py": "*",
     "runs/test_protocols.py": """
         test_contract

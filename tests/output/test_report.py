@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from dp.output.published import published_lines, published_rows
-from dp.output.report import caveat_lines, cells, clock, gradient_words, row_table, warnings
+from dp.output.report import caveat_lines, clock, fact_lines, gradient_words, padding_lines, show, warnings, work_line
+from dp.output.row_table import cells, row_table, row_tables
 from dp.output.sweep_table import sweep_frame, sweep_table
 
 
@@ -316,3 +317,75 @@ def test_brackets_in_overrides_and_errors_are_shown_as_they_are():
     shown = text(sweep_table([run], ""))
     assert "classifier.taps=[relu]" in shown
     assert "missing [/a/b]" in shown
+
+
+def of_three_rules(**judge):
+    """A summary with three decision rules, and with an in-loop evaluation if `judge` has values."""
+    wide = summary()
+    wide["config"]["protocol"] |= {"report": ["average", "vote", "worst"], "judge": judge or None}
+    rules = {rule: figure(100.0, draws=20) for rule in ("single", "average", "vote", "worst")}
+    wide |= {name: rules for name in ("standard", "robust", "null", "undefended_standard", "undefended")}
+    return wide | ({"seen": rules, "null_seen": rules} if judge else {})
+
+
+@pytest.mark.parametrize("judge", [{}, {"in_loop": False, "screen": 20, "draws": 60}])
+@pytest.mark.parametrize(("width", "parts"), [(80, 3), (120, 2), (200, 1)])
+def test_three_rules_keep_their_labels_and_all_figures(width, parts, judge):
+    wide, console = of_three_rules(**judge), Console(file=io.StringIO(), width=width)
+    tables = row_tables(wide, console)
+    if not judge:
+        assert len(tables) == parts
+    for table in tables:
+        console.print(table)
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    for rule in ("average of 20", "vote of 20", "worst of 20"):
+        assert shown.count(rule) == 1
+    assert shown.count("percent of 512 images") == 1
+    assert shown.count("cifar10 / hetero / pgd_eot") == 1
+    for label in ("standard accuracy", "robust accuracy", "undefended, clean", "undefended, attacked"):
+        assert shown.count(label) == len(tables)
+    assert shown.count("100.0   95.8 - 104.1") == 3 * (7 if judge else 5)
+    if judge:
+        joined = " ".join(shown.split())
+        assert "robust, by" in joined
+        assert "60 samples)" in joined
+
+
+def test_a_narrow_table_wraps_its_labels():
+    console = Console(file=io.StringIO(), width=60)
+    for table in row_tables(of_three_rules(in_loop=False, draws=60), console):
+        console.print(table)
+    assert "null control" in console.file.getvalue()
+    assert console.file.getvalue().count("100.0") == 3 * 7
+
+
+def test_a_share_is_read_as_a_share():
+    """The fact as summaries of any age have it."""
+    facts = [{"name": "strong noise on % of the pixels", "value": 98.371}, {"name": "t_l", "value": 0.2}]
+    lines = fact_lines(config(), caveats(facts=facts))
+    assert lines == ["hetero: strong noise on 98.37 % of the pixels, t_l 0.2"]
+
+
+@pytest.mark.parametrize(
+    ("images", "lanes", "said"), [(9, 8, "the last of 2 batches has 1 image in 8"), (1, 4, "padded: 1 image in 4")]
+)
+def test_one_image_is_singular(images, lanes, said):
+    (line,) = padding_lines(images, lanes)
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "said"),
+    [(7.0, "7 network"), (840.4, "840 network"), (163_123, "160 thousand"), (2.5e6, "2.5 million"), (3e9, "3 billion")],
+)
+def test_the_work_in_words(evaluations, said):
+    assert work_line(evaluations).startswith(f"work: about {said}")
+
+
+def test_a_row_ends_with_the_way_to_the_glossary():
+    console = Console(file=io.StringIO(), width=120)
+    show({**summary(), "seconds": 3.0, "device": "cpu"}, console)
+    assert console.file.getvalue().splitlines()[-1] == "every term: docs/concepts.md#glossary"
+    assert "nan" not in console.file.getvalue()
+    assert clock(float("nan")) == "an unknown time"

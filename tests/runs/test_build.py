@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from dp.defense.defended import Defended, unbound
+from dp.evaluation.dry import dry_nfe
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
-from dp.runs.build import build, check_networks, defense, dry_nfe
+from dp.runs.build import build, check_networks, defense
 from dp.runs.compose import make
 from dp.subset import Subset
 from dp.weights.needed import needed

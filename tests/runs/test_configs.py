@@ -19,8 +19,8 @@ from dp.diffusion.denoisers import Gaussian
 from dp.rng import Streams
 from dp.runs.compose import CONF, GROUPS, VERSION_BASE, arguments, make, resolved, with_plugins
 from dp.runs.keys import run_key
-from dp.runs.validate import check_targets
-from tests.helpers.compose import CONFIG_DIRS, composed, options
+from dp.runs.validate import check_setup, check_targets
+from tests.helpers.compose import CONFIG_DIRS, composed, options, setup
 
 DATASETS = ("digits", "cifar10", "svhn", "imagenet", "imagenette", "celebahq")
 HUNG = GROUPS[3:]  # groups whose values may depend on the dataset; the others are chosen by it
@@ -96,8 +96,9 @@ def test_every_dataset_classifier_and_denoiser_binds(group, option):
 
 @pytest.mark.parametrize("preset", options("experiment"))
 def test_every_preset_composes_narrows_and_says_its_command(preset):
-    config = composed(f"+experiment={preset}", "protocol.images=8")
-    check_targets(config)
+    made = setup(f"+experiment={preset}", "protocol.images=8")
+    check_setup(made)
+    config = made.config
     assert config["protocol"]["images"] == 8
     text = (CONF / "experiment" / f"{preset}.yaml").read_text()
     assert f"# python run.py +experiment={preset}" in text

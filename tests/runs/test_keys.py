@@ -7,7 +7,7 @@ import pytest
 
 from dp.output import record
 from dp.runs import keys
-from dp.runs.compose import ROOT
+from dp.runs.by_dataset import ROOT
 from dp.runs.keys import run_key
 from tests.helpers.compose import composed
 

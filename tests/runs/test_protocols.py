@@ -11,6 +11,7 @@ from dp.attacks.pgd_eot import PGD
 from dp.attacks.through import Through
 from dp.defense.known_noise import KnownNoise
 from dp.output import report
+from dp.output.row_table import row_table
 from dp.rng import Streams
 from dp.runs.build import build
 from dp.threat_models.ball import ThreatModel
@@ -183,7 +184,7 @@ def test_the_table_row_tells_how_it_was_decided(protocol, tmp_path, monkeypatch)
     from rich.console import Console
 
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(report.row_table(summary))
+    console.print(row_table(summary))
     text = console.export_text()
     assert f"protocol {protocol}" in text
     assert ("decided in-loop" if protocol != "strict" else "by the in-loop samples") in text

@@ -142,6 +142,27 @@ def test_workers_and_shards_give_the_same_bytes(tiny, monkeypatch, capsys):
         (["dataset.lanes=null"], "need dataset.lanes as a whole number >= 1"),
         (["dataset.lanes=0"], "need dataset.lanes as a whole number >= 1"),
         (["results=null"], "need results as a folder"),
+        (["results="], "need results as a folder, such as results/runs, got results="),
+        (["~results"], "need results as a folder"),
+        (["+note=3"], "unknown key note"),
+        (["+protocol.image=3"], "unknown key protocol.image (did you mean images"),
+        (["++purifier.version=3"], "need purifier.version=2, the version of the code"),
+        (["purifier=../purifier/hetero"], "need the name of an option for purifier"),
+        (["purifier=hetero.yaml"], "need the name of an option for purifier"),
+        (["attack.step_size=inf"], "need attack.step_size as a finite number"),
+        (["attack.step_size=1.5"], "need step_size <= 1, the largest distance of two images, got step_size=1.5"),
+        (["threat_model.eps=1.01"], "need threat_model.eps <= 1, the largest distance of two images, got 1.01"),
+        (["denoiser.sigma_data=0"], "need sigma_data > 0, got sigma_data=0"),
+        (["audit=maybe"], "need audit auto, true or false, got audit=maybe"),
+        (["audit=1"], "need audit auto, true or false, got audit=1"),
+        (
+            ["+experiment=digits/ful"],
+            "unknown option +experiment=digits/ful (did you mean digits/full",
+        ),
+        (["purifier.steps=1000000"], "need 1 <= steps <= 100000, got steps="),
+        (["purifier.steps=50000"], "need at most 10000 network evaluations in one purification"),
+        (["classifier.net.net.classes=3"], "digits_classifier.safetensors"),
+        (["--nonsense"], "need a flag as --hydra-help lists them"),
         (["results=5"], "need results as a folder"),
         (["+purifier.gradients.blind={steps: 2}"], "need another name for purifier.gradients.blind"),
         (
@@ -243,17 +264,18 @@ def test_sweep_keeps_good_cells_and_a_rerun_does_what_is_missing(tiny, monkeypat
 
 @pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]])
 def test_a_sweep_with_its_results_elsewhere(launcher, tmp_path):
-    """The working folder has no folder `results`."""
+    """The working folder has no folder `results`. The third of three cells is bad, and fails alone."""
     work, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
     work.mkdir()
     tinier = ["attack=none", "purifier=none", "protocol.images=2", "protocol.votes=1", "audit=false", "workers=1"]
-    words = command("-m", f"results={elsewhere}", "protocol.seeds=[1],[2]", *tinier, *launcher)
+    words = command("-m", f"results={elsewhere}", "protocol.seeds=[1],[2],[2,2]", *tinier, *launcher)
     done = subprocess.run(words, capture_output=True, text=True, cwd=work)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == "error: need seeds that differ, got [2, 2]\n"
     assert len(list(elsewhere.glob("*/summary.json"))) == 2
     (table,) = (work / "results" / "sweeps").iterdir()  # and no notes
     assert table.suffix == ".csv"
-    assert len(pd.read_csv(table)) == 2
+    assert pd.read_csv(table)["error"].notna().sum() == 1
 
 
 def test_eight_cells_make_eight_folders(tiny, monkeypatch, capsys):

@@ -18,6 +18,7 @@ from dp.defense.defended import Defended
 from dp.evaluation.evaluate import null_control
 from dp.output import report
 from dp.output.published import published_rows
+from dp.output.row_table import row_table
 from dp.purifiers import none
 from dp.rng import Streams
 from dp.runs.build import build
@@ -444,7 +445,7 @@ def test_a_row_says_what_it_is_and_finds_no_published_one(name):
     figure = {"value": 10.0, "wilson95": [5.0, 15.0], "seed_std": None, "n": 32, "draws": 10}
     sides = {side: {"single": figure, "vote": figure} for side in ("standard", "robust")}
     summary = {"config": config, "per_seed": [0], "ties": 0, "audited": None, "caveats": NONE.as_data(), **sides}
-    assert f"{config['threat_model']['norm']} 0.05" in str(report.row_table(summary).title)
+    assert f"{config['threat_model']['norm']} 0.05" in str(row_table(summary).title)
     said = " ".join(report.warnings(summary))
     assert "no l_p ball" in said
     assert ("VGG16-LPIPS" in said) == (name == "low_frequency")

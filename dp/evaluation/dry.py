@@ -1,0 +1,60 @@
+"""One purification with a cheap denoiser in place of the true one: its cost, and whether its settings are right."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dp.defense.defended import Defended
+from dp.diffusion.denoisers import Denoiser, Gaussian
+from dp.rng import Streams
+from dp.subset import Subset
+
+MOST_NFE = 10_000  # of one purification: ten times the levels of the finest schedule
+
+
+class Dry(NamedTuple):
+    """What one purification does: network evaluations, and whether it draws noise."""
+
+    nfe: int
+    draws: bool
+
+
+class Counted(Gaussian):
+    """A cheap denoiser that refuses to be called too often."""
+
+    def forward(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        if self.nfe == MOST_NFE:
+            found = "got more: take fewer steps, for example by purifier.steps, purifier.n or purifier.dt"
+            raise ValueError(f"need at most {MOST_NFE} network evaluations in one purification, {found}")
+        return super().forward(z, sigma)
+
+
+def dry_nfe(model: Defended, one: Subset) -> int:
+    """The network evaluations of one purification, see `dry_run`."""
+    return dry_run(model, one).nfe
+
+
+def dry_run(model: Defended, one: Subset) -> Dry:
+    """What one purification of an image does, found by running it once with a cheap Gaussian denoiser.
+
+    A defense without a denoiser is run without one. Raises ValueError if its purifier needs one, and for more than
+    `MOST_NFE` network evaluations.
+    """
+    if model.denoiser is not None:
+        return _dry_run(model, Counted(), one)
+    try:
+        return _dry_run(model, None, one)
+    except (AttributeError, TypeError) as error:  # what a call or a method of None raises
+        _dry_run(model, Counted(), one)  # raises again if the purifier itself is wrong
+        raise ValueError(
+            "need a denoiser for this purifier, got none: choose denoiser=NAME or purifier=none"
+        ) from error
+
+
+def _dry_run(model: Defended, denoiser: Denoiser | None, one: Subset) -> Dry:
+    classifier, rng = model.classifier, Streams(one.ids, 0, "dry")
+    cheap = Defended(model.purifier, denoiser, classifier)
+    with torch.no_grad():
+        cheap(one.x.to(next(classifier.parameters()).device), rng)
+    return Dry(cheap.nfe, rng.used)

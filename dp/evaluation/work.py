@@ -1,0 +1,220 @@
+"""The work of a run, counted before it starts: the attack's own code asks a stand-in for the defense that only counts.
+
+The unit is one evaluation of the denoiser for one image.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dp.attacks.base import VALUES
+from dp.defense.defended import Defended
+from dp.defense.interface import AuxiliaryLoss
+from dp.evaluation.dry import dry_run
+from dp.evaluation.evaluate import Arm, Evaluation
+from dp.evaluation.rows import Unit
+from dp.objectives import Loss, cross_entropy
+from dp.rng import Streams
+from dp.subset import Subset
+from dp.threat_models.ball import BALLS
+
+BACKWARD = 1.1  # a backward pass to the input alone, in forward passes; measured on digits and CIFAR-10 sized networks
+SIDE = 32  # of the cut image on which an attack's own code is run
+COUNTED = (*BALLS, "flow")  # norms of threat models that need no network
+MOST_STEPS = 3000  # of it
+
+
+class Price(NamedTuple):
+    """What one sample of a defense costs: the purification, the whole forward pass, and the backward pass."""
+
+    purify: float
+    forward: float
+    backward: float
+    most: float  # samples that are computed at most; without noise, when all are equal, those of one call
+
+
+class Costs(NamedTuple):
+    """The work for one image under one condition.
+
+    `steps`: of the attack; `counted`: its work up to each of the first steps, from 0 on; `score`: that of scoring.
+    """
+
+    steps: int
+    counted: tuple[float, ...]
+    score: float
+
+    def attack(self, step: int) -> float:
+        """The work of the attack up to a step. A step that was not counted costs as much as those before on average."""
+        last = len(self.counted) - 1
+        mean = (self.counted[-1] - self.counted[0]) / max(1, last)
+        return self.counted[min(step, last)] + mean * max(0, min(step, self.steps) - last)
+
+    @property
+    def total(self) -> float:
+        """Attack and scoring."""
+        return self.attack(self.steps) + self.score
+
+
+class Pricing:
+    """The prices of defenses. `classifier`: the cost of one evaluation of the classifier, in those of the denoiser."""
+
+    def __init__(self, one: Subset, classifier: float):
+        self.one, self.classifier = one, classifier
+
+    def __call__(self, model: Defended) -> Price:
+        nfe, draws = dry_run(model, self.one)
+        again = 0
+        if model.denoiser is not None and model.denoiser.memory == "recompute":
+            again = max(0, nfe - model.denoiser.recompute.keep)  # activations that are computed twice
+        through = 0.0 if model.bpda else BACKWARD * nfe + again
+        most = float("inf") if draws else model.draws_per_call
+        return Price(nfe, nfe + self.classifier, through + BACKWARD * self.classifier, most)
+
+
+class Counting:
+    """A defense that answers at once, never wrongly, and counts what its answers would have cost for one image."""
+
+    def __init__(self, model: Defended, pricing: Pricing, y: Tensor, classes: int, known: int | None):
+        self.model, self.pricing, self.price = model, pricing, pricing(model)
+        self.y, self.classes, self.known = y, classes, known
+        self.spent = [0.0]  # shared by all gradient modes
+
+    def gradient_mode(self, name: str) -> "Counting":
+        return self.gradient_modes([name])
+
+    def gradient_modes(self, names: Sequence[str]) -> "Counting":
+        other = Counting(self.model.gradient_modes(names), self.pricing, self.y, self.classes, self.known)
+        other.spent = self.spent
+        return other
+
+    def logits(self, x: Tensor, rng: Streams, samples: int) -> Tensor:
+        self._count(self.price.forward, samples)
+        return self._logits(self.y).expand(samples, -1, -1)
+
+    def logits_of(
+        self, queries: Sequence[tuple[int, int]], images: Sequence[Tensor], rng: Streams, samples: int
+    ) -> Tensor:
+        self._count(self.price.forward, samples, len(queries))
+        return self._logits(self.y[[b for _, b in queries]]).expand(samples, -1, -1)
+
+    def loss(self, x: Tensor, y: Tensor, rng: Streams, samples: int, loss: Loss = cross_entropy) -> Tensor:
+        self._count(self.price.forward, samples)
+        return loss(self._logits(y), y)
+
+    def loss_gradient(
+        self,
+        x: Tensor,
+        y: Tensor,
+        rng: Streams,
+        samples: int,
+        loss: Loss = cross_entropy,
+        auxiliary: AuxiliaryLoss | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        self._count(self.price.forward + self.price.backward, samples)
+        return loss(self._logits(y), y), torch.ones_like(x)
+
+    def purified(self, x: Tensor, rng: Streams, samples: int) -> Tensor:
+        self._count(self.price.purify, samples)
+        return x.expand(samples, *x.shape)
+
+    def vjp(self, x: Tensor, rng: Streams, which: Sequence[int], direction: Tensor) -> Tensor:
+        self._count(self.price.purify * (1 + BACKWARD), 1)
+        return direction
+
+    def _count(self, cost: float, samples: int, queries: int = 1) -> None:
+        samples = self.known or samples
+        self.spent[0] += cost * queries * min(samples, self.price.most)
+
+    def _logits(self, y: Tensor) -> Tensor:
+        """(B,K): the label's is the largest by far, and no two are equal."""
+        falling = -0.01 * torch.arange(self.classes, dtype=torch.float32, device=y.device)
+        return 4.0 * F.one_hot(y, self.classes) + falling
+
+
+def costs(evaluation: Evaluation, classifier: float | None = None) -> dict[str, Costs]:
+    """The work for one image under every condition. `classifier`: see `Pricing`; by default it is measured."""
+    one = evaluation.subset.select(slice(0, 1))
+    one = Subset(one.ids, one.x.to(evaluation.device), one.y.to(evaluation.device))
+    scored = evaluation.arms["defended"].scored
+    ratio = relative_cost(scored, one.x) if classifier is None else classifier
+    with torch.no_grad():
+        classes = scored.classifier(one.x).shape[1]
+    pricing = Pricing(one, ratio)
+    return {name: _costs(evaluation, name, arm, pricing, one, classes) for name, arm in evaluation.arms.items()}
+
+
+def relative_cost(model: Defended, x: Tensor) -> float:
+    """The time of one evaluation of the classifier over that of the denoiser, for an image x (1,C,H,W); 1 without."""
+    if model.denoiser is None:
+        return 1.0
+    denoiser = model.denoiser
+
+    def seconds(call: Callable[[], Tensor]) -> float:
+        times = []
+        for _ in range(3):
+            start_time = time.perf_counter()
+            call().cpu()  # waits for the result
+            times.append(time.perf_counter() - start_time)
+        return min(times)
+
+    with torch.no_grad():
+        return seconds(lambda: model.classifier(x)) / max(seconds(lambda: denoiser(x, 1.0)), 1e-9)
+
+
+def slots(unit: Unit, lanes: int) -> int:
+    """The batch slots that a unit fills; empty ones of its last batch take time, too."""
+    return -(-len(unit.ids) // lanes) * lanes
+
+
+def total(units: Sequence[Unit], work: Mapping[str, Costs], lanes: int) -> float:
+    """The work of units."""
+    return sum(slots(unit, lanes) * work[unit.arm].total for unit in units)
+
+
+def _costs(evaluation: Evaluation, name: str, arm: Arm, pricing: Pricing, one: Subset, classes: int) -> Costs:
+    price = pricing(arm.scored)
+    known = evaluation.votes if evaluation.known_draws else None
+    attack, spent = _attack(arm, pricing, one, classes, known, evaluation), price.forward
+    if evaluation.judge is not None:
+        attack = _judged(attack, arm, evaluation, price)
+    scorings = (1 if name == "null" else 2) * min(evaluation.votes, price.most)
+    return Costs(arm.attack.steps, tuple(attack), scorings * spent)
+
+
+def _attack(
+    arm: Arm, pricing: Pricing, one: Subset, classes: int, known: int | None, evaluation: Evaluation
+) -> list[float]:
+    """The work of an attack up to each of its first steps, from 0 on."""
+    attack, threat = arm.attack, evaluation.threat
+    counting = Counting(arm.attacked, pricing, one.y, classes, known)
+    if threat.norm not in COUNTED or attack.batch_bound:  # their own code asks more than a defense
+        only_values = attack.gradient == VALUES
+        each = counting.price.forward + (0.0 if only_values else counting.price.backward)
+        each *= min(known or attack.samples, counting.price.most)
+        return [each * k for k in range(min(attack.steps, MOST_STEPS) + 1)]
+    x = one.x[:, :, :SIDE, :SIDE].contiguous()
+    rng = Streams(one.ids, 0, "dry")
+    state = attack.start(counting, x, one.y, threat, rng.draw(0))
+    found = [counting.spent[0]]
+    for k in range(min(attack.steps, MOST_STEPS)):
+        state = attack.step(counting, state, x, one.y, threat, rng.draw(k + 1))
+        found.append(counting.spent[0])
+    return found
+
+
+def _judged(attack: list[float], arm: Arm, evaluation: Evaluation, price: Price) -> list[float]:
+    """The same with the in-loop evaluations, at the start, after every so many steps of a phase, and at its end."""
+    judge = evaluation.judge
+    assert judge is not None
+    each = price.forward * min(judge.screen or judge.draws, price.most)
+    ends, begin, count, found = arm.attack.phase_ends, 0, 1, []
+    for k, work in enumerate(attack):
+        end = next((end for end in ends if k <= end), k)
+        count += k > 0 and ((k - begin) % judge.every == 0 or k == end)
+        begin = end if k == end else begin
+        found.append(work + count * each)
+    return found

@@ -1,0 +1,101 @@
+"""The work of a run is counted before it: the time to go is right from its first line, on a clock that counts calls."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from dp.evaluation.rows import Event
+from dp.evaluation.work import BACKWARD, MOST_STEPS, Costs, costs, total
+from dp.output.progress import Bar, Display
+from dp.output.tracking import NoTracking
+from dp.runs.build import build
+from tests.helpers.compose import TINY, composed
+
+RATIO = 0.6  # of the classifier's cost to the denoiser's
+FACTOR = 1.5
+STEADY = "protocol.judge.retire=false"  # how many images break is not known before
+RUNS = [
+    [],
+    ["attack=apgd_ce"],
+    ["attack=union", "purifier=diffpure"],
+    ["protocol=strict", STEADY, "purifier.steps=2", "attack.attacks.apgd_ce.iterations=2"],
+    ["protocol=hill", STEADY, "protocol.judge.screen=4", "purifier.steps=2"],
+    ["attack=square", "attack.iterations=6", "purifier=none"],
+    ["attack=transfer", "protocol=dwbox"],
+    ["attack=stadv", "threat_model=stadv", "purifier.steps=2"],
+]
+
+
+def estimates(evaluation, work, monkeypatch) -> tuple[list[tuple[float, float]], float]:
+    """The time and the estimate of the time to go at every event, and the time of the whole run.
+
+    The clock counts: an image in a call of the denoiser is 1, in one of the classifier `RATIO`, a backward pass more.
+    """
+    clock, told = SimpleNamespace(now=0.0), []
+    monkeypatch.setattr("dp.output.progress.time.monotonic", lambda: clock.now)
+
+    def counts(price):
+        def hook(module, inputs, output):
+            clock.now += len(inputs[0]) * price * (1 + BACKWARD if output.requires_grad else 1)
+
+        return hook
+
+    scored = evaluation.arms["defended"].scored
+    hooks = [scored.classifier.register_forward_hook(counts(RATIO))]
+    hooks += [] if scored.denoiser is None else [scored.denoiser.register_forward_hook(counts(1.0))]
+    plain = Bar.seconds_left
+
+    def seconds_left(self, done, ours, now):
+        left = plain(self, done, ours, now)
+        told.append((now, left))
+        return left
+
+    monkeypatch.setattr(Bar, "seconds_left", seconds_left)
+    units = evaluation.plan()
+    display = Display(Console(file=io.StringIO()), evaluation, units, [], NoTracking("", None, {}), work)  # pyright: ignore[reportArgumentType]
+    for unit in units:
+        steps = evaluation.arms[unit.arm].attack.steps
+        group = evaluation.run(unit, lambda step, steps, unit=unit: display(Event(unit, step, steps)))
+        display(Event(unit, steps, steps, group.rows))
+    for hook in hooks:
+        hook.remove()
+    return [(now, left) for now, left in told if left is not None], clock.now
+
+
+@pytest.mark.parametrize("overrides", RUNS, ids=" ".join)
+def test_the_time_to_go_is_right_from_the_first_line(overrides, monkeypatch):
+    known = composed(*overrides)["attack"]
+    small = [word for word in TINY if not word.startswith("attack.") or word[7:].partition("=")[0] in known]
+    evaluation = build(composed(*small, *overrides))
+    work = costs(evaluation, RATIO)
+    told, end = estimates(evaluation, work, monkeypatch)
+    assert told[0][0] < end / 4, "the first line comes late"
+    for now, left in told:
+        if end - now > 0.05 * end:
+            assert (end - now) / FACTOR < left < (end - now) * FACTOR, f"{left:.0f} for {end - now:.0f} at {now:.0f}"
+    assert total(evaluation.plan(), work, evaluation.lanes) == pytest.approx(end, rel=0.4)
+
+
+def test_the_work_of_a_plain_attack_by_hand():
+    """PGD, 2 steps of 2 samples, 3 votes: two gradients and twice three forward passes a sample, 7 NFE each."""
+    evaluation = build(composed(*TINY, "memory=store"))
+    work = costs(evaluation, RATIO)
+    forward, gradient = 7 + RATIO, (1 + BACKWARD) * (7 + RATIO)
+    assert work["defended"].counted == pytest.approx((0, 2 * gradient, 4 * gradient))
+    assert work["defended"].score == pytest.approx(2 * 3 * forward)
+    bare = (1 + BACKWARD) * RATIO  # without noise one sample is all
+    assert work["undefended"].counted == pytest.approx((0, bare, 2 * bare))
+    assert work["undefended"].score == pytest.approx(2 * RATIO)
+    assert work["null"].total == pytest.approx(3 * forward)  # one random point
+
+
+def test_steps_that_are_not_counted_cost_as_much_as_the_others():
+    long = Costs(10**9, (5.0, 7.0, 9.0), 3.0)
+    assert long.attack(2) == 9
+    assert long.attack(10) == 5 + 2 * 10
+    assert long.total == 5 + 2e9 + 3
+    evaluation = build(composed(*TINY, f"attack.iterations={10 * MOST_STEPS}", "purifier=none"))
+    work = costs(evaluation, RATIO)
+    assert work["defended"].attack(10 * MOST_STEPS) == pytest.approx(10 * work["defended"].attack(MOST_STEPS))
