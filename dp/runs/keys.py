@@ -13,7 +13,7 @@ NOT_HASHED_PATHS = ("dataset.files", "dataset.full_size", "dataset.scaled_from")
 NOT_HASHED_OF_FILES = ("url", "megabytes")
 # Options that were added later, by path, with the value that changes nothing. They are hashed only if they differ.
 NEUTRAL: dict[str, Any] = {"protocol.attack_variants": []}
-NEUTRAL_OF_TARGETS = {("dp.attacks.pgd_eot.PGD", "momentum"): 0.0}  # the same for arguments, wherever the node stands
+NEUTRAL_OF_TARGETS = {("pgd_eot.PGD", "momentum"): 0.0}  # the same for arguments, wherever the node stands
 
 
 def run_key(config: dict) -> str:
@@ -51,17 +51,22 @@ def _identity(value: Any, used: set[str], path: str = "") -> Any:
     for key, child in value.items():
         where = f"{path}.{key}".lstrip(".")
         neutral = (where in NEUTRAL and child == NEUTRAL[where]) or (key == "version" and child == 1)
-        option = (str(value.get("_target_")), str(key))
+        option = (_short(value.get("_target_", "")), key)
         neutral |= option in NEUTRAL_OF_TARGETS and child == NEUTRAL_OF_TARGETS[option]
         address = where in NOT_HASHED_PATHS or (key in NOT_HASHED_OF_FILES and "file" in value)
         if key in NOT_HASHED or address or neutral:
             continue
         if key == "_target_":
-            inside, parts = str(child).startswith("dp."), str(child).split(".")
-            hashed[key] = ".".join(parts[-2:]) if inside else f"outside dp: {child}"
+            hashed[key] = _short(child)
         elif key == "gradients" and isinstance(child, dict):
             variants = {name: _identity(variant, used) for name, variant in child.items() if name in used}
             hashed |= {key: variants} if variants else {}
         else:
             hashed[key] = _identity(child, used, where)
     return hashed
+
+
+def _short(target: Any) -> str:
+    """The last two parts of a `_target_` in dp, so that a module may move; another one whole."""
+    inside, parts = str(target).startswith("dp."), str(target).split(".")
+    return ".".join(parts[-2:]) if inside else f"outside dp: {target}"
