@@ -55,7 +55,6 @@ class Fault(NamedTuple):
     check: str
     status: str
     words: str  # a part of what the check says
-    quick: bool = True  # the quick audit finds it, too
 
 
 def composed_subject(setup: compose.Setup, quick: bool, images: int | None = None) -> Subject:
