@@ -93,8 +93,8 @@ def purified(sound: Subject, purify: Callable[..., Tensor]) -> Subject:
     """The subject with `purify(inner, x, denoiser, classifier, rng)` in place of the purifier `inner`."""
     inner = sound.arm.scored.purifier
 
-    def call(x: Tensor, denoiser: Any, classifier: Any, rng: Streams, *, on_step: Any = None) -> Tensor:
-        return purify(functools.partial(inner, on_step=on_step), x, denoiser, classifier, rng)
+    def call(x: Tensor, denoiser: Any, classifier: Any, rng: Streams, *, on_step: Any = None, **of_variant) -> Tensor:
+        return purify(functools.partial(inner, on_step=on_step, **of_variant), x, denoiser, classifier, rng)
 
     return planted(sound, both=copied(Defended, sound.arm.scored, purifier=call))
 
@@ -408,8 +408,7 @@ class SmallNull(Null):
 
 
 def small_null(sound: Subject, **given: Any) -> Subject:
-    attack = sound.evaluation.arms["null"].attack
-    assert isinstance(attack, Null)
+    attack = null_control(sound.arm.attack, sound.evaluation.judge)
     return planted(sound, arm="null", attack=SmallNull(attack.steps, attack.eot, attack.select, attack.ends, **given))
 
 
