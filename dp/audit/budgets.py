@@ -16,6 +16,7 @@ from dp.evaluation.evaluate import null_control
 from dp.evaluation.rows import Group
 from dp.output.report import short_steps_line
 from dp.statistics.intervals import paired, wilson
+from dp.threat_models.ball import BALLS
 
 LEVELS = (2, 4, 8, 16, 32, 64)  # of 255, in l-infinity
 FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the run's eps in other norms
@@ -65,12 +66,12 @@ def _smaller(subject: Subject, noisy: Group, attacked: Group) -> list[str]:
     """A fault if the null control's images are nearer to the clean ones than noise of the threat model is.
 
     Its length is compared in two norms: the threat model's own, for the farthest image, and l2, for the median image.
-    Of 256 uniform numbers the l2 norm has a standard deviation of 3 %, so a ratio of `SMALLER` is far from chance. The
-    quick audit takes the null control's first candidates, because its own run has a smaller budget.
+    The noise to compare with is made here for a ball, and is the threat model's own otherwise. Of 256 uniform numbers
+    the l2 norm has a standard deviation of 3 %, so a ratio of `SMALLER` is far from chance. The quick audit takes the
+    null control's first candidates, because its own run has a smaller budget.
     """
     images, threat = subject.images, subject.evaluation.threat
-    points, proof = threat.proven_noise(images.x, streams(subject, images, Stage.NOISE_SIZE))
-    expected = float(threat.admit(_Point(points, proof), images.x)[1].max())
+    points, expected = _noise(subject)
     x_adv, have = noisy.x_adv.to(images.x), max(row["distance"] for row in noisy.rows)
     if subject.quick:
         x_adv, distance = threat.admit(_first_candidates(subject), images.x)
@@ -81,9 +82,25 @@ def _smaller(subject: Subject, noisy: Group, attacked: Group) -> list[str]:
         return []
     attack = max(row["distance"] for row in attacked.rows)
     return [
-        f"noise in a smaller radius: the farthest image is {have:.3g} away (the threat model's noise {expected:.3g}, "
+        f"noise in a smaller radius: the farthest image is {have:.3g} away (noise of the threat model {expected:.3g}, "
         f"the attack {attack:.3g}, eps {threat.eps:.3g}), with {percent(ratio)} of its l2 length"
     ]
+
+
+def _noise(subject: Subject) -> tuple[Tensor, float]:
+    """Noise of the whole threat model, (B,C,H,W) in [0,1], and the distance of the farthest image."""
+    x, threat = subject.images.x, subject.evaluation.threat
+    rng = streams(subject, subject.images, Stage.NOISE_SIZE)
+    if threat.norm not in BALLS:
+        points, proof = threat.proven_noise(x, rng)
+        return points, float(threat.admit(_Point(points, proof), x)[1].max())
+    noise = rng.randn_like(x)
+    noise = noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    if threat.norm == "linf":
+        noise = 2 * rng.uniform_like(x) - 1
+    points = (x + threat.eps * noise).clamp(0, 1)
+    length = (points - x).flatten(1)
+    return points, float(length.norm(dim=1).max() if threat.norm == "l2" else length.abs().max())
 
 
 def _first_candidates(subject: Subject) -> Any:

@@ -1,8 +1,10 @@
 """A check that a defense's answer depends on the image and on its noise alone."""
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dp.audit.answers import Answer, Scale, answer, change, differ, recorded, scale
 from dp.audit.check import Finding, Subject, audited, plural, streams
+from dp.audit.reruns import watched
 from dp.audit.stages import Stage
 from dp.defense.defended import Defended
 from dp.objectives import margin
@@ -30,8 +33,9 @@ def memory(subject: Subject) -> Finding:
 
     The situations are: with and without a gradient, with other labels, after other images, after a nearby image (a
     copy of the defense is asked first), and again at the end. Further faults are random numbers from a generator of
-    torch, and noise that is made from the image's content: then a change of the image that is far smaller than a gray
-    level changes the answer as much as other noise. A change of one gray level that changes nothing is a stored answer.
+    torch or from other streams than the given ones, and noise that is made from the image's content: then a change of
+    the image that is far smaller than a gray level changes the answer as much as other noise. A change of one gray
+    level that changes nothing is a stored answer.
     """
     images, models = subject.images, {"scored": subject.arm.scored}
     if subject.arm.attacked is not subject.arm.scored:
@@ -59,6 +63,7 @@ def _faults(subject: Subject, model: Defended) -> list[str]:
     by = scale(first, ask(x, subject.seed + 1))
     near = _nudged(subject, x, STEPS[-1])
     lines = [f"random numbers come from torch's own generator ({drawn[0]}), not from the given noise"] if drawn else []
+    lines += _own_streams(subject, model)
     lines += _situations(subject, model, first, by)
     ask(1 - x.flip(3))
     lines += _named(differ(first, ask(x), by), "after other images")
@@ -76,16 +81,16 @@ def _named(changed: Tensor, when: str) -> list[str]:
 
 
 def _situations(subject: Subject, model: Defended, first: Answer, by: Scale) -> list[str]:
-    """Faults of the purified images in a call for a gradient, for the right labels and for others."""
+    """Faults of the purified images in a call for a gradient, for the right labels, for others, and again."""
     images, asked = subject.images, []
-    for y in (images.y, (images.y + 1) % first.logits.shape[2]):
+    for y in (images.y, (images.y + 1) % first.logits.shape[2], images.y):
         record, twin = recorded(model, len(images.ids))
         _gradient(twin, images._replace(y=y), Streams(images.ids, subject.seed, Stage.MEMORY))
         asked.append(first._replace(x_hat=torch.cat(record.x_hat)))
-    of = f"of {len(images.ids)} are purified otherwise"
-    if labels := int(differ(asked[0], asked[1], by).sum()):
+    of, again = f"of {len(images.ids)} are purified otherwise", differ(asked[0], asked[2], by)
+    if labels := int((differ(asked[0], asked[1], by) & ~again).sum()):
         return [f"{plural(labels, 'image')} {of} for another label: the purifier reads the label"]
-    if gradient := int(differ(first, asked[0], by).sum()):
+    if gradient := int((differ(first, asked[0], by) & ~again).sum()):
         return [f"{plural(gradient, 'image')} {of} in a call for a gradient: the defense knows that it is attacked"]
     return []
 
@@ -127,6 +132,31 @@ def _from_content(subject: Subject, ask: Callable[[Tensor], Answer], by: Scale) 
         which = f"{plural(same, 'image')} of {len(x)}"
         return [f"{which} and the images one gray level beside have equal answers: the defense keeps earlier answers"]
     return []
+
+
+def _own_streams(subject: Subject, model: Defended) -> list[str]:
+    """A fault if a purification draws from streams that do not come from the given ones.
+
+    Streams that are derived from others share the mark that a number was drawn.
+    """
+    given, drawn = [], []
+    twin = watched(model, lambda rng, x_hat: given.append(rng.touched))
+
+    def see(frame: FrameType, event: str, arg: object) -> None:
+        if event == "call" and frame.f_code is Streams._fill.__code__:
+            drawn.append(frame.f_locals["self"].touched)
+
+    before = sys.getprofile()
+    sys.setprofile(see)
+    try:
+        with torch.no_grad():
+            twin.logits(subject.images.x, streams(subject, subject.images, Stage.MEMORY), 1)
+    finally:
+        sys.setprofile(before)
+    own = sum(all(mark is not other for other in given) for mark in drawn)
+    return (
+        [f"{own} of {plural(len(drawn), 'draw')} of noise come from other streams than the given ones"] if own else []
+    )
 
 
 class _RandomCalls(TorchDispatchMode):

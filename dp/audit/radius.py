@@ -10,6 +10,7 @@ from dp.audit.check import Finding, Subject, audited, not_applicable, plural, so
 from dp.audit.reruns import percent, watched
 from dp.audit.stages import Stage
 from dp.defense.known_noise import KnownNoise
+from dp.rng import Streams
 from dp.subset import Subset
 from dp.threat_models.ball import BALLS, ThreatModel
 
@@ -17,6 +18,7 @@ from dp.threat_models.ball import BALLS, ThreatModel
 # puts one there: of 256 pixels the farthest of a uniform start is beyond .98. In l2 the box cuts what the ball allows;
 # the least that the attacks and the noise reach on digits is .88.
 USED = {"linf": 0.9, "l2": 0.75}
+CYCLE = 8  # iterates before the current one that it may repeat
 STILL = 1e-3  # a step that moves an image by less than this share of eps does not move it
 CORNER = 0.95  # an image is at its corner, where it may rest, if so many pixels are at the ball's or the box's bounds
 # An image stops early if it rests during so large a share of the last steps; the very last step may only choose.
@@ -90,10 +92,11 @@ def _shortened(subject: Subject) -> Attack:
 
 def _followed(subject: Subject, attack: Attack, images: Subset) -> _Path:
     """The course of the attack. Every step has noise of its own, as in a run."""
-    evaluation, threat, asked = subject.evaluation, subject.evaluation.threat, [0]
+    evaluation, threat, asked, noisy = subject.evaluation, subject.evaluation.threat, [0], [False]
 
-    def see(*given: Any) -> None:
+    def see(noise: Streams, x_hat: Tensor) -> None:
         asked[0] += 1
+        noisy[0] |= noise.used
 
     model: Any = watched(subject.arm.attacked, see)
     if evaluation.known_draws:
@@ -101,16 +104,18 @@ def _followed(subject: Subject, attack: Attack, images: Subset) -> _Path:
     rng, given = streams(subject, images, Stage.RADIUS), (images.x, images.y, threat)
     compares = any(part.attack.gradient == VALUES for part in attack.parts())
     state: Any = attack.start(model, *given, rng.draw(0))
-    at, rests = threat.admit(attack.current(state), images.x)[0], []
+    past, rests = [threat.admit(attack.current(state), images.x)[0]], []
     for k in range(attack.steps):
         asked[0] = 0
         state = attack.step(model, state, *given, rng.draw(1 + k))
         point = threat.admit(attack.current(state), images.x)[0]
-        rest = _distance(threat, point, at) <= STILL * threat.eps
+        # Without noise a sign step may come back to where it was; with noise it does not by chance.
+        old = past[-CYCLE:] if noisy[0] else past[-1:]
+        rest = torch.stack([_distance(threat, point, at) for at in old]).amin(dim=0) <= STILL * threat.eps
         if asked[0]:
             rest &= ~_at_bound(threat, point, images.x) & (not compares)
         rests.append(rest)
-        at = point
+        past = [*old, point]
     return _Path(threat.admit(state, images.x)[1], torch.stack(rests))
 
 

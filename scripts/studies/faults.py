@@ -226,6 +226,16 @@ def content_streams(sound: Subject) -> Subject:
     return purified(sound, purify)
 
 
+def content_brightness(sound: Subject) -> Subject:
+    """The noise is that of a key made from the image's brightness, which small changes leave as it is."""
+
+    def purify(inner: Callable, x: Tensor, denoiser: Any, classifier: Any, rng: Streams) -> Tensor:
+        keys = [int(10 * one.detach().mean()) for one in x]
+        return inner(x, denoiser, classifier, Streams(keys, 0, "brightness"))
+
+    return purified(sound, purify)
+
+
 def content_gray_levels(sound: Subject) -> Subject:
     """As above, but the key is made from 8-bit gray levels, and the given noise is used, too."""
 
@@ -362,6 +372,19 @@ class Lazy(Wrapped):
         after = self.attack.step(model, state, x, y, threat, rng)
         go = torch.tensor([self.moves(int(k), self.attack.steps) for k in state.i]).view(-1, 1, 1, 1)
         return after._replace(x=torch.where(go, after.x, state.x), x_adv=torch.where(go, after.x_adv, state.x_adv))
+
+
+@dataclasses.dataclass(frozen=True)
+class Turning(Wrapped):
+    """Goes back and forth between two points from its fourth iteration on."""
+
+    def step(self, model: Any, state: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
+        after = self.attack.step(model, state, x, y, threat, rng)
+        if int(state.i.max()) < 4:
+            return after
+        sign = 1.0 if int(state.i.max()) % 2 else -1.0
+        at = threat.project(state.x + sign * 0.01 * torch.where(x < 0.5, 1.0, -1.0), x)
+        return after._replace(x=at, x_adv=at)
 
 
 class Smaller(NamedTuple):
@@ -519,6 +542,9 @@ FAULTS = {
     "an attack that moves in every third step": Fault(
         attacked_by(Lazy(PGD(12, 2), lambda k, steps: k % 3 == 0)), "radius", "FAIL", "iterates repeat"
     ),
+    "an attack that goes back and forth": Fault(
+        attacked_by(Turning(PGD(12, 2))), "radius", "FAIL", "stop moving early"
+    ),
     "an attack in half of the radius": Fault(
         attacked_by(PartOfTheRadius(PGD(10, 2), 0.5)), "radius", "FAIL", "of eps are used"
     ),
@@ -547,6 +573,9 @@ FAULTS = {
         torch_noise_of_content, "memory", "FAIL", "torch's own generator"
     ),
     "noise from a key of the image's bytes": Fault(content_streams, "memory", "FAIL", "from the image's content"),
+    "noise from a key of the image's brightness": Fault(
+        content_brightness, "memory", "FAIL", "come from other streams"
+    ),
     "noise from a key of the image's gray levels": Fault(
         content_gray_levels, "memory", "FAIL", "from the image's content"
     ),

@@ -52,16 +52,16 @@ def place(folder: Path, name: str, quick: bool) -> Path:
     return folder / f"{hashlib.blake2b(name.encode(), digest_size=6).hexdigest()}{'-quick' if quick else ''}.json"
 
 
-def kept(path: Path, code: str) -> list[dict]:
-    """The findings of an audit that was made by the same code; none if there is no such audit."""
-    content = json.loads(path.read_text()) if path.exists() else {"code": "", "findings": []}
-    return content["findings"] if content["code"] == code else []
+def kept(path: Path) -> dict:
+    """What is kept of an audit: its findings, and the code that made them; no findings if there is no such audit."""
+    return json.loads(path.read_text()) if path.exists() else {"code": "", "findings": []}
 
 
 def audited(path: Path, name: str, code: str, quick: bool) -> list[dict]:
     """The findings of the audit of one fault or of one sound defense."""
-    findings, fault, start = kept(path, code), faults.FAULTS.get(name), time.perf_counter()
-    if not findings:
+    before, fault, start = kept(path), faults.FAULTS.get(name), time.perf_counter()
+    findings = before["findings"]
+    if before["code"] != code:
         shorten_rivals(*(FAULT_RIVALS if fault else SOUND_RIVALS))
         if fault is None:
             made = subject((*faults.SOUND[name], *SOUND_BUDGET), quick, SOUND_IMAGES)
@@ -110,8 +110,11 @@ def found(name: str, findings: list[dict]) -> bool:
     )
 
 
-def report(results: dict[str, tuple[list[dict], list[dict]]]) -> str:
-    """The text of the table, from the findings of the quick and of the whole audit by name."""
+def report(results: dict[str, tuple[list[dict], list[dict]]], older: int = 0) -> str:
+    """The text of the table, from the findings of the quick and of the whole audit by name.
+
+    `older`: how many of these audits were made by older code.
+    """
     planted = {name: pair for name, pair in results.items() if name in faults.FAULTS}
     sound = {name: pair for name, pair in results.items() if name in faults.SOUND}
     counts = [sum(found(name, pair[k]) for name, pair in planted.items()) for k in (0, 1)]
@@ -136,6 +139,7 @@ def report(results: dict[str, tuple[list[dict], list[dict]]]) -> str:
         "",
         f"The check that is named for each fault finds {counts[0]} of {made[0]} faults in the quick audit and "
         f"{counts[1]} of {made[1]} in the whole audit. Of the checks of {len(sound)} sound defenses {failed} fail.",
+        *([f"An older state of the code made {older} of these audits."] if older else []),
         "",
         *tables,
         "## Warnings of sound defenses",
@@ -150,7 +154,9 @@ def main() -> int:
     """The command. Returns 0 when the table is written."""
     parser = outputs.parser(__doc__)
     parser.add_argument("--only", choices=("sound", "faults"), help="audit these alone, and write no table")
-    parser.add_argument("--kept", action="store_true", help="make no audit: write the table of those that are kept")
+    parser.add_argument(
+        "--kept", action="store_true", help="make no audit: write the table of those that are kept, also of older code"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)  # as in an audit
     folder = outputs.NEW / "planted_faults"
@@ -158,15 +164,18 @@ def main() -> int:
     code = record.code_hash() + hashlib.blake2b(Path(faults.__file__).read_bytes(), digest_size=8).hexdigest()
     groups = {"sound": faults.SOUND, "faults": faults.FAULTS}
     names = [name for group, members in groups.items() if args.only in (None, group) for name in members]
-    found = {True: dict[str, list[dict]](), False: dict[str, list[dict]]()}
+    older, found = 0, {True: dict[str, list[dict]](), False: dict[str, list[dict]]()}
     for quick, findings in found.items():
         for name in names:
             path = place(folder, name, quick)
-            findings[name] = kept(path, code) if args.kept else audited(path, name, code, quick)
+            if not args.kept:
+                audited(path, name, code, quick)
+            older += bool(kept(path)["findings"]) and kept(path)["code"] != code
+            findings[name] = kept(path)["findings"]
     if args.only:
         return 0
     path = outputs.target(TABLE, args.write)
-    path.write_text(report({name: (found[True][name], found[False][name]) for name in names}))
+    path.write_text(report({name: (found[True][name], found[False][name]) for name in names}, older))
     console.print(f"written: {path}")
     return 0
 
