@@ -34,6 +34,7 @@ WARNINGS = {  # what explains a warning of a sound defense
     "known noise": "4 of 8 images are too few for a clear difference",
     "loss": "10 iterations are few",
     "null control": "the attack's budget is small",
+    "union of attacks": "AutoAttack with as many iterations leaves less than the run's PGD, which is not the strongest",
 }
 
 
@@ -154,9 +155,7 @@ def main() -> int:
     """The command. Returns 0 when the table is written."""
     parser = outputs.parser(__doc__)
     parser.add_argument("--only", choices=("sound", "faults"), help="audit these alone, and write no table")
-    parser.add_argument(
-        "--kept", action="store_true", help="make no audit: write the table of those that are kept, also of older code"
-    )
+    parser.add_argument("--kept", action="store_true", help="make no audit: write what is kept, also of older code")
     args = parser.parse_args()
     torch.set_num_threads(1)  # as in an audit
     folder = outputs.NEW / "planted_faults"
