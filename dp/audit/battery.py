@@ -5,14 +5,42 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from dp.audit import budgets, convergence, gradients, randomness, returned_images, rival_attacks, same_defense
+from dp.audit import (
+    batch,
+    budgets,
+    compression,
+    convergence,
+    dead_pixels,
+    gradients,
+    memory,
+    outputs,
+    radius,
+    randomness,
+    returned_images,
+    rival_attacks,
+    same_defense,
+)
 from dp.audit.check import VERDICTS, Check, Finding, Subject
 from dp.evaluation.evaluate import Evaluation
 from dp.output.record import read_summary, write_atomic, write_summary
 from dp.output.run_files import AuditFile
 from dp.output.shapes import read_json
 
-MODULES = (gradients, budgets, rival_attacks, returned_images, convergence, randomness, same_defense)
+MODULES = (
+    gradients,
+    dead_pixels,
+    budgets,
+    radius,
+    rival_attacks,
+    returned_images,
+    convergence,
+    outputs,
+    randomness,
+    batch,
+    memory,
+    same_defense,
+    compression,
+)
 # Network evaluations of the attack in a long job. The quick budget on digits has 69 thousand. The full budget has 1.1
 # million, about seven minutes on two cores.
 LONG = 500_000

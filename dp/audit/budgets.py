@@ -2,26 +2,42 @@
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
-from dp.audit.check import Finding, Subject, audited, not_applicable
+import torch
+from torch import Tensor
+
+from dp.audit.check import Finding, Subject, audited, not_applicable, streams
+from dp.audit.probes import SMALLEST
 from dp.audit.reruns import above, noise, other, own, percent, right, small, worst
+from dp.audit.stages import Stage
 from dp.evaluation.caveats import short_steps
 from dp.evaluation.evaluate import null_control
 from dp.evaluation.rows import Group
 from dp.output.report import short_steps_line
 from dp.statistics.intervals import paired, wilson
+from dp.threat_models.ball import BALLS
 
 LEVELS = (2, 4, 8, 16, 32, 64)  # of 255, in l-infinity
 FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the run's eps in other norms
 MORE = 4  # factor of "more work"
+CANDIDATES = 3  # of the null control, whose size the quick audit measures
+SMALLER = 0.8  # the null control is too small below this share of the threat model's own noise
+
+
+class _Point(NamedTuple):
+    """A point with its certificate, as a state of an attack."""
+
+    x_adv: Tensor
+    proof: Tensor
 
 
 @audited("null control", "clean, random noise and attacked accuracy by one measure", needs="attack")
 def null(subject: Subject) -> Finding:
     """Compare the accuracy on clean images, under random noise and under the attack.
 
-    The random noise should have as many candidates and samples as the attack, and the attack should leave less.
+    The random noise should have as many candidates and samples as the attack, and its images should be as far away as
+    noise in the whole threat model is. The attack should leave less.
     """
     e, name = subject.evaluation, "null control"
     if "null" not in e.arms:
@@ -34,6 +50,7 @@ def null(subject: Subject) -> Finding:
     if e.arms["null"].scored is not subject.arm.scored:
         short.append("another defense is scored")
     group, noisy = own(subject)[0], noise(subject)
+    short += _smaller(subject, noisy, group)
     clean, null, attacked = right(group, "clean").mean(), right(noisy).mean(), right(group).mean()
     value = f"clean {percent(clean)}, noise {percent(null)}, attacked {percent(attacked)}"
     weak = attacked >= null
@@ -41,8 +58,60 @@ def null(subject: Subject) -> Finding:
         broken = [sum(row["lost_at"] is not None for row in g.rows) for g in (noisy, group)]
         value, weak = f"{value}; broken in-loop: noise {broken[0]}, attacked {broken[1]}", broken[1] <= broken[0]
     status = "FAIL" if short else "WARN" if weak else "PASS"
-    threshold = "attacked below noise; noise with as many candidates and samples"
+    threshold = "attacked below noise; noise of the same size with as many candidates and samples"
     return Finding(name, "; ".join([value, *short]), threshold, status, _count(subject), 0.0)
+
+
+def _smaller(subject: Subject, noisy: Group, attacked: Group) -> list[str]:
+    """A fault if the null control's images are nearer to the clean ones than noise of the threat model is.
+
+    Its length is compared in two norms: the threat model's own, for the farthest image, and l2, for the median image.
+    The noise to compare with is made here for a ball, and is the threat model's own otherwise. Of 256 uniform numbers
+    the l2 norm has a standard deviation of 3 %, so a ratio of `SMALLER` is far from chance. The quick audit takes the
+    null control's first candidates, because its own run has a smaller budget.
+    """
+    images, threat = subject.images, subject.evaluation.threat
+    points, expected = _noise(subject)
+    x_adv, have = noisy.x_adv.to(images.x), max(row["distance"] for row in noisy.rows)
+    if subject.quick:
+        x_adv, distance = threat.admit(_first_candidates(subject), images.x)
+        have = float(distance.max())
+    lengths = [(x - images.x).flatten(1).norm(dim=1) for x in (x_adv, points)]
+    ratio = float((lengths[0] / lengths[1].clamp(min=SMALLEST)).median())
+    if have >= SMALLER * expected and ratio >= SMALLER:
+        return []
+    attack = max(row["distance"] for row in attacked.rows)
+    return [
+        f"noise in a smaller radius: the farthest image is {have:.3g} away (noise of the threat model {expected:.3g}, "
+        f"the attack {attack:.3g}, eps {threat.eps:.3g}), with {percent(ratio)} of its l2 length"
+    ]
+
+
+def _noise(subject: Subject) -> tuple[Tensor, float]:
+    """Noise of the whole threat model, (B,C,H,W) in [0,1], and the distance of the farthest image."""
+    x, threat = subject.images.x, subject.evaluation.threat
+    rng = streams(subject, subject.images, Stage.NOISE_SIZE)
+    if threat.norm not in BALLS:
+        points, proof = threat.proven_noise(x, rng)
+        return points, float(threat.admit(_Point(points, proof), x)[1].max())
+    noise = rng.randn_like(x)
+    noise = noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    if threat.norm == "linf":
+        noise = 2 * rng.uniform_like(x) - 1
+    points = (x + threat.eps * noise).clamp(0, 1)
+    length = (points - x).flatten(1)
+    return points, float(length.norm(dim=1).max() if threat.norm == "l2" else length.abs().max())
+
+
+def _first_candidates(subject: Subject) -> Any:
+    """The state of the run's null control after a few steps."""
+    arm, images, threat = subject.evaluation.arms["null"], subject.images, subject.evaluation.threat
+    attack, rng = arm.attack.with_budget(eot=lambda n: 1), streams(subject, images, Stage.NOISE_SIZE)
+    with torch.no_grad():
+        state = attack.start(arm.attacked, images.x, images.y, threat, rng.draw(0))
+        for k in range(min(attack.steps, CANDIDATES)):
+            state = attack.step(arm.attacked, state, images.x, images.y, threat, rng.draw(1 + k))
+    return state
 
 
 @audited("eps sweep", "accuracy over the budget, up to an unbounded attacker", needs="attack")

@@ -29,11 +29,11 @@ def derivative(subject: Subject) -> Finding:
 
     Both are in float64 and use the same noise. The point is a random point of the threat model, at least .01 inside the
     box. A mask or a clamp has kinks, and a difference across a kink is wrong. So the error of a direction is the
-    smallest over the lengths h, the error of an image is the median over directions, and the worst image decides. Only
-    a gradient that is declared exact can fail, or one that is zero everywhere.
+    smallest over the lengths h, the error of an image is the median over directions, and the worst image decides. All
+    images of the audit are tried, because a fault may concern some of them only. Only a gradient that is declared exact
+    can fail, or one that is zero at all pixels of an image.
     """
-    images = some(subject.images, 2 if subject.quick else 4)
-    exact = subject.claims_exact
+    images, exact = subject.images, subject.claims_exact
     claims = [()] if exact else subject.claimed
     names = [subject.called(modes) for modes in claims]
     errors, silent = zip(*(_differences(subject, images, modes) for modes in claims), strict=True)  # (H,V,B), (B) each
@@ -163,7 +163,7 @@ def expectation(subject: Subject) -> Finding:
     if not probes or subject.evaluation.known_draws:
         why = "the attack knows the samples that score" if probes else "a package takes its gradients in its own way"
         return not_applicable("EOT", why)
-    images = some(subject.images, 4)
+    images = some(subject.images, 8)
     probe = main(probes)
     query, _ = one_step(probe, images, subject.evaluation.threat, streams(subject, images, Stage.EOT))
     most = 8 if subject.quick else 128

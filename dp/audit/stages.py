@@ -9,6 +9,7 @@ class Stage(StrEnum):
     ASIDE = "audit-aside"  # a nearby point, and the gradients at both points
     ATTACK = "audit-attack"  # the attack on the few images
     CLEAN = "audit-clean"  # accuracy of clean images
+    COMPRESSION = "audit-compression"  # purifications of clean and of perturbed images
     DERIVATIVE = "audit-derivative"  # the loss that the check differentiates
     DIRECTIONS = "audit-directions"  # points and directions of central differences
     EOT = "audit-eot"  # the first query of the attack; the copies of an image in one gradient
@@ -16,8 +17,11 @@ class Stage(StrEnum):
     FLAGS = "audit-flags"  # logits for the warnings of AutoAttack
     GRADIENT = "audit-gradient"  # gradients whose zero pixels are counted
     LEVELS = "audit-levels"  # noise levels of a purification
+    MEMORY = "audit-memory"  # answers in different situations
     METHODS = "audit-methods"  # gradients of several gradient modes
     NOISE = "audit-noise"  # purifications that are compared bit for bit
+    NOISE_SIZE = "audit-noise-size"  # noise of the threat model, to compare the null control's with
+    RADIUS = "audit-radius"  # the attack whose iterates are followed
     REACH = "audit-reach"  # whether a gradient reaches the image
     RECOMPUTE = "audit-recompute"  # gradients with and without activation checkpointing
     RESCORE = "audit-rescore"  # fresh samples of saved images

@@ -117,7 +117,7 @@ def test_a_shattered_gradient_is_found():
     subject = made(Linear(weights()), quantized, PGD(4, 1))
     found = findings_of(subject, (*convergence.CHECKS, gradients.derivative))
     assert found["derivative"].verdict == "FAIL"
-    assert found["derivative"].value.startswith("zero gradient on 2 images")
+    assert found["derivative"].value.startswith("zero gradient on 4 images")
     assert [found[name].verdict for name in ("loss", "flags", "indicators")] == ["FAIL", "WARN", "FAIL"]
     assert "zero DLR gradient on 4 images" in found["flags"].value
     assert "unavailable gradients" in found["indicators"].value

@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import faults
 import torch
+from faults import EXACT, copied, planted
 
 from dp.attacks.base import Attack
 from dp.attacks.pgd_eot import PGD
@@ -13,23 +15,19 @@ from dp.defense.defended import Defended
 from dp.evaluation.caveats import Caveats
 from dp.evaluation.evaluate import Arm, Evaluation
 from dp.purifiers import none
-from dp.runs.build import build
-from dp.runs.caveats import caveats_of
 from dp.subset import Subset
 from dp.threat_models.ball import ThreatModel
 from tests.helpers.compose import setup
 
+__all__ = ["EXACT", "copied", "planted"]
 SMALL = ("purifier=diffpure", "purifier.steps=2", "protocol.images=4", "attack.iterations=5", "attack.eot=2")
 
 
 def composed_subject(*overrides: str, quick: bool = True, images: int | None = None) -> Subject:
     """What `python run.py overrides...` would audit."""
-    asked = setup(*overrides)
-    evaluation = build(asked.config)
-    return Subject(evaluation, evaluation.subset.select(slice(0, images)), caveats_of(asked, evaluation), quick)
+    return faults.composed_subject(setup(*overrides), quick, images)
 
 
-EXACT = ((),)  # claims of an attack along the scored defense's own gradient
 NONE = Caveats(
     gradients=EXACT,
     straight_through=False,
@@ -48,31 +46,9 @@ NONE = Caveats(
 )
 
 
-def planted(subject: Subject, claims: tuple[tuple[str, ...], ...] = (), arm: str = "defended", **changes) -> Subject:
-    """The subject with other parts in one of its conditions, and no declaration of them; `both`: attacked and scored at
-    once. The null control is scored by the same defense.
-    """
-    if "both" in changes:
-        changes["attacked"] = changes["scored"] = changes.pop("both")
-    arms = {**subject.evaluation.arms, arm: subject.evaluation.arms[arm]._replace(**changes)}
-    if arm == "defended" and "scored" in changes and "null" in arms:
-        arms["null"] = arms["null"]._replace(scored=changes["scored"])
-    evaluation = dataclasses.replace(subject.evaluation, arms=arms)
-    caveats = dataclasses.replace(subject.caveats, gradients=claims or subject.claims)
-    return dataclasses.replace(subject, evaluation=evaluation, caveats=caveats)
-
-
 def saying(subject: Subject, **facts: Any) -> Subject:
     """The subject whose run declares other caveats."""
     return dataclasses.replace(subject, caveats=dataclasses.replace(subject.caveats, **facts))
-
-
-def copied(kind: type[Defended], model: Defended, **changes: Any) -> Defended:
-    """The same defense as another class, some parts of it changed."""
-    twin = kind(model.purifier, model.denoiser, model.classifier, model.draws_per_call, model.variants)
-    for name, value in changes.items():
-        setattr(twin, name, value)
-    return twin
 
 
 def made(

@@ -68,12 +68,17 @@ SLOW = {
     "audit/test_audit_faults.py": """
         test_a_planted_fault_is_found_by_the_check_named_for_it
         test_of_a_sound_run_no_check_fails
+        test_of_a_sound_run_the_quick_audit_fails_no_check
     """,
     "audit/test_audit_gradients.py": """
         test_a_partly_detached_purifier_is_found
         test_a_sound_defense_has_no_failure
         test_every_attack_can_be_audited
         test_parts_of_a_union_have_gradient_modes_of_their_own
+    """,
+    "audit/test_audit_independence.py": """
+        test_a_smooth_noisy_purifier_passes
+        test_noise_of_the_threat_model_has_its_size
     """,
     "audit/test_audit_randomness.py": """
         test_clean_images_that_the_attacked_defense_decides_otherwise

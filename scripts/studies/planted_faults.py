@@ -1,0 +1,183 @@
+"""The audit held against planted faults and sound defenses: does it find each fault, and does it blame no one?
+
+The study audits every fault and every sound defense of faults.py twice, with the quick and with the whole audit, one
+after another. It writes results/tables/planted_faults.md. It goes on where it stopped: the findings of each audit are
+kept in results/studies/planted_faults/. It takes about half an hour on one idle core.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import faults
+import outputs
+import torch
+from cells import markdown
+
+from dp.audit import battery, rival_attacks
+from dp.audit.check import Finding, Subject
+from dp.output import record
+from dp.output.console import console
+from dp.runs import compose
+from dp.runs.errors import command
+
+TABLE = Path(__file__).parents[2] / "results" / "tables" / "planted_faults.md"
+# With eps 64/255 the attack breaks most images, so that an attack that works differs from one that does not.
+BUDGET = ("protocol.votes=5", "threat_model.eps=64/255")
+FAULT_BUDGET, SOUND_BUDGET = ("attack.iterations=3", "attack.eot=2"), ("attack.iterations=10", "attack.eot=4")
+SOUND_RIVALS, FAULT_RIVALS = (50, 5, 8), (10, 2, 2)  # queries of Square; steps and directions of SPSA
+FAULT_IMAGES, SOUND_IMAGES = 4, 8
+WARNINGS = {  # what explains a warning of a sound defense
+    "EOT": "gradients of 4 samples are noisy, as on the digits in general; 16 to 64 samples are needed",
+    "known noise": "4 of 8 images are too few for a clear difference",
+    "loss": "10 iterations are few",
+    "null control": "the attack's budget is small",
+    "union of attacks": "AutoAttack with as many iterations leaves less than the run's PGD, which is not the strongest",
+}
+
+
+def subject(overrides: tuple[str, ...], quick: bool, images: int) -> Subject:
+    """What is audited of these overrides."""
+    return faults.composed_subject(compose.setup(*overrides, *BUDGET, f"protocol.images={images}"), quick)
+
+
+def shorten_rivals(queries: int, steps: int, directions: int) -> None:
+    """Give the black-box attacks of the whole audit a smaller budget."""
+    rival_attacks.QUERIES, rival_attacks.STEPS, rival_attacks.DIRECTIONS = queries, steps, directions
+
+
+def place(folder: Path, name: str, quick: bool) -> Path:
+    """The file of an audit."""
+    return folder / f"{hashlib.blake2b(name.encode(), digest_size=6).hexdigest()}{'-quick' if quick else ''}.json"
+
+
+def kept(path: Path) -> dict:
+    """What is kept of an audit: its findings, and the code that made them; no findings if there is no such audit."""
+    return json.loads(path.read_text()) if path.exists() else {"code": "", "findings": []}
+
+
+def audited(path: Path, name: str, code: str, quick: bool) -> list[dict]:
+    """The findings of the audit of one fault or of one sound defense."""
+    before, fault, start = kept(path), faults.FAULTS.get(name), time.perf_counter()
+    findings = before["findings"]
+    if before["code"] != code:
+        shorten_rivals(*(FAULT_RIVALS if fault else SOUND_RIVALS))
+        if fault is None:
+            made = subject((*faults.SOUND[name], *SOUND_BUDGET), quick, SOUND_IMAGES)
+        else:
+            made = fault.plant(subject((*faults.SMALL, *FAULT_BUDGET), quick, FAULT_IMAGES))
+        findings = [entry(finding) for finding in battery.audit(made)]
+        record.write_atomic(path, json.dumps({"name": name, "code": code, "findings": findings}).encode())
+        console.print(f"{name}: {'quick' if quick else 'whole'} audit, {time.perf_counter() - start:.0f} s")
+    return findings
+
+
+def entry(finding: Finding) -> dict:
+    """A finding without its curve and its time."""
+    return {"check": finding.check, "status": finding.verdict, "value": finding.value}
+
+
+def status(findings: list[dict], check: str) -> str:
+    """The status of one check, `-` if the audit has no such check or was not made."""
+    return next((f["status"] for f in findings if f["check"] == check), "-")
+
+
+def fault_line(name: str, quick: list[dict], whole: list[dict]) -> list[str]:
+    """The cells of one fault."""
+    check = faults.FAULTS[name].check
+    said = next((f["value"] for f in [*whole, *quick] if f["check"] == check), "-")
+    others = [f["check"] for f in whole or quick if f["status"] == "FAIL" and f["check"] != check]
+    return [name, check, status(quick, check), status(whole, check), said.split("; ")[0], ", ".join(others) or "-"]
+
+
+def sound_line(name: str, quick: list[dict], whole: list[dict]) -> list[str]:
+    """The cells of one sound defense."""
+    cells = []
+    for findings in (quick, whole):
+        failed = sum(f["status"] == "FAIL" for f in findings) if findings else "-"
+        warned = [f["check"] for f in findings if f["status"] == "WARN"]
+        cells += [f"{failed} FAIL", ", ".join(warned) or "-"]
+    rate = next((f["value"] for f in [*whole, *quick] if f["check"] == "compression"), "-")
+    return [name, *cells, rate]
+
+
+def found(name: str, findings: list[dict]) -> bool:
+    """True if the check that is named for a fault finds it."""
+    fault = faults.FAULTS[name]
+    return any(
+        f["check"] == fault.check and f["status"] == fault.status and fault.words in f["value"] for f in findings
+    )
+
+
+def report(results: dict[str, tuple[list[dict], list[dict]]], older: int = 0) -> str:
+    """The text of the table, from the findings of the quick and of the whole audit by name.
+
+    `older`: how many of these audits were made by older code.
+    """
+    planted = {name: pair for name, pair in results.items() if name in faults.FAULTS}
+    sound = {name: pair for name, pair in results.items() if name in faults.SOUND}
+    counts = [sum(found(name, pair[k]) for name, pair in planted.items()) for k in (0, 1)]
+    made = [sum(bool(pair[k]) for pair in planted.values()) for k in (0, 1)]
+    failed = sum(f["status"] == "FAIL" for pair in sound.values() for findings in pair for f in findings)
+    warned = {f["check"] for pair in sound.values() for findings in pair for f in findings if f["status"] == "WARN"}
+    columns = ["fault", "check", "quick audit", "whole audit", "what the check says", "other checks that fail"]
+    tables = [
+        markdown("Planted faults", columns, [fault_line(name, *pair) for name, pair in planted.items()]),
+        markdown(
+            "Sound defenses",
+            ["defense", "quick audit", "warnings", "whole audit", "warnings", "compression (INFO)"],
+            [sound_line(name, *pair) for name, pair in sound.items()],
+        ),
+    ]
+    lines = [
+        "# Planted faults and sound defenses",
+        "",
+        f"`python scripts/studies/planted_faults.py`: digits, {' '.join(BUDGET)}. Each fault has {FAULT_IMAGES} images "
+        f"and {' '.join(FAULT_BUDGET)}, each sound defense {SOUND_IMAGES} images and {' '.join(SOUND_BUDGET)}. The "
+        "black-box attacks of the whole audit have a small budget.",
+        "",
+        f"The check that is named for each fault finds {counts[0]} of {made[0]} faults in the quick audit and "
+        f"{counts[1]} of {made[1]} in the whole audit. Of the checks of {len(sound)} sound defenses {failed} fail.",
+        *([f"An older state of the code made {older} of these audits."] if older else []),
+        "",
+        *tables,
+        "## Warnings of sound defenses",
+        "",
+        *(f"- {check}: {WARNINGS.get(check, 'not explained')}." for check in sorted(warned)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """The command. Returns 0 when the table is written."""
+    parser = outputs.parser(__doc__)
+    parser.add_argument("--only", choices=("sound", "faults"), help="audit these alone, and write no table")
+    parser.add_argument("--kept", action="store_true", help="make no audit: write what is kept, also of older code")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # as in an audit
+    folder = outputs.NEW / "planted_faults"
+    folder.mkdir(parents=True, exist_ok=True)
+    code = record.code_hash() + hashlib.blake2b(Path(faults.__file__).read_bytes(), digest_size=8).hexdigest()
+    groups = {"sound": faults.SOUND, "faults": faults.FAULTS}
+    names = [name for group, members in groups.items() if args.only in (None, group) for name in members]
+    older, found = 0, {True: dict[str, list[dict]](), False: dict[str, list[dict]]()}
+    for quick, findings in found.items():
+        for name in names:
+            path = place(folder, name, quick)
+            if not args.kept:
+                audited(path, name, code, quick)
+            older += bool(kept(path)["findings"]) and kept(path)["code"] != code
+            findings[name] = kept(path)["findings"]
+    if args.only:
+        return 0
+    path = outputs.target(TABLE, args.write)
+    path.write_text(report({name: (found[True][name], found[False][name]) for name in names}, older))
+    console.print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(main, "interrupted; the audits that are done are kept"))

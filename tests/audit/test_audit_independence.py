@@ -1,0 +1,160 @@
+"""Dead pixels, radius, outputs, batch, memory, compression: measured numbers are known, and what is sound passes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from dp.attacks.apgd import APGD
+from dp.attacks.null import Null
+from dp.attacks.pgd_eot import PGD
+from dp.attacks.square import Square
+from dp.audit import batch, budgets, compression, dead_pixels, memory, outputs, radius
+from dp.audit.check import Subject
+from dp.audit.reruns import percent
+from dp.purifiers.module import PurifierModule
+from dp.threat_models.ball import ThreatModel
+from tests.helpers.audited import Linear, composed_subject, made, planted, weights
+from tests.helpers.compose import small_budget
+
+
+def noisy(x, denoiser, classifier, rng, *, on_step=None):
+    """A smooth purifier with noise."""
+    return (x + 0.02 * rng.randn_like(x)).clamp(0, 1)
+
+
+class Biased(Linear):
+    """The linear classifier, right on all images by a margin that small steps do not cross."""
+
+    def forward(self, x):
+        return super().forward(x) + torch.tensor([20.0, 0.0, 0.0])
+
+
+def sound(purify=noisy, attack=None, **given) -> Subject:
+    return made(Biased(weights()), purify, attack, **given)
+
+
+@pytest.mark.parametrize("check", [*dead_pixels.CHECKS, *radius.CHECKS, *batch.CHECKS, *memory.CHECKS])
+def test_a_smooth_noisy_purifier_passes(check):
+    finding = check(sound())
+    assert finding.verdict == "PASS", finding
+
+
+def test_the_share_of_dead_pixels_is_known():
+    """A clamp at both sides of uniform pixels leaves 60 % of them without a gradient, one at the box nearly none."""
+
+    def clamped(low, high):
+        def purify(x, *given, on_step=None):
+            return x.clamp(low, high)
+
+        subject = sound(purify, threat=ThreatModel("linf", 1e-6))
+        x = 0.1 + 0.8 * torch.rand(subject.images.x.shape, generator=torch.Generator().manual_seed(2))
+        return dataclasses.replace(subject, images=subject.images._replace(x=x))
+
+    wide, narrow = (dead_pixels.dead_pixels(clamped(*bounds)) for bounds in ((0.0, 1.0), (0.34, 0.66)))
+    assert (wide.verdict, narrow.verdict) == ("PASS", "FAIL")
+    assert "clamp (test_audit_independence.py:" in narrow.value
+    share = float(narrow.value.split("gradient at ")[1].split(" %")[0]) / 100
+    assert share == pytest.approx(1 - 0.32 / 0.8, abs=0.05)
+
+
+def test_an_attack_that_has_converged_may_rest():
+    """PGD on a linear model reaches the corner of the ball in its first steps, and stays there by right."""
+    for norm, eps in (("linf", 0.1), ("l2", 1.0)):
+        threat = ThreatModel(norm, eps)
+        finding = radius.radius(made(Linear(weights()), attack=PGD(40, 1, step_size=eps), threat=threat))
+        assert finding.verdict == "PASS", finding
+
+
+@pytest.mark.parametrize("attack", [APGD(12, 1), Square(30, 1), Null(4, 1), PGD(10, 1, random_start=False)])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_sound_attacks_use_their_radius(attack, norm):
+    finding = radius.radius(sound(attack=attack, threat=ThreatModel(norm, 0.1 if norm == "linf" else 1.0)))
+    assert finding.verdict == "PASS", finding
+
+
+def test_short_steps_are_a_doubt_and_no_fault():
+    finding = radius.radius(sound(attack=PGD(4, 1, step_size=0.01, random_start=False)))
+    assert finding.verdict == "WARN"
+    assert f"only {percent(0.4)} of eps are used: its steps together are too short" in finding.value
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "stadv", "low_frequency"])
+def test_noise_of_the_threat_model_has_its_size(norm):
+    attack = norm if norm not in ("linf", "l2") else "pgd_eot"
+    given = ("purifier=none", "protocol.images=4", f"attack={attack}", f"threat_model={norm}", *small_budget(attack))
+    for quick in (True, False):
+        assert "smaller radius" not in budgets.null(composed_subject(*given, quick=quick)).value
+
+
+class Outputs(torch.nn.Module):
+    """Logits of K classes with widths of 4 to 8, through a function."""
+
+    def __init__(self, classes: int, change):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.randn(classes - 1, 256, generator=torch.Generator().manual_seed(3)))
+        self.change = change
+
+    def forward(self, x):
+        score = (x - 0.5).flatten(1) @ self.w.T
+        return self.change(torch.cat([score.abs().amax(1, keepdim=True) + 4, score], dim=1))
+
+
+@pytest.mark.parametrize("classes", [3, 10])
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        (lambda z: z, "PASS"),
+        (lambda z: z.log_softmax(dim=1), "PASS"),
+        (lambda z: z - z.mean(dim=1, keepdim=True), "PASS"),
+        (lambda z: 3 * z.softmax(dim=1) - 1, "FAIL"),
+        (lambda z: 8 * z.softmax(dim=1), "FAIL"),
+        (lambda z: 10 * (z / 4).clamp(-1, 1), "FAIL"),
+        (lambda z: z / 100, "FAIL"),
+        (lambda z: 30 * z, "FAIL"),
+    ],
+)
+def test_outputs_of_few_and_many_classes(classes, change, status):
+    finding = outputs.outputs(made(Outputs(classes, change), noisy, images=8))
+    assert finding.verdict == status, finding
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_the_compression_rate_of_a_scaled_image_is_its_scale(share):
+    found = compression.compression(sound(lambda x, *given, on_step=None: share * x))
+    assert found.verdict == "INFO"
+    assert found.curve["rate"] == pytest.approx([share, share], rel=1e-4)
+    assert "does not apply" in compression.compression(made(Linear(weights()))).value
+
+
+class Stores(PurifierModule):
+    """A module that keeps the first images that it sees, and mixes a little of them into near ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = []
+
+    def forward(self, x, denoiser, classifier, rng, *, on_step=None):
+        near = [old for old in self.kept if old.shape == x.shape and float((old - x.detach()).abs().max()) < 0.01]
+        self.kept.append(x.detach())
+        return noisy(x if not near else 0.5 * x + 0.5 * near[0], denoiser, classifier, rng)
+
+
+def test_memory_of_a_nearby_image_is_found():
+    """The same question has the same answer, so that only a copy that has not seen the image shows it."""
+    finding = memory.memory(sound(Stores()))
+    assert finding.verdict == "FAIL"
+    assert "after a nearby image: the defense keeps memory between calls" in finding.value
+
+
+def test_a_batch_of_one_image_is_nothing_to_compare():
+    assert batch.batch(sound(images=1)).verdict == "INFO"
+
+
+def test_other_conditions_do_not_hide_a_fault_of_the_attacked_defense():
+    """Here only the attacked defense has memory."""
+    subject = sound()
+    remembering = sound(Stores()).arm.scored
+    finding = memory.memory(planted(subject, attacked=remembering))
+    assert finding.verdict == "FAIL"
+    assert finding.value.startswith("attacked: ")
