@@ -44,6 +44,7 @@ def null(subject: Subject) -> Finding:
         return Finding(name, "the run has none", "a null control beside the attack", "WARN", "-", 0.0)
     control, expected = e.arms["null"].attack, null_control(subject.arm.attack, e.judge)
     counts = {"candidates": (control.steps, expected.steps), "samples": (control.samples, expected.samples)}
+    counts |= {"selection samples": (control.selection_samples, expected.selection_samples)}
     short = [f"{what} {have} instead of {need}" for what, (have, need) in counts.items() if have < need]
     if control.select != expected.select:
         short.append(f"selects the {control.select} instead of the {expected.select}")

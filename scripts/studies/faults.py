@@ -432,7 +432,11 @@ class SmallNull(Null):
 
 def small_null(sound: Subject, **given: Any) -> Subject:
     attack = null_control(sound.arm.attack, sound.evaluation.judge)
-    return planted(sound, arm="null", attack=SmallNull(attack.steps, attack.eot, attack.select, attack.ends, **given))
+    return planted(
+        sound,
+        arm="null",
+        attack=SmallNull(attack.steps, attack.eot, attack.select, attack.confirm, attack.ends, **given),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
