@@ -7,7 +7,6 @@ and .md. A finished cell is kept in results/runs/noisy-gradients/, so that the s
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +31,6 @@ from dp.output import record, report
 from dp.rng import Streams
 from dp.runs import compose
 from dp.runs.build import build
-from dp.runs.errors import command
 from dp.statistics.intervals import paired
 from dp.subset import Subset
 from dp.threat_models.ball import ThreatModel
@@ -212,14 +210,17 @@ def main() -> int:
 
 def markdown_of(lines: list[dict], images: int, seeds: int) -> str:
     """The lines as a table for people."""
-    title = f"Remedies for noisy gradients at equal network evaluations, {images} digits, {seeds} seeds"
+    title = f"Remedies for noisy gradients at equal network evaluations, {images} digits, seeds: {seeds}"
     columns = ["defense", "attack", "variant", "robust, average of 20", "difference to plain", "95 %"]
     texts = [[one["defense"], one["attack"], one["variant"], f"{one['robust']:.1f}"] for one in lines]
     for text, one in zip(texts, lines, strict=True):
         plain = one["variant"] == "plain"
         text += ["", ""] if plain else [f"{one['difference']:+.1f}", f"{one['low']:+.1f} to {one['high']:+.1f}"]
-    return markdown(title, columns, texts)
-
-
-if __name__ == "__main__":
-    sys.exit(command(main))
+    note = (
+        f"The plain attack has {ITERATIONS} iterations of EOT {EOT}. Negative: the variant leaves less accuracy, so it "
+    )
+    note += (
+        f"helps. Momentum has the decay {DECAY:g} (Dong et al. 2018). The mean gradient over iterations is momentum "
+    )
+    note += f"with the decay {MEMORY:g}, which `strict` has in its PGD."
+    return markdown(title, columns, texts) + f"\n{note}\n"
