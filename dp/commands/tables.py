@@ -13,7 +13,7 @@ from dp.output import record
 from dp.output.console import console
 from dp.output.published import PUBLISHED, published_rows
 from dp.output.report import audit_word, clock, gradient_words
-from dp.output.row_table import rule_name
+from dp.output.row_table import rule_name, version_name
 from dp.runs.errors import DONE, command
 
 MEASURED, TABLES = Path("results/measured"), Path("results/tables")
@@ -48,12 +48,12 @@ def line(summary: dict, key: str, side: str, rule: str) -> dict:
     config, choices, caveats = summary["config"], summary["config"]["choices"], summary["caveats"]
     cells = {
         "dataset": choices["dataset"],
-        "purifier": choices["purifier"],
+        "purifier": version_name(config, "purifier"),
         "settings": settings(config["purifier"]),
-        "attack": choices["attack"],
+        "attack": version_name(config, "attack"),
         "threat": f"{config['threat_model']['norm']} {config['threat_model']['eps']}",
         "gradient": gradient_words(caveats),
-        "protocol": choices["protocol"],
+        "protocol": version_name(config, "protocol"),
         "rule": rule_name(rule, summary[side][rule]["draws"]) + (", in-loop" if side == "seen" else ""),
         "images": summary["robust"][rule]["n"],
         "seeds": len(summary["per_seed"]),

@@ -54,9 +54,10 @@ def row_table(summary: dict, rules: Sequence[str] | None = None) -> Table:
     threat, judge, all_rules = config["threat_model"], config["protocol"]["judge"], config["protocol"]["report"]
     samples, n = summary["robust"]["vote"]["draws"], summary["robust"]["single"]["n"]
     seeds, rules = count_of(len(summary["per_seed"]), "seed"), rules or all_rules
+    purifier, attack, protocol = (version_name(config, group) for group in ("purifier", "attack", "protocol"))
+    what = f"{choices['dataset']} / {purifier} / {attack}, {threat['norm']} {threat['eps']}"
     table = Table(
-        title=f"{choices['dataset']} / {version_name(config, 'purifier')} / {choices['attack']}, {threat['norm']} "
-        f"{threat['eps']}, protocol {version_name(config, 'protocol')}",
+        title=f"{what}, protocol {protocol}",
         caption=f"percent of {count_of(n, 'image')}, mean of {seeds}; intervals: Wilson, over images",
         box=box.SIMPLE_HEAD,
     )
@@ -106,5 +107,6 @@ def row_tables(summary: dict, console: Console) -> list[Table]:
 
 def version_name(config: dict, group: str) -> str:
     """The name of the chosen option, with its version if its numbers have changed."""
-    version = config[group].get("version", 1)
-    return config["choices"][group] + (f" (version {version})" if version > 1 else "")
+    version = config[group].get("version", 1)  # of rows before `suite`, AutoAttack's is text
+    moved = isinstance(version, int) and version > 1
+    return config["choices"][group] + (f" (version {version})" if moved else "")

@@ -87,8 +87,8 @@ def test_time_grid_hits_integer_indices():
         (-0.1, 4, "0 < t"),
         (1.1, 4, "0 < t"),
         (float("nan"), 4, "0 < t"),
-        (0.2, 0, "steps >= 1"),
-        (0.2, -3, "steps >= 1"),
+        (0.2, 0, "1 <= steps <= 100000, got steps=0"),
+        (0.2, -3, "1 <= steps <= 100000, got steps=-3"),
         (0.2, [], "falling times"),
         (0.2, [0.1, 0.05], "falling times"),  # does not begin at t
         (0.2, [0.2, 0.2], "falling times"),

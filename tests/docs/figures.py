@@ -1,7 +1,7 @@
 """The figures that docs/findings.md quotes, and where each comes from: comments of the page, read and recomputed.
 
-A comment `<!-- runs ... -->` names measured runs by what their configurations hold. A comment `<!-- figures ... -->`
-under a paragraph, list or table has a line `QUOTED = SOURCE` for each figure of it:
+A comment `<!-- runs ... -->` names measured runs by what their configurations hold (`absent`: a key that they lack). A
+comment `<!-- figures ... -->` under a paragraph, list or table has a line `QUOTED = SOURCE` for each figure of it:
 
     RUN side.rule [low|high]          a figure of one run; sides: standard, robust, null, undefended, seen, ...
     RUN - RUN side.rule [low|high]    a paired difference in points, and the ends of its 95 % interval
@@ -81,6 +81,8 @@ def leaves(node: object, name: str = "") -> dict[str, str]:
 
 
 def holds(config: dict[str, str], key: str, value: str) -> bool:
+    if value == "absent":
+        return not any(name.endswith(f".{key}") for name in config)
     return any(name.endswith(f".{key}") and found == value for name, found in config.items())
 
 

@@ -28,6 +28,7 @@ def whole_summary(in_loop: bool = False) -> dict:
         "choices": {**choices, "classifier": "digits", "threat_model": "linf"},
         "dataset": {"name": "digits"},
         "classifier": {},
+        "attack": {},
         "purifier": {"t": 0.1, "steps": 5, "clamp": "plain"},
         "threat_model": {"norm": "linf", "eps": "32/255", "grad": "full"},
         "protocol": {"report": ["single", "vote"], "judge": {"in_loop": True} if in_loop else None},

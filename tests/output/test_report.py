@@ -31,6 +31,7 @@ def config(dataset="cifar10", classifier="wrn_28_10", attack="pgd_eot", norm="li
         },
         "dataset": {"name": dataset},
         "classifier": {},
+        "attack": {},
         "purifier": {"published": purifier, "gradients": {"surrogate": {"steps": 10}}},
         "threat_model": {"norm": norm, "eps": eps, "grad": "full"},
         "protocol": {"ties": "softmax", "report": ["single", "vote"], "judge": None},

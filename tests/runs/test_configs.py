@@ -268,12 +268,18 @@ def test_missing_files_are_one_line_that_says_all(dataset, file, address, tmp_pa
         assert part in err
 
 
-@pytest.mark.parametrize("group", ["purifier", "attack", "protocol"])
-def test_values_by_dataset_need_no_value_for_others(group):
-    """A dataset that a table does not know is an error that names it, not a silent default."""
+@pytest.mark.parametrize(("group", "budget"), [("purifier", "quick"), ("attack", "full"), ("protocol", "full")])
+def test_values_by_dataset_need_no_value_for_others(group, budget):
+    """A dataset that a table does not know is an error that names it, not a silent default. Only a budget is the quick
+    one, that of digits, until it is told to be full.
+    """
     node = {"per_dataset": {"digits": {"t": 1}, "venus": {"other": 2}}, "t": "${per_dataset:t}"}
+    mars = {"name": "mars", "budget": budget}
     with pytest.raises(Exception, match="no value of t for dataset mars, only for digits"):
-        OmegaConf.to_container(OmegaConf.create({"dataset": {"name": "mars"}, group: node}), resolve=True)
+        OmegaConf.to_container(OmegaConf.create({"dataset": mars, group: node}), resolve=True)
+    if budget == "full":
+        quick: Any = OmegaConf.to_container(OmegaConf.create({"dataset": {"name": "mars"}, group: node}), resolve=True)
+        assert quick[group]["t"] == 1
 
 
 def test_the_nearest_table_with_the_key_has_the_value():
