@@ -81,7 +81,8 @@ class PGD(Attack):
         return state._replace(x_adv=state.x)
 
     def says(self, through: str) -> str:
-        return f"PGD, {self.steps} steps along the mean gradient of {self.eot} samples, through {through}"
+        momentum = f" with momentum {self.momentum:g}" if self.momentum else ""
+        return f"PGD, {self.steps} steps{momentum} along the mean gradient of {self.eot} samples, through {through}"
 
     def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         x0 = threat.random_start(x, rng) if self.random_start else x

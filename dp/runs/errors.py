@@ -38,7 +38,7 @@ def sentence(error: BaseException) -> str:
         key, parent = error.__cause__.full_key, error.__cause__.parent_node
         known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
         near = near_matches(key.rpartition(".")[2], known)
-        return f"unknown key {key}{near}; +{key}=... sets one that the yaml leaves out"
+        return f"unknown key {key}{near}" + ("" if near else f"; +{key}=... sets one that the yaml leaves out")
     text = str(error)
     return " ".join(text.split("full_key:")[0].split()) or type(error).__name__
 

@@ -14,7 +14,7 @@ LABEL = 14  # columns for the name of a group
 EXAMPLES = (
     ("", "the embedded benchmark, two minutes on two cores"),
     ("purifier=diffpure purifier.t=0.15", "another defense, with one value changed"),
-    ("purifier=hetero protocol=strict audit=true", "the strongest evaluation, audited"),
+    ("purifier=hetero protocol=strict audit=true", "our recommended evaluation, audited"),
     ("+experiment=table1/hetero", "a row of a published table, with weights that are fetched"),
     ("-m purifier.tau=0.8,0.9 attack=pgd_eot,spsa", "a sweep: one run for each combination, and a table"),
     ("--config-dir mine purifier=my_method", "a method of your own, from yamls in the folder mine"),
