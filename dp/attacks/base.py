@@ -69,6 +69,11 @@ class Attack(ABC):
         return "best"
 
     @property
+    def keeps_best(self) -> bool:
+        """True if what it returns is the best of several `candidates`, by its own values or selection samples."""
+        return self.select == "best"
+
+    @property
     def selection_samples(self) -> int:
         """Fresh samples of its own that choose the point it returns; 0 if none do."""
         return 0

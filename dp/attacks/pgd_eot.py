@@ -66,6 +66,16 @@ class PGD(Attack):
         return self.eot
 
     @property
+    def keeps_best(self) -> bool:
+        """Of several restarts it keeps the best also where it returns last iterates."""
+        return self.select == "best" or self.restarts > 1
+
+    @property
+    def candidates(self) -> int:
+        """With `select: last` only the last iterates of several restarts are compared."""
+        return self.restarts if self.select == "last" and self.restarts > 1 else self.steps
+
+    @property
     def is_baseline(self) -> bool:
         return True
 

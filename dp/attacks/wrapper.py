@@ -36,6 +36,10 @@ class Wrapped(Attack):
         return self.attack.select
 
     @property
+    def keeps_best(self) -> bool:
+        return self.attack.keeps_best
+
+    @property
     def selection_samples(self) -> int:
         return self.attack.selection_samples
 

@@ -216,7 +216,8 @@ def null_control(attack: Attack, judge: Judge | None = None) -> Null:
     ends = ends if steps == max(1, attack.steps) else (steps,)
     if judge is not None and not judge.yields_to(attack.selection_samples):
         return Null(steps, attack.samples, "last", ends=ends)
-    return Null(steps, attack.samples, attack.select, attack.selection_samples, ends)
+    select = "best" if attack.keeps_best else "last"
+    return Null(steps, attack.samples, select, attack.selection_samples, ends)
 
 
 def evaluate(evaluation: Evaluation, done: Iterable[tuple[str, int, int]] = ()) -> Iterator[Group]:

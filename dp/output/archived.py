@@ -14,8 +14,8 @@ from dp.output.run_files import VERDICTS
 
 SAMPLES = ("clean", "adv", "seen")  # the class of every sample
 DECISIONS = [f"{side}_{rule}" for side in ("clean", "adv") for rule in ("vote", "mean_logits", "mean_softmax")]
-COUNTS = {name: torch.int16 for name in (*DECISIONS, "ties", "looks", "nfe")}
-COUNTS |= {"lost_at": torch.int32, "iterations": torch.int32}  # -1: none
+COUNTS = {name: torch.int16 for name in (*DECISIONS, "ties")}  # -1: none
+COUNTS |= {name: torch.int32 for name in ("looks", "nfe", "lost_at", "iterations")}
 ALL = {**COUNTS, "distance": torch.float64}
 
 

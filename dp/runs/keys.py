@@ -16,6 +16,10 @@ NEUTRAL: dict[str, Any] = {"protocol.attack_variants": []}
 NEUTRAL_OF_TARGETS = {("pgd_eot.PGD", "momentum"): 0.0}  # the same for arguments, wherever the node stands
 
 
+# Attacks whose null control moved only with some settings: there a second version is hashed.
+NULL_MOVED = {"pgd_eot.PGD": lambda node: node.get("select") == "best" or node.get("restarts", 1) > 1}
+
+
 def run_key(config: dict) -> str:
     """The key of a configuration. Equal configurations have equal keys.
 
@@ -47,7 +51,8 @@ def _identity(value: Any, used: set[str], path: str = "") -> Any:
         return [_identity(child, used, path) for child in value]
     if not isinstance(value, dict):
         return value
-    hashed = {}
+    moved = NULL_MOVED.get(_short(value.get("_target_", ""))) if path in ("attack", "attack.attack") else None
+    hashed: dict[str, Any] = {"null control": 2} if moved is not None and moved(value) else {}
     for key, child in value.items():
         where = f"{path}.{key}".lstrip(".")
         neutral = (where in NEUTRAL and child == NEUTRAL[where]) or (key == "version" and child == 1)

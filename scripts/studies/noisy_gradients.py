@@ -96,7 +96,7 @@ class Remembered(Wrapped):
         """The values as they are, and the mean gradient."""
         values, grad = self.model.loss_gradient(x, y, rng, samples, loss, auxiliary)
         unit = grad / grad.abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-30)
-        self.g = unit if self.g is None else self.memory * self.g + self.weight * unit
+        self.g = self.weight * unit + (0 if self.g is None else self.memory * self.g)
         return values, self.g
 
 

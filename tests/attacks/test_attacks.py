@@ -221,6 +221,9 @@ def test_pgd_rejects(bad):
 
 def test_null_control_has_the_attacks_candidates_samples_and_selection():
     assert null_control(PGD(iterations=7, eot=3, restarts=2, select="best")) == Null(14, 3, "best", ends=(14,))
+    last = PGD(iterations=7, eot=3, restarts=2, select="last")  # it keeps the better one of two last iterates
+    assert null_control(last) == Null(2, 3, "best", ends=(2,))
+    assert null_control(PGD(iterations=7, eot=3, select="last")) == Null(7, 3, "last", ends=(7,))
     attack = APGD(iterations=4, eot=3, restarts=2, confirm=20)
     chosen, left = Null(10, 3, "best", 20, (5, 10)), Null(10, 3, "last", ends=(5, 10))
     assert null_control(attack) == chosen

@@ -80,6 +80,21 @@ def test_an_option_added_later_counts_only_where_it_differs():
         assert run_key(changed(config, path, before)) == run_key(config)
 
 
+@pytest.mark.parametrize(("attack", "path"), [("pgd_eot", "attack"), ("bpda_eot", "attack.attack")])
+def test_a_null_control_that_moved_has_another_key(attack, path, monkeypatch):
+    """PGD's null control moved only where it keeps the best of several points. Elsewhere the keys stay."""
+    plain = composed(f"attack={attack}")
+    others = [changed(plain, f"{path}.select", "best"), changed(plain, f"{path}.restarts", 3)]
+    union = changed(
+        composed("attack=union"), "attack.attacks.pgd_eot.restarts", 3
+    )  # the union has a version of its own
+    now = [run_key(config) for config in (plain, union, *others)]
+    monkeypatch.setattr(keys, "NULL_MOVED", {})
+    before = [run_key(config) for config in (plain, union, *others)]
+    assert now[:2] == before[:2]
+    assert {*now[2:]}.isdisjoint(before)
+
+
 def test_gradient_variants_count_only_where_they_are_used(base):
     """The surrogate's steps are another run's matter, unless the attack goes through the surrogate."""
     other = changed(base, "purifier.gradients.surrogate.steps", 2)
