@@ -186,7 +186,7 @@ SLOW = {
     "runs/test_bad_commands.py": "*",
     "runs/test_caveats.py": """
         test_a_change_inside_a_variant_of_the_protocols_attack_is_a_departure
-        test_what_a_protocol_scales_does_not_depend_on_the_command
+        test_a_change_of_a_scaled_value_is_a_departure
         test_a_protocol_as_it_is_defined_has_no_departure
         test_a_purifier_without_a_surrogate_is_attacked_exactly_under_the_default_protocol
         test_a_scaled_surrogate_is_named_where_it_is_attacked
@@ -196,6 +196,7 @@ SLOW = {
         test_the_attacks_nfe_is_that_of_what_it_queries
         test_the_command_line_wins_over_a_protocol_and_it_is_a_departure
         test_the_gradient_modes_of_an_attack
+        test_what_a_protocol_scales_does_not_depend_on_the_command
         test_what_digits_scale_stands_beside_the_values_for_cifar10
     """,
     "runs/test_configs.py": """
@@ -216,6 +217,8 @@ SLOW = {
         test_imports_that_stay_light
     """,
     "runs/test_keys.py": """
+        test_a_null_control_that_moved_has_another_key
+        test_an_option_added_later_counts_only_where_it_differs
         test_gradient_variants_count_only_where_they_are_used
         test_what_changes_no_row_changes_no_key
         test_what_changes_rows_changes_the_key
@@ -265,6 +268,9 @@ SLOW = {
     "scripts/test_convergence.py": """
         test_every_attack_of_the_union_gets_the_budget
         test_figure_of_some_cells
+    """,
+    "scripts/test_noisy_gradients.py": """
+        test_every_remedy_asks_for_as_many_gradients_as_the_plain_attack
     """,
     "scripts/test_outputs.py": """
         test_the_command_that_overwrote_a_table
