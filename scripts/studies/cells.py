@@ -11,6 +11,8 @@ from typing import Any
 import pandas as pd
 import torch
 
+from dp.audit import battery
+from dp.commands import audit
 from dp.commands.archive import archive
 from dp.output import record, report
 from dp.output.archived import arrays, read_rows
@@ -18,6 +20,7 @@ from dp.output.console import console
 from dp.runs import compose
 from dp.runs.keys import run_key
 from dp.runs.pipeline import judged
+from dp.runs.sources import sources_hash
 from dp.runs.workers import follow_parent
 from dp.statistics import metrics
 
@@ -41,6 +44,18 @@ def finished(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[d
     summary = judged(setup._replace(config=setup.config | {"overwrite": stale}), folder)
     assert summary is not None, "one shard does it all"
     return summary, archive(folder, RESULTS / "measured")
+
+
+def audited(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[dict, Path]:
+    """`finished`, with the whole audit of its configuration, which is made now if the archived summary has none."""
+    summary, copy = finished(overrides, workers)
+    if not summary["audited"] or summary["audited"]["quick"]:
+        setup = compose.setup(*overrides)
+        audit.audited(setup, quick=False, images=None, console=console)
+        path, code = audit.FOLDER / f"{run_key(setup.config)}.json", sources_hash(setup.config)
+        summary = battery.attach(copy, battery.read(path, code))
+        assert summary is not None, "it is archived"
+    return summary, copy
 
 
 def side_by_side(function: Callable, calls: Mapping[str, tuple], at_once: int) -> Iterator[tuple[str, Any]]:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import outputs
 import pandas as pd
-from cells import finished, image_scores, scores, side_by_side
+from cells import audited, finished, image_scores, scores, side_by_side
 from claim_report import DATA, PICTURE, TEXT, draw, write
 from rich import box
 from rich.console import Console
@@ -131,19 +131,27 @@ def bisected(defense: Defense, target: float) -> dict:
 
 
 def cell(defense: Defense, overrides: tuple[str, ...], protocol: str) -> tuple[str, ...]:
-    """The overrides of a run. Under strict the run is audited, and a mask that depends on the input is attacked too."""
-    mask = ("attack=strict_mask",) if defense.masked else ()
-    return (SCALED, f"protocol={protocol}", *overrides, *((*mask, "audit=true") if protocol == "strict" else ()))
+    """The overrides of a run. Under strict a mask that depends on the input is attacked too."""
+    mask = ("attack=strict_mask",) if defense.masked and protocol == "strict" else ()
+    return (SCALED, f"protocol={protocol}", *overrides, *mask, "audit=false")
+
+
+def made(protocol: str, defense: str, overrides: tuple[str, ...]) -> tuple[dict, Path]:
+    """The summary and the folder of one cell."""
+    return (audited if protocol == "strict" else finished)(overrides, 1)
 
 
 def evaluated(
     cells: dict[tuple[str, str], tuple[str, ...]], start_time: float
 ) -> dict[tuple[str, str], tuple[dict, Path]]:
-    """The summaries and folders of all runs. The longest start first, and as many run at a time as there are cores."""
+    """The summaries and folders of all runs; those of strict have the whole audit.
+
+    The longest start first, and as many run at a time as there are cores.
+    """
     costs = {(p, d.name): PROTOCOLS[p] * d.cost for p in PROTOCOLS for d in DEFENSES if (p, d.name) in cells}
     names = {": ".join(key): key for key in sorted(cells, key=lambda key: -costs[key])}
     ended: dict[tuple[str, str], tuple[dict, Path]] = {}
-    for name, (summary, folder) in side_by_side(finished, {n: (cells[k], 1) for n, k in names.items()}, AT_ONCE):
+    for name, (summary, folder) in side_by_side(made, {n: (*names[n], cells[names[n]]) for n in names}, AT_ONCE):
         ended[names[name]] = (summary, folder)
         pace = sum(one["seconds"] for one, _ in ended.values()) / sum(costs[key] for key in ended) / AT_ONCE
         left = pace * sum(cost for key, cost in costs.items() if key not in ended)
