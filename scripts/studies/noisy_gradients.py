@@ -7,6 +7,7 @@ and .md. A finished cell is kept in results/runs/noisy-gradients/, so that the s
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from dp.output import record, report
 from dp.rng import Streams
 from dp.runs import compose
 from dp.runs.build import build
+from dp.runs.errors import command
 from dp.statistics.intervals import paired
 from dp.subset import Subset
 from dp.threat_models.ball import ThreatModel
@@ -224,3 +226,7 @@ def markdown_of(lines: list[dict], images: int, seeds: int) -> str:
     )
     note += f"with the decay {MEMORY:g}, which `strict` has in its PGD."
     return markdown(title, columns, texts) + f"\n{note}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(command(main))

@@ -103,3 +103,11 @@ def test_the_main_studys_report_goes_where_it_is_told(tmp_path):
     assert len(pd.read_csv(data)) == len(cells) > 1
     assert "| hetero" in text.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").rglob("*.py")), ids=lambda path: path.name)
+def test_a_script_with_a_command_starts_it(path):
+    """Each script that has a `main` ends with the lines that call it."""
+    text = path.read_text()
+    if "\ndef main(" in text:
+        assert text.rstrip().splitlines()[-2] == 'if __name__ == "__main__":'
