@@ -66,7 +66,7 @@ FAMILIES = {  # the curves of the figure
     "iterations": [Budget(), Budget(iterations=4), Budget(iterations=16)],
     "EOT": [Budget(), Budget(eot=4), Budget(eot=16)],
     "restarts": [Budget(), Budget(restarts=4), Budget(restarts=16)],
-    "all three": [Budget(), Budget(2, 2, 2), Budget(4, 4, 4)],
+    "of all three": [Budget(), Budget(2, 2, 2), Budget(4, 4, 4)],
 }
 BUDGETS = sorted({b for family in FAMILIES.values() for b in family}, key=lambda b: (b.cost, b))
 
@@ -134,21 +134,23 @@ def draw(path: Path, lines: list[dict]) -> None:
 
     by_cell = {(one["defense"], *(one[k] for k in Budget._fields)): one for one in lines}
     figure, axes = plt.subplots(1, len(DEFENSES), figsize=(14, 4), sharey=True, layout="constrained")
-    styles = dict(zip(FAMILIES, (("o", "-"), ("s", "--"), ("^", ":"), ("D", "-.")), strict=True))
+    styles = dict(
+        zip(FAMILIES, (("o", "-", "C0"), ("s", "--", "C1"), ("^", ":", "C2"), ("D", "-.", "C3")), strict=True)
+    )
+    drawn = {}
     for ax, defense in zip(axes, DEFENSES, strict=True):
         for family, budgets in FAMILIES.items():
             points = pd.DataFrame([by_cell[defense, *b] for b in budgets if (defense, *b) in by_cell])
             if len(points) < 2:
                 continue
-            marker, dashes = styles[family]
+            marker, dashes, color = styles[family]
             spread = [points["taken_high"] - points["taken"], points["taken"] - points["taken_low"]]
-            ax.errorbar(
-                points["spent"], points["robust"], yerr=spread, marker=marker, ls=dashes, capsize=3, label=family
-            )
+            place = (points["spent"], points["robust"])
+            drawn[family] = ax.errorbar(*place, yerr=spread, marker=marker, ls=dashes, color=color, capsize=3)
         ax.set(xscale="log", title=defense, xlabel="network evaluations per image")
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("robust accuracy, average of 20 (%)")
-    axes[0].legend(title="multiplied")
+    figure.legend(list(drawn.values()), [f"more {name}" for name in drawn], loc="outside lower center", ncols=4)
     figure.suptitle(
         "strict on 64 digits, one seed: accuracy over the attack's budget; bars: paired 95 % interval of the points "
         "taken from strict as it is"
