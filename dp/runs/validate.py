@@ -9,10 +9,11 @@ from typing import Any, get_args, get_origin
 
 from dp.attacks.base import FULL, VALUES
 from dp.contracts.declared import check_declared
-from dp.runs.compose import RESERVED, Setup, arguments, target_of
+from dp.runs.compose import Setup, arguments
 from dp.runs.errors import unknown_option
 from dp.runs.help import options
 from dp.runs.machine import device_of, shard_of, workers_of
+from dp.runs.targets import RESERVED, target_of
 from dp.runs.words import GROUPS
 from dp.spelling import near_matches
 from dp.statistics.metrics import RULES, TIES
@@ -22,6 +23,8 @@ HYDRAS = {"_target_": str, "_partial_": bool, "_recursive_": bool, "_args_": lis
 STARRED = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 KINDS = {dict: "a mapping", list: "a list", (int, float): "a number", str: "one value"}
 SIMPLE = {int: (int,), float: (int, float), str: (str,), bool: (bool,), NoneType: (NoneType,), Sequence: (list,)}
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
+WORDS[Sequence] = "a list"
 # Keys that a yaml may leave out, of nodes without a `_target_`.
 OPTIONAL = ("dataset.budget", "dataset.files", "dataset.full_size", "dataset.scaled_from", "protocol.version")
 PROTOCOL_KEYS = ("seeds", "votes", "ties", "report", "grad", "attack", "attack_variants", "known_draws", "judge")
@@ -215,7 +218,7 @@ def _check_type(where: str, value: Any, annotation: Any) -> None:
         return
     right = any(isinstance(value, SIMPLE[w]) and (not isinstance(value, bool) or w is bool) for w in wanted)
     if not right:
-        raise ValueError(f"need {where} of type {' or '.join(w.__name__ for w in wanted)}, got {value!r}")
+        raise ValueError(f"need {where} as {' or '.join(WORDS[w] for w in wanted)}, got {value!r}")
 
 
 def check_kinds(config: dict, defaults: dict, name: str = "") -> None:
