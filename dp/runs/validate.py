@@ -9,6 +9,8 @@ from typing import Any, get_args, get_origin
 
 from dp.attacks.base import FULL, VALUES
 from dp.contracts.declared import check_declared
+from dp.evaluation.evaluate import check_counts
+from dp.runs.by_dataset import shipped
 from dp.runs.compose import Setup, arguments
 from dp.runs.errors import unknown_option
 from dp.runs.help import options
@@ -34,6 +36,7 @@ def check_setup(setup: Setup) -> None:
     """Check all of a command's configuration that can be checked without its objects. Raises ValueError."""
     config, defaults = setup.config, setup.defaults
     check_keys({k: v for k, v in config.items() if k not in ("choices", "plugins")}, defaults)
+    check_gradients(config)
     check_run(config)
     check_kinds(config, defaults)
     check_finite(config)
@@ -51,6 +54,7 @@ def check_config(config: dict) -> None:
     """Check a configuration against the signatures that it will call. Raises ValueError."""
     check_targets(config)
     check_protocol(config["protocol"], config["window"])
+    check_counts(config["protocol"]["votes"], config["dataset"]["lanes"], config["protocol"]["seeds"])
     check_precision(config)
     check_dataset(config["dataset"])
 
@@ -105,6 +109,16 @@ def check_keys(node: dict, default: dict, name: str = "", argument: bool = False
             check_keys(value, there, where, free)
 
 
+def check_gradients(node: dict, name: str = "") -> None:
+    """Raises ValueError for a key `gradient` or `gradients` outside the purifier, where nothing reads it."""
+    for key, value in node.items():
+        where = f"{name}.{key}".lstrip(".")
+        if key in ("gradient", "gradients") and name != "purifier":
+            raise ValueError(f"unknown key {where}: only purifier.{key} is read; threat_model.grad sets the attack's")
+        if isinstance(value, dict):
+            check_gradients(value, where)
+
+
 def _check_tables(name: str, tables: dict, node: dict, default: Any) -> None:
     """Check that a table of values by dataset has only keys that its node, or the option's own table, has."""
     known = {key for column in (default or {}).values() for key in column} | {str(key) for key in node}
@@ -124,7 +138,13 @@ def check_precision(config: dict) -> None:
 
 
 def check_dataset(dataset: dict) -> None:
-    """Raises ValueError unless `lanes` and `draws_per_call` of a dataset are whole numbers >= 1, and every eps > 0."""
+    """Raises ValueError unless `lanes` and `draws_per_call` of a dataset are whole numbers >= 1, and every eps > 0.
+
+    Nor may a dataset of dp have a `budget`, which would change nothing.
+    """
+    if "budget" in dataset and dataset["name"] in shipped():
+        own = f"need dataset.budget for a dataset of your own only, got one for {dataset['name']}"
+        raise ValueError(f"{own}: +experiment=digits/full is the full budget of digits, and the others have theirs")
     for norm, eps in dataset["eps"].items():
         try:
             parse_eps(eps)
@@ -244,7 +264,7 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def check_protocol(protocol: dict, window: int) -> None:
-    """Raises ValueError for missing or wrong keys of a protocol, and for a `window` that is no whole number."""
+    """Raises ValueError for missing or wrong keys of a protocol, and for a `window` that is no whole number >= 1."""
     absent = [key for key in PROTOCOL_KEYS if key not in protocol]
     if absent:
         raise ValueError(f"need protocol.{absent[0]}, got a protocol without it")
@@ -255,10 +275,13 @@ def check_protocol(protocol: dict, window: int) -> None:
         raise ValueError(f"need ties {' or '.join(TIES)}, got ties={protocol['ties']!r}")
     if protocol["judge"] is not None and not isinstance(protocol["judge"], dict):
         raise ValueError(f"need protocol.judge as null or a mapping, got {protocol['judge']}")
-    if not isinstance(window, int) or isinstance(window, bool):
-        raise ValueError(f"need window as a whole number, got window={window}")
+    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
+        raise ValueError(f"need window as a whole number >= 1, got window={window}")
     rules, known = protocol["report"], protocol["known_draws"]
     if not isinstance(rules, list) or not rules or any(rule not in [*RULES] for rule in rules):
         raise ValueError(f"need protocol.report as a list of {', '.join(RULES)}, got {rules}")
+    images = protocol.get("images")
+    if isinstance(images, int) and images < 1:
+        raise ValueError(f"need protocol.images >= 1, got protocol.images={images}")
     if not isinstance(known, bool):
         raise ValueError(f"need protocol.known_draws true or false, got {known}")
