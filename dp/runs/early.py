@@ -40,7 +40,7 @@ def check_early(config: dict) -> None:
     variants = {name: variant for name, variant in (node.get("gradients") or {}).items() if variant}
     purify = make(node, modules=config["plugins"]["modules"])
     scored = Defended(purify, Counted(), StandIn(), variants=variants)  # pyright: ignore[reportArgumentType]
-    for modes in gradients(attack, threat.grad):
+    for modes in ((threat.grad,), *gradients(attack, threat.grad)):
         if scored.undefended:
             check_names(modes, config["plugins"]["folders"])
         elif modes != (VALUES,):

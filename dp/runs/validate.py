@@ -54,9 +54,9 @@ def check_config(config: dict) -> None:
     """Check a configuration against the signatures that it will call. Raises ValueError."""
     check_targets(config)
     check_protocol(config["protocol"], config["window"])
-    check_counts(config["protocol"]["votes"], config["dataset"]["lanes"], config["protocol"]["seeds"])
     check_precision(config)
     check_dataset(config["dataset"])
+    check_counts(config["protocol"]["votes"], config["dataset"]["lanes"], config["protocol"]["seeds"])
 
 
 def check_run(config: dict) -> None:
