@@ -115,7 +115,7 @@ def check_gradients(node: dict, name: str = "") -> None:
         where = f"{name}.{key}".lstrip(".")
         if key in ("gradient", "gradients") and name != "purifier":
             raise ValueError(f"unknown key {where}: only purifier.{key} is read; threat_model.grad sets the attack's")
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key not in RESERVED:  # there they are names, as in exceptions
             check_gradients(value, where)
 
 

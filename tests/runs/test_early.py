@@ -83,3 +83,8 @@ def test_nested_attacks_have_no_gradient_either():
     for path in ("attack.attacks.pgd_eot", "attack.attacks.transfer.attack"):
         with pytest.raises(ValueError, match=f"unknown key {path}.gradient: "):
             check_setup(setup("attack=union", f"+{path}.gradient=bpda"))
+
+
+def test_an_exception_may_have_the_name_of_a_gradient():
+    with pytest.raises(Fetches):
+        begun("purifier=diffpure", "+purifier.gradient=none", "+purifier.exceptions={gradient: it rounds}")
