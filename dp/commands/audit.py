@@ -24,6 +24,7 @@ from dp.audit.check import Finding, Subject
 from dp.commands.options import parser, wide_console
 from dp.output import record, report
 from dp.runs import compose, pipeline
+from dp.runs.early import check_early
 from dp.runs.errors import DONE, command
 from dp.runs.keys import run_key
 from dp.runs.sources import sources_hash
@@ -138,6 +139,7 @@ def audited(setup: compose.Setup, quick: bool, images: int | None, console: Cons
     if images < 1:
         raise ValueError(f"need --images >= 1, got {images}")
     folder = pipeline.folder_of(setup)
+    check_early(setup.config)
     pipeline.fetch_missing(setup.config)
     key, code = run_key(setup.config), sources_hash(setup.config)
     name = key + ("-quick" if quick else "")

@@ -63,23 +63,13 @@ class Evaluation:
     window: int = 1
 
     def __post_init__(self):
-        counts = (self.votes, self.lanes, *(self.seeds if isinstance(self.seeds, Sequence) else (None,)))
-        if not all(isinstance(v, int) and not isinstance(v, bool) for v in counts):
-            raise ValueError(
-                f"need whole votes and lanes and a list of seeds, got {self.votes}, {self.lanes}, {self.seeds}"
-            )
-        if self.votes < 1 or self.lanes < 1 or not self.seeds:
-            raise ValueError(
-                f"need votes >= 1, lanes >= 1 and a seed, got {self.votes}, {self.lanes}, {list(self.seeds)}"
-            )
+        check_counts(self.votes, self.lanes, self.seeds)
         if self.window < 1:
             raise ValueError(f"need window >= 1, got window={self.window}")
         if self.known_draws and any(arm.attack.batch_bound for arm in self.arms.values()):
             raise ValueError(
                 "need an attack that names the image of each query, because the noise is known, got one of a package"
             )
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"need seeds that differ, got {list(self.seeds)}")
         if self.ties not in metrics.TIES:
             raise ValueError(f"need ties {' or '.join(metrics.TIES)}, got ties={self.ties!r}")
         x = self.subset.x
@@ -202,6 +192,17 @@ class Evaluation:
             nfe=self.arms[unit.arm].scored.nfe,
             **decisions,  # pyright: ignore[reportArgumentType]
         )
+
+
+def check_counts(votes: int, lanes: int, seeds: Sequence[int]) -> None:
+    """Raises ValueError unless `votes` and `lanes` are whole numbers >= 1, and `seeds` different whole numbers."""
+    counts = (votes, lanes, *(seeds if isinstance(seeds, Sequence) else (None,)))
+    if not all(isinstance(v, int) and not isinstance(v, bool) for v in counts):
+        raise ValueError(f"need whole votes and lanes and a list of seeds, got {votes}, {lanes}, {seeds}")
+    if votes < 1 or lanes < 1 or not seeds:
+        raise ValueError(f"need votes >= 1, lanes >= 1 and a seed, got {votes}, {lanes}, {list(seeds)}")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"need seeds that differ, got {list(seeds)}")
 
 
 def null_control(attack: Attack, judge: Judge | None = None) -> Null:

@@ -3,6 +3,7 @@
 The unit is one evaluation of the denoiser for one image.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dp.attacks.base import VALUES
+from dp.attacks.base import VALUES, Attack
 from dp.defense.defended import Defended
 from dp.defense.interface import AuxiliaryLoss
 from dp.evaluation.dry import dry_run
@@ -20,12 +21,12 @@ from dp.evaluation.rows import Unit
 from dp.objectives import Loss, cross_entropy
 from dp.rng import Streams
 from dp.subset import Subset
-from dp.threat_models.ball import BALLS
+from dp.threat_models.ball import BALLS, ThreatModel
 
 BACKWARD = 1.1  # a backward pass to the input alone, in forward passes; measured on digits and CIFAR-10 sized networks
-SIDE = 32  # of the cut image on which an attack's own code is run
 COUNTED = (*BALLS, "flow")  # norms of threat models that need no network
-MOST_STEPS = 3000  # of it
+MOST_STEPS = 3000  # of an attack's own code
+MOST_CALLS = 100_000  # of it to the stand-in; an attack that waits for a wrong answer would never end
 
 
 class Price(NamedTuple):
@@ -81,14 +82,14 @@ class Counting:
     def __init__(self, model: Defended, pricing: Pricing, y: Tensor, classes: int, known: int | None):
         self.model, self.pricing, self.price = model, pricing, pricing(model)
         self.y, self.classes, self.known = y, classes, known
-        self.spent = [0.0]  # shared by all gradient modes
+        self.spent, self.calls = [0.0], [0]  # shared by all gradient modes
 
     def gradient_mode(self, name: str) -> "Counting":
         return self.gradient_modes([name])
 
     def gradient_modes(self, names: Sequence[str]) -> "Counting":
         other = Counting(self.model.gradient_modes(names), self.pricing, self.y, self.classes, self.known)
-        other.spent = self.spent
+        other.spent, other.calls = self.spent, self.calls
         return other
 
     def logits(self, x: Tensor, rng: Streams, samples: int) -> Tensor:
@@ -126,6 +127,9 @@ class Counting:
         return direction
 
     def _count(self, cost: float, samples: int, queries: int = 1) -> None:
+        self.calls[0] += 1
+        if self.calls[0] > MOST_CALLS:
+            raise RuntimeError(f"need an attack of at most {MOST_CALLS} calls, got more")
         samples = self.known or samples
         self.spent[0] += cost * queries * min(samples, self.price.most)
 
@@ -188,20 +192,29 @@ def _costs(evaluation: Evaluation, name: str, arm: Arm, pricing: Pricing, one: S
 def _attack(
     arm: Arm, pricing: Pricing, one: Subset, classes: int, known: int | None, evaluation: Evaluation
 ) -> list[float]:
-    """The work of an attack up to each of its first steps, from 0 on."""
+    """The work of an attack up to each of its first steps, from 0 on.
+
+    The attack's own code is run on one image. Where that is not possible, a step counts as one gradient or one value.
+    Any error of that code is such a case, because an attack may need a defense that is wrong sometimes.
+    """
     attack, threat = arm.attack, evaluation.threat
     counting = Counting(arm.attacked, pricing, one.y, classes, known)
-    if threat.norm not in COUNTED or attack.batch_bound:  # their own code asks more than a defense
-        only_values = attack.gradient == VALUES
-        each = counting.price.forward + (0.0 if only_values else counting.price.backward)
-        each *= min(known or attack.samples, counting.price.most)
-        return [each * k for k in range(min(attack.steps, MOST_STEPS) + 1)]
-    x = one.x[:, :, :SIDE, :SIDE].contiguous()
+    steps = min(attack.steps, MOST_STEPS)
+    if threat.norm in COUNTED and not attack.batch_bound:  # else its code asks more than a defense
+        with contextlib.suppress(Exception):
+            return _counted(attack, counting, one, threat, steps)
+    each = counting.price.forward + (0.0 if attack.gradient == VALUES else counting.price.backward)
+    each *= min(known or attack.samples, counting.price.most)
+    return [each * k for k in range(steps + 1)]
+
+
+def _counted(attack: Attack, counting: Counting, one: Subset, threat: ThreatModel, steps: int) -> list[float]:
+    """The same by the attack's own code, which may raise anything."""
     rng = Streams(one.ids, 0, "dry")
-    state = attack.start(counting, x, one.y, threat, rng.draw(0))
+    state = attack.start(counting, one.x, one.y, threat, rng.draw(0))
     found = [counting.spent[0]]
-    for k in range(min(attack.steps, MOST_STEPS)):
-        state = attack.step(counting, state, x, one.y, threat, rng.draw(k + 1))
+    for k in range(steps):
+        state = attack.step(counting, state, one.x, one.y, threat, rng.draw(k + 1))
         found.append(counting.spent[0])
     return found
 

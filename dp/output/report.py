@@ -75,7 +75,7 @@ def work_line(evaluations: float) -> str:
     """The work of a run in words. `evaluations`: of the denoiser, or of the classifier where there is none."""
     size, word = next((pair for pair in SIZES if evaluations >= pair[0]), (1, ""))
     about = float(f"{evaluations / size:.2g}")
-    return f"work: about {about:g}{word} network evaluations of one image; a backward pass counts as one"
+    return f"work: about {about:g}{word} network evaluations of one image; a backward pass counts as about one"
 
 
 def through(grad: str, caveats: dict) -> str:

@@ -17,18 +17,32 @@ CONF = (
 DATASET_KEYS = ("name", "loader", "eps", "lanes", "draws_per_call")  # that the yaml of a dataset must have
 QUICK = "digits"  # the column of a table that is the quick budget
 BUDGETS = ("attack", "protocol")  # groups whose tables are budgets
+# The counts that are a budget. Other values of the quick column, such as step sizes, were chosen for digits alone.
+QUICK_KEYS = (
+    "iterations",
+    "eot",
+    "queries",
+    "directions",
+    "confirm",
+    "images",
+    "votes",
+    "targets",
+    "losses",
+    "restarts",
+)
+QUICK_KEYS += ("steps", "every", "screen", "draws", "grad")  # counts, and the exact gradient
 
 
 def per_dataset(key: str, *, _parent_: Any, _root_: Any) -> Any:
     """The resolver ${per_dataset:key}: the value of `key` for the chosen dataset.
 
     It comes from the `per_dataset` table of this node, or else of the nearest node above. A table maps dataset names,
-    or `default`, to values by key. The quick budget is that of `digits`, see `is_quick`. Raises ValueError if no table
-    has a value.
+    or `default`, to values by key. The quick budget has the `QUICK_KEYS` of `digits`, see `is_quick`.
+    Raises ValueError if no table has a value.
     """
     name, tables, node = _root_.dataset.name, [], _parent_
     budget = str(_parent_._get_full_key(None)).partition(".")[0] in BUDGETS and is_quick(_root_.dataset)
-    columns = (name, QUICK, "default") if budget else (name, "default")
+    columns = (name, QUICK, "default") if budget and key in QUICK_KEYS else (name, "default")
     while node is not None:
         table = node.get("per_dataset") if isinstance(node, DictConfig) else None
         if table is not None:
@@ -53,11 +67,11 @@ def is_quick(dataset: Mapping[str, Any]) -> bool:
     budget = dataset.get("budget", "quick")
     if budget not in ("quick", "full"):
         raise ValueError(f"need dataset.budget quick or full, got dataset.budget={budget}")
-    return budget == "quick" and dataset["name"] not in _shipped()
+    return budget == "quick" and dataset["name"] not in shipped()
 
 
 @functools.cache
-def _shipped() -> set[str]:
+def shipped() -> set[str]:
     """The names of dp's own datasets."""
     return {path.stem for path in (CONF / "dataset").glob("*.yaml")}
 

@@ -1,9 +1,7 @@
 """From a command line to plain data: Hydra's composition, values that depend on the dataset, and objects of nodes."""
 
-import inspect
-import pydoc
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,17 +15,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dp.runs.by_dataset import CONF, DATASET_KEYS, is_quick, unvalued  # also the resolvers
 from dp.runs.errors import unknown_option
+from dp.runs.targets import PACKAGES, RESERVED, is_below, target_of, typed
 from dp.runs.words import GROUPS, check_folder, check_overrides, check_words, words_of
 
 VERSION_BASE = "1.3"  # of Hydra's behavior
-# The packages whose functions and classes a `_target_` may name; plug-ins add their modules. timm and the rest of torch
-# are left out, because they have functions that execute a pickle.
-PACKAGES = ("dp", "torch.nn", "torch.optim", "torchvision.models")
-
-# Keys of a node that are no arguments of its `_target_`. They are removed before the call.
-RESERVED = ("per_dataset", "gradients", "gradient", "exceptions", "facts", "published", "version")
-
-
 FALLBACKS = {"classifier": "local", "denoiser": "none"}  # for a dataset without an option of its name
 
 
@@ -120,7 +111,8 @@ def _complete(config: dict, folders: list[str]) -> tuple[dict, tuple[str, ...]]:
     if is_quick(config["dataset"]):
         budget = f"dataset {config['dataset']['name']} has the quick budget: +dataset.budget=full takes the full one"
         notes = (*notes, budget)
-    return with_plugins(config, folders), notes
+    config = with_plugins(config, folders)
+    return typed(config, config["plugins"]["modules"]), notes
 
 
 def _composed(overrides: Sequence[str], folders: Sequence[str]) -> DictConfig:
@@ -169,7 +161,7 @@ def defaults_of(config: dict) -> dict:
     A key is left out if it has no value because no table names the dataset.
     """
     cfg = _composed([f"{group}={option}" for group, option in config["choices"].items()], config["plugins"]["folders"])
-    return _valued(_without_hydra(cfg))
+    return typed(_valued(_without_hydra(cfg)), config["plugins"]["modules"])
 
 
 def _valued(node: DictConfig) -> dict:
@@ -193,7 +185,7 @@ def with_plugins(config: dict, folders: Sequence[str]) -> dict:
     ValueError if a folder does not exist.
     """
     targets = {target for folder in folders for target in _targets(Path(folder))}
-    modules = sorted({target.partition(".")[0] for target in targets if not _is_below(target, PACKAGES)})
+    modules = sorted({target.partition(".")[0] for target in targets if not is_below(target, PACKAGES)})
     if folders and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     return {**config, "plugins": {"folders": list(folders), "modules": modules}}
@@ -226,32 +218,6 @@ def make(node: Any, *args: Any, modules: Sequence[str] = (), **more: Any) -> Any
         if "_target_" in each:
             target_of(each["_target_"], modules)
     return instantiate(plain, *args, _convert_="all", **more)
-
-
-def target_of(name: Any, modules: Sequence[str] = (), where: str = "") -> Callable:
-    """The function or class that a `_target_` names. Nothing is imported if the name is not allowed.
-
-    The name must be below `PACKAGES` or below `modules`, the top modules of plug-ins. So must the module that defines
-    the object: `dp.commands.tables.Path` is refused, because pathlib defines it. `where`: the node's dotted name, for
-    the message. Raises ValueError.
-    """
-    allowed, key = (*PACKAGES, *modules), f"{where}._target_".lstrip(".")
-    if not _is_below(str(name), allowed):
-        advice = "name other modules in a yaml of --config-dir"
-        raise ValueError(f"need {key} below {', '.join(allowed)}, got {name}: {advice}")
-    target = pydoc.locate(name)
-    if not callable(target):
-        raise ValueError(f"need {key} to name a function or class, got {name}")
-    module = inspect.getmodule(target)
-    if module is None or not _is_below(module.__name__, allowed):
-        owner = "no module" if module is None else module.__name__
-        raise ValueError(f"need {key} to name what a module below {', '.join(allowed)} defines, got {name} of {owner}")
-    return target
-
-
-def _is_below(name: str, packages: Sequence[str]) -> bool:
-    """True if a dotted name is one of these packages or lies in one."""
-    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 def arguments(node: Any) -> Any:

@@ -17,9 +17,10 @@ from dp.output.console import console
 from dp.output.progress import Bar, Display, Downloads
 from dp.output.snapshots import Snapshots
 from dp.output.tracking import Tracker
-from dp.runs.build import attacker, build
+from dp.runs.build import build
 from dp.runs.caveats import Caveats, caveats_of
 from dp.runs.compose import Setup, make
+from dp.runs.early import check_early
 from dp.runs.keys import run_key
 from dp.runs.machine import shard_of, workers_of
 from dp.runs.sources import sources_hash
@@ -107,7 +108,7 @@ def prepare(setup: Setup, folder: Path) -> Job:
     """Check the configuration, fetch its files, build its objects, and print the announcement."""
     for line in setup.notes:
         console.print(line)
-    attacker(setup.config)  # its mistakes are said before anything is fetched
+    check_early(setup.config)
     fetch_missing(setup.config)
     job = built(setup, folder, sources_hash(setup.config))
     record.begin(folder, job.config, job.code, job.config["overwrite"])

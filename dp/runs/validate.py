@@ -9,10 +9,13 @@ from typing import Any, get_args, get_origin
 
 from dp.attacks.base import FULL, VALUES
 from dp.contracts.declared import check_declared
-from dp.runs.compose import RESERVED, Setup, arguments, target_of
+from dp.evaluation.evaluate import check_counts
+from dp.runs.by_dataset import shipped
+from dp.runs.compose import Setup, arguments
 from dp.runs.errors import unknown_option
 from dp.runs.help import options
 from dp.runs.machine import device_of, shard_of, workers_of
+from dp.runs.targets import RESERVED, target_of
 from dp.runs.words import GROUPS
 from dp.spelling import near_matches
 from dp.statistics.metrics import RULES, TIES
@@ -22,6 +25,8 @@ HYDRAS = {"_target_": str, "_partial_": bool, "_recursive_": bool, "_args_": lis
 STARRED = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 KINDS = {dict: "a mapping", list: "a list", (int, float): "a number", str: "one value"}
 SIMPLE = {int: (int,), float: (int, float), str: (str,), bool: (bool,), NoneType: (NoneType,), Sequence: (list,)}
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
+WORDS[Sequence] = "a list"
 # Keys that a yaml may leave out, of nodes without a `_target_`.
 OPTIONAL = ("dataset.budget", "dataset.files", "dataset.full_size", "dataset.scaled_from", "protocol.version")
 PROTOCOL_KEYS = ("seeds", "votes", "ties", "report", "grad", "attack", "attack_variants", "known_draws", "judge")
@@ -31,6 +36,7 @@ def check_setup(setup: Setup) -> None:
     """Check all of a command's configuration that can be checked without its objects. Raises ValueError."""
     config, defaults = setup.config, setup.defaults
     check_keys({k: v for k, v in config.items() if k not in ("choices", "plugins")}, defaults)
+    check_gradients(config)
     check_run(config)
     check_kinds(config, defaults)
     check_finite(config)
@@ -50,6 +56,7 @@ def check_config(config: dict) -> None:
     check_protocol(config["protocol"], config["window"])
     check_precision(config)
     check_dataset(config["dataset"])
+    check_counts(config["protocol"]["votes"], config["dataset"]["lanes"], config["protocol"]["seeds"])
 
 
 def check_run(config: dict) -> None:
@@ -102,6 +109,16 @@ def check_keys(node: dict, default: dict, name: str = "", argument: bool = False
             check_keys(value, there, where, free)
 
 
+def check_gradients(node: dict, name: str = "") -> None:
+    """Raises ValueError for a key `gradient` or `gradients` outside the purifier, where nothing reads it."""
+    for key, value in node.items():
+        where = f"{name}.{key}".lstrip(".")
+        if key in ("gradient", "gradients") and name != "purifier":
+            raise ValueError(f"unknown key {where}: only purifier.{key} is read; threat_model.grad sets the attack's")
+        if isinstance(value, dict) and key not in RESERVED:  # there they are names, as in exceptions
+            check_gradients(value, where)
+
+
 def _check_tables(name: str, tables: dict, node: dict, default: Any) -> None:
     """Check that a table of values by dataset has only keys that its node, or the option's own table, has."""
     known = {key for column in (default or {}).values() for key in column} | {str(key) for key in node}
@@ -121,7 +138,13 @@ def check_precision(config: dict) -> None:
 
 
 def check_dataset(dataset: dict) -> None:
-    """Raises ValueError unless `lanes` and `draws_per_call` of a dataset are whole numbers >= 1, and every eps > 0."""
+    """Raises ValueError unless `lanes` and `draws_per_call` of a dataset are whole numbers >= 1, and every eps > 0.
+
+    Nor may a dataset of dp have a `budget`, which would change nothing.
+    """
+    if "budget" in dataset and dataset["name"] in shipped():
+        own = f"need dataset.budget for a dataset of your own only, got one for {dataset['name']}"
+        raise ValueError(f"{own}: +experiment=digits/full is the full budget of digits, and the others have theirs")
     for norm, eps in dataset["eps"].items():
         try:
             parse_eps(eps)
@@ -215,7 +238,7 @@ def _check_type(where: str, value: Any, annotation: Any) -> None:
         return
     right = any(isinstance(value, SIMPLE[w]) and (not isinstance(value, bool) or w is bool) for w in wanted)
     if not right:
-        raise ValueError(f"need {where} of type {' or '.join(w.__name__ for w in wanted)}, got {value!r}")
+        raise ValueError(f"need {where} as {' or '.join(WORDS[w] for w in wanted)}, got {value!r}")
 
 
 def check_kinds(config: dict, defaults: dict, name: str = "") -> None:
@@ -241,7 +264,7 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def check_protocol(protocol: dict, window: int) -> None:
-    """Raises ValueError for missing or wrong keys of a protocol, and for a `window` that is no whole number."""
+    """Raises ValueError for missing or wrong keys of a protocol, and for a `window` that is no whole number >= 1."""
     absent = [key for key in PROTOCOL_KEYS if key not in protocol]
     if absent:
         raise ValueError(f"need protocol.{absent[0]}, got a protocol without it")
@@ -252,10 +275,13 @@ def check_protocol(protocol: dict, window: int) -> None:
         raise ValueError(f"need ties {' or '.join(TIES)}, got ties={protocol['ties']!r}")
     if protocol["judge"] is not None and not isinstance(protocol["judge"], dict):
         raise ValueError(f"need protocol.judge as null or a mapping, got {protocol['judge']}")
-    if not isinstance(window, int) or isinstance(window, bool):
-        raise ValueError(f"need window as a whole number, got window={window}")
+    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
+        raise ValueError(f"need window as a whole number >= 1, got window={window}")
     rules, known = protocol["report"], protocol["known_draws"]
     if not isinstance(rules, list) or not rules or any(rule not in [*RULES] for rule in rules):
         raise ValueError(f"need protocol.report as a list of {', '.join(RULES)}, got {rules}")
+    images = protocol.get("images")
+    if isinstance(images, int) and images < 1:
+        raise ValueError(f"need protocol.images >= 1, got protocol.images={images}")
     if not isinstance(known, bool):
         raise ValueError(f"need protocol.known_draws true or false, got {known}")

@@ -1,11 +1,17 @@
 """The work of a run is counted before it: the time to go is right from its first line, on a clock that counts calls."""
 
+import dataclasses
 import io
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
+import torch
 from rich.console import Console
+from torch import Tensor
 
+from dp.attacks.base import Attack
+from dp.evaluation import work as counted_work
 from dp.evaluation.rows import Event
 from dp.evaluation.work import BACKWARD, MOST_STEPS, Costs, costs, total
 from dp.output.progress import Bar, Display
@@ -99,3 +105,61 @@ def test_steps_that_are_not_counted_cost_as_much_as_the_others():
     evaluation = build(composed(*TINY, f"attack.iterations={10 * MOST_STEPS}", "purifier=none"))
     work = costs(evaluation, RATIO)
     assert work["defended"].attack(10 * MOST_STEPS) == pytest.approx(10 * work["defended"].attack(MOST_STEPS))
+
+
+class At(NamedTuple):
+    x_adv: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed(Attack):
+    """Two steps of one gradient each, times a mask of fixed size."""
+
+    side: int
+
+    @property
+    def steps(self) -> int:
+        return 2
+
+    @property
+    def samples(self) -> int:
+        return 3
+
+    def says(self, through):
+        return "a fixed mask"
+
+    def start(self, model, x, y, threat, rng):
+        return At(x)
+
+    def step(self, model, state, x, y, threat, rng):
+        _, gradient = model.loss_gradient(state.x_adv, y, rng, 3)
+        return At(threat.project(state.x_adv + 0.01 * torch.ones(1, 1, self.side, self.side) * gradient.sign(), x))
+
+
+class NeedsAWrongStart(Fixed):
+    """It walks back from a point that the defense gets wrong, and asks for ever where there is none."""
+
+    tries = 10
+
+    def start(self, model, x, y, threat, rng):
+        for k in range(self.tries):
+            if (model.logits(x, rng.draw(k), 1).argmax(-1) != y).all():
+                return At(x)
+        raise AssertionError("no start")
+
+
+class Waits(NeedsAWrongStart):
+    tries = 10**9
+
+
+@pytest.mark.parametrize("attack", [Fixed(48), NeedsAWrongStart(48), Waits(48), Fixed(7)], ids=lambda a: f"{a}")
+def test_no_attacks_own_code_stops_the_count(attack, monkeypatch):
+    """On 48x48 images, with a stand-in that is never wrong. A step then counts as one gradient of its samples."""
+    monkeypatch.setattr(counted_work, "MOST_CALLS", 50)
+    evaluation = build(composed("purifier=none", "protocol.images=2", "attack=none", "workers=1"))
+    one = evaluation.subset
+    large = one._replace(x=torch.nn.functional.interpolate(one.x, size=(48, 48)))
+    arms = {name: arm._replace(attack=attack) for name, arm in evaluation.arms.items()}
+    work = costs(dataclasses.replace(evaluation, subset=large, arms=arms), RATIO)
+    gradient = 3 * (1 + BACKWARD) * RATIO  # its three samples are in one call of four
+    assert work["defended"].counted == pytest.approx((0, gradient, 2 * gradient))

@@ -174,8 +174,6 @@ def drawn(seed: int, count: int) -> list[Line]:
         words = [*QUICK, *BASES[k]] if k < RUNNABLE else [*BASES[k], "workers=1"]
         given = [word for word in words if word.partition("=")[0] in _settable(tuple(BASES[k]))]
         keys = list(leaves(composed(*given)))
-        if "purifier=none" in given:  # it takes every name of a gradient mode
-            keys = [leaf for leaf in keys if not leaf.key.endswith(".grad")]
         if mistake in (wrong_kind, wrong_value, wrong_word):
             keys = [leaf for leaf in keys if not is_free(leaf.key)]
         lines.append(Line((*given, mistake(rng, keys)), mistake.__name__))

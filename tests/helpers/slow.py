@@ -211,15 +211,18 @@ SLOW = {
         test_nfe_of_the_configured_grids
         test_the_papers_command_is_the_papers_budget
     """,
+    "runs/test_early.py": "*",
     "runs/test_help.py": """
         test_examples_compose
         test_help_lists_plugins
         test_imports_that_stay_light
     """,
     "runs/test_keys.py": """
+        test_a_fraction_is_a_number_and_the_readme_has_the_key
         test_a_null_control_that_moved_has_another_key
         test_an_option_added_later_counts_only_where_it_differs
         test_gradient_variants_count_only_where_they_are_used
+        test_two_spellings_of_a_number_are_one_run
         test_what_changes_no_row_changes_no_key
         test_what_changes_rows_changes_the_key
     """,

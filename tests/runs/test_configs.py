@@ -271,15 +271,18 @@ def test_missing_files_are_one_line_that_says_all(dataset, file, address, tmp_pa
 @pytest.mark.parametrize(("group", "budget"), [("purifier", "quick"), ("attack", "full"), ("protocol", "full")])
 def test_values_by_dataset_need_no_value_for_others(group, budget):
     """A dataset that a table does not know is an error that names it, not a silent default. Only a budget is the quick
-    one, that of digits, until it is told to be full.
+    one, that of digits, until it is told to be full, and only its counts are passed on.
     """
-    node = {"per_dataset": {"digits": {"t": 1}, "venus": {"other": 2}}, "t": "${per_dataset:t}"}
+    node = {"per_dataset": {"digits": {"steps": 1}, "venus": {"other": 2}}, "steps": "${per_dataset:steps}"}
     mars = {"name": "mars", "budget": budget}
-    with pytest.raises(Exception, match="no value of t for dataset mars, only for digits"):
+    with pytest.raises(Exception, match="no value of steps for dataset mars, only for digits"):
         OmegaConf.to_container(OmegaConf.create({"dataset": mars, group: node}), resolve=True)
     if budget == "full":
         quick: Any = OmegaConf.to_container(OmegaConf.create({"dataset": {"name": "mars"}, group: node}), resolve=True)
-        assert quick[group]["t"] == 1
+        assert quick[group]["steps"] == 1
+        tuned = {"per_dataset": {"digits": {"rate": 1}}, "rate": "${per_dataset:rate}"}
+        with pytest.raises(Exception, match="no value of rate for dataset mars, only for digits"):
+            OmegaConf.to_container(OmegaConf.create({"dataset": {"name": "mars"}, group: tuned}), resolve=True)
 
 
 def test_the_nearest_table_with_the_key_has_the_value():

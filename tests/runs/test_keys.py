@@ -152,6 +152,40 @@ def test_measured_folders_bear_the_key_of_their_configuration():
         assert run_key(summary["config"]) == folder.name
 
 
+ONE_RUN = [
+    (["purifier=diffpure"], "purifier.eta=1", "purifier.eta=1.0"),
+    ([], "purifier.tau=1", "purifier.tau=1.0"),
+    ([], "purifier.gradients.mask_soft.temperature=1", "purifier.gradients.mask_soft.temperature=1.0"),
+    ([], "attack.momentum=1", "attack.momentum=1.0"),
+    (["attack=strict"], "attack.attacks.pgd_eot.momentum=1", "attack.attacks.pgd_eot.momentum=1.0"),
+    ([], "attack.step_size=1/64", "attack.step_size=0.015625"),
+    ([], "threat_model.eps=32/255", "threat_model.eps=32./255"),
+    ([], "threat_model.eps=32/255", "threat_model.eps='32 / 255.0'"),
+    (["threat_model=l2"], "threat_model.eps=1", "threat_model.eps=1.0"),
+    ([], "dataset.eps.linf=32/255", "dataset.eps.linf=32./255"),
+]
+
+
+@pytest.mark.parametrize(("options", "one", "other"), ONE_RUN)
+def test_two_spellings_of_a_number_are_one_run(options, one, other):
+    mask = ["attack=through_mask_soft"] if "mask_soft" in one else []
+    assert run_key(composed(*options, *mask, one)) == run_key(composed(*options, *mask, other))
+    assert run_key(composed(*options, *mask, one.partition("=")[0] + "=0.3")) != run_key(composed(*options, *mask, one))
+
+
+def test_a_fraction_is_a_number_and_the_readme_has_the_key():
+    assert composed("attack.step_size=1/255")["attack"]["step_size"] == 1 / 255
+    assert (
+        composed("attack=strict", "attack.attacks.pgd_eot.step_size=-1/4")["attack"]["attacks"]["pgd_eot"]["step_size"]
+        == -0.25
+    )
+    assert composed("attack.step_size=1/0")["attack"]["step_size"] == "1/0"  # refused by its type
+    assert composed("attack.iterations=8/2")["attack"]["iterations"] == "8/2"
+    readme = (ROOT / "README.md").read_text()
+    assert run_key(composed()) in readme
+    assert run_key(composed("threat_model.eps=32./255")) in readme
+
+
 def test_a_folder_of_another_format_is_refused_in_one_line(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps({"nfe": 8}))
     with pytest.raises(ValueError, match=r"need .*summary.json of format 2, got 1: move the folder away") as error:

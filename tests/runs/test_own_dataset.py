@@ -8,6 +8,7 @@ import pytest
 from dp.commands.run import main
 from dp.runs import compose
 from dp.runs.by_dataset import is_quick
+from dp.runs.keys import run_key
 
 YAML = """\
 # Digits under another name: a dataset of one's own.
@@ -84,7 +85,9 @@ def test_the_budget_is_the_quick_one_until_told_otherwise(mine):
     quick = setup(mine, "purifier=none")
     full = setup(mine, "purifier=none", "+dataset.budget=full")
     for made, like in ((quick, digits), (full, cifar)):
-        assert made.config["attack"] == like["attack"]
+        for count in ("iterations", "eot"):
+            assert made.config["attack"][count] == like["attack"][count]
+        assert made.config["attack"]["step_size"] == cifar["attack"]["step_size"]
         assert made.config["protocol"]["images"] == like["protocol"]["images"]
         assert made.config["protocol"]["votes"] == like["protocol"]["votes"]
     assert any("has the quick budget: +dataset.budget=full takes the full one" in note for note in quick.notes)
@@ -93,6 +96,54 @@ def test_the_budget_is_the_quick_one_until_told_otherwise(mine):
     assert not is_quick({"name": "imagenet"})
     with pytest.raises(ValueError, match=r"need dataset\.budget quick or full, got dataset\.budget=big"):
         is_quick({"name": "mine", "budget": "big"})
+
+
+TUNED = [
+    (["attack=spsa"], "attack.step_size", "attack.directions"),
+    (["attack=bpda_eot_hill"], "attack.step_size", "attack.iterations"),
+    (["attack=square"], "attack.rescale", "attack.iterations"),
+    (["attack=low_frequency", "threat_model=low_frequency"], "attack.penalty", "attack.eot"),
+    (["attack=low_frequency", "threat_model=low_frequency"], "attack.rate_change", "attack.iterations"),
+    ([], "protocol.grad", "protocol.votes"),
+]
+
+
+@pytest.mark.parametrize(("options", "tuned", "count"), TUNED)
+def test_only_counts_are_quick(mine, options, tuned, count):
+    """What was chosen for the images of digits, or for its eps, is not passed on."""
+
+    def value(config, key):
+        for part in key.split("."):
+            config = config[part]
+        return config
+
+    words = [
+        "classifier=digits",
+        "denoiser=digits",
+        "purifier=diffpure",
+        "purifier.t=0.2",
+        "purifier.steps=5",
+        *options,
+    ]
+    ours = setup(mine, *words).config
+    table = {"protocol.grad": "full", "attack.rescale": False}
+    table |= {"attack.penalty": 1e4, "attack.rate_change": 0.008}
+    table["attack.step_size"] = 0.01 if options == ["attack=spsa"] else 0.00784314
+    assert value(ours, tuned) == table[tuned]
+    assert value(ours, count) == value(compose.composed("purifier=diffpure", *options), count)
+
+
+def test_a_budget_is_for_datasets_of_ones_own(mine, monkeypatch, capsys):
+    for dataset in ("digits", "cifar10"):
+        monkeypatch.setattr("sys.argv", ["dp run", f"dataset={dataset}", "+dataset.budget=full"])
+        assert main() == 2
+        err = capsys.readouterr().err
+        assert (
+            f"need dataset.budget for a dataset of your own only, got one for {dataset}: +experiment=digits/full" in err
+        )
+        assert err.count("\n") == 1
+    same = [run_key(setup(mine, "purifier=none", *word).config) for word in ([], ["+dataset.budget=quick"])]
+    assert same[0] == same[1] != run_key(setup(mine, "purifier=none", "+dataset.budget=full").config)
 
 
 def test_a_yaml_without_its_settings_names_all_of_them(mine, monkeypatch, capsys):

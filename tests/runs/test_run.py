@@ -104,7 +104,7 @@ def test_workers_and_shards_give_the_same_bytes(tiny, monkeypatch, capsys):
         (["protocol.images=513"], "got images=513"),
         (["protocol.ties=coin"], "need ties softmax or lowest"),
         (["attack.iterations=ten"], "need attack.iterations as a number, such as 10, got 'ten'"),
-        (["attack.iterations=2.5"], "need attack.iterations of type int, got 2.5"),
+        (["attack.iterations=2.5"], "need attack.iterations as a whole number, got 2.5"),
         (["classifier.net.file=gone.safetensors"], "missing 1 of 1 files: need gone.safetensors in "),
         (["denoiser.net.sha256=abc"], "with SHA-256 abc..., got"),
         (["overwrite=no"], "need overwrite true or false, got overwrite=no"),
@@ -126,7 +126,7 @@ def test_workers_and_shards_give_the_same_bytes(tiny, monkeypatch, capsys):
         (["classifier.net=5"], "need classifier.net as a mapping"),
         (["dataset.loader=here"], "need dataset.loader as a mapping"),
         (["purifier.gradients.surrogate=3"], "need purifier.gradients.surrogate as a mapping"),
-        (["protocol.images=2.5"], "dataset.loader.images of type int, got 2.5"),
+        (["protocol.images=2.5"], "dataset.loader.images as a whole number, got 2.5"),
         (["shard=1/2", "overwrite=true"], "need shard=1/1 with overwrite=true"),
         (
             ["threat_model.grad=surrogate", "~purifier.gradients.surrogate"],

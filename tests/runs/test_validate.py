@@ -14,11 +14,11 @@ from tests.helpers.compose import composed
     ("group", "change", "said"),
     [
         ("purifier", {"t_ll": 0.2}, r"unknown key purifier.t_ll \(did you mean t_l"),
-        ("purifier", {"t_l": None}, r"need purifier.t_l of type float, got None"),
-        ("purifier", {"steps": 2.5}, "need purifier.steps of type int"),
-        ("purifier", {"eq8_literal": 1}, "need purifier.eq8_literal of type bool"),
-        ("attack", {"iterations": "ten"}, "need attack.iterations of type int, got 'ten'"),
-        ("attack", {"step_size": "big"}, "need attack.step_size of type float or NoneType"),
+        ("purifier", {"t_l": None}, r"need purifier.t_l as a number, got None"),
+        ("purifier", {"steps": 2.5}, "need purifier.steps as a whole number"),
+        ("purifier", {"eq8_literal": 1}, "need purifier.eq8_literal as true or false"),
+        ("attack", {"iterations": "ten"}, "need attack.iterations as a whole number, got 'ten'"),
+        ("attack", {"step_size": "big"}, "need attack.step_size as a number or null, got 'big'"),
         ("attack", {"_target_": "dp.attacks.pgd_eot.PGDD"}, "need attack._target_ to name a function or class"),
     ],
 )

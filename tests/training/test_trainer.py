@@ -248,7 +248,7 @@ def test_every_recipe_fits_its_signatures(path):
         (["model=denoiser", "out=a.pt"], "need out=FILE.safetensors, got out=a.pt"),
         (["model=denoiser", "denoiser.net.file=a.pkl"], "need out=FILE.safetensors, got none"),
         (["model=denoiser", "training.step=3"], "unknown key training.step"),
-        (["model=denoiser", "training.steps=many"], "need training.steps of type int, got 'many'"),
+        (["model=denoiser", "training.steps=many"], "need training.steps as a whole number, got 'many'"),
         (["model=denoiser", "training.accumulate=3"], "unknown key training.accumulate"),
         (["model=denoiser", "+training.accumulate=3"], "a multiple of accumulate x processes"),
         (["model=denoiser", "training.steps=20"], "need more steps for this schedule, got steps=20"),

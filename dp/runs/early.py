@@ -1,0 +1,71 @@
+"""What is checked of a run before its files are fetched: all that needs neither its images nor its networks."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from dp.attacks.base import FULL
+from dp.defense.defended import Defended
+from dp.evaluation.caveats import VALUES, gradients
+from dp.evaluation.dry import Counted
+from dp.rng import Streams
+from dp.runs.build import attacker, check_lengths
+from dp.runs.compose import CONF, make, nodes
+from dp.spelling import near_matches
+
+
+class StandIn(nn.Module):
+    """A classifier without weights. Its activations are the image itself."""
+
+    def features(self, x: Tensor) -> Sequence[Tensor]:
+        return [x]
+
+
+def check_early(config: dict) -> None:
+    """Raises ValueError for an attack, a threat model or a purifier that the run would refuse later.
+
+    In l2 the largest distance of two images depends on their size, so it is not checked here. Neither is a purifier
+    outside dp called, because it may need the run's own images.
+    """
+    attack, threat, _ = attacker(config)
+    x = torch.linspace(0, 1, 3 * 16 * 16).view(1, 3, 16, 16)
+    if threat.norm == "linf":
+        check_lengths(config["attack"], threat, x)
+    node = config["purifier"]
+    if not node.get("_partial_"):  # a module, which may load weights
+        return
+    variants = {name: variant for name, variant in (node.get("gradients") or {}).items() if variant}
+    purify = make(node, modules=config["plugins"]["modules"])
+    scored = Defended(purify, Counted(), StandIn(), variants=variants)  # pyright: ignore[reportArgumentType]
+    for modes in ((threat.grad,), *gradients(attack, threat.grad)):
+        if scored.undefended:
+            check_names(modes, config["plugins"]["folders"])
+        elif modes != (VALUES,):
+            scored.gradient_modes(modes)
+    if str(node["_target_"]).startswith("dp."):
+        with torch.no_grad():
+            scored.purify(x, Streams([0], 0, "dry"))
+
+
+def check_names(modes: Sequence[str], folders: Sequence[str]) -> None:
+    """Raises ValueError for a gradient mode that no purifier has. Without a purifier all of them are the classifier's.
+
+    `folders`: of plug-ins.
+    """
+    known = {FULL, "bpda", "blind", VALUES, *_variants(folders)}
+    for name in modes:
+        if name not in known:
+            near = near_matches(name, sorted(known))
+            raise ValueError(f"need grad as one of {', '.join(sorted(known - {VALUES}))}, got grad={name}{near}")
+
+
+def _variants(folders: Sequence[str]) -> Iterator[str]:
+    """The names of the gradient variants of all purifiers."""
+    for folder in (CONF, *folders):
+        for path in sorted((Path(folder) / "purifier").rglob("*.yaml")):
+            for node in nodes(yaml.safe_load(path.read_text())):
+                variants = node.get("gradients")
+                yield from map(str, variants if isinstance(variants, dict) else ())
