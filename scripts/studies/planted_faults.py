@@ -99,9 +99,9 @@ def sound_line(name: str, quick: list[dict], whole: list[dict]) -> list[str]:
     """The cells of one sound defense."""
     cells = []
     for findings in (quick, whole):
-        failed = sum(f["status"] == "FAIL" for f in findings) if findings else "-"
+        failed = f"{sum(f['status'] == 'FAIL' for f in findings)} FAIL" if findings else "-"
         warned = [f["check"] for f in findings if f["status"] == "WARN"]
-        cells += [f"{failed} FAIL", ", ".join(warned) or "-"]
+        cells += [failed, ", ".join(warned) or "-"]
     rate = next((f["value"] for f in [*whole, *quick] if f["check"] == "compression"), "-")
     return [name, *cells, rate]
 
