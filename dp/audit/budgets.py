@@ -67,7 +67,8 @@ def _smaller(subject: Subject, noisy: Group, attacked: Group) -> list[str]:
     """A fault if the null control's images are nearer to the clean ones than noise of the threat model is.
 
     Its length is compared in two norms: the threat model's own, for the farthest image, and l2, for the median image.
-    The noise to compare with is made here for a ball, and is the threat model's own otherwise. Of 256 uniform numbers
+    The noise to compare with is made here for a ball, and projected, because a threat model may restrict the ball.
+    Otherwise it is the threat model's own. Of 256 uniform numbers
     the l2 norm has a standard deviation of 3 %, so a ratio of `SMALLER` is far from chance. The quick audit takes the
     null control's first candidates, because its own run has a smaller budget.
     """
@@ -99,7 +100,7 @@ def _noise(subject: Subject) -> tuple[Tensor, float]:
     noise = noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     if threat.norm == "linf":
         noise = 2 * rng.uniform_like(x) - 1
-    points = (x + threat.eps * noise).clamp(0, 1)
+    points = threat.project((x + threat.eps * noise).clamp(0, 1), x)
     length = (points - x).flatten(1)
     return points, float(length.norm(dim=1).max() if threat.norm == "l2" else length.abs().max())
 

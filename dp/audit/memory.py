@@ -2,9 +2,10 @@
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,12 @@ from dp.subset import Subset
 STRETCH = 5.0
 SHARE = 0.05  # and the change must reach this share of what other noise changes
 STEPS = (1e-5, 1e-4, 1 / 255)  # changes of every pixel, in [0,1]
+DROPOUT = ("dropout_p", "dropout", "p")  # names that torch's operations give to the probability of dropout
+# A discrete output changes in some of its parts, where the image crosses a threshold. An answer that is no longer
+# taken from the memory changes at least at this share of its pixels. Pixels at 0 or 1 do not count, because a clamp
+# keeps them, unless almost all are there.
+WHOLE = 0.9
+INSIDE = 0.05
 
 
 @audited("memory", "answers that depend on labels, on earlier calls, or on noise of their own", needs="nothing")
@@ -35,7 +42,7 @@ def memory(subject: Subject) -> Finding:
     copy of the defense is asked first), and again at the end. Further faults are random numbers from a generator of
     torch or from other streams than the given ones, and noise that is made from the image's content: then a change of
     the image that is far smaller than a gray level changes the answer as much as other noise. A change of one gray
-    level that changes nothing is a stored answer.
+    level that changes nothing is a stored answer, unless the output is discrete: see `_stored`.
     """
     images, models = subject.images, {"scored": subject.arm.scored}
     if subject.arm.attacked is not subject.arm.scored:
@@ -128,10 +135,37 @@ def _from_content(subject: Subject, ask: Callable[[Tensor], Answer], by: Scale) 
                 f"a change of {step:.1g} in every pixel changes the purified image by {moved:.2g}, other noise by "
                 f"{by.x_hat:.2g}: the noise is made from the image's content"
             ]
-    if same := int((pixels == 0).sum()):
-        which = f"{plural(same, 'image')} of {len(x)}"
+    same = (pixels == 0).nonzero().flatten().tolist()
+    if stored := sum(_stored(subject, ask, x, first, same)):
+        which = f"{plural(stored, 'image')} of {len(x)}"
         return [f"{which} and the images one gray level beside have equal answers: the defense keeps earlier answers"]
     return []
+
+
+def _stored(
+    subject: Subject, ask: Callable[[Tensor], Answer], x: Tensor, first: Answer, same: Sequence[int]
+) -> list[bool]:
+    """For each image of `same`, whose answer one gray level does not change: True if the answer is a stored one.
+
+    A purifier that declares that it has no gradient may be constant. Otherwise larger and larger changes are tried, and
+    another image at last. The output is discrete if the first change that matters changes only some of its pixels.
+    """
+    if not same or "gradient" in subject.caveats.exceptions:
+        return []
+    found = dict.fromkeys(same, True)
+    waiting, step = list(same), STEPS[-1]
+    while waiting and step < 1:
+        step *= 2
+        answered = ask(_nudged(subject, x, step) if step < 0.5 else 1 - x.flip(3))
+        for k in list(waiting):
+            before, after = first.x_hat[0, k], answered.x_hat[0, k]
+            counted = (before > 0) & (before < 1)
+            counted |= float(counted.double().mean()) < INSIDE
+            changed = float((before != after)[counted].double().mean())
+            if changed > 0:
+                found[k] = changed >= WHOLE
+                waiting.remove(k)
+    return list(found.values())
 
 
 def _own_streams(subject: Subject, model: Defended) -> list[str]:
@@ -167,9 +201,16 @@ class _RandomCalls(TorchDispatchMode):
         self.names = names
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if torch.Tag.nondeterministic_seeded in func.tags and _by_chance(func, args, kwargs or {}):
             self.names.append(str(func).removeprefix("aten.").split(".")[0])
         return func(*args, **(kwargs or {}))
+
+
+def _by_chance(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """False for an operation whose call has no dropout, such as attention: torch marks it as random all the same."""
+    named = [argument.name for argument in func._schema.arguments]
+    given = {a.name: a.default_value for a in func._schema.arguments} | dict(zip(named, args, strict=False)) | kwargs
+    return given.get("train") is not False and all(given.get(name) != 0 for name in DROPOUT)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dp.attacks.base import Attack
@@ -375,6 +376,16 @@ class Lazy(Wrapped):
 
 
 @dataclasses.dataclass(frozen=True)
+class Stuck(PGD):
+    """Starts at random, and then makes steps of a five-hundredth of the radius."""
+
+    def step(self, model: Any, state: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> Any:
+        _, grad = model.loss_gradient(state.x, y, rng.draw(0), self.eot)
+        at = threat.project(threat.ascend(state.x, grad, 0.002 * threat.eps), x)
+        return state._replace(x=at, x_adv=at, i=state.i + 1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Turning(Wrapped):
     """Goes back and forth between two points from its fourth iteration on."""
 
@@ -486,6 +497,102 @@ def early(k: int, steps: int) -> bool:
     return k < 0.4 * steps
 
 
+# Sound parts that are not in the tree
+
+
+class Attends(nn.Module):
+    """Adds to the logits of a network those of one attention layer on patches, as in a ViT."""
+
+    def __init__(self, net: nn.Module, channels: int, classes: int):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net, self.patches = net, nn.Conv2d(channels, 24, 4, 4)
+            self.attention = nn.MultiheadAttention(24, 3, batch_first=True)
+            self.head = nn.Linear(24, classes)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return self.net(x) + 0.1 * self.head(tokens.mean(dim=1))
+
+
+def attention(sound: Subject) -> Subject:
+    classifier, images = copy.deepcopy(sound.arm.scored.classifier), sound.images
+    classifier.net, classifier.taps = Attends(classifier.net, images.x.shape[1], 10), ()
+    return planted(sound, both=copied(Defended, sound.arm.scored, classifier=classifier))
+
+
+def alone(sound: Subject, purify: Callable[[Tensor, Streams], Tensor], modes: tuple[str, ...] = ()) -> Subject:
+    """The subject whose whole purifier is `purify(x, rng)`. `modes`: the gradient modes that it declares as honest."""
+
+    def call(x: Tensor, denoiser: Any, classifier: Any, rng: Streams, *, on_step: Any = None) -> Tensor:
+        return purify(x, rng)
+
+    twin = copied(Defended, sound.arm.scored, purifier=call, denoiser=None, variants={})
+    made = planted(sound, (modes,), scored=twin, attacked=twin.gradient_modes(modes))
+    exceptions = ("gradient", "derivative") if modes else ()
+    return dataclasses.replace(made, caveats=dataclasses.replace(made.caveats, exceptions=exceptions))
+
+
+def random_mask(x: Tensor, rng: Streams, keep: float = 0.4) -> Tensor:
+    """Pixels that are erased at random, and filled with the mean of their neighbors."""
+    mask = (rng.uniform_like(x[:, :1]) < keep).to(x)
+    kept, of = (F.avg_pool2d(v, 3, 1, 1, count_include_pad=True) for v in (x * mask, mask))
+    return (kept / (of + 0.01)).clamp(0, 1)
+
+
+def cosine_transform(side: int) -> Tensor:
+    """The orthonormal DCT, (side,side)."""
+    k = torch.arange(side, dtype=torch.float64)
+    basis = torch.cos(torch.pi / side * (k[None] + 0.5) * k[:, None]) * (2 / side) ** 0.5
+    return torch.cat([basis[:1] / 2**0.5, basis[1:]])
+
+
+def transformed(x: Tensor, rng: Streams, bound: float = 0.0) -> Tensor:
+    """DCT coefficients that are pulled to zero by `bound`, and back."""
+    basis = cosine_transform(x.shape[-1]).to(x)
+    coefficients = basis @ x @ basis.T
+    if bound:
+        coefficients = F.softshrink(coefficients, bound)
+    return (basis.T @ coefficients @ basis).clamp(0, 1)
+
+
+def one_bit(x: Tensor, rng: Streams) -> Tensor:
+    """Two gray levels."""
+    return x.round()
+
+
+@dataclasses.dataclass(frozen=True)
+class Window(ThreatModel):
+    """Within +-eps, but only in a square window in the middle. `side`: of the window, in pixels."""
+
+    side: int = 8
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        inside = torch.zeros_like(x[:1, :1])
+        top, left = (x.shape[2] - self.side) // 2, (x.shape[3] - self.side) // 2
+        inside[..., top : top + self.side, left : left + self.side] = 1
+        return torch.where(inside > 0, super().project(x_adv, x), x)
+
+
+def window(sound: Subject) -> Subject:
+    threat = sound.evaluation.threat
+    evaluation = dataclasses.replace(sound.evaluation, threat=Window(threat.norm, threat.eps, threat.grad))
+    return dataclasses.replace(sound, evaluation=evaluation)
+
+
+PARTS: dict[str, Callable[[Subject], Subject]] = {  # sound, too: each in place of a part of `SMALL`
+    "a classifier with attention": attention,
+    "a random mask": lambda s: alone(s, random_mask),
+    "a DCT and back": lambda s: alone(s, transformed),
+    "a soft threshold of DCT coefficients": lambda s: alone(s, functools.partial(transformed, bound=0.15)),
+    "two gray levels": lambda s: alone(s, one_bit, ("bpda",)),
+    "a window as the threat model": window,
+}
+
+
 def of_kind(kind: type[Defended], attacked: bool = False) -> Callable[[Subject], Subject]:
     """The fault of a defense of this class; `attacked`: only the attacked one has it."""
 
@@ -548,6 +655,9 @@ FAULTS = {
     ),
     "an attack that goes back and forth": Fault(
         attacked_by(Turning(PGD(12, 2))), "radius", "FAIL", "stop moving early"
+    ),
+    "an attack that stays at its random start": Fault(
+        attacked_by(Stuck(10, 2, select="last")), "radius", "FAIL", "away from the first one: its start"
     ),
     "an attack in half of the radius": Fault(
         attacked_by(PartOfTheRadius(PGD(10, 2), 0.5)), "radius", "FAIL", "of eps are used"

@@ -29,7 +29,9 @@ BUDGET = ("protocol.votes=5", "threat_model.eps=64/255")
 FAULT_BUDGET, SOUND_BUDGET = ("attack.iterations=3", "attack.eot=2"), ("attack.iterations=10", "attack.eot=4")
 SOUND_RIVALS, FAULT_RIVALS = (50, 5, 8), (10, 2, 2)  # queries of Square; steps and directions of SPSA
 FAULT_IMAGES, SOUND_IMAGES = 4, 8
+SOUND = (*faults.SOUND, *faults.PARTS)
 WARNINGS = {  # what explains a warning of a sound defense
+    "derivative": "the attack's gradient of two gray levels is that of the identity, as it declares",
     "EOT": "gradients of 4 samples are noisy, as on the digits in general; 16 to 64 samples are needed",
     "known noise": "4 of 8 images are too few for a clear difference",
     "loss": "10 iterations are few",
@@ -65,7 +67,8 @@ def audited(path: Path, name: str, code: str, quick: bool) -> list[dict]:
     if before["code"] != code:
         shorten_rivals(*(FAULT_RIVALS if fault else SOUND_RIVALS))
         if fault is None:
-            made = subject((*faults.SOUND[name], *SOUND_BUDGET), quick, SOUND_IMAGES)
+            made = subject((*faults.SOUND.get(name, faults.SMALL), *SOUND_BUDGET), quick, SOUND_IMAGES)
+            made = faults.PARTS.get(name, lambda sound: sound)(made)
         else:
             made = fault.plant(subject((*faults.SMALL, *FAULT_BUDGET), quick, FAULT_IMAGES))
         findings = [entry(finding) for finding in battery.audit(made)]
@@ -96,9 +99,9 @@ def sound_line(name: str, quick: list[dict], whole: list[dict]) -> list[str]:
     """The cells of one sound defense."""
     cells = []
     for findings in (quick, whole):
-        failed = sum(f["status"] == "FAIL" for f in findings) if findings else "-"
+        failed = f"{sum(f['status'] == 'FAIL' for f in findings)} FAIL" if findings else "-"
         warned = [f["check"] for f in findings if f["status"] == "WARN"]
-        cells += [f"{failed} FAIL", ", ".join(warned) or "-"]
+        cells += [failed, ", ".join(warned) or "-"]
     rate = next((f["value"] for f in [*whole, *quick] if f["check"] == "compression"), "-")
     return [name, *cells, rate]
 
@@ -117,7 +120,7 @@ def report(results: dict[str, tuple[list[dict], list[dict]]], older: int = 0) ->
     `older`: how many of these audits were made by older code.
     """
     planted = {name: pair for name, pair in results.items() if name in faults.FAULTS}
-    sound = {name: pair for name, pair in results.items() if name in faults.SOUND}
+    sound = {name: pair for name, pair in results.items() if name in SOUND}
     counts = [sum(found(name, pair[k]) for name, pair in planted.items()) for k in (0, 1)]
     made = [sum(bool(pair[k]) for pair in planted.values()) for k in (0, 1)]
     failed = sum(f["status"] == "FAIL" for pair in sound.values() for findings in pair for f in findings)
@@ -161,7 +164,7 @@ def main() -> int:
     folder = outputs.NEW / "planted_faults"
     folder.mkdir(parents=True, exist_ok=True)
     code = record.code_hash() + hashlib.blake2b(Path(faults.__file__).read_bytes(), digest_size=8).hexdigest()
-    groups = {"sound": faults.SOUND, "faults": faults.FAULTS}
+    groups = {"sound": SOUND, "faults": faults.FAULTS}
     names = [name for group, members in groups.items() if args.only in (None, group) for name in members]
     older, found = 0, {True: dict[str, list[dict]](), False: dict[str, list[dict]]()}
     for quick, findings in found.items():

@@ -38,6 +38,11 @@ def test_of_a_sound_run_the_quick_audit_fails_no_check(sound):
     assert [f for f in battery.audit(sound) if f.verdict == "FAIL"] == []
 
 
+@pytest.mark.parametrize("part", faults.PARTS)
+def test_of_sound_parts_that_are_not_in_the_tree_the_quick_audit_fails_no_check(part, sound):
+    assert [f for f in battery.audit(faults.PARTS[part](sound)) if f.verdict == "FAIL"] == []
+
+
 def test_of_a_sound_run_no_check_fails(monkeypatch):
     """With 8 images, so that McNemar's p can be small enough for a failure: its least value is .008."""
     for module, values in (

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import faults
 import pytest
 import torch
 
@@ -9,12 +10,13 @@ from dp.attacks.apgd import APGD
 from dp.attacks.null import Null
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.square import Square
+from dp.attacks.union import Union
 from dp.audit import batch, budgets, compression, dead_pixels, memory, outputs, radius
 from dp.audit.check import Subject
 from dp.audit.reruns import percent
 from dp.purifiers.module import PurifierModule
 from dp.threat_models.ball import ThreatModel
-from tests.helpers.audited import Linear, composed_subject, made, planted, weights
+from tests.helpers.audited import Linear, composed_subject, made, planted, saying, weights
 from tests.helpers.compose import small_budget
 
 
@@ -58,6 +60,64 @@ def test_the_share_of_dead_pixels_is_known():
     assert share == pytest.approx(1 - 0.32 / 0.8, abs=0.05)
 
 
+@pytest.mark.parametrize("keep", [0.4, 0.1])
+def test_a_mask_counts_by_what_no_sample_lets_through(keep):
+    """A mask that is drawn anew spares every pixel in some sample. One that is fixed spares the same few in all."""
+
+    def drawn(x, denoiser, classifier, rng, *, on_step=None):
+        return x * (rng.uniform_like(x) < keep)
+
+    def fixed(x, denoiser, classifier, rng, *, on_step=None):
+        mask = torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(0)) < keep
+        return x * mask + 0.01 * rng.randn_like(x)
+
+    assert dead_pixels.dead_pixels(sound(drawn)).verdict == "PASS"
+    found = dead_pixels.dead_pixels(sound(fixed))
+    assert found.verdict == "FAIL"
+    assert "the purification stops the gradient" in found.value
+
+
+@pytest.mark.parametrize(("bound", "status"), [(0.0, "PASS"), (0.15, "PASS"), (100.0, "FAIL")])
+def test_a_threshold_of_coefficients_counts_by_the_gradient_of_the_image(bound, status):
+    """The largest bound pulls every coefficient to zero, so that no pixel has a gradient."""
+
+    def purify(x, denoiser, classifier, rng, *, on_step=None):
+        return 0.5 + faults.transformed(x - 0.5, rng, bound)
+
+    assert dead_pixels.dead_pixels(sound(purify)).verdict == status
+
+
+@pytest.mark.parametrize(("dropout", "status"), [(0.0, "PASS"), (0.5, "FAIL")])
+def test_attention_is_random_only_with_dropout(dropout, status):
+    def purify(x, denoiser, classifier, rng, *, on_step=None):
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=dropout)
+
+    finding = memory.memory(sound(purify))
+    assert finding.verdict == status
+    assert ("torch's own generator" in finding.value) == (dropout > 0)
+
+
+CODES = torch.rand(64, 16, generator=torch.Generator().manual_seed(5))
+
+
+def nearest_code(x, *given, on_step=None):
+    """Every patch becomes the nearest of 64 codes."""
+    patches = torch.nn.functional.unfold(x, 4, stride=4).transpose(1, 2)
+    chosen = CODES[torch.cdist(patches, CODES.expand(len(x), -1, -1)).argmin(dim=2)]
+    return torch.nn.functional.fold(chosen.transpose(1, 2), x.shape[2:], 4, stride=4)
+
+
+def test_discrete_outputs_are_no_stored_answers_but_a_constant_is():
+    for purify in (lambda x, *given, on_step=None: (2 * (x - 0.4)).round() / 2, nearest_code):
+        assert memory.memory(sound(purify)).verdict == "PASS"
+    for constant in (lambda x, *given, on_step=None: 0 * x + 1, lambda x, *given, on_step=None: 0 * x + 0.3):
+        finding = memory.memory(sound(constant))
+        assert finding.verdict == "FAIL"
+        assert "keeps earlier answers" in finding.value
+        declared = memory.memory(saying(sound(constant), exceptions=("gradient",)))
+        assert "keeps earlier answers" not in declared.value
+
+
 def test_an_attack_that_has_converged_may_rest():
     """PGD on a linear model reaches the corner of the ball in its first steps, and stays there by right."""
     for norm, eps in (("linf", 0.1), ("l2", 1.0)):
@@ -77,6 +137,40 @@ def test_short_steps_are_a_doubt_and_no_fault():
     finding = radius.radius(sound(attack=PGD(4, 1, step_size=0.01, random_start=False)))
     assert finding.verdict == "WARN"
     assert f"only {percent(0.4)} of eps are used: its steps together are too short" in finding.value
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_random_start_does_not_stand_for_steps(norm):
+    """As many of these steps as the quick audit follows, from a start that fills the radius."""
+    stuck = faults.Stuck(100, 1, select="last")
+    finding = radius.radius(sound(attack=stuck, threat=ThreatModel(norm, 0.1 if norm == "linf" else 1.0)))
+    assert finding.verdict == "FAIL"
+    assert "its start fills the radius, not its steps" in finding.value
+
+
+def test_the_quick_audit_follows_a_hundred_steps_of_all_parts_together(monkeypatch):
+    """An attack of 20 parts keeps five iterations of each, and so takes as many in this case."""
+    asked = []
+    monkeypatch.setattr(radius, "_followed", lambda subject, attack, images: asked.append(attack) or followed)
+    followed = radius._Path(*(torch.ones(2) for _ in range(3)))._replace(rests=torch.zeros(3, 2, dtype=torch.bool))
+    for parts in (1, 3, 20):
+        radius.radius(sound(attack=Union({str(k): PGD(80, 7, restarts=2) for k in range(parts)})))
+    assert [attack.steps for attack in asked] == [80, 99, 100]
+    assert {attack.samples for attack in asked} == {1}
+
+
+def test_a_threat_model_that_is_no_ball_has_no_radius_to_reach():
+    given = ("purifier=none", "protocol.images=4", "attack=stadv", "threat_model=stadv", *small_budget("stadv"))
+    assert radius.radius(composed_subject(*given)).threshold == "moves to its end"
+
+
+def test_noise_in_a_part_of_the_ball_is_compared_with_noise_in_that_part():
+    """A threat model that lets a window change has shorter noise. A quarter of it is too little all the same."""
+    given = ("purifier=none", "protocol.images=4", *small_budget("pgd_eot"))
+    for quick in (True, False):
+        subject = faults.window(composed_subject(*given, quick=quick))
+        assert "smaller radius" not in budgets.null(subject).value
+        assert "smaller radius" in budgets.null(faults.small_null(subject)).value
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "stadv", "low_frequency"])

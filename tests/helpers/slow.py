@@ -69,6 +69,7 @@ SLOW = {
         test_a_planted_fault_is_found_by_the_check_named_for_it
         test_of_a_sound_run_no_check_fails
         test_of_a_sound_run_the_quick_audit_fails_no_check
+        test_of_sound_parts_that_are_not_in_the_tree_the_quick_audit_fails_no_check
     """,
     "audit/test_audit_gradients.py": """
         test_a_partly_detached_purifier_is_found
@@ -78,6 +79,8 @@ SLOW = {
     """,
     "audit/test_audit_independence.py": """
         test_a_smooth_noisy_purifier_passes
+        test_a_threat_model_that_is_no_ball_has_no_radius_to_reach
+        test_noise_in_a_part_of_the_ball_is_compared_with_noise_in_that_part
         test_noise_of_the_threat_model_has_its_size
     """,
     "audit/test_audit_randomness.py": """
