@@ -131,6 +131,7 @@ def draw(path: Path, lines: list[dict]) -> None:
     """Robust accuracy over spent network evaluations, one panel for each defense, one curve for each family."""
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     by_cell = {(one["defense"], *(one[k] for k in Budget._fields)): one for one in lines}
     figure, axes = plt.subplots(1, len(DEFENSES), figsize=(14, 4), sharey=True, layout="constrained")
@@ -148,6 +149,9 @@ def draw(path: Path, lines: list[dict]) -> None:
             place = (points["spent"], points["robust"])
             drawn[family] = ax.errorbar(*place, yerr=spread, marker=marker, ls=dashes, color=color, capsize=3)
         ax.set(xscale="log", title=defense, xlabel="network evaluations per image")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("robust accuracy, average of 20 (%)")
     figure.legend(list(drawn.values()), [f"more {name}" for name in drawn], loc="outside lower center", ncols=4)
