@@ -18,7 +18,7 @@ class State(NamedTuple):
     x_adv: Tensor  # (B,C,H,W) what would be returned now
     x: Tensor  # (B,C,H,W) the iterate
     best: Tensor  # (B,) mean loss of x_adv over its samples
-    mean: Tensor  # (B,C,H,W) mean of this run's gradients, each of unit length; zero without momentum
+    mean: Tensor  # (B,C,H,W) sum of this run's unit gradients, decayed by the momentum; (B,0) without momentum
     i: Tensor  # (B,) int64 on the CPU: steps done
 
 
@@ -97,7 +97,8 @@ class PGD(Attack):
     def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         x0 = threat.random_start(x, rng) if self.random_start else x
         best, i = x.new_full((len(x),), -torch.inf), torch.zeros(len(x), dtype=torch.long)
-        return State(x_adv=x0, x=x0, best=best, mean=torch.zeros_like(x), i=i)
+        mean = torch.zeros_like(x) if self.momentum else x.new_zeros(len(x), 0)
+        return State(x_adv=x0, x=x0, best=best, mean=mean, i=i)
 
     def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         at, x_adv, best = state.x, state.x_adv, state.best

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dp.diffusion.denoisers import Denoiser
 from dp.rng import Streams
 
 MAPS = ("softmax_max", "softmax", "minmax")
@@ -104,3 +105,14 @@ def scattered(mask: Tensor, rng: Streams) -> Tensor:
     """
     order = rng.uniform_like(mask).flatten(1).argsort(dim=1).argsort(dim=1)
     return (order < mask.flatten(1).sum(dim=1, keepdim=True)).to(mask.dtype).view_as(mask).detach()
+
+
+def noise_facts(mask: Tensor, denoiser: Denoiser, t_l: float, t_s: float) -> dict[str, float]:
+    """The share of pixels, in percent, that a mask (B,1,H,W) gives the strong noise of t_l, and both noise levels."""
+    return {
+        "strong noise on % of the pixels": 100 * float(mask.mean()),
+        "t_l": t_l,
+        "sigma at t_l": denoiser.sigma(t_l),
+        "t_s": t_s,
+        "sigma at t_s": denoiser.sigma(t_s),
+    }

@@ -8,7 +8,7 @@ from torch import Tensor
 from dp.classifiers import Classifier
 from dp.diffusion.denoisers import Denoiser
 from dp.diffusion.sampling import OnStep, ancestral_step, renoise, time_grid, to_01, to_pm1
-from dp.purifiers.attention_mask import attention_maps, scattered, threshold_mask
+from dp.purifiers.attention_mask import attention_maps, noise_facts, scattered, threshold_mask
 from dp.rng import Streams
 
 
@@ -78,14 +78,7 @@ def facts(
 ) -> dict[str, float]:
     """The share of pixels of x (B,C,H,W) in [0,1] that get the strong noise, in percent, and both noise levels."""
     mask = _mask(x, classifier, phi, tau, "constant", 1.0, None)
-    share = float((1 - mask if eq8_literal else mask).mean())
-    return {
-        "strong noise on % of the pixels": 100 * share,
-        "t_l": t_l,
-        "sigma at t_l": denoiser.sigma(t_l),
-        "t_s": t_s,
-        "sigma at t_s": denoiser.sigma(t_s),
-    }
+    return noise_facts(1 - mask if eq8_literal else mask, denoiser, t_l, t_s)
 
 
 def two_stage_grid(t_l: float, t_s: float, steps: int) -> list[float]:

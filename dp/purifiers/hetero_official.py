@@ -8,7 +8,7 @@ from torch import Tensor
 from dp.classifiers import Classifier
 from dp.diffusion.denoisers import Denoiser
 from dp.diffusion.sampling import LEVELS, OnStep, ancestral_step, renoise, to_01, to_pm1
-from dp.purifiers.attention_mask import attention_maps, threshold_mask, top_mask
+from dp.purifiers.attention_mask import attention_maps, noise_facts, threshold_mask, top_mask
 from dp.rng import Streams
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -100,9 +100,7 @@ def facts(
     mask, grid = _mask(seen, classifier, tau, top, "constant", 1.0), index_grid(n, t_l)
     inserted = [k + jump for k, k_next in pairwise(grid) if k_next >= LEVELS * t_s]
     weak = min(inserted, default=0) / LEVELS
-    levels = {"sigma at t_l": denoiser.sigma(grid[0] / LEVELS), "sigma at t_s": denoiser.sigma(weak)}
-    share = 100 * float(mask.mean())
-    return {"strong noise on % of the pixels": share, "t_l": grid[0] / LEVELS, "t_s": weak, **levels}
+    return noise_facts(mask, denoiser, grid[0] / LEVELS, weak)
 
 
 def _mask(

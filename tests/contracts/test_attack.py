@@ -12,6 +12,7 @@ from dp.attacks.pgd_eot import PGD
 from dp.contracts.attack import failures, plain_defense
 from dp.contracts.failure import undeclared
 from dp.threat_models.ball import ThreatModel
+from tests.helpers.contract import assert_sentence
 
 THREATS = {"linf": ThreatModel("linf", 32 / 255), "l2": ThreatModel("l2", 1.5)}
 
@@ -156,13 +157,7 @@ def test_a_sound_attack_has_no_failure(attack, norm, images):
     ids=lambda value: f"{type(value).__name__} {value.fault}" if isinstance(value, Momentum) else None,
 )
 def test_a_planted_fault_is_one_sentence(attack, name, words, norm, images):
-    (failure,) = found(attack, images, norm)
-    assert failure.name == name
-    assert failure.sentence.startswith(f"{name}: ")
-    for word in words:
-        assert word in failure.sentence
-    assert "tensor(" not in failure.sentence
-    assert "\n" not in failure.sentence
+    assert_sentence(found(attack, images, norm), name, *words)
 
 
 def test_the_distance_is_the_faults_own(images):

@@ -15,6 +15,7 @@ from dp.contracts.failure import Failure, undeclared
 from dp.defense.defended import Defended
 from dp.runs.build import build
 from tests.helpers.compose import composed
+from tests.helpers.contract import assert_sentence
 
 
 @pytest.fixture(scope="module")
@@ -116,17 +117,6 @@ def derivative_failures(purify, classifier, images) -> list[Failure]:
         )
     finally:
         classifier.float()
-
-
-def assert_sentence(found: list[Failure], name: str, *words: str) -> None:
-    """One failure, of this property, whose sentence has these words, in one line and without a tensor."""
-    (failure,) = found
-    assert failure.name == name
-    assert failure.sentence.startswith(f"{name}: ")
-    for word in words:
-        assert word in failure.sentence
-    assert "tensor(" not in failure.sentence
-    assert "\n" not in failure.sentence
 
 
 @pytest.mark.parametrize(

@@ -43,3 +43,14 @@ def declared_in(reports: list[Any]) -> list[str]:
             if key == DECLARED:
                 excused.setdefault(value[0], []).extend(value[1])
     return [f"{line} [{seen[0]}]" if seen else line for line, seen in sorted(excused.items())]
+
+
+def assert_sentence(found: list[Failure], name: str, *words: str) -> None:
+    """One failure, of this property, whose sentence has these words, in one line and without a tensor."""
+    (failure,) = found
+    assert failure.name == name
+    assert failure.sentence.startswith(f"{name}: ")
+    for word in words:
+        assert word in failure.sentence
+    assert "tensor(" not in failure.sentence
+    assert "\n" not in failure.sentence
