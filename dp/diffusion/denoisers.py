@@ -50,6 +50,14 @@ class Denoiser(nn.Module):
         """The adapter's formula: how z is scaled for the network, and what the network's output means."""
         raise NotImplementedError  # abstract
 
+    def with_variance(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        """The posterior mean, and the further output channels u (B,C,H,W) that predict a step's variance, by one
+        network evaluation. See `dp.diffusion.ddpm.learned_variance`. Raises ValueError for a network without them.
+        """
+        raise ValueError(
+            f"need a noise predictor with learned variance, got {type(self).__name__}: set variance=small or large"
+        )
+
     def sigma(self, t: float) -> float:
         """Noise level at time t in [0,1] by the linear 1000-level VP clock: 0.724 at t = 0.2."""
         return vp_sigma(t)
@@ -96,7 +104,7 @@ class EpsNet(Denoiser):
     """A discrete noise predictor eps(x_k, k) on the linear schedule (Ho et al. 2020): x0 = z - sigma * eps.
 
     `sigma(t)` is the noise level of the nearest index, so that time grid and network agree. Output channels beyond the
-    image's, which predict a variance, are dropped.
+    image's, which predict a variance, are for `with_variance` alone.
     """
 
     def sigma(self, t: float) -> float:
@@ -106,11 +114,28 @@ class EpsNet(Denoiser):
         return table[min(round(t * len(table)), len(table) - 1)].item()
 
     def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        return self._posterior(z, sigma)[0]
+
+    def with_variance(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        self.nfe += 1
+        x0, rest = self._posterior(z, sigma)
+        return x0, learned(rest, z)
+
+    def _posterior(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        """The posterior mean, and the output channels beyond the image's."""
         s = torch.as_tensor(sigma, dtype=torch.float64).cpu().flatten()  # (1,) or (B,)
         k = (vp_sigmas().log()[None] - s.log()[:, None]).abs().argmin(dim=1)  # nearest index
         s = s.to(device=z.device, dtype=z.dtype).reshape(-1, 1, 1, 1)
-        eps = self.bare(z * (1 + s**2).rsqrt(), k.to(z.device))
-        return z - s * eps[:, : z.shape[1]]
+        out = self.bare(z * (1 + s**2).rsqrt(), k.to(z.device))
+        return z - s * out[:, : z.shape[1]], out[:, z.shape[1] :]
+
+
+def learned(rest: Tensor, z: Tensor) -> Tensor:
+    """The channels `rest` of a network's output. Raises ValueError unless there is one for each of z (B,C,H,W)."""
+    if rest.shape != z.shape:
+        found = f"got {rest.shape[1]} channels beyond the {z.shape[1]} of the image"
+        raise ValueError(f"need a network with learned variance, {found}: set variance=small or large")
+    return rest
 
 
 class VP(Denoiser):
@@ -157,7 +182,7 @@ class IDDPM(Denoiser):
     """EDM's iDDPMPrecond (Karras et al. 2022, Table 1): a noise predictor on the cosine schedule.
 
     The schedule is that of Nichol and Dhariwal (2021). The network's label is the index of the nearest of `levels` + 1
-    sigmas. Output channels beyond the image's are dropped.
+    sigmas. Output channels beyond the image's, which predict a variance, are for `with_variance` alone.
     """
 
     def __init__(
@@ -178,11 +203,20 @@ class IDDPM(Denoiser):
         self.sigmas = torch.tensor(u, dtype=torch.float64)  # (levels + 1,) ascending
 
     def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        return self._posterior(z, sigma)[0]
+
+    def with_variance(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        self.nfe += 1
+        x0, rest = self._posterior(z, sigma)
+        return x0, learned(rest, z)
+
+    def _posterior(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        """The posterior mean, and the output channels beyond the image's."""
         s = torch.as_tensor(sigma, dtype=torch.float64).cpu().flatten()  # (1,) or (B,)
         k = (self.sigmas[None] - s[:, None]).abs().argmin(dim=1)  # nearest; the network's labels begin at 0
         s = s.to(device=z.device, dtype=z.dtype).reshape(-1, 1, 1, 1)
-        eps = self.bare(z * (1 + s**2).rsqrt(), (k - 1).to(z.device, z.dtype))
-        return z - s * eps[:, : z.shape[1]]
+        out = self.bare(z * (1 + s**2).rsqrt(), (k - 1).to(z.device, z.dtype))
+        return z - s * out[:, : z.shape[1]], out[:, z.shape[1] :]
 
 
 class ScoreVE(Denoiser):

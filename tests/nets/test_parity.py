@@ -1,40 +1,34 @@
 """Our networks against numbers of the public code: outputs, input gradients and what else a fixture records.
 
-`DP_PARITY=folder pytest tests/nets/test_parity.py` holds them to further fixtures of the same format.
+`DP_PARITY=folder pytest tests/nets/test_parity.py` holds them to further fixtures of the same format. Files of defenses
+in the same folder are for tests/purifiers/.
 """
 
 import copy
 import functools
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
 
 from dp.diffusion import denoisers
 from dp.diffusion.sampling import ancestral_step, vp_sigmas
+from tests.helpers import parity
 from tests.helpers.public import Fixture, Labeled, distance, with_gradient
 
-OURS = Path(__file__).parent / "parity"
-FILES = sorted(Path(os.environ.get("DP_PARITY", OURS)).glob("*.safetensors"))
+FILES = parity.files(parity.NETWORK)
 fixture = functools.cache(lambda path: Fixture(path))
 
 
 def of(*archs):
     """The fixtures of these kinds."""
-    from safetensors import safe_open
-
-    def arch(path):
-        with safe_open(path, "pt") as file:
-            return file.metadata()["arch"]
-
-    return pytest.mark.parametrize("path", [p for p in FILES if arch(p) in archs], ids=lambda p: p.stem)
+    found = [path for path in FILES if parity.about(path)["arch"] in archs]
+    return pytest.mark.parametrize("path", found, ids=lambda p: p.stem)
 
 
 def test_all_kinds_are_there():
-    assert FILES, "DP_PARITY names a folder with fixtures"
-    assert {fixture(p).arch for p in OURS.glob("*.safetensors")} >= {
+    assert list(parity.FOLDER.glob("*.safetensors")), "DP_PARITY names a folder with fixtures"
+    assert {parity.about(p)["arch"] for p in parity.OURS.glob("*.safetensors") if parity.kind(p) == parity.NETWORK} >= {
         *("edm_ddpmpp", "edm_ncsnpp", "edm_dhariwal", "guided_diffusion", "consistency_unet", "score_sde_ncsnpp"),
         *("ddpm_unet", "wrn_robustbench", "wrn_dropout", "svhn_wrn"),
     }
