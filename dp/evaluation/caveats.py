@@ -45,6 +45,16 @@ class ShortSteps(NamedTuple):
     needed: float
 
 
+class Stronger(NamedTuple):
+    """A preset with a larger budget of the same protocol, and the points of robust accuracy that it took from the
+    defenses of a study: the least and the most.
+    """
+
+    experiment: str
+    least: float
+    most: float
+
+
 class Fact(NamedTuple):
     """A number that a purifier tells of itself on the run's images, such as the share of pixels in its mask."""
 
@@ -66,7 +76,8 @@ class Caveats:
     and the number of samples in it. `batch_bound`: an image's result depends on the other images in its batch. `nfe`,
     `attack_nfe`: network evaluations of one scored sample, and of one sample in the costliest gradient mode. `facts`:
     what the scored purifier tells of itself on the first images. `exceptions`: the properties of the contract that its
-    yaml declares as not holding.
+    yaml declares as not holding. `stronger`: the converged budget of the protocol on this dataset, if this run has a
+    quick one.
     """
 
     gradients: tuple[Modes, ...]
@@ -84,6 +95,7 @@ class Caveats:
     attack_nfe: int
     facts: tuple[Fact, ...]
     exceptions: tuple[str, ...] = ()
+    stronger: tuple[Stronger, ...] = ()
 
     def as_data(self) -> dict:
         """The caveats as plain data for a summary. Named tuples become mappings."""
@@ -91,7 +103,7 @@ class Caveats:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Difference | Change | ShortSteps | Fact):
+    if isinstance(value, Difference | Change | ShortSteps | Fact | Stronger):
         return value._asdict()
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 

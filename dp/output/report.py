@@ -97,6 +97,12 @@ def short_steps_line(attack: str, reach: float, needed: float) -> str:
     return f"the steps of {attack} {lengths}: raise its step_size, or set it to null"
 
 
+def stronger_line(protocol: str, experiment: str, least: float, most: float) -> str:
+    """A line about a budget that is known not to be converged: the fields of `caveats.Stronger`."""
+    took = f"took {least:.1f} to {most:.1f} points more from the defenses of results/tables/convergence.md"
+    return f"protocol {protocol} is quick on this dataset: +experiment={experiment} {took}"
+
+
 def gradient_words(caveats: dict) -> str:
     """The kind of gradient that the attack takes: exact, approximate, none, or the names of the gradient modes."""
     exact = "approximate (straight-through clamp)" if caveats["straight_through"] else "exact"
@@ -148,6 +154,7 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
         lines.append("the purifier has no surrogate: the attack takes its exact gradient")
     for c in caveats["departures"]:
         lines.append(f"departs from protocol {protocol}: {c['key']} {c['value']} instead of {c['reference']}")
+    lines += [stronger_line(protocol, **fields) for fields in caveats.get("stronger", [])]
     lines += [short_steps_line(**fields) for fields in caveats["short_steps"]]
     lines += [f"the purifier's mask is not attacked: add attack={attack}" for attack in caveats["masks_spared"]]
     if caveats["batch_bound"]:

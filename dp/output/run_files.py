@@ -131,6 +131,14 @@ class Fact(TypedDict):
     value: float
 
 
+class Stronger(TypedDict):
+    """A preset with a larger budget of the protocol."""
+
+    experiment: str
+    least: float
+    most: float
+
+
 class CaveatData(TypedDict):
     """See `dp.evaluation.caveats.Caveats`."""
 
@@ -147,6 +155,7 @@ class CaveatData(TypedDict):
     batch_bound: NotRequired[bool]
     facts: NotRequired[list[Fact]]
     exceptions: NotRequired[list[str]]
+    stronger: NotRequired[list[Stronger]]
     nfe: int
     attack_nfe: int
 

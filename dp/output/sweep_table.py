@@ -19,7 +19,7 @@ def sweep_table(runs: Sequence[dict], title: str) -> Table:
     table, failed = Table(title=title, box=box.SIMPLE_HEAD), []
     shared = set.intersection(*(set(run["overrides"]) for run in runs)) if len(runs) > 1 else set()
     for name in ("cell", "standard", "", "robust", "", "standard, 2nd rule", "robust, 2nd rule", "NFE"):
-        table.add_column(name, justify="left" if name == "cell" else "right")
+        table.add_column(name, justify="left" if name == "cell" else "right", overflow="fold")
     for run in runs:
         summary, name = run["summary"], " ".join(o for o in run["overrides"] if o not in shared)
         if summary is None:

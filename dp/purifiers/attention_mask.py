@@ -50,6 +50,18 @@ def attention_maps(
     return flat.unflatten(2, size)
 
 
+def chosen(features: Sequence[Tensor], taps: Sequence[int] | None) -> Sequence[Tensor]:
+    """The features of some taps, by their positions from 1 on: the blocks E1 to E4 of the paper's Table 7. None: all.
+
+    Raises ValueError unless `taps` are rising positions that exist.
+    """
+    if taps is None:
+        return features
+    if not taps or list(taps) != sorted({*taps} & {*range(1, len(features) + 1)}):
+        raise ValueError(f"need taps as rising positions from 1 to {len(features)}, got taps={list(taps)}")
+    return [features[position - 1] for position in taps]
+
+
 def threshold_mask(
     maps: Tensor, tau: float, inclusive: bool = False, grad: str = "constant", temperature: float = 0.05
 ) -> Tensor:

@@ -1,5 +1,6 @@
 """Heterogeneous noise (arXiv 2503.01407) as the paper describes it: strong noise only where the classifier looks."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from dp.classifiers import Classifier
 from dp.diffusion.denoisers import Denoiser
 from dp.diffusion.sampling import OnStep, ancestral_step, renoise, time_grid, to_01, to_pm1
-from dp.purifiers.attention_mask import attention_maps, noise_facts, scattered, threshold_mask
+from dp.purifiers.attention_mask import attention_maps, chosen, noise_facts, scattered, threshold_mask
 from dp.rng import Streams
 
 
@@ -28,6 +29,7 @@ def purify(
     eq8_literal: bool = False,
     resample_stage2: bool = False,
     random_mask: bool = False,
+    taps: Sequence[int] | None = None,
     clamp: str = "plain",
     mask_grad: str = "constant",
     temperature: float = 0.05,
@@ -36,17 +38,16 @@ def purify(
 
     NFE = steps + steps of stage 1, or 2 * steps with `resample_stage2`.
     `t_l`, `t_s`: times of the strong and the weak noise, 0 < t_s <= t_l <= 1; the grid has both, see `two_stage_grid`.
-    `tau`: threshold of the mask, in [0,1]. `phi`: form of the attention map, see `attention_maps`.
-    `jump`: U of the resampling, in 1/1000 of the time range. `steps`: number of steps from t_l to 0.
-    `eq8_literal`: the mask's orientation as Eq. 8 and Alg. 1 print it, opposite to Eq. 5 (deviation 1: orientation of
-    the mask). `resample_stage2`: resample after every step, as Alg. 1 prints it (deviation 20: which steps are
-    resampled). `random_mask`: a control of ours, as many pixels as the mask has at random places.
-    `clamp`: see `to_01`. `mask_grad`, `temperature`: what an attacker may use in place of the mask's derivative, see
-    `masked`. `on_step(i, sigma, z, x0)` is called after the first call of the denoiser in every step.
+    `tau`: threshold of the mask, in [0,1]. `phi`: see `attention_maps`. `taps`: see `chosen`. `jump`: U of the
+    resampling, in 1/1000 of the time range. `steps`: number of steps from t_l to 0. `eq8_literal`: the mask's
+    orientation as Eq. 8 and Alg. 1 print it (deviation 1: orientation of the mask). `resample_stage2`: resample after
+    every step, as Alg. 1 prints it (deviation 20: which steps are resampled). `random_mask`: a control of ours, as many
+    pixels at random places. `clamp`: see `to_01`. `mask_grad`, `temperature`: what an attacker may use in place of the
+    mask's derivative, see `masked`. `on_step(i, sigma, z, x0)` is called after the first denoiser call of every step.
     Raises ValueError for values outside these ranges, and for a random mask with another `mask_grad` than `constant`.
     """
     _check(t_l, t_s, jump, random_mask, mask_grad)
-    mask = _mask(x, classifier, phi, tau, mask_grad, temperature, rng if random_mask else None)
+    mask = _mask(x, classifier, taps, phi, tau, mask_grad, temperature, rng if random_mask else None)
     strong = 1 - mask if eq8_literal else mask  # Differs (deviation 1: orientation of the mask)
     known = to_pm1(x)
     z = renoise(known, 0.0, denoiser.sigma(t_l), rng.randn_like(known))  # Differs (deviation 15: uniform start at t_l)
@@ -74,10 +75,11 @@ def facts(
     tau: float,
     phi: str = "softmax_max",
     eq8_literal: bool = False,
+    taps: Sequence[int] | None = None,
     **_: object,
 ) -> dict[str, float]:
     """The share of pixels of x (B,C,H,W) in [0,1] that get the strong noise, in percent, and both noise levels."""
-    mask = _mask(x, classifier, phi, tau, "constant", 1.0, None)
+    mask = _mask(x, classifier, taps, phi, tau, "constant", 1.0, None)
     return noise_facts(1 - mask if eq8_literal else mask, denoiser, t_l, t_s)
 
 
@@ -106,12 +108,19 @@ def _check(t_l: float, t_s: float, jump: int, random_mask: bool, mask_grad: str)
 
 
 def _mask(
-    x: Tensor, classifier: Classifier, phi: str, tau: float, mask_grad: str, temperature: float, rng: Streams | None
+    x: Tensor,
+    classifier: Classifier,
+    taps: Sequence[int] | None,
+    phi: str,
+    tau: float,
+    mask_grad: str,
+    temperature: float,
+    rng: Streams | None,
 ) -> Tensor:
     """Algorithm 2: the mask (B,1,H,W) of images x (B,C,H,W) in [0,1]; with `rng` as many pixels at random places."""
     # Differs (deviation 10: derivative of the mask): the method's own mask is a constant.
     with torch.set_grad_enabled(torch.is_grad_enabled() and mask_grad != "constant"):
-        maps = attention_maps(classifier.features(x), (x.shape[2], x.shape[3]), phi)
+        maps = attention_maps(chosen(classifier.features(x), taps), (x.shape[2], x.shape[3]), phi)
         mask = threshold_mask(maps, tau, grad=mask_grad, temperature=temperature)
         return mask if rng is None else scattered(mask, rng)
 

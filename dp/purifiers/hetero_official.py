@@ -1,5 +1,6 @@
 """Heterogeneous noise (arXiv 2503.01407) as the released code runs it (GaozhengPei/Purification)."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from dp.classifiers import Classifier
 from dp.diffusion.denoisers import Denoiser
 from dp.diffusion.sampling import LEVELS, OnStep, ancestral_step, renoise, to_01, to_pm1
-from dp.purifiers.attention_mask import attention_maps, noise_facts, threshold_mask, top_mask
+from dp.purifiers.attention_mask import attention_maps, chosen, noise_facts, threshold_mask, top_mask
 from dp.rng import Streams
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -40,6 +41,7 @@ def purify(
     tau: float | None,
     top: float | None,
     mask_input_bug: bool,
+    taps: Sequence[int] | None = None,
     clamp: str = "plain",
     mask_grad: str = "constant",
     temperature: float = 0.05,
@@ -48,20 +50,19 @@ def purify(
 
     NFE = int(n t_l), because resampling goes straight to the next grid point.
     `t_l`, `t_s`: times of the strong and the weak noise, 0 < t_s <= t_l <= 1. `jump`: U in steps of the 1000-level
-    schedule. `n`: steps for the whole schedule, of which the part below t_l is run.
-    `tau`, `top`: exactly one is given. The mask is [map >= tau], or the share `top` of the pixels with the highest map
-    (deviation 6: the mask on ImageNet).
+    schedule. `n`: steps for the whole schedule, of which the part below t_l is run. `tau`, `top`: exactly one is given.
+    The mask is [map >= tau], or the share `top` of the pixels with the highest map (deviation 6: the mask on ImageNet).
     `mask_input_bug`: feed the classifier's taps [-1,1] images with ImageNet's mean and std, whatever the classifier was
-    trained on (deviation 8: input range of the mask).
-    `clamp`: see `to_01`. `mask_grad`, `temperature`: what an attacker may use in place of the mask's derivative, see
-    `masked`. `on_step(i, sigma, z, x0)` is called after every call of the denoiser.
+    trained on (deviation 8: input range of the mask). `taps`: see `chosen`. `clamp`: see `to_01`. `mask_grad`,
+    `temperature`: what an attacker may use in place of the mask's derivative, see `masked`. `on_step(i, sigma, z, x0)`
+    is called after every call of the denoiser.
     Raises ValueError for values outside these ranges.
     """
     if not 0 < t_s <= t_l <= 1 or jump < 0:
         raise ValueError(f"need 0 < t_s <= t_l <= 1 and jump >= 0, got t_s={t_s}, t_l={t_l}, jump={jump}")
     known = to_pm1(x)
-    mask = _mask(_imagenet_normalized(known) if mask_input_bug else x, classifier, tau, top, mask_grad, temperature)
-    grid = index_grid(n, t_l)
+    grid, seen = index_grid(n, t_l), _imagenet_normalized(known) if mask_input_bug else x
+    mask = _mask(seen, classifier, taps, tau, top, mask_grad, temperature)
     z = renoise(known, 0.0, denoiser.sigma(grid[0] / LEVELS), rng.randn_like(known))
     for i, (k, k_next) in enumerate(pairwise(grid)):
         sigma, sigma_next = denoiser.sigma(k / LEVELS), denoiser.sigma(k_next / LEVELS)
@@ -90,6 +91,7 @@ def facts(
     tau: float | None,
     top: float | None,
     mask_input_bug: bool,
+    taps: Sequence[int] | None = None,
     **_: object,
 ) -> dict[str, float]:
     """The share of pixels of x (B,C,H,W) in [0,1] that get the strong noise, in percent, and the times that the grid
@@ -97,14 +99,20 @@ def facts(
     they never are; deviation 17: weak noise that remains).
     """
     seen = _imagenet_normalized(to_pm1(x)) if mask_input_bug else x
-    mask, grid = _mask(seen, classifier, tau, top, "constant", 1.0), index_grid(n, t_l)
+    mask, grid = _mask(seen, classifier, taps, tau, top, "constant", 1.0), index_grid(n, t_l)
     inserted = [k + jump for k, k_next in pairwise(grid) if k_next >= LEVELS * t_s]
     weak = min(inserted, default=0) / LEVELS
     return noise_facts(mask, denoiser, grid[0] / LEVELS, weak)
 
 
 def _mask(
-    x: Tensor, classifier: Classifier, tau: float | None, top: float | None, mask_grad: str, temperature: float
+    x: Tensor,
+    classifier: Classifier,
+    taps: Sequence[int] | None,
+    tau: float | None,
+    top: float | None,
+    mask_grad: str,
+    temperature: float,
 ) -> Tensor:
     """The mask (B,1,H,W) from the classifier's input x (B,C,H,W)."""
     if (tau is None) == (top is None):
@@ -112,7 +120,7 @@ def _mask(
     # The released code detaches the activations (deviation 10: derivative of the mask).
     with torch.set_grad_enabled(torch.is_grad_enabled() and mask_grad != "constant"):
         # Min-max in place of softmax (deviation 2: normalization of the map), no root (deviation 3: root of the map).
-        maps = attention_maps(classifier.features(x), (x.shape[2], x.shape[3]), phi="minmax", root=False)
+        maps = attention_maps(chosen(classifier.features(x), taps), (x.shape[2], x.shape[3]), phi="minmax", root=False)
         if tau is not None:
             return threshold_mask(maps, tau, inclusive=True, grad=mask_grad, temperature=temperature)
         return top_mask(maps, top or 0.0, grad=mask_grad, temperature=temperature)

@@ -15,6 +15,7 @@ from dp.evaluation.caveats import (
     Change,
     Fact,
     Modes,
+    Stronger,
     bound,
     changes,
     differences,
@@ -51,6 +52,7 @@ def caveats_of(setup: Setup, evaluation: Evaluation) -> Caveats:
         attack_nfe=max(dry_nfe(model, first) for model in models),
         facts=_facts(config, evaluation),
         exceptions=tuple(exceptions(config["purifier"])),
+        stronger=_stronger(config),
     )
 
 
@@ -64,6 +66,12 @@ def _facts(config: dict, evaluation: Evaluation) -> tuple[Fact, ...]:
     with torch.no_grad():
         told = tell(images.x.to(evaluation.device), scored.denoiser, scored.classifier, **bound(scored.purifier))
     return tuple(Fact(name, float(value)) for name, value in told.items())
+
+
+def _stronger(config: dict) -> tuple[Stronger, ...]:
+    """The converged budget that the protocol's yaml names for this dataset under `facts`. Presets of it set null."""
+    known = (config["protocol"].get("facts") or {}).get(config["dataset"]["name"])
+    return (Stronger(**known),) if known else ()
 
 
 def departures(setup: Setup) -> Iterator[Change]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -18,10 +19,17 @@ from dp.spelling import near_matches
 
 
 class StandIn(nn.Module):
-    """A classifier without weights. Its activations are the image itself."""
+    """A classifier without weights. Its logits are pixels, and its activations at each of `taps` are the image."""
+
+    def __init__(self, taps: int):
+        super().__init__()
+        self.taps = taps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :10]
 
     def features(self, x: Tensor) -> Sequence[Tensor]:
-        return [x]
+        return [x] * self.taps
 
 
 def check_early(config: dict) -> None:
@@ -39,7 +47,8 @@ def check_early(config: dict) -> None:
         return
     variants = {name: variant for name, variant in (node.get("gradients") or {}).items() if variant}
     purify = make(node, modules=config["plugins"]["modules"])
-    scored = Defended(purify, Counted(), StandIn(), variants=variants)  # pyright: ignore[reportArgumentType]
+    classifier: Any = StandIn(len(config["classifier"].get("taps") or [None]))
+    scored = Defended(purify, Counted(), classifier, variants=variants)
     for modes in ((threat.grad,), *gradients(attack, threat.grad)):
         if scored.undefended:
             check_names(modes, config["plugins"]["folders"])

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from dp.purifiers.attention_mask import attention_maps, scattered, threshold_mask, top_mask
+from dp.purifiers.attention_mask import attention_maps, chosen, scattered, threshold_mask, top_mask
 from dp.rng import Streams
+from dp.runs.build import build
+from tests.helpers.compose import composed
 
 LOGS = torch.tensor([[0.0, math.log(2)], [math.log(3), math.log(4)]], dtype=torch.float64)
 
@@ -180,3 +182,18 @@ def test_scattered_keeps_the_share_and_nothing_else():
     assert (often - 3 / 16).abs().max() < 4.5 * 0.0087
     again = scattered(mask, Streams(ids, 1, "adv"))
     assert (found[::2] != again[::2]).flatten(1).any(dim=1).float().mean() > 0.99  # 1 in 560 by chance
+
+
+def test_a_mask_of_some_taps():
+    """The mask of all taps is the union of those of the single taps (Eq. 4), and positions are checked."""
+    x = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    classifier = build(composed("purifier=none", "protocol.images=2")).arms["defended"].scored.classifier
+    features = classifier.features(x)
+    single = [threshold_mask(attention_maps(chosen(features, [k]), (16, 16)), 0.5) for k in (1, 2, 3, 4)]
+    assert torch.equal(torch.stack(single).amax(0), threshold_mask(attention_maps(features, (16, 16)), 0.5))
+    pair = threshold_mask(attention_maps(chosen(features, [2, 4]), (16, 16)), 0.5)
+    assert torch.equal(pair, torch.maximum(single[1], single[3]))
+    assert not torch.equal(pair, threshold_mask(attention_maps(features, (16, 16)), 0.5))
+    for wrong in ([], [0, 1], [5], [2, 1], [1, 1]):
+        with pytest.raises(ValueError, match="need taps as rising positions from 1 to 4"):
+            chosen(features, wrong)
