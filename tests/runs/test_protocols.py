@@ -13,6 +13,7 @@ from dp.defense.known_noise import KnownNoise
 from dp.output import report
 from dp.output.row_table import row_table
 from dp.rng import Streams
+from dp.runs import compose
 from dp.runs.build import build
 from dp.threat_models.ball import ThreatModel
 from tests.helpers.compose import CONF, TINY, composed, finished, options, plug_ins
@@ -188,3 +189,13 @@ def test_the_table_row_tells_how_it_was_decided(protocol, tmp_path, monkeypatch)
     text = console.export_text()
     assert f"protocol {protocol}" in text
     assert ("decided in-loop" if protocol != "strict" else "by the in-loop samples") in text
+
+
+@pytest.mark.parametrize("protocol", ["default", "strict"])
+def test_a_purifier_without_a_gradient_is_attacked_by_the_one_that_it_names(tmp_path, protocol):
+    folder = tmp_path / "mine" / "purifier"
+    folder.mkdir(parents=True)
+    declared = "gradient: none\nexceptions: {gradient: it rounds}\n"
+    (folder / "flat.yaml").write_text(f"_target_: dp.purifiers.none.purify\n_partial_: true\n{declared}")
+    config = compose.setup(f"protocol={protocol}", "purifier=flat", config_dirs=[tmp_path / "mine"]).config
+    assert config["threat_model"]["grad"] == "bpda"
