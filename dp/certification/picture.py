@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from dp.certification.curve import Curve
 
 COLORS = ("#0b6e99", "#c1440e", "#7a5195", "#5c8a3a", "#b8860b", "#444444")
+STYLES = ("-", "--", "-.")  # equal curves stay visible
 
 
 def plot(axis: Axes, curves: Sequence[Curve]) -> None:
@@ -20,7 +21,8 @@ def plot(axis: Axes, curves: Sequence[Curve]) -> None:
         color, right = COLORS[k % len(COLORS)], len(each.radii)
         shares = [100 * (right - i) / each.images for i in range(right)]  # up to the i-th radius, that included
         end = each.radii[-1] if right else 0.0
-        axis.step([0.0, *each.radii, end], [*(shares[:1] or [0.0]), *shares, 0.0], color=color, label=each.name)
+        heights, style = [*(shares[:1] or [0.0]), *shares, 0.0], STYLES[k % len(STYLES)]
+        axis.step([0.0, *each.radii, end], heights, color=color, linestyle=style, label=each.name)
         axis.axvline(each.cap, color=color, linestyle=":", linewidth=1)
     axis.set(xlabel="l2 radius, images in [0,1]; dotted: the largest possible", ylabel="certified accuracy, %")
     axis.set(xlim=(0, 1.05 * max(each.cap for each in curves)), ylim=(-2, 102))

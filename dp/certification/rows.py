@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from dp.output.record import take_lock, write_atomic
 from dp.output.shapes import contents
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Row:
     """What was certified of an image.
 
     `id`: in the full test set. `predicted`: the class, or -1 for an abstention. `radius`: l2, images in [0,1].
@@ -29,12 +30,13 @@ class Row(NamedTuple):
     @property
     def line(self) -> str:
         """The row as a line of text. The radius has all of its digits."""
-        return "\t".join(map(repr, self)) + "\n"
+        return "\t".join(map(repr, astuple(self))) + "\n"
 
 
-TYPES = tuple(Row.__annotations__.values())
-HEADER = "\t".join(Row._fields) + "\n"
+TYPES = Row.__annotations__  # by column
+HEADER = "\t".join(TYPES) + "\n"
 ALL = "certified.tsv"  # the rows of a finished certification, sorted by id
+PATIENCE = 10.0  # seconds to wait for another writer of a shard
 
 
 def read(path: Path) -> list[Row]:
@@ -47,7 +49,7 @@ def parsed(line: str) -> Row | None:
     """The row of a line without its end, or None if it is no row."""
     cells = line.split("\t")
     try:
-        row = Row(*(kind(cell) for kind, cell in zip(TYPES, cells, strict=True)))
+        row = Row(*(kind(cell) for kind, cell in zip(TYPES.values(), cells, strict=True)))
     except ValueError:
         return None
     return row if row.line == line + "\n" else None  # a torn and continued line may still be made of numbers
@@ -84,7 +86,7 @@ class Writer:
     def __init__(self, folder: Path, label: str):
         self.path = folder / f"rows-{label}.tsv"
         self.lock = (folder / f".lock-{label}").open("w")
-        take_lock(self.lock, f"{folder} (shard {label})", patience=10.0)
+        take_lock(self.lock, f"{folder} (shard {label})", PATIENCE)
         whole = text(read(self.path)).encode()
         if not self.path.exists() or self.path.read_bytes() != whole:
             write_atomic(self.path, whole)

@@ -22,6 +22,7 @@ from dp.output import record, shapes
 from dp.output.console import console
 from dp.output.progress import Bar
 from dp.output.report import clock
+from dp.output.row_table import count_of
 from dp.output.run_files import Timing
 from dp.purifiers import none
 from dp.rng import Streams
@@ -159,20 +160,20 @@ def sized(x: Tensor, denoiser: Denoiser | None) -> Tensor:
 
 def announcement(job: Job, networks: Networks) -> list[str]:
     """The lines that a certification prints before it starts: what it does, and what it costs."""
-    smoothing, (part, parts), one = job.smoothing, shard_of(job.config), networks.subset.x[:1]
-    images, own = len(networks.subset.ids), len(networks.subset.ids[part - 1 :: parts])
-    done = rows.read_all(job.folder)
-    left = sum(i not in done for i in networks.subset.ids[part - 1 :: parts].tolist())
-    calls = left * smoothing.calls
-    shape, shown = sized(one, networks.denoiser).shape[1:], f"{own} of {images}" if parts > 1 else f"{images}"
+    smoothing, (part, parts), ids = job.smoothing, shard_of(job.config), networks.subset.ids.tolist()
+    own, one, done = ids[part - 1 :: parts], networks.subset.x[:1], rows.read_all(job.folder)
+    left = sum(i not in done for i in own)
+    calls, shape = left * smoothing.calls, sized(one, networks.denoiser).shape[1:]
+    work = calls * smoothing.batch * networks.evaluations
+    images = f"{len(own)} of {count_of(len(ids), 'image')}" if parts > 1 else count_of(len(ids), "image")
     resized = f", resized to {'x'.join(map(str, shape))}: radii hold at this size" if shape != one.shape[1:] else ""
+    per_sample = count_of(networks.evaluations, "network evaluation")
     return [
         job.folder.name,
         f"{job.config['choices'][GROUP]}: sigma {smoothing.sigma:g}, {smoothing.n0} samples select and "
         f"{smoothing.n} estimate, alpha {smoothing.alpha:g}; largest possible radius {smoothing.cap:.3f}",
-        f"{shown} images on {networks.device}{resized}; {networks.evaluations} network evaluations per sample",
-        f"work: {left} images are left, {calls * smoothing.batch * networks.evaluations:,} network evaluations, "
-        f"about {clock(calls * networks.seconds)}",
+        f"{images} on {networks.device}{resized}; {per_sample} per sample",
+        f"work: {count_of(left, 'image')} left, {work:,} network evaluations, about {clock(calls * networks.seconds)}",
     ]
 
 
