@@ -274,11 +274,11 @@ def read_summary(folder: Path) -> dict | None:
     return summary
 
 
-def archive(folder: Path, archive: Path = ARCHIVE) -> Path:
-    """Copy the rows and the summary of a finished certification below `archive`, and return the copy's folder."""
+def archive(folder: Path, measured: Path = ARCHIVE) -> Path:
+    """Copy the rows and the summary of a finished certification below `measured`, and return the copy's folder."""
     if read_summary(folder) is None:
         raise ValueError(f"need a finished certification in {folder}, got none: its command goes on where it stopped")
-    copy = archive / folder.name
+    copy = measured / folder.name
     copy.mkdir(parents=True, exist_ok=True)
     for name in (rows.ALL, record.SUMMARY):
         record.write_atomic(copy / name, (folder / name).read_bytes())
