@@ -27,12 +27,18 @@ IMAGENETTE = {  # class folder: index among ImageNet's 1000
 }  # fmt: skip
 
 
-def fixed_ids(total: int, images: int) -> np.ndarray:
+def fixed_ids(total: int, images: int, every: int | None = None) -> np.ndarray:
     """The first `images` of the fixed ids that the field uses: RandomState(0).choice(total, 512, replace=False).
 
     See deviation 48 (which 512 images are attacked). Fewer or more than 512 ids are a prefix of the same permutation of
-    the `total` ids, so that subsets are nested. Raises ValueError unless 1 <= images <= total.
+    the `total` ids, so that subsets are nested. `every`: the first `images` of 0, every, 2 every, ... instead, as in
+    certification. Raises ValueError unless 1 <= images <= total, or for fewer ids than `images`.
     """
+    if every is not None:
+        ids = np.arange(0, total, every)
+        if not 1 <= images <= len(ids):
+            raise ValueError(f"need 1 <= images <= {len(ids)} (every {every}th of {total}), got images={images}")
+        return ids[:images]
     if not 1 <= images <= total:
         raise ValueError(f"need 1 <= images <= {total} (the size of the test set), got images={images}")
     return np.random.RandomState(0).permutation(total)[:images]  # choice without replacement is a prefix of it
@@ -55,14 +61,14 @@ def digits_train() -> Subset:
     return _digits().select(torch.from_numpy(np.random.RandomState(0).permutation(1797)[512:]))
 
 
-def cifar10(images: int, md5: str | None = None) -> Subset:
+def cifar10(images: int, md5: str | None = None, every: int | None = None) -> Subset:
     """CIFAR-10 test images, 3x32x32, from `cifar-10-batches-py/test_batch` in the cache folder.
 
-    `md5`: the hash of that file; None reads any file of the format. Raises FileNotFoundError where the file is missing
-    and ValueError where it is another.
+    `md5`: the hash of that file; None reads any file of the format. `every`: see `fixed_ids`. Raises FileNotFoundError
+    where the file is missing and ValueError where it is another.
     """
     x, y = _batch(_needed("cifar-10-batches-py") / "test_batch", md5)
-    ids = torch.from_numpy(fixed_ids(len(x), images))
+    ids = torch.from_numpy(fixed_ids(len(x), images, every))
     return Subset(ids, x[ids].float() / 255, y[ids])
 
 
@@ -75,10 +81,10 @@ def cifar10_train() -> Subset:
     return Subset(torch.arange(sum(map(len, x))), torch.cat(x).float() / 255, torch.cat(y))
 
 
-def svhn(images: int, md5: str | None = None) -> Subset:
-    """SVHN cropped test digits, 3x32x32, from `test_32x32.mat` in the cache folder; `md5` as for `cifar10`."""
+def svhn(images: int, md5: str | None = None, every: int | None = None) -> Subset:
+    """SVHN cropped test digits, 3x32x32, from `test_32x32.mat` in the cache folder; other keys as for `cifar10`."""
     x, y = _mat(_needed("test_32x32.mat"), md5)
-    ids = torch.from_numpy(fixed_ids(len(x), images))
+    ids = torch.from_numpy(fixed_ids(len(x), images, every))
     return Subset(ids, x[ids].float() / 255, y[ids])
 
 
@@ -90,27 +96,28 @@ def svhn_train() -> Subset:
     return Subset(torch.arange(len(x)), x.float() / 255, y)
 
 
-def imagenet(images: int, shape: str = "crop") -> Subset:
+def imagenet(images: int, shape: str = "crop", every: int | None = None) -> Subset:
     """ImageNet validation images, 3x224x224, from `imagenet/val/<class>/` in the cache folder, classes in sorted order.
 
     `shape`: `crop` (short side to 256, then the center) or `squash` (both sides to 224), which the released code does
-    (deviation 47: how ImageNet images are resized). Raises ValueError for another `shape` or other numbers of images.
+    (deviation 47: how ImageNet images are resized). `every`: see `fixed_ids`. Raises ValueError for another `shape` or
+    other numbers of images.
     """
     folder = _needed("imagenet/val")
-    return _folder(folder, images, shape, IMAGENET)
+    return _folder(folder, images, shape, IMAGENET, every)
 
 
-def imagenette(images: int, shape: str = "crop") -> Subset:
+def imagenette(images: int, shape: str = "crop", every: int | None = None) -> Subset:
     """The 3925 validation images of ten ImageNet classes, 3x224x224.
 
     They come from `imagenette2/val/<class>/` in the cache folder. Labels are indices among ImageNet's 1000 classes, so
-    that ImageNet's classifiers can be used. `shape`: as for `imagenet`.
+    that ImageNet's classifiers can be used. `shape`, `every`: as for `imagenet`.
     """
-    subset = _folder(_needed("imagenette2") / "val", images, shape, (len(IMAGENETTE), 3925))
+    subset = _folder(_needed("imagenette2") / "val", images, shape, (len(IMAGENETTE), 3925), every)
     return subset._replace(y=torch.tensor(list(IMAGENETTE.values()))[subset.y])
 
 
-def celebahq(images: int, attribute: str, partition: str = "val") -> Subset:
+def celebahq(images: int, attribute: str, partition: str = "val", every: int | None = None) -> Subset:
     """CelebA-HQ images, 3x256x256, with label 1 where they have the attribute, else 0 (a task of DiffPure's).
 
     They come from `celebahq/` in the cache folder, which holds `images/` and CelebA's own `list_attr_celeba.txt` and
@@ -145,7 +152,7 @@ def celebahq(images: int, attribute: str, partition: str = "val") -> Subset:
     names = [name for name in paths if part[name] == partition]
     if len(names) != CELEBAHQ[partition]:  # the ids would change
         raise ValueError(f"need {CELEBAHQ[partition]} images of {partition} in {folder}/images, got {len(names)}")
-    ids = fixed_ids(len(names), images)
+    ids = fixed_ids(len(names), images, every)
     read = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(256), transforms.ToTensor()])
     x = torch.stack([_image(paths[names[i]], read) for i in ids])
     return Subset(torch.from_numpy(ids), x, torch.tensor([label[names[i]] for i in ids]))
@@ -203,7 +210,7 @@ def _mat(path: Path, md5: str | None) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(data.transpose(3, 2, 0, 1).copy()), torch.from_numpy(labels % 10)
 
 
-def _folder(folder: Path, images: int, shape: str, expected: tuple[int, int]) -> Subset:
+def _folder(folder: Path, images: int, shape: str, expected: tuple[int, int], every: int | None) -> Subset:
     """Images 3x224x224 of a folder per class, labels in the classes' sorted order."""
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
@@ -220,7 +227,7 @@ def _folder(folder: Path, images: int, shape: str, expected: tuple[int, int]) ->
         raise ValueError(
             f"need {expected[1]} images in {expected[0]} class folders of {folder}, got {counts[1]} in {counts[0]}"
         )
-    ids = fixed_ids(len(data), images)
+    ids = fixed_ids(len(data), images, every)
     x, y = zip(*(data[int(i)] for i in ids), strict=True)
     return Subset(torch.from_numpy(ids), torch.stack(x), torch.tensor(y))
 

@@ -12,7 +12,7 @@ FLOORS = (  # from the top; a room may import the rooms below it, and those besi
     ("cli",),
     ("commands",),
     ("runs",),
-    ("audit", "training"),
+    ("audit", "training", "certification"),
     ("output",),
     ("evaluation", "contracts"),
     ("attacks",),
@@ -24,6 +24,8 @@ FLOORS = (  # from the top; a room may import the rooms below it, and those besi
 FLOOR = {room: -k for k, rooms in enumerate(FLOORS) for room in rooms}
 APART = {("training", "audit"), ("audit", "training"), ("attacks", "purifiers"), ("attacks", "nets")}
 APART |= {("evaluation", "contracts")}
+APART |= {("certification", "audit"), ("certification", "training")}
+APART |= {("audit", "certification"), ("training", "certification")}
 APART |= {("purifiers", "nets"), ("purifiers", "threat_models")}
 APART |= {("threat_models", "purifiers"), ("cli", "commands")}  # the console command imports them by name, when asked
 EXTERNAL = {"hydra": {"runs/compose.py", "runs/by_dataset.py", "runs/errors.py", "runs/words.py", "commands/run.py"}}

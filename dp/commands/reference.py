@@ -18,7 +18,7 @@ BLOCK = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTA
 
 def lists() -> dict[str, str]:
     """The Markdown table for every marker `<!-- generated: NAME -->` in docs/, by its name."""
-    tables = {f"options {group}": _options(group) for group in (*GROUPS, "experiment")}
+    tables = {f"options {group}": _options(group) for group in (*GROUPS, "experiment", "certificate")}
     tables["options run"] = _table(("key", "default", "meaning"), _run_keys())
     tables["metrics"] = _table(
         ("rule", "score of one image", "what it says"), ((f"`{k}`", *v) for k, v in RULES.items())

@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -90,9 +90,9 @@ class Writer:
         self.folder, self.label = folder, label
         self.rows, self.timing = folder / f"rows-{label}.jsonl", folder / f"timing-{label}.jsonl"
         self._lock = (folder / f".lock-{label}").open("w")
-        _take(self._lock, f"{folder} (shard {label})", patience)
-        _drop_torn_lines(self.rows, Row)
-        _drop_torn_lines(self.timing, Timing)
+        take_lock(self._lock, f"{folder} (shard {label})", patience)
+        drop_torn_lines(self.rows, Row)
+        drop_torn_lines(self.timing, Timing)
         self.next = self._drop_orphans()
 
     def write(self, group: Group) -> None:
@@ -135,7 +135,7 @@ class Writer:
         return highest + 1
 
 
-def _drop_torn_lines(path: Path, shape: type) -> None:
+def drop_torn_lines(path: Path, shape: type) -> None:
     """Take incomplete and damaged lines out of a .jsonl file."""
     if path.is_file():
         whole = b"".join(shapes.read_lines(path, shape, "run again")[0])
@@ -147,8 +147,8 @@ def _stored(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.float32 if logits.shape[-1] <= 100 else torch.float16).contiguous()
 
 
-def _take(lock, what: str, patience: float) -> None:
-    """Lock a file. Waits up to `patience` seconds, because the workers of a killed run need a moment to end."""
+def take_lock(lock: TextIO, what: str, patience: float) -> None:
+    """Lock an open file. Waits up to `patience` seconds, because the workers of a killed run need a moment to end."""
     until = time.monotonic() + patience
     while True:
         try:

@@ -31,8 +31,7 @@ def build(config: dict) -> Evaluation:
     """All objects of a run, from plain configuration. Raises ValueError for settings that do not fit together."""
     check_config(config)
     device, protocol = device_of(config), config["protocol"]
-    if device.startswith("cuda"):  # so that rows repeat byte for byte, and float32 is not TF32
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
+    set_repeatable(device)
     scored = defense(config, device)
     subset: Subset = _make(config, config["dataset"]["loader"])
     attack, threat, judge = attacker(config)
@@ -66,6 +65,12 @@ def build(config: dict) -> Evaluation:
         known_draws=protocol["known_draws"],
         window=config["window"],
     )
+
+
+def set_repeatable(device: str) -> None:
+    """Make the rows of a GPU repeat byte for byte, and its float32 not TF32."""
+    if device.startswith("cuda"):
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
 
 
 def attacker(config: dict) -> tuple[Attack, ThreatModel, Judge | None]:
@@ -117,13 +122,8 @@ def check_images(scored: Defended, subset: Subset, device: str) -> None:
 
 def defense(config: dict, device: str) -> Defended:
     """The scored defense. Its networks are on the device, in the memory format and precision of the run."""
-    dtype = getattr(torch, config["dtype"])
-
-    def network(node: dict) -> Any:
-        return _make(config, node, dtype=dtype).to(device, memory_format=torch.channels_last)
-
-    classifier: Classifier = network(config["classifier"])
-    denoiser: Denoiser | None = network(config["denoiser"]) if "_target_" in config["denoiser"] else None
+    classifier: Classifier = network(config, "classifier", device)
+    denoiser: Denoiser | None = network(config, "denoiser", device) if "_target_" in config["denoiser"] else None
     purify, nodes = _make(config, config["purifier"]), config["purifier"].get("gradients") or {}
     variants = {name: _variant(config, node) for name, node in nodes.items() if node}
     size = config["dataset"]["draws_per_call"]
@@ -131,8 +131,14 @@ def defense(config: dict, device: str) -> Defended:
         check_networks(function)
     scored = Defended(purify, denoiser, classifier, draws_per_call=size, variants=variants)
     for own in scored.networks.to(device).eval().requires_grad_(False):
-        own.dtype = dtype
+        own.dtype = getattr(torch, config["dtype"])
     return scored
+
+
+def network(config: dict, group: str, device: str) -> Any:
+    """The classifier or the denoiser, on the device, in the memory format and precision of the run."""
+    made = _make(config, config[group], dtype=getattr(torch, config["dtype"]))
+    return made.to(device, memory_format=torch.channels_last)
 
 
 def check_networks(purify: Callable) -> None:

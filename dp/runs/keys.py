@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Set
 from typing import Any
 
 from dp.runs.compose import nodes
@@ -32,10 +33,13 @@ def run_key(config: dict) -> str:
     version of 1, and options at their `NEUTRAL` value.
     """
     hashed = {k: v for k, v in config.items() if k not in (*config["key_ignores"], "choices", "plugins")}
-    used = gradients_used(config)
-    digest = hashlib.sha256(json.dumps(_identity(hashed, used), sort_keys=True).encode()).hexdigest()[:10]
-    c = config["choices"]
+    c, digest = config["choices"], digest_of(hashed, gradients_used(config))
     return f"{c['dataset']}-{c['purifier']}-{c['attack']}-{c['threat_model']}-{digest}".replace("/", "_")
+
+
+def digest_of(nodes: dict, used: Set[str] = frozenset()) -> str:
+    """Ten hexadecimal digits of a hash of plain data, without what cannot change a row. `used`: gradient modes."""
+    return hashlib.sha256(json.dumps(_identity(nodes, used), sort_keys=True).encode()).hexdigest()[:10]
 
 
 def gradients_used(config: dict) -> set[str]:
@@ -49,7 +53,7 @@ def gradients_used(config: dict) -> set[str]:
     return of_attack | {config["threat_model"]["grad"]}
 
 
-def _identity(value: Any, used: set[str], path: str = "") -> Any:
+def _identity(value: Any, used: Set[str], path: str = "") -> Any:
     """The part of a node that is hashed. `used`: the gradient modes of the run; `path`: the node's dotted name."""
     if isinstance(value, list):
         return [_identity(child, used, path) for child in value]

@@ -97,6 +97,14 @@ SLOW = {
         test_the_default_protocol_takes_the_gradient_that_a_purifier_names
         test_the_row_says_what_is_declared_and_how_it_is_attacked
     """,
+    "certification/test_bounds.py": "*",
+    "certification/test_certified.py": "*",
+    "certification/test_rows.py": """
+        test_a_file_that_is_torn_anywhere_ends_with_the_same_bytes
+    """,
+    "certification/test_smoothing.py": """
+        test_a_linear_classifiers_radius_is_its_margin
+    """,
     "defense/test_defense.py": """
         test_few_images_get_the_samples_of_all
     """,
@@ -268,6 +276,10 @@ SLOW = {
         test_what_goes_wrong_in_a_worker_is_raised
     """,
     "scripts/test_bench.py": "*",
+    "scripts/test_certified_study.py": """
+        test_a_tiny_study_goes_on_and_writes_its_files
+        test_the_cells
+    """,
     "scripts/test_claim.py": """
         test_calibration_uses_images_that_no_run_uses
     """,

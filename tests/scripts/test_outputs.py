@@ -76,7 +76,9 @@ def test_write_overwrites(new, small, tmp_path, monkeypatch):
     assert not new.exists()
 
 
-@pytest.mark.parametrize("name", ["adjoint", "claim", "interval_coverage", "planted_faults", "strongest", "switches"])
+@pytest.mark.parametrize(
+    "name", ["adjoint", "certified", "claim", "interval_coverage", "planted_faults", "strongest", "switches"]
+)
 def test_every_study_that_writes_has_the_switch(monkeypatch, capsys, name):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit) as ended:

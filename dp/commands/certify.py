@@ -1,0 +1,123 @@
+"""dp certify: certify within which l2 radius no attack can change the prediction, by randomized smoothing.
+
+  dp certify dataset=digits certificate=one_shot certificate.sigma=0.5    one denoiser call before the classifier
+  dp certify certificate=densepure certificate.base.steps=2               a vote of several reverse chains
+  dp certify certificate=none certificate.sigma=0.5                       the bare classifier, the baseline
+  dp certify dataset=cifar10 certificate=one_shot shard=1/4               the papers' budget, a quarter of the images
+
+It takes dataset, classifier, denoiser, certificate, device, dtype, results, shard and overwrite. The folder
+results/certified/<key>/ has a line for each image (rows-*.tsv, in the end certified.tsv), summary.json and
+certified.png. The same command goes on where it stopped. Exit codes: 0 done, 2 a mistake in the command, 130
+interrupted.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from dp.certification import rows
+from dp.certification.curve import Curve, curve
+from dp.certification.picture import draw
+from dp.commands.options import parser
+from dp.output.console import console
+from dp.output.report import clock
+from dp.runs import certified
+from dp.runs.errors import DONE, command
+from dp.runs.signals import stoppable
+
+PICTURE = "certified.png"
+BARE = "none"  # the certificate of the bare classifier
+SAME = ("sigma", "alpha")  # settings in which the bare classifier's curve must agree
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns 0 if all is done, 2 after a user's error, 130 if interrupted."""
+    arguments = parser(__doc__, "the configuration (default: digits, one_shot)")
+    words = "copy the rows and the summary to results/measured/certified/, which is in git"
+    arguments.add_argument("--archive", action="store_true", help=words)
+    args = arguments.parse_intermixed_args(argv)
+
+    def work() -> int:
+        with stoppable():
+            return run(args.overrides, args.config_dirs, args.archive)
+
+    return command(work, "interrupted before the first image; the same command starts again")
+
+
+def run(words: Sequence[str], config_dirs: Sequence[str] = (), archive: bool = False) -> int:
+    """Certify, print the table and draw the picture. Returns 0, also while other shards are not finished."""
+    job = certified.configured(words, config_dirs)
+    summary = certified.judged(job)
+    if summary is None:
+        return DONE
+    bare = bare_of(summary, job.folder.parent)
+    console.print(table(summary, bare[0] if bare else None))
+    for line in notes(summary, bare is None):
+        console.print(line)
+    curves = [curve_of(summary, job.folder), *([curve_of(*bare)] if bare else [])]
+    title = f"{summary['key']}: {summary['images']} images, {summary['n']} samples, alpha {summary['alpha']:g}"
+    draw(job.folder / PICTURE, curves, title)
+    console.print(f"results: {job.folder}")
+    if archive:
+        console.print(f"copied: {certified.archive(job.folder)}")
+    return DONE
+
+
+def curve_of(summary: dict, folder: Path) -> Curve:
+    """The curve of a finished certification."""
+    name = f"{name_of(summary)}, sigma {summary['sigma']:g}"
+    return curve(name, rows.read(folder / rows.ALL), summary["cap"])
+
+
+def name_of(summary: dict) -> str:
+    """The name of a certificate for people."""
+    return "bare classifier" if summary[certified.GROUP] == BARE else summary[certified.GROUP]
+
+
+def bare_of(summary: dict, root: Path) -> tuple[dict, Path] | None:
+    """The finished certification of the bare classifier that belongs beside another one, with its folder, or None.
+
+    It has the same classifier, images, sigma and alpha. Of several the one with as many samples comes first.
+    """
+    if summary[certified.GROUP] == BARE:
+        return None
+    found = []
+    for path in sorted([*root.glob("*/summary.json"), *certified.ARCHIVE.glob("*/summary.json")]):
+        other = certified.read_summary(path.parent)
+        if other is None or other[certified.GROUP] != BARE or not (path.parent / rows.ALL).exists():
+            continue
+        nodes = all(other["config"][key] == summary["config"][key] for key in ("dataset", "classifier", "dtype"))
+        if nodes and all(other[key] == summary[key] for key in SAME):
+            found.append((other, path.parent))
+    return min(found, key=lambda each: each[0]["n"] != summary["n"], default=None)
+
+
+def table(summary: dict, bare: dict | None) -> Table:
+    """Certified accuracy by radius, with intervals; that of the bare classifier beside it, if there is one."""
+    result = Table(box=box.SIMPLE_HEAD, title=Text(summary["key"]), padding=(0, 1))
+    result.add_column("l2 radius", justify="right")
+    both = [summary] if bare is None else [summary, bare]
+    for each in both:
+        result.add_column(f"{name_of(each)}: certified accuracy, %", justify="right")
+        result.add_column("95 % interval", justify="right")
+    for lines in zip(*(each["certified"] for each in both), strict=True):
+        cells = [cell for one in lines for cell in (f"{one['accuracy']:.1f}", f"{one['low']:.1f} - {one['high']:.1f}")]
+        result.add_row(f"{lines[0]['radius']:g}", *cells)
+    return result
+
+
+def notes(summary: dict, lonely: bool) -> list[str]:
+    """The lines below the table. `lonely`: there is no certification of the bare classifier beside it."""
+    mean = summary["mean_radius"]
+    middle = "none is certified with its label" if mean is None else f"mean radius of those with their label {mean:.3f}"
+    lines = [
+        f"{summary['images']} images: {summary['abstained']} abstentions; {middle}; largest possible "
+        f"{summary['cap']:.3f} (sigma {summary['sigma']:g}, {summary['n']} samples, alpha {summary['alpha']:g})",
+        f"{summary['evaluations']:,} network evaluations; {clock(summary['seconds'])}; {summary['device']}",
+    ]
+    if lonely and summary[certified.GROUP] != BARE:
+        lines.append(f"certificate={BARE} with the same options puts the bare classifier's curve beside it")
+    return lines
