@@ -45,7 +45,7 @@ def purify(
     `score_t`: the time in (0,1] at which the network is asked for every score.
     `beta_min`, `beta_max`: noise rates of the VP-SDE at times 0 and 1, which give the noise at `score_t`.
     `solver`: `own` has the exact gradient. `adjoint` (torchsde's `sdeint_adjoint`, which the released code uses) has
-    the same output, but loses the gradient through x_in in the drift (deviation 64: the adjoint of LDSDE).
+    the same output, but loses the gradient through x_in in the drift (deviation 63: the adjoint of LDSDE).
     `clamp`: the last clamp to [0,1], see `to_01`.
     `on_step(i, sigma, z, x0)` is called after every call of the denoiser, by `own` only.
     Raises ValueError for values outside these ranges.
@@ -79,7 +79,7 @@ class _Langevin:
     noise_type, sde_type = "diagonal", "ito"  # as in the released code
 
     def drift(self, v: Tensor, z: Tensor, x0: Tensor) -> Tensor:
-        score = (x0 - z) / (self.level * self.deviation)
+        score = (x0 - z) / (self.level * self.deviation)  # Differs (deviation 67: the noise level of LDSDE's score)
         return -self.lam / 2 * (-score + (v - self.x_in) / self.sigma2)
 
     def walk(self, rng: Streams, times: list[float], on_step: OnStep | None) -> Tensor:

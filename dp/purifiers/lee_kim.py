@@ -57,7 +57,7 @@ def indices(depth: int, steps: int) -> list[int]:
     """The indices at which a round (K, n) = (depth, steps) calls the denoiser, falling.
 
     They are every q-th below K with q = K // n, from a multiple of q less one down to q - 1. If n does not divide K,
-    their number is not n: (25, 4) has 23, 17, 11, 5, and (50, 20) has 25 of them (deviation 63: uneven rounds).
+    their number is not n: (25, 4) has 23, 17, 11, 5, and (50, 20) has 25 of them (deviation 65: uneven rounds).
     Raises ValueError unless both are integers with 1 <= n <= K <= 1000.
     """
     whole = isinstance(depth, int) and isinstance(steps, int)
