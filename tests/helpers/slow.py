@@ -87,6 +87,7 @@ SLOW = {
         test_clean_images_that_the_attacked_defense_decides_otherwise
         test_declared_surrogate_of_another_step_count_passes
         test_no_kind_of_run_fails
+        test_noise_levels_of_a_surrogate_of_fewer_rounds
         test_noise_that_is_not_the_streams
         test_sound_run_passes
         test_state_outside_the_ball
