@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dp.diffusion.denoisers import Denoiser, EpsNet, Gaussian
+from dp.diffusion.denoisers import EpsNet, Gaussian
 from dp.diffusion.sampling import clip_pm1, vp_sigmas
 from dp.purifiers import diffpure
 from dp.rng import Streams
@@ -30,16 +30,21 @@ def recorded(path):
 
 
 def purified(file, x, **more):
-    """The file's purification. Of its draws the last one has no effect, and ours does not draw it. The form with a
-    learned variance is guided diffusion's, which clips x0.
+    """The file's purifications, joined: of x, then of the result, as often as its setting `repeats` says.
+
+    Of the draws of each the last one has no effect, and ours does not draw it. The form with a learned variance is
+    guided diffusion's, which clips x0.
     """
     levels, variance = file.settings["t"], NAMES[file.settings["variance"]]
     given = {"t": levels / 1000, "steps": levels, "eta": 1.0, "index_shift": 1, "variance": variance}
-    rng = parity.Script(file["draws"][:-1])
-    clipped = "pred_x0" in file.tensors
-    x_hat = diffpure.purify(x, file.denoiser(), None, rng, clip_x0=clipped, clamp="none", **given, **more)
-    assert rng.left == 0
-    return x_hat
+    found = []
+    for draws in file["draws"].unflatten(0, (file.settings.get("repeats", 1), levels + 1)):
+        rng = parity.Script(draws[:-1])
+        clipped = "pred_x0" in file.tensors
+        x = diffpure.purify(x, file.denoiser(), None, rng, clip_x0=clipped, clamp="none", **given, **more)
+        assert rng.left == 0
+        found.append(x)
+    return torch.cat(found)
 
 
 def assert_equal(ours, theirs):
@@ -49,15 +54,16 @@ def assert_equal(ours, theirs):
 @parity.of("diffpure")
 def test_image_and_states_are_the_originals(path):
     file, steps = recorded(path), []
-    x_hat = purified(file, file["x"], on_step=lambda i, sigma, z, x0: steps.append((z / math.hypot(1, sigma), x0)))
+    x_hat = purified(file, file["x"], on_step=lambda i, sigma, z, x0: steps.append((i, z / math.hypot(1, sigma), x0)))
     assert_equal(x_hat, file["x_hat"])
-    states, x0s = (torch.stack(each) for each in zip(*steps, strict=True))
+    inputs = torch.stack([state for _, state, _ in steps])
     if "pred_x0" not in file.tensors:
-        assert_equal(states, file["states"])  # the network's inputs
+        assert_equal(inputs, file["states"])
         return
-    assert_equal(x0s, file["pred_x0"])
-    assert_equal(states[1:], file["states"][:-1])  # after each step
-    assert_equal(x0s[-1], file["states"][-1])
+    assert_equal(torch.stack([x0 for *_, x0 in steps]), file["pred_x0"])
+    later = [k for k, (i, *_) in enumerate(steps) if i > 0]
+    assert len(later) >= len(steps) - len(steps) // file.settings["t"]
+    assert_equal(inputs[later], file["states"][[k - 1 for k in later]])  # the file has the states after each step
 
 
 @parity.of("diffpure")
@@ -98,21 +104,16 @@ def test_a_learned_variance_is_one_evaluation_per_step():
     denoiser, x = Learned(MEAN, STD), torch.full((1, 1, 2, 2), X)
     diffpure.purify(x, denoiser, None, Streams([0], 0, "adv"), t=0.1, steps=4, eta=1.0, variance="learned")
     assert denoiser.nfe == 4
-    for net in (Gaussian(), EpsNet(nn.Identity())):
+    for plain in (Gaussian(), EpsNet(Plain())):
         with pytest.raises(ValueError, match=r"need a (noise predictor|network) with learned variance, got"):
-            moments(diffpure.purify, 2, X, _Labeled(net), t=0.1, steps=2, eta=1.0, variance="learned")
+            moments(diffpure.purify, 2, X, plain, t=0.1, steps=2, eta=1.0, variance="learned")
 
 
-class _Labeled(Denoiser):
-    """The denoiser, whose network takes no label."""
+class Plain(nn.Module):
+    """A noise predictor without further channels."""
 
-    def __init__(self, inner: Denoiser):
-        super().__init__(nn.Identity())
-        self.inner = inner
-        inner.bare = lambda x, label: x
-
-    def with_variance(self, z, sigma):
-        return self.inner.with_variance(z, sigma)
+    def forward(self, x, label):
+        return x
 
 
 def test_clipping():
