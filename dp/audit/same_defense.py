@@ -84,11 +84,17 @@ def _off(first: list[float], second: list[float]) -> float:
     """The largest difference between two grids of noise levels, relative to the highest level.
 
     Both grids go down to 0. The coarser one is compared with the finer one at the same fractions of its steps. Levels
-    that are repeated count once.
+    that are repeated count once. Of a method of several rounds the last of its deepest rounds is compared.
     """
-    coarse, fine = sorted(([*sorted({*grid}, reverse=True), 0.0] for grid in (first, second)), key=len)
+    rounds = [_last_deepest(grid) for grid in (first, second)]
+    coarse, fine = sorted(([*sorted({*grid}, reverse=True), 0.0] for grid in rounds), key=len)
     expected = np.interp(np.linspace(0, 1, len(coarse)), np.linspace(0, 1, len(fine)), fine)
     return float(np.abs(expected - coarse).max()) / coarse[0]
+
+
+def _last_deepest(sigmas: list[float]) -> list[float]:
+    """The levels from the last call at the highest one on: of a chain that only falls, all of them."""
+    return sigmas[len(sigmas) - 1 - sigmas[::-1].index(max(sigmas)) :]
 
 
 def _sigmas(subject: Subject, model: Defended) -> list[float]:

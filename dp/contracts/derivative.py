@@ -11,7 +11,7 @@ from dp.objectives import cross_entropy
 from dp.rng import Streams
 
 TOLERANCE = 1e-5  # of the relative error of a slope
-STEPS = (1e-4, 1e-5, 1e-6, 1e-7)
+STEPS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # the last for methods that clip inside: a pixel may lie 1e-7 from a bound
 DIRECTIONS = 4
 DECLARE = "if the method is so, write exceptions: {derivative: REASON} into its yaml"
 CAUSES = {

@@ -1,4 +1,6 @@
-"""The contract of a purifier: shape, range, noise from its streams alone, independence of the batch, a gradient."""
+"""The contract of a purifier: shape, range, noise from its streams alone, independence of batch and grad mode, a
+gradient.
+"""
 
 from collections.abc import Iterator
 
@@ -11,6 +13,7 @@ from dp.rng import Streams
 from dp.subset import Subset
 
 SIZE_TOLERANCE = 1e-4  # a network rounds otherwise for another number of images
+GRAD_MODE_TOLERANCE = 1e-6  # an image is scored without a graph and attacked with one
 STRANGERS = 1000  # ids of images that are put beside others
 FIXED = "draw noise from rng only, and keep no memory between calls"
 WHOLE_BATCH = "the likely cause is a mean, norm or maximum over the whole batch: take it over dim=(1, 2, 3)"
@@ -107,9 +110,17 @@ def _of_batches(model: Defended, images: Subset, x_hat: Tensor) -> Iterator[Fail
 
 
 def _of_gradient(model: Defended, images: Subset) -> Iterator[Failure]:
-    """The derivative of the sum of squares of x_hat in x: it must be there, finite, and not zero for any image."""
+    """With a graph, x_hat is the same image. The derivative of the sum of its squares in x must be there, finite, and
+    not zero for any image.
+    """
     leaf = images.x.clone().requires_grad_()
     out = called("purify", model.purify, leaf, Streams(images.ids, 7, "adv"))
+    scored = _purified(model, images.x, images.ids)
+    if not torch.allclose(out.detach(), scored, rtol=0, atol=GRAD_MODE_TOLERANCE):
+        what = f"x_hat is another with a graph than under torch.no_grad(), {difference(out.detach(), scored)}"
+        cause = "the likely cause is torch.is_grad_enabled(), requires_grad, or an inner gradient that is cut off"
+        yield Failure("grad mode", what, f"{cause}: the attack would see another defense than the one that is scored")
+        return
     gradient = None
     if out.requires_grad:
         (gradient,) = torch.autograd.grad(out.square().sum(), leaf, allow_unused=True)

@@ -18,6 +18,9 @@ NEUTRAL_OF_TARGETS: dict[tuple[str, str], Any] = {  # the same for arguments, wh
     ("pgd_eot.PGD", "momentum"): 0.0,
     ("hetero.purify", "taps"): None,
     ("hetero_official.purify", "taps"): None,
+    ("diffpure.purify", "variance"): "small",
+    ("diffpure.purify", "clip_x0"): False,
+    ("diffpure.purify", "pixel_sigma"): None,
 }
 
 

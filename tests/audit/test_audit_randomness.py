@@ -136,6 +136,25 @@ def test_noise_levels_of_a_declared_surrogate(sound, times, words):
     assert words in finding.value
 
 
+@pytest.mark.parametrize(
+    ("rounds", "words"),
+    [
+        ("[[30,1],[50,1],[125,5]]", ""),  # Lee and Kim's own, which has fewer rounds and steps
+        ("[[30,1],[125,1]]", ""),
+        ("[[30,1],[50,1],[80,5]]", "the surrogate ends at sigma"),  # never as deep
+        ("[[30,1],[50,1],[200,5]]", "the surrogate reaches sigma"),
+        ("[[50,1],[125,5]]", "the surrogate starts at sigma"),
+    ],
+)
+def test_noise_levels_of_a_surrogate_of_fewer_rounds(rounds, words):
+    given = ("purifier=lee_kim", "purifier.rounds=[[30,30],[50,50],[125,125],[125,125]]", "threat_model.grad=surrogate")
+    surrogate = f"purifier.gradients.surrogate.rounds={rounds}"
+    found = composed_subject("protocol.images=1", "protocol.votes=1", *given, surrogate, *small_budget("pgd_eot"))
+    finding = same_defense.same_defense(found)
+    assert finding.verdict == ("FAIL" if words else "PASS"), finding
+    assert words in finding.value
+
+
 @pytest.mark.parametrize("grad", ["blind", "bpda"])
 def test_another_gradient_mode_that_is_not_declared(sound, grad):
     attacked = sound.arm.scored.gradient_mode(grad)

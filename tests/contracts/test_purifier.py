@@ -49,6 +49,15 @@ def without_grad(x, denoiser, classifier, rng, *, on_step=None):
         return sound(x, denoiser, classifier, rng)
 
 
+def other_with_a_graph(x, denoiser, classifier, rng, *, on_step=None):
+    """Follows an inner gradient only where autograd is on, as the public code of one method does."""
+    return (x + 1e-5 * torch.is_grad_enabled()).sigmoid()
+
+
+def other_for_a_leaf(x, denoiser, classifier, rng, *, on_step=None):
+    return (0.99 * x if x.requires_grad else x).sigmoid()
+
+
 def partly_detached(x, denoiser, classifier, rng, *, on_step=None):
     return (x + 0.3 * x.detach()).sigmoid()
 
@@ -129,6 +138,8 @@ def derivative_failures(purify, classifier, images) -> list[Failure]:
         (without_grad, "gradient", ("no graph back to x", "torch.no_grad()", "gradient: none")),
         (jpeg, "gradient", ("no graph back to x", "detach()", "exceptions: {gradient: REASON}")),
         (rounding, "gradient", ("zero at every pixel of 6 of 6 images", "rounding", "gradient: none")),
+        (other_with_a_graph, "grad mode", ("than under torch.no_grad()", "by up to 2.", "torch.is_grad_enabled()")),
+        (other_for_a_leaf, "grad mode", ("than under torch.no_grad()", "image 0 by up to 0.002", "requires_grad")),
         (mean_over_the_batch, "batch mates", ("only its batch mates", "mean", "dim=(1, 2, 3)")),
         (twice_as_large, "shape", ("(6, 1, 32, 32)", "(6, 1, 16, 16)")),
         (beyond_the_range, "range", ("from -1 to 1", "clamp")),
@@ -140,6 +151,15 @@ def derivative_failures(purify, classifier, images) -> list[Failure]:
 )
 def test_a_planted_fault_is_one_sentence(purify, name, words, classifier, images):
     assert_sentence(failures(purify, classifier, images), name, *words)
+
+
+def test_the_rounding_of_the_grad_mode_is_no_failure(classifier, images):
+    """The tolerance is 1e-6, which is the rounding of a network that another kernel computes."""
+
+    def shifted(x, denoiser, classifier, rng, *, on_step=None):
+        return (0.5 * x + 0.2 + 5e-7 * torch.is_grad_enabled()).clamp(0, 1)
+
+    assert failures(shifted, classifier, images) == []
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_a_purifier_that_uses_derived_streams_is_not_taken_for_a_deterministic_o
     assert len({row.item() for row in logits[:, 0, 0]}) == 5
 
 
-@pytest.mark.parametrize("purifier", ["diffpure_sde", "diffpure_ode"])
+@pytest.mark.parametrize("purifier", ["diffpure_sde", "diffpure_ode", "diffpure_ldsde"])
 def test_adjoint_mode_attacks_the_same_purification_with_another_gradient(purifier):
     """Equal outputs for equal streams; the central differences are the exact gradient's, not the adjoint's."""
     given = (f"purifier={purifier}", "threat_model.grad=adjoint", "protocol.images=2", "purifier.end=0.01")

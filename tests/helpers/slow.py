@@ -87,6 +87,7 @@ SLOW = {
         test_clean_images_that_the_attacked_defense_decides_otherwise
         test_declared_surrogate_of_another_step_count_passes
         test_no_kind_of_run_fails
+        test_noise_levels_of_a_surrogate_of_fewer_rounds
         test_noise_that_is_not_the_streams
         test_sound_run_passes
         test_state_outside_the_ball
@@ -189,6 +190,9 @@ SLOW = {
     "output/test_tracking.py": """
         test_wandb_writes_offline_with_the_runs_key
     """,
+    "purifiers/test_diffpure.py": """
+        test_one_shot_is_the_posterior_mean_of_smoothed_images
+    """,
     "purifiers/test_purifiers.py": """
         test_contract
         test_official_attack_gradient_never_sees_the_mask
@@ -213,6 +217,7 @@ SLOW = {
     "runs/test_configs.py": """
         test_attacks_that_add_to_a_protocols_own
         test_a_preset_and_the_same_command_share_a_folder
+        test_a_preset_of_another_defense_finds_the_figures_that_it_prints
         test_an_exchanged_dataset_gives_what_composition_gives
         test_every_dataset_classifier_and_denoiser_binds
         test_every_option_composes_and_binds_for_every_dataset
@@ -231,6 +236,7 @@ SLOW = {
     "runs/test_keys.py": """
         test_a_fraction_is_a_number_and_the_readme_has_the_key
         test_a_null_control_that_moved_has_another_key
+        test_diffpures_later_options_count_only_where_they_differ
         test_an_option_added_later_counts_only_where_it_differs
         test_gradient_variants_count_only_where_they_are_used
         test_two_spellings_of_a_number_are_one_run

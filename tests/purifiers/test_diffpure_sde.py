@@ -12,6 +12,7 @@ from dp.diffusion.sampling import vp_sigma
 from dp.diffusion.vp_sde import VPSDE, fixed_times
 from dp.purifiers import diffpure_ode, diffpure_sde
 from dp.rng import Streams
+from tests.helpers import affine
 
 MEAN, STD, X = 0.1, 0.3, 0.52  # of the data in [-1,1]; the image in [0,1]
 GIVEN = {"t": 0.1, "dt": 0.01, "end": 1e-5, "beta_min": 0.1, "beta_max": 20.0}
@@ -28,24 +29,9 @@ def start(t: float) -> tuple[float, float]:
     return math.sqrt(a) * (2 * X - 1), math.sqrt(1 - a)
 
 
-class Told:
-    """Noise for a batch of one-pixel images: the i-th call gives the i-th column."""
-
-    def __init__(self, noise: torch.Tensor):
-        self.columns = list(noise.T)
-
-    def randn_like(self, z):
-        return self.columns.pop(0).view(z.shape)
-
-
 def moments(purify, calls: int, **given) -> tuple[float, float]:
-    """Mean and variance of the last state in [-1,1]: the map is affine in its Gaussian noises, so that it is read off
-    exactly with each of them in turn set to .01.
-    """
-    noise = torch.cat([torch.zeros(1, calls), torch.eye(calls)]).double() / 100
-    x = torch.full((calls + 1, 1, 1, 1), X, dtype=torch.float64)
-    out = 2 * purify(x, Gaussian(MEAN, STD), None, Told(noise), **given).flatten() - 1
-    return out[0].item(), ((out[1:] - out[0]) / 0.01).square().sum().item()
+    """Mean and variance of the last state in [-1,1]."""
+    return affine.moments(purify, calls, X, Gaussian(MEAN, STD), **given)
 
 
 def score(x: float, t: float) -> float:

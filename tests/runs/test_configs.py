@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from dp.commands.run import main
 from dp.defense.defended import Defended
 from dp.diffusion.denoisers import Gaussian
+from dp.output.published import published_lines, published_rows
 from dp.rng import Streams
 from dp.runs.compose import CONF, GROUPS, VERSION_BASE, arguments, make, resolved, with_plugins
 from dp.runs.keys import run_key
@@ -200,6 +201,14 @@ def test_the_papers_command_is_the_papers_budget():
     assert [composed(f"dataset={d}")["purifier"]["t_l"] for d in ("cifar10", "imagenet")] == [0.2, 0.4]
 
 
+@pytest.mark.parametrize("preset", [p for p in options("experiment") if re.match(r"table\d/(lee_kim|diffpure)", p)])
+def test_a_preset_of_another_defense_finds_the_figures_that_it_prints(preset):
+    text = (CONF / "experiment" / f"{preset}.yaml").read_text()
+    rows = [row for row in published_rows(composed(f"+experiment={preset}")) if row["table"] == preset[5]]
+    printed = [line.split("): ")[1].split(";")[0] for line in published_lines(rows)]
+    assert any(f"Printed: {figures}" in text for figures in printed)
+
+
 class Eyes(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -220,6 +229,11 @@ class Eyes(torch.nn.Module):
         ("hetero_official_rev_b", "imagenet", 100, 4),
         ("hetero", "digits", 7, 5),
         ("diffpure", "cifar10", 100, 20),
+        ("diffpure_ddpm", "celebahq", 500, 20),
+        ("lee_kim", "digits", 8, 5),
+        ("lee_kim", "cifar10", 470, 7),
+        ("lee_kim", "imagenet", 620, 7),
+        ("lee_kim", "svhn", 380, 7),
         ("diffpure_sde", "cifar10", 100, 20),
         ("diffpure_sde", "digits", 20, 5),
         ("diffpure_ode", "cifar10", 100, 20),

@@ -80,6 +80,14 @@ def test_an_option_added_later_counts_only_where_it_differs():
         assert run_key(changed(config, path, before)) == run_key(config)
 
 
+@pytest.mark.parametrize(("option", "value"), [("variance", "large"), ("clip_x0", True), ("pixel_sigma", 0.25)])
+def test_diffpures_later_options_count_only_where_they_differ(option, value):
+    config = composed("purifier=diffpure")
+    before = {k: v for k, v in config["purifier"].items() if k != option}
+    assert run_key(changed(config, "purifier", before)) == run_key(config)
+    assert run_key(changed(config, f"purifier.{option}", value)) != run_key(config)
+
+
 @pytest.mark.parametrize(("attack", "path"), [("pgd_eot", "attack"), ("bpda_eot", "attack.attack")])
 def test_a_null_control_that_moved_has_another_key(attack, path, monkeypatch):
     """PGD's null control moved only where it keeps the best of several points. Elsewhere the keys stay."""

@@ -1,0 +1,258 @@
+"""Every defense that runs on a diffusion model, on digits: honest robustness beside that under its authors' own attack.
+
+Each defense is run under the converged budget of `strict` with its exact gradient (or the honest one that its yaml
+names), and under the attack of its authors with PGD's full budget on digits. 128 images, 3 seeds, 20 fresh samples.
+Every cell is a run that is archived in results/measured/ when it ends, so that the same command goes on where it
+stopped. `--only` limits the cells of this start, `--list` shows which are missing, and `--write` writes
+results/tables/defenses.md, .csv and results/figures/defenses.png from the cells that are there.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import outputs
+import pandas as pd
+from cells import RESULTS, finished, markdown
+from rich.console import Console
+
+from dp.output import record, report
+from dp.output.archived import read_rows
+from dp.runs import compose
+from dp.runs.errors import command
+from dp.runs.keys import run_key
+from dp.statistics.intervals import paired
+from dp.statistics.metrics import summarize
+
+TABLE = RESULTS / "tables" / "defenses.csv"
+TEXT, PICTURE = TABLE.with_suffix(".md"), RESULTS / "figures" / "defenses.png"
+HONEST = ("+experiment=digits/strict", "audit=true")
+MASKED = ("+experiment=digits/strict_mask", "audit=true")
+SCALED = ("+experiment=digits/full", "protocol.images=128", "audit=false")
+SEEDS = (2024, 2025, 2026)
+OF = 10  # samples in the worst-of column
+FIGURES = ("single", "average", "vote", "worst")
+console = Console(width=150, highlight=False)
+
+
+class Method(NamedTuple):
+    """A defense, and the attack of its authors.
+
+    `cost`: of a run, relative to that of `diffpure`. `authors`: overrides of the authors' attack, none where they
+    published none or no attack of ours stands for it. `by_seed`: one run for each seed, since all three take too long.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    cost: float
+    authors: tuple[str, ...] = ()
+    masked: bool = False
+    by_seed: bool = False
+
+
+BPDA = ("attack=bpda_eot",)
+SURROGATE, ADJOINT, IDENTITY = (f"threat_model.grad={name}" for name in ("surrogate", "adjoint", "identity"))
+METHODS = (
+    Method("no defense", ("purifier=none",), 0.1),
+    Method("DiffPure, DDIM", ("purifier=diffpure",), 1.0, (SURROGATE,)),
+    Method("DiffPure, DDPM", ("purifier=diffpure_ddpm",), 1.0, BPDA),
+    Method("DiffPure, DDPM, x0 clipped", ("purifier=diffpure_guided",), 1.0, BPDA),
+    Method("DiffPure, SDE", ("purifier=diffpure_sde",), 4.0, (ADJOINT,), by_seed=True),
+    Method("DiffPure, ODE", ("purifier=diffpure_ode",), 2.0, (ADJOINT,)),
+    Method("DiffPure, LDSDE", ("purifier=diffpure_ldsde",), 2.0, (ADJOINT,)),
+    Method("one-shot denoising", ("purifier=one_shot",), 0.3),
+    Method("Lee and Kim", ("purifier=lee_kim",), 1.6, (SURROGATE,)),
+    Method("GDMP, MSE", ("purifier=gdmp",), 2.0, BPDA),
+    Method("GDMP, SSIM", ("purifier=gdmp_ssim",), 3.0, BPDA, by_seed=True),
+    Method("MimicDiffusion", ("purifier=mimic",), 2.0, ("threat_model.grad=diffpure",)),
+    Method(
+        "contrastive guidance", ("purifier=contrastive",), 8.0, ("threat_model.grad=constant_residual",), by_seed=True
+    ),
+    Method("LoRID, our reading", ("purifier=lorid",), 2.0),
+    Method("FreqPure", ("purifier=freqpure",), 2.0, (SURROGATE,)),
+    Method("LM", ("purifier=likelihood",), 2.5, ("attack=apgd_dlr", IDENTITY), by_seed=True),
+    Method("ScoreOpt, x0", ("purifier=scoreopt",), 5.0, (IDENTITY,), by_seed=True),
+    Method("ScoreOpt, xt", ("purifier=scoreopt_xt",), 3.0, (IDENTITY,), by_seed=True),
+    Method("hetero, strong inside (Eq. 5)", ("purifier=hetero",), 1.4, (SURROGATE,), masked=True),
+    Method(
+        "hetero, strong outside (Eq. 8)",
+        ("purifier=hetero", "purifier.eq8_literal=true"),
+        1.4,
+        (SURROGATE,),
+        masked=True,
+    ),
+    Method(
+        "hetero_official",
+        ("purifier=hetero_official",),
+        4.0,
+        ("attack=pgd_eot_official", SURROGATE),
+        masked=True,
+        by_seed=True,
+    ),
+)
+BASELINE = METHODS[1]
+SIDES = ("strict", "authors")
+Cell = tuple[str, ...]  # the overrides of a run
+
+
+def runs(method: Method, side: str) -> list[Cell]:
+    """The runs of a method under `strict`, or under its authors' attack; none where there is no such attack."""
+    if side == "authors" and not method.authors:
+        return []
+    base = (*SCALED, *method.overrides, *method.authors)
+    if side == "strict":
+        base = (*(MASKED if method.masked else HONEST), *method.overrides)
+    return [(*base, f"protocol.seeds=[{seed}]") for seed in SEEDS] if method.by_seed else [base]
+
+
+def missing(cell: Cell) -> bool:
+    """True if a run is not archived."""
+    folder = RESULTS / "measured" / run_key(compose.composed(*cell))
+    return not (folder / record.SUMMARY).exists()
+
+
+def todo() -> list[tuple[float, Cell]]:
+    """The cells that are not archived with their relative cost, the cheapest first; all of `strict` before the rest."""
+    cells = []
+    for side in SIDES:
+        for method in sorted(METHODS, key=lambda m: m.cost):
+            found = runs(method, side)
+            cells += [(method.cost / len(found), cell) for cell in found if missing(cell)]
+    return cells
+
+
+def line(method: Method, side: str, baseline: pd.Series | None) -> dict | None:
+    """The runs of a method on one side as data, in percent; None where one is missing.
+
+    `baseline`: the average score of each image of the baseline on the same side.
+    """
+    cells = runs(method, side)
+    if not cells or any(map(missing, cells)):
+        return None
+    ended = [finished(cell) for cell in cells]
+    rows = [row for _, folder in ended for row in read_rows(folder)]
+    summary, first = summarize(rows, votes=20), ended[0][0]
+    found: dict = {"method": method.name, "side": side, "seconds": sum(one["seconds"] for one, _ in ended)}
+    found |= {f"standard_{rule}": summary["standard"][rule]["value"] for rule in FIGURES[:3]}
+    found |= {rule: summary["robust"][rule]["value"] for rule in FIGURES[:3]}
+    found |= {"worst": summary["curves"]["robust"]["worst"]["value"][OF - 1]}
+    found |= dict(zip(("low", "high"), summary["robust"]["average"]["wilson95"], strict=True))
+    found |= {"null": summary["null"]["average"]["value"], "nfe": first["caveats"]["nfe"]}
+    found |= {"gradient": report.gradient_words(first["caveats"]), "audit": report.audit_word(first["audited"])}
+    if baseline is not None:
+        scores = averages(rows)
+        taken = paired(baseline.loc[scores.index].to_numpy(), scores.to_numpy())
+        found |= dict(zip(("gain", "gain_low", "gain_high"), (100 * float(v) for v in taken), strict=True))
+    return found | {"command": "; ".join("python run.py " + " ".join(cell) for cell in cells)}
+
+
+def averages(rows: list[dict]) -> pd.Series:
+    """The share of right fresh samples of each attacked image, averaged over seeds, by image."""
+    scores = [(r["id"], float(np.mean(np.array(r["adv"]) == r["label"]))) for r in rows if r["arm"] == "defended"]
+    return pd.Series(dict(pd.DataFrame(scores, columns=["id", "score"]).groupby("id")["score"].mean()))
+
+
+def lines() -> list[dict]:
+    """All lines that can be made: sides of methods whose runs are archived, the most robust first."""
+    found = []
+    for side in SIDES:
+        cells = runs(BASELINE, side)
+        there = bool(cells) and not any(map(missing, cells))
+        baseline = averages([r for c in cells for r in read_rows(finished(c)[1])]) if there else None
+        found += [made for method in METHODS if (made := line(method, side, baseline)) is not None]
+    return sorted(found, key=lambda one: -one["average"])
+
+
+def text(found: list[dict], left: int) -> str:
+    """The lines as two tables for people."""
+    columns = ["defense", "standard", "vote", "robust, average of 20", "95 %", "single", "vote", f"worst of {OF}"]
+    columns += ["minus DiffPure, DDIM", "95 %", "null", "gradient", "NFE", "seconds per image", "audit"]
+    tables = []
+    titles = {"strict": "Under strict with the converged budget", "authors": "Under the attacks of their authors"}
+    for side, title in titles.items():
+        rows = [cells_of(one) for one in found if one["side"] == side]
+        tables.append(markdown(title, columns, rows))
+    commands = [[one["method"], one["side"], f"`{one['command']}`"] for one in found]
+    tables.append(markdown("Commands", ["defense", "attack", ""], commands))
+    duration = report.clock(sum(one["seconds"] for one in found))
+    head = (
+        "# Every defense on a diffusion model, on digits\n\n`python scripts/studies/defenses.py`: 128 images, 3 seeds, "
+        f"linf 32/255, percent; {duration} of worker time. Intervals are over "
+        "images, and not corrected for the number of comparisons. Null: random noise of the same size. Seconds: attack "
+        "and scoring of one image of one seed on one core that may have been shared.\n\n"
+    )
+    return head + "\n".join(tables) + (f"\n{left} runs are not measured yet.\n" if left else "")
+
+
+def cells_of(one: dict) -> list[str]:
+    """The cells of a line."""
+    gain = ["", ""]
+    if "gain" in one and one["method"] != BASELINE.name:
+        gain = [f"{one['gain']:+.1f}", f"{one['gain_low']:+.1f} to {one['gain_high']:+.1f}"]
+    figures = [f"{one[name]:.1f}" for name in ("standard_average", "standard_vote", "average")]
+    rest = [f"{one[name]:.1f}" for name in ("single", "vote", "worst")]
+    seconds = one["seconds"] / (128 * len(SEEDS))
+    end = [f"{one['null']:.1f}", one["gradient"], str(one["nfe"]), f"{seconds:.1f}", one["audit"]]
+    return [one["method"], *figures, f"{one['low']:.1f} - {one['high']:.1f}", *rest, *gain, *end]
+
+
+def draw(path: Path, found: list[dict]) -> None:
+    """Standard against robust accuracy: honest (dot) and under the authors' attack (ring), joined by a line."""
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    by_side = {(one["method"], one["side"]): one for one in found}
+    figure, ax = plt.subplots(figsize=(9, 7), layout="constrained")
+    for k, method in enumerate(m for m in METHODS if (m.name, "strict") in by_side):
+        honest, theirs = by_side[method.name, "strict"], by_side.get((method.name, "authors"))
+        color = plt.get_cmap("tab20")(k % 20)
+        if theirs is not None:
+            place = ([honest["standard_average"], theirs["standard_average"]], [honest["average"], theirs["average"]])
+            ax.plot(*place, color=color, linewidth=1)
+            ax.plot(place[0][1], place[1][1], "o", mfc="white", color=color)
+        ax.plot(honest["standard_average"], honest["average"], "o", color=color)
+        where = (honest["standard_average"], honest["average"])
+        ax.annotate(method.name, where, xytext=(5, -3), textcoords="offset points", fontsize=8)
+    ax.set(xlabel="standard accuracy, average of 20 (%)", ylabel="robust accuracy, average of 20 (%)")
+    ax.set_title("digits, linf 32/255: under strict (dot) and under the authors' own attack (ring)", fontsize=10)
+    ax.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> int:
+    """The command. Returns 0 when the tables and the figure are written."""
+    parser = outputs.parser(__doc__)
+    parser.add_argument("--only", type=int, default=None, metavar="N", help="at most N cells in this start")
+    parser.add_argument("--list", action="store_true", help="show the cells that are not archived, and run nothing")
+    args = parser.parse_args()
+    cells, begun, done = todo(), time.monotonic(), 0.0
+    for cost, cell in cells if args.list else ():
+        console.print(f"{cost:4.1f} x diffpure: {' '.join(cell)}")
+    if args.list:
+        return 0
+    whole = sum(cost for cost, _ in cells)
+    console.print(f"{len(cells)} cells to run, {whole:.0f} times the cost of diffpure; the cheapest first")
+    for cost, cell in cells[: args.only]:
+        summary, _ = finished(cell)
+        done += cost
+        left = (time.monotonic() - begun) / done * (whole - done)
+        robust = summary["robust"]["average"]["value"]
+        console.print(f"{' '.join(cell)}: {robust:.1f} % robust; {report.clock(left)} to go for all cells")
+    found = lines()
+    if not found:
+        raise ValueError("need at least one archived defense, got none: start the study without --only 0")
+    table, words, picture = (outputs.target(path, args.write) for path in (TABLE, TEXT, PICTURE))
+    pd.DataFrame(found).to_csv(table, index=False, float_format="%.2f")
+    record.write_atomic(words, text(found, len(todo())).encode())
+    draw(picture, found)
+    console.print(f"{table}, {words}, {picture}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(main))
