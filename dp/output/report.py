@@ -99,8 +99,8 @@ def short_steps_line(attack: str, reach: float, needed: float) -> str:
 
 def stronger_line(protocol: str, experiment: str, least: float, most: float) -> str:
     """A line about a budget that is known not to be converged: the fields of `caveats.Stronger`."""
-    took = f"took {least:.1f} to {most:.1f} points more from the defenses of results/tables/convergence.md"
-    return f"protocol {protocol} is quick on this dataset: +experiment={experiment} {took}"
+    takes = f"takes {least:.1f} to {most:.1f} points more from four defenses (results/tables/convergence.md)"
+    return f"protocol {protocol} has a quick budget here: the converged budget, +experiment={experiment}, {takes}"
 
 
 def gradient_words(caveats: dict) -> str:
