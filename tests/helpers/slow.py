@@ -181,6 +181,12 @@ SLOW = {
     "output/test_tracking.py": """
         test_wandb_writes_offline_with_the_runs_key
     """,
+    "purifiers/test_mimic.py": """
+        test_both_memory_modes_have_the_gradient_through_the_network
+        test_the_authors_attack_is_plain_diffpure
+        test_the_methods_own_gradient_is_zero_and_the_yaml_names_another
+        test_the_soft_gradient_equals_central_differences
+    """,
     "purifiers/test_purifiers.py": """
         test_contract
         test_official_attack_gradient_never_sees_the_mask

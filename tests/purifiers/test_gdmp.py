@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from dp.diffusion.ddpm import posterior_mean, small_variance
-from dp.diffusion.denoisers import VP, Gaussian
+from dp.diffusion.denoisers import VP, EpsNet, Gaussian
 from dp.diffusion.sampling import renoise, to_01, to_pm1, vp_sigma
 from dp.purifiers import diffpure, gdmp
 from dp.purifiers.ssim import ssim
 from dp.rng import Streams
+from dp.runs.compose import make
 from dp.threat_models.ball import parse_eps
 from tests.helpers import affine, parity
+from tests.helpers.compose import composed
 
 GIVEN = {
     "t": 0.149,
@@ -97,6 +99,23 @@ def test_parity(path, leaf):
         again, fewer = parity.Script(asked_for(run)), {**given, "rounds": done}
         part = gdmp.purify(x.detach(), run.denoiser(), None, again, **fewer)  # pyright: ignore[reportArgumentType]
         close(2 * part - 1, run["states"][done - 1])
+
+
+@parity.of("gdmp")
+def test_the_gradient_of_the_original_networks(path):
+    """The guide, its noised target and a learned variance are all differentiated: against central differences."""
+    run = parity.Recorded(path)
+    generator = torch.Generator().manual_seed(0)
+    x, w, v = (torch.rand(run["x"].shape, dtype=torch.float64, generator=generator) for _ in range(3))
+
+    def value(x: Tensor) -> Tensor:
+        return (w * gdmp.purify(x, run.denoiser(), None, parity.Script(asked_for(run)), **given_by(run))).sum()  # pyright: ignore[reportArgumentType]
+
+    leaf = x.clone().requires_grad_()
+    slope = (torch.autograd.grad(value(leaf), leaf)[0] * v).sum().item()
+    with torch.no_grad():
+        central = [(value(x + h * v) - value(x - h * v)).item() / (2 * h) for h in (1e-5, 1e-6, 1e-7)]
+    assert min(abs(one - slope) for one in central) < 1e-6 * abs(slope)
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
@@ -206,3 +225,30 @@ def test_a_clock_without_noise_at_time_0():
     given, denoiser = {**GIVEN, "end": 0.0}, VP(torch.nn.Identity())
     with pytest.raises(ValueError, match=r"got sigma=0 at end=0.0: set purifier.end=0.001"):
         gdmp.purify(torch.rand(1, 1, 4, 4), denoiser, None, Streams([0], 0, "a"), **given)  # pyright: ignore[reportArgumentType]
+
+
+class Six(torch.nn.Module):
+    """A network with as many further channels, which say nothing."""
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        return torch.cat([0.1 * x, torch.zeros_like(x)], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "option", "guide", "budget", "eps", "batch", "nfe"),
+    [
+        ("cifar10", "gdmp", "mse", 60000, 8 / 255, 100, 4 * 36),
+        ("cifar10", "gdmp_ssim", "ssim", 70000, 8 / 255, 100, 4 * 36),
+        ("imagenet", "gdmp", "mse", 1000, 4 / 255, 60, 45),
+        ("imagenet", "gdmp_ssim", "ssim", 1000, 4 / 255, 60, 45),
+    ],
+)
+def test_the_yaml_holds_the_values_of_the_released_code(dataset, option, guide, budget, eps, batch, nfe):
+    node = composed(f"dataset={dataset}", f"purifier={option}")["purifier"]
+    assert node["guide"] == guide
+    assert node["strength"] == pytest.approx(3 * budget / (2 * eps), rel=1e-6)
+    assert node["share"] == pytest.approx(1 / batch, rel=1e-5)
+    denoiser = EpsNet(Six())
+    x = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert make(node)(x, denoiser, None, Streams([0], 0, "a")).shape == x.shape
+    assert denoiser.nfe == nfe
