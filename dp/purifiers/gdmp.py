@@ -34,6 +34,7 @@ def purify(
     strength: float,
     share: float,
     variance: str,
+    constant_guide: bool = False,
     clamp: str = "plain",
 ) -> Tensor:
     """Purify x (B,C,H,W) in [0,1] by guided DDPM steps and return x_hat in [0,1]. NFE = rounds * steps.
@@ -47,13 +48,15 @@ def purify(
     `strength`: factor of the guide's gradient, 0 for no guide, see `Guide.pull`. `share`: a second factor in (0,1], for
     the mean over a batch of 1 / share images.
     `variance`: `small`, `large` or `learned`, see `dp.diffusion.ddpm.variance_bounds`.
+    `constant_guide`: leave the guide's gradient out of the derivative, as the released code does (deviation 74).
     `clamp`: the last step's clamp to [0,1], see `to_01`. `on_step(i, sigma, z, x0)` is called after every call of the
     denoiser, with x0 clipped to [-1,1]. Raises ValueError for values outside these ranges.
     """
     if rounds < 1 or noise_above < 0:
         raise ValueError(f"need rounds >= 1 and noise_above >= 0, got {rounds=}, {noise_above=}")
     chain = Chain(denoiser, noise_levels(denoiser.sigma, t, end, steps), variance, on_step)
-    guiding, start = Guide(guide, noisy_guide, strength, share), denoiser.sigma(t + noise_above / LEVELS)
+    guiding = Guide(guide, noisy_guide, strength, share, constant_guide)
+    start = denoiser.sigma(t + noise_above / LEVELS)
     scale = math.sqrt((1 + chain.sigmas[0] ** 2) / (1 + start**2))  # 1, unless the noise is of a higher index
     given = state = to_pm1(x)
     for done in range(rounds):
@@ -93,12 +96,12 @@ class Chain:
 class Guide:
     """The pull of GDMP's steps toward an image. Arguments as in `purify`, and ValueError for wrong ones."""
 
-    def __init__(self, name: str, noisy: bool, strength: float, share: float):
+    def __init__(self, name: str, noisy: bool, strength: float, share: float, constant: bool):
         if name not in GUIDES:
             raise ValueError(f"need guide among {', '.join(GUIDES)}, got guide={name!r}")
         if not (strength >= 0 and 0 < share <= 1):
             raise ValueError(f"need strength >= 0 and 0 < share <= 1, got {strength=}, {share=}")
-        self.name, self.noisy, self.factor = name, noisy, strength * share
+        self.name, self.noisy, self.factor, self.constant = name, noisy, strength * share, constant
 
     def pull(self, z: Tensor, given: Tensor, sigma: float, sigma_next: float, rng: Streams) -> Tensor:
         """What a step from sigma to sigma_next adds to its mean, over its variance (B,C,H,W). `given`: the input image.
@@ -112,6 +115,7 @@ class Guide:
         # Differs (deviation 71: the guide per image): the released code takes means over the whole batch.
         to_target = 2 / state[0].numel() * (target - state)  # the gradient of -mean (x_t - target)^2
         gradient = to_target if self.name == "mse" else _similarity_gradient(state, target)
+        gradient = gradient.detach() if self.constant else gradient
         return self.factor * sigma / math.sqrt(1 + sigma_next**2) * gradient
 
 

@@ -181,6 +181,10 @@ SLOW = {
     "output/test_tracking.py": """
         test_wandb_writes_offline_with_the_runs_key
     """,
+    "purifiers/test_gdmp.py": """
+        test_the_gradient_of_the_original_networks
+        test_the_yaml_holds_the_values_of_the_released_code
+    """,
     "purifiers/test_mimic.py": """
         test_both_memory_modes_have_the_gradient_through_the_network
         test_the_authors_attack_is_plain_diffpure

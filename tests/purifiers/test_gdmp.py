@@ -174,6 +174,25 @@ def test_without_strength_it_is_ddpm():
 
 
 @pytest.mark.parametrize("guide", ["mse", "ssim"])
+def test_a_constant_guide_changes_the_gradient_alone(guide):
+    """The input then enters by the noisy start alone, whose gain is that of the unguided chain."""
+    x = torch.rand(2, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul(0.1).add(0.5)
+    outs, gradients = [], []
+    for constant in (False, True):
+        leaf, given = x.clone().requires_grad_(), {**GIVEN, "guide": guide, "rounds": 1, "strength": 300.0}
+        rng = Streams([3, 4], 0, "a")
+        outs.append(gdmp.purify(leaf, Gaussian(0.0, 0.3), None, rng, **given, constant_guide=constant, clamp="none"))  # pyright: ignore[reportArgumentType]
+        gradients.append(torch.autograd.grad(outs[-1].sum(), leaf)[0])
+    assert torch.equal(*outs)
+    gain = math.prod(  # what a step keeps of the state, and what it takes from the denoised image
+        (sigma_next / sigma) ** 2 + (1 - (sigma_next / sigma) ** 2) * 0.09 / (0.09 + sigma**2)
+        for sigma, sigma_next in pairwise([*(vp_sigma(k / 1000) for k in INDICES[:-1]), 0.0])
+    )
+    torch.testing.assert_close(gradients[1], torch.full_like(x, gain), rtol=1e-10, atol=0)
+    assert (gradients[0] - gain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("guide", ["mse", "ssim"])
 def test_a_stronger_guide_is_nearer_to_the_image(guide):
     x = torch.rand(2, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     distances = []

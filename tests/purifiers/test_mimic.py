@@ -13,6 +13,7 @@ from dp.diffusion.sampling import ancestral_step, to_01, to_pm1, vp_sigma
 from dp.purifiers import diffpure, mimic
 from dp.rng import Streams
 from dp.runs.build import build
+from dp.runs.compose import make
 from tests.helpers import parity
 from tests.helpers.compose import composed
 
@@ -147,6 +148,16 @@ def test_the_authors_attack_is_plain_diffpure(built):
 def test_bad_values(changed, words):
     with pytest.raises(ValueError, match=words):
         purified(images(), **changed)
+
+
+def test_the_yaml_holds_the_values_of_the_released_code():
+    node = composed("dataset=cifar10", "purifier=mimic")["purifier"]
+    assert node["pull"] == pytest.approx(2 * 3000 / (16 * 32 * 32), rel=1e-5)
+    assert (node["guided"], node["guide_through_network"]) == ([21, 89], False)
+    denoiser, sigmas = Gaussian(), []
+    x = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    make(node)(x, denoiser, None, Streams([0], 0, "a"), on_step=lambda i, sigma, z, x0: sigmas.append(sigma))
+    assert sigmas == [vp_sigma(k / 1000) for k in range(999, 0, -10)]
 
 
 def test_the_image_enters_by_the_sign_alone():
