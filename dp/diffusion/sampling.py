@@ -119,6 +119,11 @@ def to_pm1(x: Tensor) -> Tensor:
     return 2 * x - 1
 
 
+def clip_pm1(x0: Tensor) -> Tensor:
+    """Images clipped to [-1,1]. As in `to_01`, the gradient is 1 at the bounds themselves and 0 beyond them."""
+    return torch.where((x0 >= -1) & (x0 <= 1), x0, x0.detach().clamp(-1.0, 1.0))
+
+
 def to_01(z: Tensor, clamp: str = "plain") -> Tensor:
     """Images in [-1,1] as images in [0,1], of the same shape. `clamp` says what happens to values beyond the bounds.
 

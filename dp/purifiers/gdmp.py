@@ -10,7 +10,7 @@ from torch import Tensor
 from dp.classifiers import Classifier
 from dp.diffusion.ddpm import learned_variance, posterior_mean, variance_bounds
 from dp.diffusion.denoisers import Denoiser
-from dp.diffusion.sampling import LEVELS, OnStep, noise_levels, renoise, to_01, to_pm1
+from dp.diffusion.sampling import LEVELS, OnStep, clip_pm1, noise_levels, renoise, to_01, to_pm1
 from dp.purifiers.ssim import ssim
 from dp.rng import Streams
 
@@ -89,8 +89,8 @@ class Chain:
         small, large = self.bounds[i]
         if self.variance == "learned":
             x0, u = self.denoiser.with_variance(z, self.sigmas[i])
-            return to_pm1(to_01(x0)), learned_variance(u, large, small)
-        return to_pm1(to_01(self.denoiser(z, self.sigmas[i]))), small
+            return clip_pm1(x0), learned_variance(u, large, small)
+        return clip_pm1(self.denoiser(z, self.sigmas[i])), small
 
 
 class Guide:

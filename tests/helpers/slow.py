@@ -181,6 +181,11 @@ SLOW = {
     "output/test_tracking.py": """
         test_wandb_writes_offline_with_the_runs_key
     """,
+    "purifiers/test_purifiers.py": """
+        test_contract
+        test_official_attack_gradient_never_sees_the_mask
+        test_official_mask_input_bug_feeds_normalized_pm1
+    """,
     "purifiers/test_gdmp.py": """
         test_the_gradient_of_the_original_networks
         test_the_yaml_holds_the_values_of_the_released_code
@@ -190,11 +195,6 @@ SLOW = {
         test_the_authors_attack_is_plain_diffpure
         test_the_methods_own_gradient_is_zero_and_the_yaml_names_another
         test_the_soft_gradient_equals_central_differences
-    """,
-    "purifiers/test_purifiers.py": """
-        test_contract
-        test_official_attack_gradient_never_sees_the_mask
-        test_official_mask_input_bug_feeds_normalized_pm1
     """,
     "runs/test_bad_commands.py": "*",
     "runs/test_caveats.py": """

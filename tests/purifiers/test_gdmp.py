@@ -17,7 +17,7 @@ from dp.purifiers.ssim import ssim
 from dp.rng import Streams
 from dp.runs.compose import make
 from dp.threat_models.ball import parse_eps
-from tests.helpers import affine, parity
+from tests.helpers import affine, papers, parity
 from tests.helpers.compose import composed
 
 GIVEN = {
@@ -122,36 +122,36 @@ def test_the_gradient_of_the_original_networks(path):
 @pytest.mark.parametrize(("noisy", "above"), [(True, 1), (False, 0)])
 def test_mean_and_variance_with_a_gaussian_denoiser(variance, noisy, above):
     """The method in the papers' coordinates, as a recursion of a mean and a variance. The guide sees one pixel."""
-    strength, share, given, draws = 40.0, 0.5, 2 * affine.X - 1, 0
+    strength, share, given, draws = 40.0, 0.5, 2 * papers.X - 1, 0
     mean, var = given, 0.0
     for _ in range(2):
-        a = affine.abar(INDICES[0] + above)
+        a = papers.abar(INDICES[0] + above)
         mean, var, draws = math.sqrt(a) * mean, a * var + 1 - a, draws + 1
         for k, j in pairwise(INDICES):
-            small, large = affine.posterior(0.0, k, j)[1:]
+            small, large = papers.posterior(0.0, k, j)[1:]
             if j < 0:
-                large = affine.posterior(0.0, 59, 29)[1]
+                large = papers.posterior(0.0, 59, 29)[1]
             s = {"small": small, "large": large}[variance]
-            a = affine.abar(k)
+            a = papers.abar(k)
             rate = 2 * s * strength * share * math.sqrt((1 - a) / a)
-            gain = affine.posterior(1.0, k, j)[0] - affine.posterior(0.0, k, j)[0] - rate
-            mean = gain * mean + affine.posterior(0.0, k, j)[0] + rate * given * (math.sqrt(a) if noisy else 1)
+            gain = papers.posterior(1.0, k, j)[0] - papers.posterior(0.0, k, j)[0] - rate
+            mean = gain * mean + papers.posterior(0.0, k, j)[0] + rate * given * (math.sqrt(a) if noisy else 1)
             var = gain**2 * var + (rate**2 * (1 - a) if noisy else 0) + (s if j >= 0 else 0)
             draws += int(noisy and s > 0) + int(j >= 0)
     changed = {"strength": strength, "share": share, "noisy_guide": noisy, "noise_above": above, "variance": variance}
-    found = affine.moments(gdmp.purify, draws, **{**GIVEN, **changed})
+    found = affine.moments(gdmp.purify, draws, papers.X, Gaussian(papers.MEAN, papers.STD), **{**GIVEN, **changed})
     assert found == pytest.approx((mean, var), abs=1e-10)
 
 
 def test_without_strength_it_is_ddpm():
     """Bit for bit the unguided rounds, with no noise drawn for a guide, and one round of small variance is DiffPure."""
     x = torch.rand(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul(0.2).add(0.4)
-    denoiser, rng = Gaussian(affine.MEAN, affine.STD), Streams([3, 4], 0, "a")
+    denoiser, rng = Gaussian(papers.MEAN, papers.STD), Streams([3, 4], 0, "a")
     sigmas, state = [*(vp_sigma(k / 1000) for k in INDICES[:-1]), 0.0], to_pm1(x)
     for _ in range(2):
         z = renoise(state, 0.0, sigmas[0], rng.randn_like(x))
         for sigma, sigma_next in pairwise(sigmas):
-            z = posterior_mean(z, to_pm1(to_01(denoiser(z, sigma))), sigma, sigma_next)
+            z = posterior_mean(z, denoiser(z, sigma).clamp(-1, 1), sigma, sigma_next)
             if sigma_next > 0:
                 z = z + small_variance(sigma, sigma_next) ** 0.5 * rng.randn_like(x)
         state = z

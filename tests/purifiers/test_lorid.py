@@ -10,7 +10,7 @@ from dp.diffusion.denoisers import Gaussian
 from dp.diffusion.sampling import to_pm1
 from dp.purifiers import diffpure, lorid
 from dp.rng import Streams
-from tests.helpers import affine
+from tests.helpers import affine, papers
 from tests.helpers.parity import Script
 
 GIVEN = {"t": 0.1, "steps": 2, "loops": 5, "rank": 1.0, "eta": 1.0}
@@ -79,24 +79,26 @@ def test_the_full_rank_is_no_projection():
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_mean_and_variance_with_a_gaussian_denoiser(eta):
     """A recursion in the papers' coordinates, of DDPM by Ho et al. 2020, Eq. 7, of DDIM by Song et al. 2021, Eq. 12."""
-    mean, var, draws = 2 * affine.X - 1, 0.0, 0
+    mean, var, draws = 2 * papers.X - 1, 0.0, 0
     for _ in range(3):
-        a = affine.abar(100)
+        a = papers.abar(100)
         mean, var, draws = math.sqrt(a) * mean, a * var + 1 - a, draws + 1
         for k, j in pairwise((100, 50, -1)):
-            a, a_next = affine.abar(k), affine.abar(j)
+            a, a_next = papers.abar(k), papers.abar(j)
 
             def step(state: float, k=k, j=j, a=a, a_next=a_next) -> float:
                 if eta == 1:
-                    return affine.posterior(state, k, j)[0]
-                x0 = affine.denoised(state, k)
+                    return papers.posterior(state, k, j)[0]
+                x0 = papers.denoised(state, k)
                 return math.sqrt(a_next) * x0 + math.sqrt(1 - a_next) * (state - math.sqrt(a) * x0) / math.sqrt(1 - a)
 
             gain = step(1.0) - step(0.0)
             mean = step(mean)
-            var = gain**2 * var + (affine.posterior(0.0, k, j)[1] if eta == 1 else 0.0)
+            var = gain**2 * var + (papers.posterior(0.0, k, j)[1] if eta == 1 else 0.0)
             draws += int(eta == 1 and j >= 0)
-    found = affine.moments(lorid.purify, draws, **{**GIVEN, "loops": 3, "eta": eta})
+    found = affine.moments(
+        lorid.purify, draws, papers.X, Gaussian(papers.MEAN, papers.STD), **{**GIVEN, "loops": 3, "eta": eta}
+    )
     assert found == pytest.approx((mean, var), abs=1e-12)
 
 
@@ -107,8 +109,8 @@ def test_the_mean_of_a_projected_image():
     found = lorid.purify(x, Gaussian(0.1, 0.3), None, silence, **given, clamp="none")  # pyright: ignore[reportArgumentType]
     above = lorid.low_rank(to_pm1(x), 0.5) - 0.1
     for k, j in pairwise((100, 50, -1)):
-        a, a_next = affine.abar(k), affine.abar(j)
-        gain = (affine.posterior(math.sqrt(a), k, j)[0] - affine.posterior(0.0, k, j)[0]) / math.sqrt(a_next)
+        a, a_next = papers.abar(k), papers.abar(j)
+        gain = (papers.posterior(math.sqrt(a), k, j)[0] - papers.posterior(0.0, k, j)[0]) / math.sqrt(a_next)
         above = gain**2 * above  # both rounds have the same gains
     torch.testing.assert_close(to_pm1(found), 0.1 + above, rtol=0, atol=1e-12)
 
