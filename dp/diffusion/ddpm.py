@@ -3,6 +3,9 @@
 The step to x_j of the papers has variance S; the step to z_j = x_j / sqrt(abar_j) has S / abar_j = S (1 + sigma_j^2).
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from torch import Tensor
 
 VARIANCES = ("small", "large", "learned")
@@ -35,3 +38,25 @@ def learned_variance(u: Tensor, large: float, small: float) -> Tensor:
     """
     share = (u + 1) / 2
     return large**share * small ** (1 - share)
+
+
+def variance_bounds(sigmas: Sequence[float], variance: str) -> list[tuple[float, float]]:
+    """The least and the greatest variance of every step between falling noise levels, of which the last is 0.
+
+    `variance`: `small` and `large` are fixed, so both are equal; of `learned` they are what `learned_variance` lies
+    between. The step to the clean image has no variance under `small`. Under the others the public code of improved
+    and guided diffusion gives it that of the posterior one step before, as the variance of x and not of z; `large` has
+    nothing else there. Raises ValueError for another `variance`, and where `large` or `learned` have only one step.
+    """
+    if variance not in VARIANCES:
+        raise ValueError(f"need variance among {', '.join(VARIANCES)}, got variance={variance!r}")
+    small = [small_variance(*levels) for levels in pairwise(sigmas)]
+    if variance == "small":
+        return [(one, one) for one in small]
+    if len(small) < 2:
+        raise ValueError(f"need at least 2 steps for variance={variance}, got {len(small)}: set variance=small")
+    large = [large_variance(*levels) for levels in pairwise(sigmas)]
+    small[-1] = small[-2] / (1 + sigmas[-2] ** 2)
+    if variance == "large":
+        return [(one, one) for one in [*large[:-1], small[-1]]]
+    return list(zip(small, large, strict=True))

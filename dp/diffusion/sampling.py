@@ -74,6 +74,21 @@ def time_grid(t: float, steps: int | Sequence[float]) -> list[float]:
     return times
 
 
+def noise_levels(clock: Callable[[float], float], t: float, end: float, steps: int) -> list[float]:
+    """The noise levels of `steps` times at equal distances from t down to `end`, and 0 for the clean image after them.
+
+    `clock`: noise level of a time, a denoiser's `sigma`. A chain over the indices K - 1, ..., 0 of the 1000-level
+    schedule has t = (K - 1) / 1000, end = 0 and steps = K.
+    Raises ValueError unless 0 <= end < t <= 1 and steps >= 2, and where there is no noise at `end`.
+    """
+    if not (0 <= end < t <= 1 and 2 <= steps <= MOST_STEPS):
+        raise ValueError(f"need 0 <= end < t <= 1 and 2 <= steps <= {MOST_STEPS}, got {end=}, {t=}, {steps=}")
+    sigmas = [clock(round(t - i * (t - end) / (steps - 1), 12)) for i in range(steps)]
+    if sigmas[-1] == 0:
+        raise ValueError(f"need noise at the last time, got sigma=0 at end={end}: set purifier.end=0.001")
+    return [*sigmas, 0.0]
+
+
 def renoise(z: Tensor, sigma: float, sigma_next: float, n: Tensor) -> Tensor:
     """Add noise to z (B,C,H,W) until its level sigma has become sigma_next >= sigma.
 

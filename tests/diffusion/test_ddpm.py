@@ -1,5 +1,7 @@
 """DDPM's step and variances against the formulas of the papers in their own coordinates, and the learned variance."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -28,6 +30,27 @@ def test_learned_variance_lies_between_the_fixed_ones():
     u = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
     found = ddpm.learned_variance(u, 0.09, 0.01)
     torch.testing.assert_close(found, torch.tensor([0.01, 0.03, 0.09], dtype=torch.float64))
+
+
+def test_variances_of_a_chain():
+    """A chain of two steps and the one to the clean image: betas and posterior variances in the papers' units."""
+    sigmas = [*(vp_sigmas()[k].item() for k in (20, 10, 0)), 0.0]
+    abar = [1 / (1 + sigma**2) for sigma in sigmas]
+    beta = [1 - a / b for a, b in pairwise(abar)]
+    tilde = [(1 - b) / (1 - a) * beta for (a, b), beta in zip(pairwise(abar), beta, strict=True)]
+    wanted = {
+        "small": [(tilde[0], tilde[0]), (tilde[1], tilde[1]), (0.0, 0.0)],
+        "large": [(beta[0], beta[0]), (beta[1], beta[1]), (tilde[1], tilde[1])],
+        "learned": [(tilde[0], beta[0]), (tilde[1], beta[1]), (tilde[1], beta[2])],
+    }
+    for variance, bounds in wanted.items():
+        found = ddpm.variance_bounds(sigmas, variance)
+        for one, pair, a in zip(found, bounds, abar[1:], strict=True):
+            assert [v * a for v in one] == pytest.approx(pair, rel=1e-10)
+    with pytest.raises(ValueError, match="need variance among small, large, learned, got variance='none'"):
+        ddpm.variance_bounds(sigmas, "none")
+    with pytest.raises(ValueError, match="need at least 2 steps for variance=large, got 1"):
+        ddpm.variance_bounds(sigmas[-2:], "large")
 
 
 class Six(nn.Module):

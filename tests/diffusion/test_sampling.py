@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from dp.diffusion.denoisers import Gaussian
-from dp.diffusion.sampling import ancestral_step, heun_step, renoise, time_grid, to_01, to_pm1, vp_sigma, vp_sigmas
+from dp.diffusion.sampling import (
+    ancestral_step,
+    heun_step,
+    noise_levels,
+    renoise,
+    time_grid,
+    to_01,
+    to_pm1,
+    vp_sigma,
+    vp_sigmas,
+)
 
 BETA = np.linspace(1e-4, 2e-2, 1000)
 ABAR = np.cumprod(1 - BETA)
@@ -72,6 +82,38 @@ def test_sigma_of_a_time_outside(t):
 )
 def test_time_grid(t, steps, grid):
     assert time_grid(t, steps) == grid
+
+
+def test_noise_levels_of_published_chains():
+    """GDMP's on CIFAR-10 and on the 250 levels of guided diffusion, MimicDiffusion's, by index of the schedule."""
+    respaced = [round(i * 999 / 249) for i in range(44, -1, -1)]
+    for given, indices in (
+        ((0.035, 0.0, 36), list(range(35, -1, -1))),
+        ((0.17653, 0.0, 45), respaced),
+        ((0.999, 0.009, 100), list(range(999, 0, -10))),
+    ):
+        asked = []
+
+        def clock(t: float, asked=asked) -> float:
+            asked.append(round(1000 * t))
+            return 0.5 + t
+
+        assert noise_levels(clock, *given) == pytest.approx([*(0.5 + k / 1000 for k in indices), 0.0], abs=1e-3)
+        assert asked == indices
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((0.1, 0.1, 5), "need 0 <= end < t <= 1 and 2 <= steps"),
+        ((1.1, 0.1, 5), "need 0 <= end < t <= 1 and 2 <= steps"),
+        ((0.1, 0.0, 1), "need 0 <= end < t <= 1 and 2 <= steps"),
+        ((0.1, 0.0, 5), "need noise at the last time, got sigma=0 at end=0.0"),
+    ],
+)
+def test_noise_levels_errors(given, words):
+    with pytest.raises(ValueError, match=words):
+        noise_levels(lambda t: t, *given)
 
 
 def test_time_grid_hits_integer_indices():

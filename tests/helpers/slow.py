@@ -198,6 +198,16 @@ SLOW = {
         test_official_attack_gradient_never_sees_the_mask
         test_official_mask_input_bug_feeds_normalized_pm1
     """,
+    "purifiers/test_gdmp.py": """
+        test_the_gradient_of_the_original_networks
+        test_the_yaml_holds_the_values_of_the_released_code
+    """,
+    "purifiers/test_mimic.py": """
+        test_both_memory_modes_have_the_gradient_through_the_network
+        test_the_authors_attack_is_plain_diffpure
+        test_the_methods_own_gradient_is_zero_and_the_yaml_names_another
+        test_the_soft_gradient_equals_central_differences
+    """,
     "runs/test_bad_commands.py": "*",
     "runs/test_caveats.py": """
         test_a_change_inside_a_variant_of_the_protocols_attack_is_a_departure
