@@ -99,8 +99,9 @@ def short_steps_line(attack: str, reach: float, needed: float) -> str:
 
 def stronger_line(protocol: str, experiment: str, least: float, most: float) -> str:
     """A line about a budget that is known not to be converged: the fields of `caveats.Stronger`."""
-    takes = f"takes {least:.1f} to {most:.1f} points more from four defenses (results/tables/convergence.md)"
-    return f"protocol {protocol} has a quick budget here: the converged budget, +experiment={experiment}, {takes}"
+    takes = f"takes {least:.1f} to {most:.1f} points more from the defenses in results/tables/convergence.md"
+    larger = f"the converged budget, +experiment={experiment}, {takes}"
+    return f"protocol {protocol} has a quick budget on this dataset; {larger}"
 
 
 def gradient_words(caveats: dict) -> str:

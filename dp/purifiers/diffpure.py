@@ -28,7 +28,8 @@ def purify(
     pixel_sigma: float | None = None,
     clamp: str = "plain",
 ) -> Tensor:
-    """Purify x (B,C,H,W) in [0,1] by DiffPure and return x_hat in [0,1]. NFE = number of steps.
+    """Purify x (B,C,H,W) in [0,1] by DiffPure and return x_hat in [0,1]. NFE = number of steps, one less where the
+    denoiser's clock has no noise at the last time.
 
     `t`: noise time in (0,1]. `steps`: the number of equal steps, or the falling times themselves.
     `eta`: 1 for DDPM's ancestral steps, 0 for DDIM's.
@@ -84,7 +85,8 @@ def _levels(
     times = time_grid(t, steps)
     if not 0 <= index_shift / LEVELS <= times[-2]:
         raise ValueError(f"need 0 <= index_shift <= 1000 x the last time {times[-2]}, got index_shift={index_shift}")
-    return [denoiser.sigma(t - index_shift / LEVELS) for t in times[:-1]]
+    levels = [denoiser.sigma(t - index_shift / LEVELS) for t in times[:-1]]
+    return [sigma for sigma in levels if sigma > 0]  # a clock in continuous time has none at its start
 
 
 def _spread(u: Tensor | None, sigma: float, sigma_next: float) -> Tensor | float:

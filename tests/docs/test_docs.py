@@ -92,7 +92,10 @@ def test_every_deviation_has_its_four_lines():
 
 def test_nothing_cites_a_note_that_is_not_in_the_repository():
     """Another repository's issue, `item` of a list in prose and docs/evaluation.md are something else."""
-    note = re.compile(r"methods\.md|(?<!docs/)\bevaluation\.md|design\.md|\bitems? \d|checkpoints\.md|(?<!docs/)(?<!tables/)\bdefenses\.md")
+    note = re.compile(
+        r"methods\.md|(?<!docs/)\bevaluation\.md|design\.md|\bitems? \d|checkpoints\.md"
+        r"|(?<!docs/)(?<!tables/)\bdefenses\.md"
+    )
     files = [
         p for folder in ("dp", "conf", "scripts") for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".yaml")
     ]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dp.diffusion.denoisers import EpsNet, Gaussian
+from dp.diffusion.denoisers import VP, EpsNet, Gaussian
 from dp.diffusion.sampling import clip_pm1, vp_sigmas
 from dp.purifiers import diffpure
 from dp.rng import Streams
@@ -165,3 +165,23 @@ def test_one_shot_is_the_single_step_of_the_time_with_its_noise():
 def test_wrong_values(wrong, words):
     with pytest.raises(ValueError, match=words):
         moments(diffpure.purify, 2, X, Gaussian(), **{"t": 0.1, "steps": 2, "eta": 1.0, **wrong})
+
+
+class Flat(nn.Module):
+    """A network that predicts no noise."""
+
+    def forward(self, x, label):
+        return 0 * x
+
+
+def test_a_clock_without_noise_at_its_start_takes_one_step_less():
+    """Of the VP clock in continuous time, at whose time 0 there is no noise: sigma(t) = sqrt(1 / abar(t) - 1)."""
+    denoiser = VP(Flat())
+    x = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    levels = []
+    given = {"t": 0.01, "steps": 10, "eta": 1.0, "index_shift": 1}
+    seen = {"on_step": lambda i, sigma, z, x0: levels.append(sigma)}
+    x_hat = diffpure.purify(x, denoiser, None, Streams([0, 1], 0, "adv"), **given, **seen)  # pyright: ignore[reportArgumentType]
+    assert torch.isfinite(x_hat).all()
+    assert levels == [denoiser.sigma(k / 1000) for k in range(9, 0, -1)]
+    assert denoiser.nfe == 9

@@ -201,7 +201,10 @@ def test_the_papers_command_is_the_papers_budget():
     assert [composed(f"dataset={d}")["purifier"]["t_l"] for d in ("cifar10", "imagenet")] == [0.2, 0.4]
 
 
-@pytest.mark.parametrize("preset", [p for p in options("experiment") if re.match(r"table\d/(lee_kim|diffpure)", p)])
+OTHERS = [p for p in options("experiment") if re.match(r"table\d/(lee_kim|diffpure|gdmp|mimic|lorid|contrastive)", p)]
+
+
+@pytest.mark.parametrize("preset", OTHERS)
 def test_a_preset_of_another_defense_finds_the_figures_that_it_prints(preset):
     text = (CONF / "experiment" / f"{preset}.yaml").read_text()
     rows = [row for row in published_rows(composed(f"+experiment={preset}")) if row["table"] == preset[5]]
