@@ -13,7 +13,11 @@ NOT_HASHED_PATHS = ("dataset.files", "dataset.full_size", "dataset.scaled_from")
 NOT_HASHED_OF_FILES = ("url", "megabytes")
 # Options that were added later, by path, with the value that changes nothing. They are hashed only if they differ.
 NEUTRAL: dict[str, Any] = {"protocol.attack_variants": [], "dataset.budget": "quick"}
-NEUTRAL_OF_TARGETS = {("pgd_eot.PGD", "momentum"): 0.0}  # the same for arguments, wherever the node stands
+NEUTRAL_OF_TARGETS = {  # the same for arguments, wherever the node stands
+    ("pgd_eot.PGD", "momentum"): 0.0,
+    ("pgd_eot.PGD", "target"): None,
+    ("apgd.APGD", "target"): None,
+}
 
 
 # Attacks whose null control moved only with some settings: there a second version is hashed.
