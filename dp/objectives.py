@@ -20,6 +20,13 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
 
+def targeted_cross_entropy(target: Tensor) -> Loss:
+    """The negative cross entropy of target classes (N,), in nats: large means classified as the target. A batch of
+    several samples of N images has the first sample of all images, then the second, and so on.
+    """
+    return lambda logits, y: -cross_entropy(logits, target.repeat(len(y) // len(target)))
+
+
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """The margin max_{k != y} z_k - z_y, (B,)."""
     right = F.one_hot(y, logits.shape[1]).bool()
@@ -47,14 +54,17 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 def with_margin(loss: str, target: Tensor | None = None) -> Loss:
     """A loss with two columns (B,2): the named loss (ce, dlr, margin or targeted) and the margin.
 
-    `target`: (N,) classes for `targeted`. A batch of several samples of N images has the first sample of all images,
-    then the second, and so on.
+    `target`: (N,) classes for `targeted`, or for `ce`, which is then the `targeted_cross_entropy`. A batch of several
+    samples of N images has the first sample of all images, then the second, and so on.
     """
 
     def columns(logits: Tensor, y: Tensor) -> Tensor:
         if loss == "targeted":
             assert target is not None, "a targeted loss needs its targets"
             first = targeted_dlr(logits, y, target.repeat(len(y) // len(target)))
+        elif target is not None:
+            assert loss == "ce", "of the other losses only ce has a target"
+            first = targeted_cross_entropy(target)(logits, y)
         else:
             first = {"ce": cross_entropy, "dlr": dlr, "margin": margin}[loss](logits, y)
         return torch.stack([first, margin(logits, y)], dim=1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from dp.attacks.base import Attack, Start, Stream
 from dp.attacks.selection import strongest
 from dp.attacks.state import where
+from dp.attacks.target import check_target, targets_of
 from dp.defense.interface import Defense
 from dp.objectives import LEAST_CLASSES, LOSSES, Loss, check_classes, margin, with_margin
 from dp.rng import Streams
@@ -34,7 +35,7 @@ class State(NamedTuple):
     size: Tensor  # (B,) step size
     rises: Tensor  # (B,) int64: rises of the loss since the last checkpoint
     halved: Tensor  # (B,) bool: halved at the last checkpoint
-    targets: Tensor  # (B,T) int64: wrong classes, likeliest first; (B,0) without targets
+    targets: Tensor  # (B,T) int64: wrong classes, likeliest first, or the one `target`; (B,0) without targets
     i: Tensor  # (B,) int64 on the CPU: points evaluated, over all runs
 
 
@@ -47,6 +48,11 @@ class APGD(Attack):
     rises below which the step is halved. After a run `confirm` fresh samples choose, by mean margin, among its point of
     largest loss, of largest margin, its last one and the strongest of the runs before (at first: the random start). So
     the returned image is never clean, and was not chosen by lucky samples.
+
+    `target`: aim at one wrong class alone, `random` (drawn for each image) or `least_likely` (of least mean probability
+    under the defense). With `loss: ce` the negative cross-entropy of that class is climbed, with `targeted` the
+    targeted DLR, and `targets` is not used; `dlr` has no target. Success is still the margin, and an image still counts
+    as broken where it is misclassified as any class, unless the protocol says otherwise.
     """
 
     iterations: int
@@ -56,8 +62,12 @@ class APGD(Attack):
     restarts: int = 1
     confirm: int = 20
     rho: float = 0.75
+    target: str | None = None
 
     def __post_init__(self):
+        check_target(self.target)
+        if self.target is not None and self.loss == "dlr":
+            raise ValueError(f"need loss ce or targeted for a target, got loss='dlr' and target={self.target!r}")
         counts = (self.iterations, self.eot, self.targets, self.restarts, self.confirm)
         if min(counts) < 1:
             raise ValueError(
@@ -69,8 +79,12 @@ class APGD(Attack):
     @property
     def steps(self) -> int:
         """Each call evaluates one point."""
-        runs = self.restarts * (self.targets if self.loss == "targeted" else 1)
-        return runs * (self.iterations + 1)
+        return self.restarts * self._classes * (self.iterations + 1)
+
+    @property
+    def _classes(self) -> int:
+        """How many target classes have runs of their own; 1 without a target."""
+        return self.targets if self.loss == "targeted" and self.target is None else 1
 
     @property
     def samples(self) -> int:
@@ -97,18 +111,19 @@ class APGD(Attack):
     @property
     def objective(self) -> str:
         """What it climbs, in words."""
-        return f"APGD on {self.loss}"
+        aim = "" if self.target is None else f" to the {self.target.replace('_', ' ')} target"
+        return f"APGD on {self.loss}{aim}"
 
     def says(self, through: str) -> str:
         what = f"{self.objective}, {self.steps} queries for the mean gradient of {self.eot} samples, through {through}"
         return f"{what}; {self.confirm} fresh samples choose what comes back"
 
     def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
-        targets = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
+        targets = targets_of(self.target, model, x, y, rng, self.eot)
         if self.loss != "ce":
             logits = model.logits(x, rng.draw(Start.SURVEY), self.eot).mean(dim=0)  # (B,K)
-            check_classes(self.loss, logits.shape[1], self.targets if self.loss == "targeted" else 1)
-            if self.loss == "targeted":
+            check_classes(self.loss, logits.shape[1], self._classes)
+            if self.loss == "targeted" and self.target is None:
                 wrong = logits.scatter(1, y.view(-1, 1), -torch.inf)
                 targets = wrong.argsort(dim=1, descending=True, stable=True)[:, : self.targets]
         x0 = threat.noise(x, rng.draw(Start.POINT))  # linf: uniform; l2: on the sphere
@@ -134,9 +149,9 @@ class APGD(Attack):
 
     def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         target = None
-        if self.loss == "targeted":
+        if self.loss == "targeted" or self.target is not None:
             run = state.i // (self.iterations + 1) // self.restarts  # (B,) restarts of a target follow each other
-            run = run.clamp(max=self.targets - 1)  # an image that is done may wait in the batch for others
+            run = run.clamp(max=self._classes - 1)  # an image that is done may wait in the batch for others
             target = state.targets.gather(1, run.to(x.device).view(-1, 1))[:, 0]
         values, grad = model.loss_gradient(state.x, y, rng.draw(Stream.QUERY), self.eot, with_margin(self.loss, target))
         return self.moved(model, state, values, grad, x, y, threat, rng)

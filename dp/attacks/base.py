@@ -24,6 +24,7 @@ class Start(IntEnum):
 
     POINT = 0  # the first point, or the first value of its loss
     SURVEY = 1  # logits that the attack needs beforehand
+    TARGET = 2  # the class that a targeted attack aims at
 
 
 class Stream(IntEnum):

@@ -35,8 +35,9 @@ class Deviating(APGD):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.weight < 0 or self.loss == "targeted":
-            raise ValueError(f"need weight >= 0 and a loss without targets, got {self.weight}, {self.loss!r}")
+        if self.weight < 0 or self.loss == "targeted" or self.target is not None:
+            given = f"{self.weight}, {self.loss!r}, {self.target!r}"
+            raise ValueError(f"need weight >= 0 and a loss without targets, got {given}")
 
     @property
     def objective(self) -> str:

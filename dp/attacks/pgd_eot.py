@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from dp.attacks.base import Attack, Stream
+from dp.attacks.target import check_target, targets_of
 from dp.defense.interface import Defense
+from dp.objectives import cross_entropy, targeted_cross_entropy
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
 
@@ -19,6 +21,7 @@ class State(NamedTuple):
     x: Tensor  # (B,C,H,W) the iterate
     best: Tensor  # (B,) mean loss of x_adv over its samples
     mean: Tensor  # (B,C,H,W) sum of this run's unit gradients, decayed by the momentum; (B,0) without momentum
+    target: Tensor  # (B,1) int64: the class that it aims at; (B,0) without a target
     i: Tensor  # (B,) int64 on the CPU: steps done
 
 
@@ -33,6 +36,10 @@ class PGD(Attack):
     iterate costs one more forward pass. `restarts` > 1 keep the best of their results by that loss. `l2_step`:
     `gradient` (normalized), or `sign`, which the code of Lee and Kim and of the official release uses inside the l2
     ball (deviation 34).
+
+    `target`: `random` (a wrong class drawn for each image) or `least_likely` (the class of least mean probability under
+    the defense). The loss is then the negative cross-entropy of that class, so the attack minimizes the target's loss.
+    An image still counts as broken where it is misclassified as any class, unless the protocol says otherwise.
     """
 
     iterations: int
@@ -43,8 +50,10 @@ class PGD(Attack):
     select: str = "best"  # pyright: ignore[reportIncompatibleMethodOverride]
     l2_step: str = "gradient"
     momentum: float = 0.0
+    target: str | None = None
 
     def __post_init__(self):
+        check_target(self.target)
         if min(self.iterations, self.eot, self.restarts) < 1:
             raise ValueError(f"need iterations, eot, restarts >= 1, got {self.iterations}, {self.eot}, {self.restarts}")
         if self.step_size is not None and self.step_size <= 0:
@@ -92,21 +101,26 @@ class PGD(Attack):
 
     def says(self, through: str) -> str:
         momentum = f" with momentum {self.momentum:g}" if self.momentum else ""
-        return f"PGD, {self.steps} steps{momentum} along the mean gradient of {self.eot} samples, through {through}"
+        aim = "" if self.target is None else f" to the {self.target.replace('_', ' ')} target"
+        return (
+            f"PGD{aim}, {self.steps} steps{momentum} along the mean gradient of {self.eot} samples, through {through}"
+        )
 
     def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         x0 = threat.random_start(x, rng) if self.random_start else x
         best, i = x.new_full((len(x),), -torch.inf), torch.zeros(len(x), dtype=torch.long)
         mean = torch.zeros_like(x) if self.momentum else x.new_zeros(len(x), 0)
-        return State(x_adv=x0, x=x0, best=best, mean=mean, i=i)
+        target = targets_of(self.target, model, x, y, rng, self.eot)
+        return State(x_adv=x0, x=x0, best=best, mean=mean, target=target, i=i)
 
     def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         at, x_adv, best = state.x, state.x_adv, state.best
+        objective = cross_entropy if self.target is None else targeted_cross_entropy(state.target[:, 0])
         first, last = state.i % self.iterations == 0, (state.i + 1) % self.iterations == 0
         if bool((first & (state.i > 0)).any()) and self.random_start:
             again = (first & (state.i > 0)).to(x.device).view(-1, 1, 1, 1)
             at = torch.where(again, threat.random_start(x, rng.draw(Stream.RESTART)), at)
-        loss, grad = model.loss_gradient(at, y, rng.draw(Stream.QUERY), self.eot)
+        loss, grad = model.loss_gradient(at, y, rng.draw(Stream.QUERY), self.eot, objective)
         if self.select == "best":
             x_adv, best = _better(x_adv, best, at, loss, ~first)
         mean = state.mean
@@ -119,8 +133,9 @@ class PGD(Attack):
         if self.select == "last" and self.restarts == 1:
             x_adv = at
         elif bool(last.any()):
-            x_adv, best = _better(x_adv, best, at, model.loss(at, y, rng.draw(Stream.SELECTION), self.eot), last)
-        return State(x_adv=x_adv, x=at, best=best, mean=mean, i=state.i + 1)
+            value = model.loss(at, y, rng.draw(Stream.SELECTION), self.eot, objective)
+            x_adv, best = _better(x_adv, best, at, value, last)
+        return state._replace(x_adv=x_adv, x=at, best=best, mean=mean, i=state.i + 1)
 
 
 def _better(x_adv: Tensor, best: Tensor, at: Tensor, loss: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:

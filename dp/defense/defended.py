@@ -98,19 +98,20 @@ class Defended(nn.Module):
         """x (B,C,H,W) in [0,1] -> x_hat in [0,1], with its graph; at the denoiser's own size, if it has one.
         `on_step(i, sigma, z, x0)` is called after every step of the purification.
         """
-        before, size = self._evaluations(), None if self.denoiser is None else self.denoiser.size
+        before, size = self.evaluations, None if self.denoiser is None else self.denoiser.size
         if size is not None and x.shape[2:] != (size, size):
             x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.bpda):
             x_hat = self.purifier(x, self.denoiser, self.classifier, rng, on_step=on_step)
         if self.bpda:
             x_hat = x_hat + (x - x.detach())  # plus exactly zero
-        self.nfe = self._evaluations() - before
+        self.nfe = self.evaluations - before
         if self.on_purified is not None:
             self.on_purified(rng, x_hat.detach())
         return x_hat
 
-    def _evaluations(self) -> int:
+    @property
+    def evaluations(self) -> int:
         """Network evaluations so far, of the denoiser and of the purifier's own networks."""
         own = self.own_network.nfe if isinstance(self.own_network, PurifierModule) else 0
         return own + (0 if self.denoiser is None else self.denoiser.nfe)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from dp.attacks.base import VALUES, Attack, check_members, check_norm
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended, unbound
-from dp.defense.memory import activation_bytes
+from dp.defense.memory import bytes_per_call
 from dp.diffusion.denoisers import Denoiser
 from dp.evaluation.caveats import gradients
 from dp.evaluation.dry import dry_nfe
 from dp.evaluation.evaluate import Arm, Evaluation, null_control
 from dp.evaluation.judge import Judge
-from dp.purifiers import diffpure, none
+from dp.purifiers import none
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
 from dp.runs.compose import make, nodes
@@ -167,22 +167,19 @@ def _make(config: dict, node: Any, **more: Any) -> Any:
 def set_memory(config: dict, scored: Defended, one: Subset, nfe: int, device: str) -> None:
     """Set how the purification's networks keep activations for the backward pass, as the key `memory` says.
 
-    `store` keeps all of them, and `recompute` keeps those of the newest calls only. `auto` measures one call, and keeps
-    those of as many calls as fit into half of the free memory.
+    `store` keeps all of them, and `recompute` keeps those of the newest calls only. `auto` measures the scored
+    purification, and keeps the activations of as many calls as fit into half of the free memory with the classifier's.
     """
     networks = [m for m in (scored.denoiser, *scored.networks) if isinstance(m, Denoiser | PurifierModule)]
     for network in networks:
         network.memory = "store" if config["memory"] == "auto" else config["memory"]
     if config["memory"] != "auto" or not networks:
         return
-    model = scored
-    if scored.denoiser is not None:
-        one_step = functools.partial(diffpure.purify, t=0.1, steps=1, eta=0.0)
-        model = Defended(one_step, scored.denoiser, scored.classifier)
     x = one.x.to(device, memory_format=torch.channels_last)
-    per_call = activation_bytes(model, x, Streams(one.ids, 0, "probe"))
-    at_once = per_call * config["dataset"]["lanes"] * config["dataset"]["draws_per_call"]
-    fit = int(0.5 * free_bytes(device) / workers_of(config) / at_once)
+    room = 0.5 * free_bytes(device) / workers_of(config)
+    each = bytes_per_call(scored, x, Streams(one.ids, 0, "probe"), room)
+    at_once = config["dataset"]["lanes"] * config["dataset"]["draws_per_call"]
+    fit = int(max(0, room / at_once - each.classifier) / max(1, each.call))
     for network in networks:
         network.memory = "store" if nfe <= fit else "recompute"
         network.recompute.keep = max(1, fit)

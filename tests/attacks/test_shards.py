@@ -12,7 +12,7 @@ from dp.output.record import read_part
 from tests.helpers.compose import composed, finished, plug_ins, small_budget
 from tests.helpers.contract import assert_held, in_one_line
 
-OURS = ["pgd_eot", "strict", "square", "diffhammer"]  # steps, phases, queries, and a choice among samples
+OURS = ["pgd_eot", "strict", "square", "diffhammer", "decision"]  # steps, phases, queries, choices, decisions
 TINY = ["protocol.images=4", "protocol.seeds=[5]", "protocol.votes=2", "dataset.lanes=2", "dataset.draws_per_call=2"]
 
 

@@ -15,6 +15,14 @@ SLOW = {
         test_contract
     """,
     "attacks/test_shards.py": "*",
+    "attacks/test_decision.py": """
+        test_a_decision_is_the_majority_of_its_samples
+        test_candidates_lie_in_the_ball_and_break_the_image_where_the_boundary_does
+        test_it_works_where_the_gradient_is_zero
+        test_rows_do_not_depend_on_batch_mates_order_or_their_steps
+        test_the_distance_nears_that_of_the_closed_form
+        test_the_work_is_counted_and_the_count_ends
+    """,
     "attacks/test_diffattack.py": """
         test_gradient_equals_central_differences
         test_the_term_rises_under_the_attack
@@ -34,6 +42,12 @@ SLOW = {
         test_linf_reaches_the_corner
         test_margin_never_falls_and_rows_stand_alone
         test_noise_does_not_shut_the_search
+    """,
+    "attacks/test_target.py": """
+        test_apgd_raises_the_target_above_what_the_untargeted_attack_reaches
+        test_the_loss_of_the_target_is_minimized
+        test_two_classes_have_the_optimum_of_the_untargeted_attack
+        test_without_a_target_keys_stay
     """,
     "attacks/test_union.py": """
         test_autoattack_fixed_is_the_union
@@ -115,6 +129,9 @@ SLOW = {
         test_full_gradient_equals_central_differences
         test_recompute_equals_store_bit_for_bit
         test_straight_through_clamp_is_not_the_derivative
+    """,
+    "defense/test_memory.py": """
+        test_what_auto_keeps_fits_into_half_of_the_free_memory
     """,
     "diffusion/test_checkpointing.py": """
         test_a_guided_purifier_has_the_same_bits_in_both_memory_modes
