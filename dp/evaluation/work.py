@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dp.attacks.base import VALUES, Attack
-from dp.defense.defended import Defended
+from dp.defense.defended import Defended, brief
 from dp.defense.interface import AuxiliaryLoss
 from dp.evaluation.dry import dry_run
 from dp.evaluation.evaluate import Arm, Evaluation
@@ -61,19 +61,21 @@ class Costs(NamedTuple):
 
 
 class Pricing:
-    """The prices of defenses. `classifier`: the cost of one evaluation of the classifier, in those of the denoiser."""
+    """The prices of defenses. `classifier`: the cost of one evaluation of the classifier, in those of the denoiser,
+    beside what the classifier itself asks of a denoiser.
+    """
 
     def __init__(self, one: Subset, classifier: float):
         self.one, self.classifier = one, classifier
 
     def __call__(self, model: Defended) -> Price:
-        nfe, draws = dry_run(model, self.one)
+        nfe, draws, own = dry_run(model, self.one)
         again = 0
         if model.denoiser is not None and model.denoiser.memory == "recompute":
-            again = max(0, nfe - model.denoiser.recompute.keep)  # activations that are computed twice
-        through = 0.0 if model.bpda else BACKWARD * nfe + again
+            again = max(0, nfe - own - model.denoiser.recompute.keep)  # activations that are computed twice
+        through = 0.0 if model.bpda else BACKWARD * (nfe - own) + again
         most = float("inf") if draws else model.draws_per_call
-        return Price(nfe, nfe + self.classifier, through + BACKWARD * self.classifier, most)
+        return Price(nfe - own, nfe + self.classifier, through + BACKWARD * (own + self.classifier), most)
 
 
 class Counting:
@@ -146,13 +148,17 @@ def costs(evaluation: Evaluation, classifier: float | None = None) -> dict[str, 
     scored = evaluation.arms["defended"].scored
     ratio = relative_cost(scored, one.x) if classifier is None else classifier
     with torch.no_grad():
-        classes = scored.classifier(one.x).shape[1]
+        classes = brief(scored)(one.x, Streams(one.ids, 0, "dry")).shape[1]
     pricing = Pricing(one, ratio)
     return {name: _costs(evaluation, name, arm, pricing, one, classes) for name, arm in evaluation.arms.items()}
 
 
 def relative_cost(model: Defended, x: Tensor) -> float:
-    """The time of one evaluation of the classifier over that of the denoiser, for an image x (1,C,H,W); 1 without."""
+    """The time of one evaluation of the classifier over that of the denoiser, for an image x (1,C,H,W); 1 without, and
+    0 for a classifier whose own evaluations of a denoiser are counted.
+    """
+    if model.classifier_nfe:
+        return 0.0
     if model.denoiser is None:
         return 1.0
     denoiser = model.denoiser

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dp.attacks.base import VALUES, Attack, check_members, check_norm
 from dp.classifiers import Classifier
-from dp.defense.defended import Defended, unbound
+from dp.defense.defended import Defended, brief, unbound
 from dp.defense.memory import activation_bytes
 from dp.diffusion.denoisers import Denoiser
 from dp.evaluation.caveats import gradients
@@ -105,7 +105,8 @@ def check_images(scored: Defended, subset: Subset, device: str) -> None:
     network = "classifier"
     try:
         with torch.no_grad():
-            classes, network = scored.classifier(x).shape[1], "denoiser"
+            logits = brief(scored)(x, Streams(subset.ids[:1], 0, "probe"))
+            classes, network = logits.shape[1], "denoiser"
             if scored.denoiser is not None:
                 scored.denoiser(x, 1.0)
     except RuntimeError as error:
@@ -164,17 +165,17 @@ def set_memory(config: dict, scored: Defended, one: Subset, nfe: int, device: st
     `store` keeps all of them, and `recompute` keeps those of the newest calls only. `auto` measures one call, and keeps
     those of as many calls as fit into half of the free memory.
     """
-    networks = [m for m in (scored.denoiser, *scored.networks) if isinstance(m, Denoiser | PurifierModule)]
+    networks = [m for m in scored.modules() if isinstance(m, Denoiser | PurifierModule)]
     for network in networks:
         network.memory = "store" if config["memory"] == "auto" else config["memory"]
     if config["memory"] != "auto" or not networks:
         return
-    model = scored
+    purify = scored.purifier
     if scored.denoiser is not None:
-        one_step = functools.partial(diffpure.purify, t=0.1, steps=1, eta=0.0)
-        model = Defended(one_step, scored.denoiser, scored.classifier)
+        purify = functools.partial(diffpure.purify, t=0.1, steps=1, eta=0.0)
+    model = Defended(purify, scored.denoiser, scored.classifier.brief())
     x = one.x.to(device, memory_format=torch.channels_last)
-    per_call = activation_bytes(model, x, Streams(one.ids, 0, "probe"))
+    per_call = activation_bytes(model, x, Streams(one.ids, 0, "probe")) / max(1, model.nfe)
     at_once = per_call * config["dataset"]["lanes"] * config["dataset"]["draws_per_call"]
     fit = int(0.5 * free_bytes(device) / workers_of(config) / at_once)
     for network in networks:
