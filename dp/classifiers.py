@@ -86,9 +86,7 @@ class RandomizedClassifier(Classifier):
     It asks a denoiser `evaluations` times per image and call. It has no attention features.
     """
 
-    @property
-    def evaluations(self) -> int:
-        raise NotImplementedError  # abstract
+    evaluations: int
 
     def sample(self, x: Tensor, rng: Streams) -> Tensor:
         """One sample of the logits (B,K)."""

@@ -7,7 +7,7 @@ log p(x | c) = constant - int E|D(x0 + sigma n, sigma, c) - x0|^2 / sigma^3 dsig
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Self
 
 import torch
@@ -78,15 +78,12 @@ class DiffusionClassifier(RandomizedClassifier):
             ends = sigma_min * (sigma_max / sigma_min) ** ends
         self.sigmas = ends[:-1].tolist()
         self.weights = [weight(sigma) * width for sigma, width in zip(self.sigmas, ends.diff().tolist(), strict=True)]
-
-    @property
-    def evaluations(self) -> int:
-        return self.denoiser.classes * len(self.sigmas)
+        self.evaluations = denoiser.classes * levels
 
     def brief(self) -> Self:
         """The same with its first level alone."""
         twin = copy.copy(self)
-        twin.sigmas, twin.weights = self.sigmas[:1], self.weights[:1]
+        twin.sigmas, twin.weights, twin.evaluations = self.sigmas[:1], self.weights[:1], self.denoiser.classes
         return twin
 
     def sample(self, x: Tensor, rng: Streams) -> Tensor:
@@ -94,11 +91,12 @@ class DiffusionClassifier(RandomizedClassifier):
             x = F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
         x0, total = to_pm1(x), x.new_zeros(len(x), self.denoiser.classes)
         for sigma, weight in zip(self.sigmas, self.weights, strict=True):
+            # Differs: the code shares it in the prediction alone (deviation 93: shared noise in the gradient).
             z = x0 + sigma * rng.randn_like(x0)  # one noise for all classes
             total = total + weight * torch.stack(list(self._errors(z, x0, sigma)), dim=1)
         return -total / self.temperature
 
-    def _errors(self, z: Tensor, x0: Tensor, sigma: float):
+    def _errors(self, z: Tensor, x0: Tensor, sigma: float) -> Iterator[Tensor]:
         """|D(z, sigma, c) - x0|^2, (B,), for each class c."""
         for c in range(self.denoiser.classes):
             label = torch.full((len(z),), c, device=z.device)

@@ -17,8 +17,8 @@ from dp.nets.blocks import ClassConditional
 class Denoiser(nn.Module):
     """The posterior mean E[x0 | z] of z (B,C,H,W), x0 in [-1,1]; sigma is a float or (B,1,1,1).
 
-    With `label` (B,) int64 it is E[x0 | z, class], of a network that was trained with classes, see `classes`. Without
-    it such a network is asked for no class.
+    With `label` (B,) int64 it is E[x0 | z, class]. `classes`: how many there are, 0 for a network without classes.
+    Without a label a network with classes is asked for no class.
     `nfe` counts network evaluations per image: a call counts once, whatever its batch, and recomputation not at all.
     `memory`: `store` keeps all activations for the backward pass. `recompute` is activation checkpointing: the newest
     `recompute.keep` calls (2) keep their activations, of the others only the network's input is kept. Values, first and
@@ -42,13 +42,9 @@ class Denoiser(nn.Module):
         self.memory = memory
         self.dtype = dtype
         self.size = size
+        self.classes = net.classes if isinstance(net, ClassConditional) else 0
         self.nfe = 0
         self.recompute = ActivationCheckpointing()
-
-    @property
-    def classes(self) -> int:
-        """The number of classes that a label may name; 0 for a network that takes none."""
-        return self.net.classes if isinstance(self.net, ClassConditional) else 0
 
     def forward(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
         if label is not None:
