@@ -5,8 +5,8 @@ The unit is one evaluation of the denoiser for one image.
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor
 from dp.attacks.base import VALUES, Attack
 from dp.defense.defended import Defended, brief
 from dp.defense.interface import AuxiliaryLoss
+from dp.diffusion.denoisers import Denoiser
 from dp.evaluation.dry import dry_run
 from dp.evaluation.evaluate import Arm, Evaluation
 from dp.evaluation.rows import Unit
@@ -70,12 +71,17 @@ class Pricing:
 
     def __call__(self, model: Defended) -> Price:
         nfe, draws, own = dry_run(model, self.one)
-        again = 0
-        if model.denoiser is not None and model.denoiser.memory == "recompute":
-            again = max(0, nfe - own - model.denoiser.recompute.keep)  # activations that are computed twice
-        through = 0.0 if model.bpda else BACKWARD * (nfe - own) + again
+        purify = nfe - own
+        through = 0.0 if model.bpda else BACKWARD * purify + _again([model.denoiser], purify)
+        through += BACKWARD * (own + self.classifier) + _again(model.classifier.modules(), own)
         most = float("inf") if draws else model.draws_per_call
-        return Price(nfe - own, nfe + self.classifier, through + BACKWARD * (own + self.classifier), most)
+        return Price(purify, nfe + self.classifier, through, most)
+
+
+def _again(modules: Iterable[Any], calls: int) -> int:
+    """How many of the calls of the denoiser among modules compute their activations twice."""
+    denoisers = [m for m in modules if isinstance(m, Denoiser) and m.memory == "recompute"]
+    return sum(max(0, calls - denoiser.recompute.keep) for denoiser in denoisers)
 
 
 class Counting:

@@ -209,7 +209,8 @@ def test_it_is_asked_like_every_randomized_defense(evaluation):
 
 @pytest.mark.parametrize(("purifier", "steps"), [("none", 0), ("diffpure", 5)])
 def test_network_evaluations_are_classes_times_levels(purifier, steps):
-    evaluation = build(composed("classifier=rdc", f"purifier={purifier}", "denoiser=digits", "protocol.images=4"))
+    config = composed("classifier=rdc", f"purifier={purifier}", "denoiser=digits", "protocol.images=4", "memory=store")
+    evaluation = build(config)
     model, subset = evaluation.arms["defended"].scored, evaluation.subset.select(slice(0, 2))
     classifier = model.classifier
     assert isinstance(classifier, DiffusionClassifier)
@@ -221,6 +222,9 @@ def test_network_evaluations_are_classes_times_levels(purifier, steps):
     evaluated = 10 * 4 * (40 + steps)  # of each of ten iterations, four samples, forward; backward is a little more
     assert evaluated * 2 < costs(evaluation)["defended"].attack(10) < evaluated * 2.5
     assert costs(evaluation)["defended"].score == 2 * evaluation.votes * (40 + steps)
+    stored = costs(evaluation)["defended"].attack(10)
+    classifier.denoiser.memory, classifier.denoiser.recompute.keep = "recompute", 3
+    assert costs(evaluation)["defended"].attack(10) - stored == pytest.approx(10 * 4 * 37)  # all but the newest three
 
 
 def test_a_purifier_with_an_attention_mask_is_refused():

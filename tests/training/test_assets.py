@@ -28,8 +28,9 @@ def test_a_label_helps_the_conditional_denoiser_and_a_wrong_one_harms(networks):
     """Error at sigma 2 on test images: with the class, without one, with the next class; the unconditional network's
     lies near that without a class.
     """
-    denoiser = build(composed("purifier=none", "classifier=rdc")).arms["defended"].scored.classifier.denoiser
-    subset = digits(128)
+    denoiser = build(composed("purifier=diffpure", "denoiser=digits_conditional")).arms["defended"].scored.denoiser
+    assert denoiser is not None
+    subset, unconditional = digits(128), networks.denoiser
     x0 = to_pm1(subset.x)
     z = x0 + 2.0 * Streams(subset.ids, 0, "a").randn_like(x0)
     with torch.no_grad():
@@ -39,7 +40,7 @@ def test_a_label_helps_the_conditional_denoiser_and_a_wrong_one_harms(networks):
                 denoiser(z, 2.0, subset.y),
                 denoiser(z, 2.0),
                 denoiser(z, 2.0, (subset.y + 1) % 10),
-                networks.denoiser(z, 2.0),
+                unconditional(z, 2.0),
             )
         )
     assert right < 0.8 * none
