@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dp.rng import Streams
+
 
 class Classifier(nn.Module):
     """Logits (B,K) of images (B,C,H,W) in [0,1]. Preprocessing happens here and only here.
@@ -72,6 +74,40 @@ class Classifier(nn.Module):
             for hook in hooks:
                 hook.remove()
         return [outputs[tap].to(x.dtype) for tap in self.taps]
+
+    def brief(self) -> "Classifier":
+        """The classifier with as few network evaluations as it can make, to measure it and to see its logits' shape."""
+        return self
+
+
+class RandomizedClassifier(Classifier):
+    """A classifier that draws noise: logits (B,K) = classifier(x, rng), x (B,C,H,W) in [0,1], one stream per image.
+
+    It asks a denoiser `evaluations` times per image and call. It has no attention features.
+    """
+
+    evaluations: int
+
+    def sample(self, x: Tensor, rng: Streams) -> Tensor:
+        """One sample of the logits (B,K)."""
+        raise NotImplementedError  # abstract
+
+    def forward(self, x: Tensor, rng: Streams | None = None) -> Tensor:
+        if rng is None:
+            raise ValueError(
+                "need a classifier without noise, because the purifier or the attack asks it without streams, got "
+                f"{type(self).__name__}: choose another classifier"
+            )
+        return self.sample(x, rng)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        raise ValueError(
+            f"need a classifier with taps for an attention map, got {type(self).__name__}, which has none: choose "
+            "another classifier, or a purifier without an attention mask"
+        )
+
+    def brief(self) -> "RandomizedClassifier":
+        raise NotImplementedError  # abstract
 
 
 def _keep(outputs: dict[str, Tensor], tap: str, _module: nn.Module, _inputs: tuple, out: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Checks of the gradient: is it the derivative of the scored defense, and is it precise enough for an attack?"""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -91,17 +91,20 @@ def recompute(subject: Subject) -> Finding:
     recompute for lack of memory, the comparison stores the activations of as many calls as fit.
     """
     model = subject.arm.attacked
-    if model.denoiser is None or model.bpda:
-        return not_applicable("recompute", "no gradient passes a network of the purification")
+    denoisers = [m for m in model.modules() if isinstance(m, Denoiser)]
+    if model.bpda:
+        denoisers = [m for m in model.classifier.modules() if isinstance(m, Denoiser)]
+    if not denoisers:
+        return not_applicable("recompute", "no gradient passes a denoiser")
     images = some(subject.images, 2)
     rng, results = streams(subject, images, Stage.RECOMPUTE), []
     at_once = subject.evaluation.lanes * model.draws_per_call // len(images.ids)
-    keep = model.denoiser.recompute.keep * max(1, at_once)
-    store = model.denoiser.memory == "store"
+    keep = denoisers[0].recompute.keep * max(1, at_once)
+    store = denoisers[0].memory == "store"
     if not store and keep <= 1:
         return not_applicable("recompute", "no call fits in memory to compare with")
-    for memory, newest in ((model.denoiser.memory, keep), ("recompute", 1)):
-        with _remembering(model.denoiser, memory, newest):
+    for memory, newest in ((denoisers[0].memory, keep), ("recompute", 1)):
+        with _remembering(denoisers, memory, newest):
             results.append(model.loss_gradient(images.x, images.y, rng, 1, margin))
     if model.nfe == 0:
         return not_applicable("recompute", "the purification calls no network")
@@ -113,14 +116,16 @@ def recompute(subject: Subject) -> Finding:
 
 
 @contextmanager
-def _remembering(denoiser: Denoiser, memory: str, keep: int) -> Iterator[None]:
-    """Within it, the denoiser has another memory mode and keeps the activations of `keep` calls."""
-    before = denoiser.memory, denoiser.recompute.keep
-    denoiser.memory, denoiser.recompute.keep = memory, keep
+def _remembering(denoisers: Sequence[Denoiser], memory: str, keep: int) -> Iterator[None]:
+    """Within it, the denoisers have another memory mode and keep the activations of `keep` calls each."""
+    before = [(denoiser.memory, denoiser.recompute.keep) for denoiser in denoisers]
+    for denoiser in denoisers:
+        denoiser.memory, denoiser.recompute.keep = memory, keep
     try:
         yield
     finally:
-        denoiser.memory, denoiser.recompute.keep = before
+        for denoiser, (was, kept) in zip(denoisers, before, strict=True):
+            denoiser.memory, denoiser.recompute.keep = was, kept
 
 
 @audited("methods", "every gradient mode of the defense against the exact one")

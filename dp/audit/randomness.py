@@ -117,9 +117,10 @@ def _normalized(subject: Subject, model: Defended) -> list[str]:
         hooks.append(first.register_forward_pre_hook(lambda module, args: inputs.setdefault("reached", args[0])))
     try:
         with torch.no_grad():
-            x_hat = model.purify(images.x, Streams(images.ids, subject.seed, Stage.CLEAN).draw(0))
+            noise = Streams(images.ids, subject.seed, Stage.CLEAN).draw(0)
+            x_hat = model.purify(images.x, noise)
             inputs.clear()  # some purifiers call the classifier themselves
-            classifier(x_hat)
+            model.classify(x_hat, noise)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,13 +1,16 @@
 """The contracts of classifiers and denoisers: shapes, no randomness, no image that depends on another, a gradient."""
 
+import functools
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from dp.classifiers import Classifier
+from dp.classifiers import Classifier, RandomizedClassifier
 from dp.contracts.failure import Failure, Raised, called, difference
 from dp.diffusion.denoisers import Denoiser
+from dp.rng import Streams
 
 SIGMAS = (0.1, 1.0, 5.0)  # of the noise at which a denoiser is called
 TOLERANCE = 1e-4  # a network rounds otherwise for another number of images
@@ -24,14 +27,17 @@ def of_classifier(classifier: Classifier, x: Tensor, labels: Tensor | None) -> l
 
 
 def of_denoiser(denoiser: Denoiser, z: Tensor) -> list[Failure]:
-    """The properties that a denoiser lacks on states z (B,C,H,W) in [-1,1], B >= 4."""
+    """The properties that a denoiser lacks on states z (B,C,H,W) in [-1,1], B >= 4. One with classes is also asked for
+    its last class.
+    """
     try:
-        for sigma in SIGMAS:
-            x0 = called("the denoiser", denoiser, z, sigma)
+        for sigma, label in itertools.product(SIGMAS, (None, denoiser.classes - 1) if denoiser.classes else (None,)):
+            ask = functools.partial(_asked, denoiser, sigma, label)
+            x0 = called("the denoiser", ask, z)
             if not isinstance(x0, Tensor) or (x0.shape, x0.dtype) != (z.shape, z.dtype):
                 what = f"at sigma {sigma} it returned {_described(x0)} for {_described(z)}"
                 return [Failure("shape", what, "return E[x0 | z] for each image, of the size and precision of z")]
-            found = [*_finite(f"x0 at sigma {sigma}", x0), *_stands_alone(lambda z, s=sigma: denoiser(z, s), z, x0)]
+            found = [*_finite(f"x0 at sigma {sigma}", x0), *_stands_alone(ask, z, x0)]
             if found:
                 return found
         weak, strong = ((denoiser(z, sigma) - z).square().mean().item() for sigma in (0.02, SIGMAS[-1]))
@@ -42,6 +48,11 @@ def of_denoiser(denoiser: Denoiser, z: Tensor) -> list[Failure]:
     what = f"it moves a state by {weak:.3g} (mean square) at sigma .02 and by {strong:.3g} at sigma {SIGMAS[-1]:.0f}"
     advice = "with little noise E[x0 | z] is nearly z: the likely cause is another scale of sigma, or [0,1] for [-1,1]"
     return [Failure("low noise", what, advice)]
+
+
+def _asked(denoiser: Denoiser, sigma: float, label: int | None, z: Tensor) -> Tensor:
+    """E[x0 | z], of all images for the same class."""
+    return denoiser(z, sigma) if label is None else denoiser(z, sigma, torch.full((len(z),), label, device=z.device))
 
 
 def _frozen(classifier: Classifier) -> Iterator[Failure]:
@@ -56,8 +67,8 @@ def _frozen(classifier: Classifier) -> Iterator[Failure]:
 
 
 def _of_logits(classifier: Classifier, x: Tensor, labels: Tensor | None) -> Iterator[Failure]:
-    leaf = x.clone().requires_grad_()
-    logits = called("the classifier", classifier, leaf)
+    leaf, ask = x.clone().requires_grad_(), _with_noise(classifier)
+    logits = called("the classifier", ask, leaf)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or (len(logits), logits.dtype) != (len(x), x.dtype):
         what = f"it returned {_described(logits)} for {_described(x)}"
         yield Failure("shape", what, "return logits (B,K), one row for each image")
@@ -65,7 +76,7 @@ def _of_logits(classifier: Classifier, x: Tensor, labels: Tensor | None) -> Iter
     if labels is not None and labels.max() >= logits.shape[1]:
         what = f"it has {logits.shape[1]} logits, and the labels go up to {int(labels.max())}"
         yield Failure("labels", what, "labels count from 0: give the network as many classes as the dataset has")
-    found = [*_finite("a logit", logits), *_stands_alone(classifier, x, logits.detach())]
+    found = [*_finite("a logit", logits), *_stands_alone(ask, x, logits.detach())]
     yield from found
     if not found:
         yield from _of_gradient(logits, leaf)
@@ -74,6 +85,13 @@ def _of_logits(classifier: Classifier, x: Tensor, labels: Tensor | None) -> Iter
     if bad or len(features) != len(classifier.taps):
         got = bad[0] if bad else f"{len(features)} features"
         yield Failure("taps", f"{got} for {len(classifier.taps)} taps", "name modules whose output is (B,C,h,w)")
+
+
+def _with_noise(classifier: Classifier) -> Callable[[Tensor], Tensor]:
+    """The classifier as a function of images; a randomized one has the same noise for the k-th image in every call."""
+    if not isinstance(classifier, RandomizedClassifier):
+        return classifier
+    return lambda x: classifier(x, Streams(range(len(x)), 0, "contract"))
 
 
 def _of_gradient(logits: Tensor, leaf: Tensor) -> Iterator[Failure]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dp.classifiers import Classifier
+from dp.classifiers import Classifier, RandomizedClassifier
 from dp.defense.interface import AuxiliaryLoss
 from dp.diffusion.denoisers import Denoiser
 from dp.objectives import Loss, cross_entropy
@@ -28,8 +28,8 @@ class Defended(nn.Module):
     None only where the purifier uses none; `draws_per_call`: how many samples of every image share one network call,
     which changes the last bit of a result; `variants`: the method's own gradient variants by name, each a mapping of
     hyperparameters to change or a purifier to differentiate instead; `bpda`: put the identity in place of the
-    purification's derivative (BPDA, Athalye et al. 2018). `nfe`: network evaluations of the last purification, per
-    image and sample.
+    purification's derivative (BPDA, Athalye et al. 2018). `nfe`: network evaluations of the last answer, per image and
+    sample; those of a randomized classifier count, too.
     """
 
     def __init__(
@@ -112,13 +112,27 @@ class Defended(nn.Module):
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations so far, of the denoiser and of the purifier's own networks."""
+        """Network evaluations so far: of the denoiser, of the purifier's own networks and of a randomized classifier's
+        denoiser.
+        """
         own = self.own_network.nfe if isinstance(self.own_network, PurifierModule) else 0
-        return own + (0 if self.denoiser is None else self.denoiser.nfe)
+        return own + sum(module.nfe for module in self.modules() if isinstance(module, Denoiser))
+
+    @property
+    def classifier_nfe(self) -> int:
+        """Network evaluations of one answer of the classifier, per image: 0 unless it asks a denoiser."""
+        return self.classifier.evaluations if isinstance(self.classifier, RandomizedClassifier) else 0
+
+    def classify(self, x_hat: Tensor, rng: Streams) -> Tensor:
+        """Logits (B,K) of purified images (B,C,H,W). A randomized classifier draws its noise after the purifier."""
+        if not isinstance(self.classifier, RandomizedClassifier):
+            return self.classifier(x_hat)
+        self.nfe += self.classifier_nfe
+        return self.classifier(x_hat, rng)
 
     def forward(self, x: Tensor, rng: Streams) -> Tensor:
         """One sample: (B,C,H,W) -> (B,K) logits."""
-        return self.classifier(self.purify(x, rng))
+        return self.classify(self.purify(x, rng), rng)
 
     def logits(self, x: Tensor, rng: Streams, samples: int) -> Tensor:
         """`samples` independent samples of every image: (samples,B,K). A defense that draws no noise is asked once, and
@@ -176,7 +190,8 @@ class Defended(nn.Module):
         for ks, streams in self._calls(rng, samples):
             copies, states = x.detach().repeat(len(ks), 1, 1, 1).requires_grad_(), []
             on_step = None if auxiliary is None else lambda i, sigma, z, x0, states=states: states.append((sigma, z))
-            values = loss(self.classifier(self.purify(copies, streams, on_step=on_step)), y.repeat(len(ks)))
+            logits = self.classify(self.purify(copies, streams, on_step=on_step), streams)
+            values = loss(logits, y.repeat(len(ks)))
             first = values if values.dim() == 1 else values[:, 0]
             if auxiliary is not None:
                 first = first + auxiliary(copies, states)
@@ -216,6 +231,11 @@ class Defended(nn.Module):
 def unbound(purify: Callable[..., Any]) -> Callable[..., Any]:
     """The purifier itself, without the hyperparameters that it is bound to."""
     return unbound(purify.func) if isinstance(purify, functools.partial) else purify
+
+
+def brief(model: Defended) -> Defended:
+    """The bare classifier of a defense, with as few network evaluations as it can make."""
+    return Defended(none.purify, None, model.classifier.brief())
 
 
 def _gradient(out: Tensor, leaf: Tensor, direction: Tensor | None = None) -> Tensor:

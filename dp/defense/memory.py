@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dp.defense.defended import Defended
-from dp.purifiers import none
+from dp.defense.defended import Defended, brief
 from dp.rng import Streams
 
 PROBED = 4  # network calls that are measured: a step of a purifier may make several, not all of them alike
@@ -74,14 +73,14 @@ def activation_bytes(model: Defended, x: Tensor, rng: Streams) -> int:
 
 def bytes_per_call(model: Defended, x: Tensor, rng: Streams, room: float = float("inf")) -> PerCall:
     """What one image of x (B,C,H,W) and one sample of a defense store, on average over its first `PROBED` network calls
-    with all that the purifier does between them. A gradient that the purifier takes itself is part of it.
+    with all that is done between them. A gradient that the purifier takes itself is part of it, and so are the calls of
+    a randomized classifier.
 
     The purification is not run to its end. It also stops where one more call would store more than `room` bytes; one
     call is always measured.
     """
-    bare = Defended(none.purify, None, model.classifier)
-    classifier = activation_bytes(bare, x, rng)
-    stored = _Stored(model, PROBED, room)
+    classifier = 0 if model.classifier_nfe else activation_bytes(brief(model), x, rng)
+    stored = _Stored(Defended(model.purifier, model.denoiser, model.classifier.brief()), PROBED, room)
     stored(x[:1], rng.select([0]))
     purification = max(0, stored.bytes - (classifier if stored.whole else 0))
     return PerCall(purification / max(1, stored.calls), classifier)

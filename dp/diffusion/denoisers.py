@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from dp.diffusion.checkpointing import ActivationCheckpointing
 from dp.diffusion.sampling import vp_sigma, vp_sigmas
+from dp.nets.blocks import ClassConditional
 
 
 class Denoiser(nn.Module):
     """The posterior mean E[x0 | z] of z (B,C,H,W), x0 in [-1,1]; sigma is a float or (B,1,1,1).
 
+    With `label` (B,) int64 it is E[x0 | z, class]. `classes`: how many there are, 0 for a network without classes.
+    Without a label a network with classes is asked for no class.
     `nfe` counts network evaluations per image: a call counts once, whatever its batch, and recomputation not at all.
     `memory`: `store` keeps all activations for the backward pass. `recompute` is activation checkpointing: the newest
     `recompute.keep` calls (2) keep their activations, of the others only the network's input is kept. Values, first and
@@ -39,16 +42,34 @@ class Denoiser(nn.Module):
         self.memory = memory
         self.dtype = dtype
         self.size = size
+        self.classes = net.classes if isinstance(net, ClassConditional) else 0
         self.nfe = 0
         self.recompute = ActivationCheckpointing()
 
-    def forward(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+    def forward(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
+        if label is not None:
+            self.check_label(z, label)
         self.nfe += 1
-        return self.denoise(z, sigma)
+        return self.denoise(z, sigma) if label is None else self.denoise(z, sigma, label)
 
-    def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
-        """The adapter's formula: how z is scaled for the network, and what the network's output means."""
+    def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
+        """The adapter's formula: how z is scaled for the network, and what the network's output means. A denoiser
+        without classes is never called with a label, and need not take one.
+        """
         raise NotImplementedError  # abstract
+
+    def check_label(self, z: Tensor, label: Tensor) -> None:
+        """Raises ValueError unless `label` names a class of this denoiser for each image of z (B,C,H,W)."""
+        if not self.classes:
+            raise ValueError(
+                "need a denoiser with classes, got one without: choose a class-conditional network, such as "
+                "digits_conditional or edm_cifar10_cond"
+            )
+        if label.dtype != torch.int64 or label.shape != z.shape[:1]:
+            raise ValueError(f"need labels ({len(z)},) int64, got {tuple(label.shape)} {label.dtype}")
+        if not 0 <= int(label.min()) <= int(label.max()) < self.classes:
+            found = f"{int(label.min())} to {int(label.max())}"
+            raise ValueError(f"need labels from 0 to {self.classes - 1}, got labels from {found}")
 
     def with_variance(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         """The posterior mean, and the further output channels u (B,C,H,W) that predict a step's variance, by one
@@ -62,15 +83,17 @@ class Denoiser(nn.Module):
         """Noise level at time t in [0,1] by the linear 1000-level VP clock: 0.724 at t = 0.2."""
         return vp_sigma(t)
 
-    def bare(self, x: Tensor, label: Tensor) -> Tensor:
-        """The network alone, in its own precision: x (B,C,H,W), label (B,) or (1,), with checkpointing if chosen."""
+    def bare(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+        """The network alone, in its own precision, with checkpointing if chosen: x (B,C,H,W), the noise label `noise`
+        (B,) or (1,), the class `label` (B,).
+        """
         if self.memory == "store":
-            return self._net(x, label)
-        return self.recompute(functools.partial(self._net, label=label), x)
+            return self._net(x, noise, label)
+        return self.recompute(functools.partial(self._net, noise=noise, label=label), x)
 
-    def _net(self, x: Tensor, label: Tensor) -> Tensor:
+    def _net(self, x: Tensor, noise: Tensor, label: Tensor | None) -> Tensor:
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            out = self.net(x, label)
+            out = self.net(x, noise) if label is None else self.net(x, noise, label)
         return out.to(x.dtype)
 
 
@@ -93,10 +116,10 @@ class EDM(Denoiser):
         super().__init__(net, memory, dtype, size)
         self.sigma_data = sigma_data
 
-    def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+    def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
         s = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)  # (1,1,1,1) or (B,1,1,1)
         total = s**2 + self.sigma_data**2
-        out = self.bare(z * total.rsqrt(), s.log().flatten() / 4)
+        out = self.bare(z * total.rsqrt(), s.log().flatten() / 4, label)
         return z * (self.sigma_data**2 / total) + out * (s * self.sigma_data * total.rsqrt())
 
 
@@ -113,20 +136,20 @@ class EpsNet(Denoiser):
         table = vp_sigmas()
         return table[min(round(t * len(table)), len(table) - 1)].item()
 
-    def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
-        return self._posterior(z, sigma)[0]
+    def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
+        return self._posterior(z, sigma, label)[0]
 
     def with_variance(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         self.nfe += 1
         x0, rest = self._posterior(z, sigma)
         return x0, learned(rest, z)
 
-    def _posterior(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+    def _posterior(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The posterior mean, and the output channels beyond the image's."""
         s = torch.as_tensor(sigma, dtype=torch.float64).cpu().flatten()  # (1,) or (B,)
         k = (vp_sigmas().log()[None] - s.log()[:, None]).abs().argmin(dim=1)  # nearest index
         s = s.to(device=z.device, dtype=z.dtype).reshape(-1, 1, 1, 1)
-        out = self.bare(z * (1 + s**2).rsqrt(), k.to(z.device))
+        out = self.bare(z * (1 + s**2).rsqrt(), k.to(z.device), label)
         return z - s * out[:, : z.shape[1]], out[:, z.shape[1] :]
 
 
@@ -163,19 +186,19 @@ class VP(Denoiser):
             raise ValueError(f"need a time t in [0, 1], got t={t}")
         return math.sqrt(math.expm1(self.beta_d * t**2 / 2 + self.beta_min * t))
 
-    def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+    def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
         s = torch.as_tensor(sigma, dtype=torch.float64, device=z.device).reshape(-1, 1, 1, 1)  # (1,1,1,1) or (B,1,1,1)
         t = ((self.beta_min**2 + 2 * self.beta_d * torch.log1p(s**2)).sqrt() - self.beta_min) / self.beta_d
-        label = ((self.levels - 1) * t).to(z.dtype).flatten()
-        return z - s.to(z.dtype) * self.bare(z * (1 + s**2).rsqrt().to(z.dtype), label)
+        noise = ((self.levels - 1) * t).to(z.dtype).flatten()
+        return z - s.to(z.dtype) * self.bare(z * (1 + s**2).rsqrt().to(z.dtype), noise, label)
 
 
 class VE(Denoiser):
     """EDM's VEPrecond (its NCSN++ baselines): x0 = z + sigma F(z, ln(sigma / 2)). Its clock is the VP clock."""
 
-    def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+    def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
         s = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)
-        return z + s * self.bare(z, (s / 2).log().flatten())
+        return z + s * self.bare(z, (s / 2).log().flatten(), label)
 
 
 class IDDPM(Denoiser):
@@ -202,29 +225,29 @@ class IDDPM(Denoiser):
             u.append(math.sqrt((u[-1] ** 2 + 1) / max(cosine[j - 1] / cosine[j], c_1) - 1))
         self.sigmas = torch.tensor(u, dtype=torch.float64)  # (levels + 1,) ascending
 
-    def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
-        return self._posterior(z, sigma)[0]
+    def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
+        return self._posterior(z, sigma, label)[0]
 
     def with_variance(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         self.nfe += 1
         x0, rest = self._posterior(z, sigma)
         return x0, learned(rest, z)
 
-    def _posterior(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+    def _posterior(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The posterior mean, and the output channels beyond the image's."""
         s = torch.as_tensor(sigma, dtype=torch.float64).cpu().flatten()  # (1,) or (B,)
         k = (self.sigmas[None] - s[:, None]).abs().argmin(dim=1)  # nearest; the network's labels begin at 0
         s = s.to(device=z.device, dtype=z.dtype).reshape(-1, 1, 1, 1)
-        out = self.bare(z * (1 + s**2).rsqrt(), (k - 1).to(z.device, z.dtype))
+        out = self.bare(z * (1 + s**2).rsqrt(), (k - 1).to(z.device, z.dtype), label)
         return z - s * out[:, : z.shape[1]], out[:, z.shape[1] :]
 
 
 class ScoreVE(Denoiser):
     """A score network whose label is sigma itself (score-SDE's VE): x0 = z + sigma^2 score(z, sigma)."""
 
-    def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+    def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
         s = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)
-        return z + s**2 * self.bare(z, s.flatten())
+        return z + s**2 * self.bare(z, s.flatten(), label)
 
 
 class Consistency(Denoiser):
@@ -249,10 +272,10 @@ class Consistency(Denoiser):
         super().__init__(net, memory, dtype, size)
         self.sigma_data, self.low = sigma_data, sigma_min if boundary else 0.0
 
-    def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+    def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
         s = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)
         above, total = s - self.low, s**2 + self.sigma_data**2
-        out = self.bare(z * total.rsqrt(), 250 * s.log().flatten())
+        out = self.bare(z * total.rsqrt(), 250 * s.log().flatten(), label)
         return z * (self.sigma_data**2 / (above**2 + self.sigma_data**2)) + out * (
             above * self.sigma_data * total.rsqrt()
         )
@@ -268,6 +291,6 @@ class Gaussian(Denoiser):
         super().__init__(nn.Identity())
         self.mean, self.std = mean, std
 
-    def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+    def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
         gain = self.std**2 / (self.std**2 + sigma**2)
         return self.mean + gain * (z - self.mean)

@@ -14,16 +14,19 @@ MOST_NFE = 10_000  # of one purification: ten times the levels of the finest sch
 
 
 class Dry(NamedTuple):
-    """What one purification does: network evaluations, and whether it draws noise."""
+    """What one sample of a defense does: network evaluations, whether it draws noise, and how many of the evaluations
+    the classifier asks for.
+    """
 
     nfe: int
     draws: bool
+    classifier: int = 0
 
 
 class Counted(Gaussian):
     """A cheap denoiser that refuses to be called too often."""
 
-    def forward(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+    def forward(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
         if self.nfe == MOST_NFE:
             found = "got more: take fewer steps, for example by purifier.steps, purifier.n or purifier.dt"
             raise ValueError(f"need at most {MOST_NFE} network evaluations in one purification, {found}")
@@ -31,15 +34,15 @@ class Counted(Gaussian):
 
 
 def dry_nfe(model: Defended, one: Subset) -> int:
-    """The network evaluations of one purification, see `dry_run`."""
+    """The network evaluations of one sample, see `dry_run`."""
     return dry_run(model, one).nfe
 
 
 def dry_run(model: Defended, one: Subset) -> Dry:
     """What one purification of an image does, found by running it once with a cheap Gaussian denoiser.
 
-    A defense without a denoiser is run without one. Raises ValueError if its purifier needs one, and for more than
-    `MOST_NFE` network evaluations.
+    A defense without a denoiser is run without one. A randomized classifier is not run, because it says what it asks.
+    Raises ValueError if its purifier needs one, and for more than `MOST_NFE` network evaluations.
     """
     if model.denoiser is not None:
         return _dry_run(model, Counted(), one)
@@ -55,6 +58,10 @@ def dry_run(model: Defended, one: Subset) -> Dry:
 def _dry_run(model: Defended, denoiser: Denoiser | None, one: Subset) -> Dry:
     classifier, rng = model.classifier, Streams(one.ids, 0, "dry")
     cheap = Defended(model.purifier, denoiser, classifier)
+    x = one.x.to(next(classifier.parameters()).device)
     with torch.no_grad():
-        cheap(one.x.to(next(classifier.parameters()).device), rng)
-    return Dry(cheap.nfe, rng.used)
+        if cheap.classifier_nfe == 0:
+            cheap(x, rng)
+            return Dry(cheap.nfe, rng.used)
+        cheap.purify(x, rng)
+    return Dry(cheap.nfe + cheap.classifier_nfe, True, cheap.classifier_nfe)

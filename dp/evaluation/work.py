@@ -5,16 +5,17 @@ The unit is one evaluation of the denoiser for one image.
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dp.attacks.base import VALUES, Attack
-from dp.defense.defended import Defended
+from dp.defense.defended import Defended, brief
 from dp.defense.interface import AuxiliaryLoss
+from dp.diffusion.denoisers import Denoiser
 from dp.evaluation.dry import dry_run
 from dp.evaluation.evaluate import Arm, Evaluation
 from dp.evaluation.rows import Unit
@@ -61,19 +62,26 @@ class Costs(NamedTuple):
 
 
 class Pricing:
-    """The prices of defenses. `classifier`: the cost of one evaluation of the classifier, in those of the denoiser."""
+    """The prices of defenses. `classifier`: the cost of one evaluation of the classifier, in those of the denoiser,
+    beside what the classifier itself asks of a denoiser.
+    """
 
     def __init__(self, one: Subset, classifier: float):
         self.one, self.classifier = one, classifier
 
     def __call__(self, model: Defended) -> Price:
-        nfe, draws = dry_run(model, self.one)
-        again = 0
-        if model.denoiser is not None and model.denoiser.memory == "recompute":
-            again = max(0, nfe - model.denoiser.recompute.keep)  # activations that are computed twice
-        through = 0.0 if model.bpda else BACKWARD * nfe + again
+        nfe, draws, own = dry_run(model, self.one)
+        purify = nfe - own
+        through = 0.0 if model.bpda else BACKWARD * purify + _again([model.denoiser], purify)
+        through += BACKWARD * (own + self.classifier) + _again(model.classifier.modules(), own)
         most = float("inf") if draws else model.draws_per_call
-        return Price(nfe, nfe + self.classifier, through + BACKWARD * self.classifier, most)
+        return Price(purify, nfe + self.classifier, through, most)
+
+
+def _again(modules: Iterable[Any], calls: int) -> int:
+    """How many of the calls of the denoiser among modules compute their activations twice."""
+    denoisers = [m for m in modules if isinstance(m, Denoiser) and m.memory == "recompute"]
+    return sum(max(0, calls - denoiser.recompute.keep) for denoiser in denoisers)
 
 
 class Counting:
@@ -146,13 +154,17 @@ def costs(evaluation: Evaluation, classifier: float | None = None) -> dict[str, 
     scored = evaluation.arms["defended"].scored
     ratio = relative_cost(scored, one.x) if classifier is None else classifier
     with torch.no_grad():
-        classes = scored.classifier(one.x).shape[1]
+        classes = brief(scored)(one.x, Streams(one.ids, 0, "dry")).shape[1]
     pricing = Pricing(one, ratio)
     return {name: _costs(evaluation, name, arm, pricing, one, classes) for name, arm in evaluation.arms.items()}
 
 
 def relative_cost(model: Defended, x: Tensor) -> float:
-    """The time of one evaluation of the classifier over that of the denoiser, for an image x (1,C,H,W); 1 without."""
+    """The time of one evaluation of the classifier over that of the denoiser, for an image x (1,C,H,W); 1 without, and
+    0 for a classifier whose own evaluations of a denoiser are counted.
+    """
+    if model.classifier_nfe:
+        return 0.0
     if model.denoiser is None:
         return 1.0
     denoiser = model.denoiser

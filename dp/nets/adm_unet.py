@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dp.nets.blocks import attend, sinusoid
+from dp.nets.blocks import ClassConditional, attend, sinusoid
 
 
-class UNetModel(nn.Module):
+class UNetModel(ClassConditional):
     """(B,in_channels,H,W) and labels (b,), b = B or 1 -> (B,out_channels,H,W).
 
     H and W must be multiples of 2^(levels - 1).
@@ -39,6 +39,7 @@ class UNetModel(nn.Module):
         consistency: bool = False,
     ):
         super().__init__()
+        self.classes = num_classes or 0
         self.model_channels = model_channels
         emb = 4 * model_channels
         self.time_embed = nn.Sequential(nn.Linear(model_channels, emb), nn.SiLU(), nn.Linear(emb, emb))

@@ -1,4 +1,4 @@
-"""What the diffusion U-Nets share: sinusoidal embeddings, attention over pixels, separable resampling."""
+"""What the diffusion U-Nets share: class labels, sinusoidal embeddings, attention over pixels, separable resampling."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class ClassConditional(nn.Module):
+    """A diffusion network that may take the class of each image: net(x, noise label, label), label (B,) int64.
+
+    `classes`: how many there are; 0 where the network has none.
+    """
+
+    classes: int
+
+
+def one_hot(label: Tensor, classes: int, like: Tensor) -> Tensor:
+    """(B,) int64 as (B,classes) of the dtype and device of `like`; a row of zeros for a label of -1, no class."""
+    return (label.to(like.device)[:, None] == torch.arange(classes, device=like.device)).to(like.dtype)
 
 
 def sinusoid(t: Tensor, channels: int, endpoint: bool) -> tuple[Tensor, Tensor]:

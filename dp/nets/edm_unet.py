@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dp.nets.blocks import sinusoid
+from dp.nets.blocks import ClassConditional, one_hot, sinusoid
 from dp.nets.edm_blocks import Block, Conv, linear, norm
 
 
-class SongUNet(nn.Module):
+class SongUNet(ClassConditional):
     """(B,in_channels,R,R) and noise labels (b,), b = B or 1 -> (B,out_channels,R,R), R = img_resolution.
 
-    `class_labels` (B,label_dim) are one-hot. Without them or `augment_labels` (B,augment_dim) no term is added.
+    `class_labels` are (B,) int64, or (B,label_dim) one-hot. Without them or `augment_labels` (B,augment_dim) no term is
+    added.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class SongUNet(nn.Module):
             if value not in known:
                 raise ValueError(f"need one of {', '.join(known)} for a type of SongUNet, got {value!r}")
         super().__init__()
+        self.classes = label_dim
         emb, noise = model_channels * channel_mult_emb, model_channels * channel_mult_noise
         self.map_noise = _Fourier(noise) if embedding_type == "fourier" else _Positional(noise)
         self.map_label = linear(label_dim, noise) if label_dim else None
@@ -145,10 +147,11 @@ class SongUNet(nn.Module):
         return out
 
 
-class DhariwalUNet(nn.Module):
+class DhariwalUNet(ClassConditional):
     """(B,in_channels,R,R) and noise labels (b,), b = B or 1 -> (B,out_channels,R,R), R = img_resolution.
 
-    `class_labels` (B,label_dim) are one-hot. Without them or `augment_labels` (B,augment_dim) no term is added.
+    `class_labels` are (B,) int64, or (B,label_dim) one-hot. Without them or `augment_labels` (B,augment_dim) no term is
+    added.
     """
 
     def __init__(
@@ -166,6 +169,7 @@ class DhariwalUNet(nn.Module):
         dropout: float = 0.10,
     ):
         super().__init__()
+        self.classes = label_dim
         emb = model_channels * channel_mult_emb
         self.map_augment = linear(augment_dim, model_channels, bias=False) if augment_dim else None
         self.map_layer0 = linear(model_channels, emb)
@@ -252,7 +256,9 @@ class _Fourier(nn.Module):
 
 
 def _label(layer: nn.Linear, labels: Tensor | None, emb: Tensor, scale: float) -> Tensor:
-    """The term of one-hot labels (B,K). Without labels they are zeros, so that only the layer's bias is added."""
+    """The term of labels (B,) or one-hot (B,K). Without them they are zeros: only the layer's bias is added."""
     if labels is None:
         labels = emb.new_zeros(1, layer.in_features)
+    elif labels.dim() == 1:
+        labels = one_hot(labels, layer.in_features, emb)
     return layer(labels * scale)

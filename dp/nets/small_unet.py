@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dp.nets.blocks import ClassConditional, one_hot
+
 
 class _Res(nn.Module):
     """GroupNorm-SiLU-conv twice; the noise embedding scales and shifts the second norm."""
@@ -28,11 +30,16 @@ class _Res(nn.Module):
         return self.skip(h) + r
 
 
-class SmallUNet(nn.Module):
-    """(B,C,H,W), H and W a multiple of 4, and noise labels (b,), b = B or 1 -> (B,C,H,W)."""
+class SmallUNet(ClassConditional):
+    """(B,C,H,W), H and W a multiple of 4, and noise labels (b,), b = B or 1 -> (B,C,H,W).
 
-    def __init__(self, channels: int = 1, width: int = 32, wide: int = 48, emb: int = 64):
+    `classes`: of a class-conditional network. Its `label` is (B,) int64, and -1 stands for no class; without labels no
+    image has a class.
+    """
+
+    def __init__(self, channels: int = 1, width: int = 32, wide: int = 48, emb: int = 64, classes: int = 0):
         super().__init__()
+        self.classes = classes
         self.freqs: Tensor
         self.register_buffer("freqs", torch.exp(torch.linspace(math.log(0.25), math.log(16.0), emb // 2)))
         self.embed = nn.Sequential(nn.Linear(emb, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
@@ -47,10 +54,13 @@ class SmallUNet(nn.Module):
         self.last = nn.Conv2d(width, 4 * channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # pyright: ignore[reportArgumentType]
+        self.map_label = nn.Linear(classes, emb, bias=False) if classes else None
 
-    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
         angle = noise[:, None] * self.freqs
         emb = self.embed(torch.cat([angle.cos(), angle.sin()], dim=1))
+        if self.map_label is not None and label is not None:
+            emb = emb + self.map_label(one_hot(label, self.classes, emb))
         skip = self.enc(self.first(F.pixel_unshuffle(x, 2)), emb)  # (B,32,8,8)
         h = self.mid2(self.mid1(self.down(skip), emb), emb)  # (B,48,4,4)
         h = self.dec(torch.cat([F.pixel_shuffle(self.up(h), 2), skip], dim=1), emb)

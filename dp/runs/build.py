@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dp.attacks.base import VALUES, Attack, check_members, check_norm
 from dp.classifiers import Classifier
-from dp.defense.defended import Defended, unbound
+from dp.defense.defended import Defended, brief, unbound
 from dp.defense.memory import bytes_per_call
 from dp.diffusion.denoisers import Denoiser
 from dp.evaluation.caveats import gradients
@@ -110,7 +110,8 @@ def check_images(scored: Defended, subset: Subset, device: str) -> None:
     network = "classifier"
     try:
         with torch.no_grad():
-            classes, network = scored.classifier(x).shape[1], "denoiser"
+            logits = brief(scored)(x, Streams(subset.ids[:1], 0, "probe"))
+            classes, network = logits.shape[1], "denoiser"
             if scored.denoiser is not None:
                 scored.denoiser(x, 1.0)
     except RuntimeError as error:
@@ -170,7 +171,7 @@ def set_memory(config: dict, scored: Defended, one: Subset, nfe: int, device: st
     `store` keeps all of them, and `recompute` keeps those of the newest calls only. `auto` measures the scored
     purification, and keeps the activations of as many calls as fit into half of the free memory with the classifier's.
     """
-    networks = [m for m in (scored.denoiser, *scored.networks) if isinstance(m, Denoiser | PurifierModule)]
+    networks = [m for m in scored.modules() if isinstance(m, Denoiser | PurifierModule)]
     for network in networks:
         network.memory = "store" if config["memory"] == "auto" else config["memory"]
     if config["memory"] != "auto" or not networks:

@@ -123,6 +123,18 @@ SLOW = {
     "defense/test_defense.py": """
         test_few_images_get_the_samples_of_all
     """,
+    "defense/test_diffusion_classifier.py": """
+        test_a_purifier_with_an_attention_mask_is_refused
+        test_an_image_stands_alone
+        test_contract
+        test_it_is_asked_like_every_randomized_defense
+        test_network_evaluations_are_classes_times_levels
+        test_recompute_equals_store_bit_for_bit
+        test_samples_have_the_expected_logits
+        test_standard_accuracy_of_one_sample
+        test_the_gradient_equals_central_differences_and_needs_no_mode
+        test_the_identity_in_place_of_the_purification_keeps_the_classifiers_derivative
+    """,
     "defense/test_gradients.py": """
         test_adjoint_mode_attacks_the_same_purification_with_another_gradient
         test_eot_gradient_is_the_mean_over_single_samples

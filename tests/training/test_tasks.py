@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from dp.diffusion.denoisers import EDM, VE, EpsNet, Gaussian
 from dp.diffusion.sampling import LEVELS, vp_sigmas
+from dp.nets.blocks import ClassConditional
 from dp.subset import Subset
 from dp.training import tasks as losses
 
@@ -75,6 +76,65 @@ def test_levels_are_those_of_the_papers():
     eps = losses.Denoising(EpsNet(Gain()), gaussian_data(4, 0.5), **EDM_LEVELS).levels(20_000, generator)
     index = torch.searchsorted(vp_sigmas().float(), eps.flatten())
     assert index.float().mean().item() == pytest.approx((LEVELS - 1) / 2, abs=10)
+
+
+class GainOfClass(ClassConditional):
+    """A network whose output is gains[label] x its input, and gains[-1] x it without a class."""
+
+    def __init__(self, gains):
+        super().__init__()
+        self.classes, self.gains = len(gains) - 1, nn.Parameter(torch.tensor(gains))
+
+    def forward(self, x, noise, label=None):
+        label = torch.full((len(x),), -1) if label is None else label
+        return x * self.gains[label].view(-1, 1, 1, 1)
+
+
+def classed_data(n: int) -> Subset:
+    """Gaussian images of two classes in turn; the first pixel tells the class."""
+    subset, y = gaussian_data(n, 0.5), torch.arange(n) % 2
+    subset.x[:, 0, 0, 0] = y.float()
+    return Subset(subset.ids, subset.x, y)
+
+
+def test_a_network_with_classes_gets_the_class_of_each_image_or_none():
+    task = losses.Denoising(EDM(GainOfClass([0.0, 0.0, 0.0])), classed_data(64), **EDM_LEVELS, label_dropout=0.25)
+    x, _, _, label = task.draw(4000, torch.Generator().manual_seed(0))
+    kept = label >= 0
+    assert torch.equal((x[kept, 0, 0, 0] > 0).long(), label[kept])
+    assert set(label.tolist()) == {-1, 0, 1}
+    assert (~kept).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    plain = losses.Denoising(EDM(Gain()), classed_data(64), **EDM_LEVELS)
+    for with_classes, without in zip(
+        task.draw(16, torch.Generator().manual_seed(1)), plain.draw(16, torch.Generator().manual_seed(1)), strict=False
+    ):
+        assert torch.equal(with_classes, without)  # labels are drawn last
+
+
+def test_the_loss_is_that_of_each_images_class():
+    """Where F = a_c c_in z, Gaussian data of std = sigma_data cost 1 + a_c^2; held-out images have their own class."""
+    task = losses.Denoising(EDM(GainOfClass([0.0, 1.0, 2.0])), gaussian_data(4, 0.5), **EDM_LEVELS)
+    data = gaussian_data(4096, 0.5)
+    for label, cost in ((0, 1), (1, 2), (-1, 5)):
+        batch = losses.to_pm1(data.x), torch.full((4096, 1, 1, 1), 0.4), torch.randn(data.x.shape)
+        assert task.loss(*batch, torch.full((4096,), label)).item() == pytest.approx(cost, rel=0.02)
+    halves = Subset(data.ids, data.x, torch.arange(4096) % 2)
+    assert losses.held_out(task, halves, (0.2,), seed=0).popitem()[1] == pytest.approx(1.5, rel=0.02)
+
+
+def test_label_dropout_needs_classes():
+    for network, share in ((Gain(), 0.1), (GainOfClass([0.0, 0.0]), 1.0)):
+        with pytest.raises(ValueError, match="label_dropout"):
+            losses.Denoising(EDM(network), classed_data(4), **EDM_LEVELS, label_dropout=share)
+
+
+def test_samples_of_a_network_with_classes_are_of_each_in_turn():
+    """F = 0 draws the samples of N(0, .5^2); another gain for one class changes that class alone."""
+    plain, other = (
+        losses.samples(EDM(GainOfClass([0.0, gain, 0.0])), (6, 1, 8, 8), t=0.5, steps=5, seed=0) for gain in (0.0, 0.3)
+    )
+    changed = (plain - other).abs().amax((1, 2, 3)) > 1e-3
+    assert changed.tolist() == [False, True] * 3
 
 
 def test_other_adapters_are_refused():

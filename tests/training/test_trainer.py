@@ -231,8 +231,10 @@ def test_two_processes_compute_what_one_does(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((CONF / "training").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_fits_its_signatures(path):
-    dataset, model = path.stem.rsplit("_", 1)
-    config, found, out = train.composed([f"dataset={dataset}", f"model={model}", "out=a.safetensors"])
+    dataset, model = path.stem.split("_")[0], "classifier" if path.stem.endswith("_classifier") else "denoiser"
+    own = [f"denoiser={path.stem}"] if (CONF / "denoiser" / path.name).exists() else []
+    words = [f"dataset={dataset}", f"model={model}", f"training={path.stem}", "out=a.safetensors"]
+    config, found, out = train.composed([*words, *own])
     assert (found, out) == (model, Path("a.safetensors"))
     check_call({"training": {k: v for k, v in config["training"].items() if k not in train.OWN}})
     check_call({k: config["training"][k] for k in ("data", "task")}, "training")

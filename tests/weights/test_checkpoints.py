@@ -150,9 +150,9 @@ def test_a_file_is_found_in_the_cache(cache):
     assert locate(Asset(FILE)) == cache / FILE
 
 
-@pytest.mark.parametrize("file", ["digits_classifier.safetensors", "digits_denoiser.safetensors"])
-def test_embedded_weights_need_no_cache(cache, file):
-    assert locate(Asset(file)) == ASSETS / file
+@pytest.mark.parametrize("name", ["digits_classifier", "digits_denoiser", "digits_conditional"])
+def test_embedded_weights_need_no_cache(cache, name):
+    assert locate(Asset(f"{name}.safetensors")) == ASSETS / f"{name}.safetensors"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
