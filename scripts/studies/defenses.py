@@ -151,8 +151,10 @@ def line(method: Method, side: str, baseline: pd.Series | None) -> dict | None:
 
 def averages(rows: list[dict]) -> pd.Series:
     """The share of right fresh samples of each attacked image, averaged over seeds, by image."""
-    scores = [(r["id"], float(np.mean(np.array(r["adv"]) == r["label"]))) for r in rows if r["arm"] == "defended"]
-    return pd.Series(dict(pd.DataFrame(scores, columns=["id", "score"]).groupby("id")["score"].mean()))
+    scores: dict[int, list[float]] = {}
+    for row in (r for r in rows if r["arm"] == "defended"):
+        scores.setdefault(row["id"], []).append(float(np.mean(np.array(row["adv"]) == row["label"])))
+    return pd.Series({image: float(np.mean(values)) for image, values in scores.items()})
 
 
 def lines() -> list[dict]:
