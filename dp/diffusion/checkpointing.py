@@ -28,20 +28,24 @@ class ActivationCheckpointing:
         if keep < 1:
             raise ValueError(f"need keep >= 1, got keep={keep}")
         self.keep = keep
-        self.newest: deque[weakref.ref[_Call]] = deque()  # weak: a call is freed together with its chain
+        self.newest: deque[weakref.ref[Any]] = deque()  # weak: a call is freed together with its chain
 
     def __call__(self, f: Network, x: Tensor) -> Tensor:
         """f(x): x (B,C,H,W) at the network's input scale."""
         if not (torch.is_grad_enabled() and x.requires_grad):
             return f(x)
-        while len(self.newest) >= self.keep:  # free memory before this call needs it
-            oldest = self.newest.popleft()()
-            if oldest is not None:
-                oldest.graph = None
+        self.free(self.keep - 1)  # before this call needs the memory
         call = _Call(f)
         self.newest.append(weakref.ref(call))
         out, _ = _Output.apply(x, call)
         return out
+
+    def free(self, room: int) -> None:
+        """Frees the graphs of the oldest calls, until those of at most `room` calls are kept."""
+        while len(self.newest) > room:
+            oldest = self.newest.popleft()()
+            if oldest is not None:
+                oldest.graph = None
 
 
 class _Graph:
