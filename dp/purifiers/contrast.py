@@ -16,7 +16,7 @@ from dp.rng import Streams
 
 BLOCKS, MATRICES = 3, 3  # of the small network
 AT_A_TIME = 64  # at least as many numbers as a processor takes at a time
-LEAST = 1e-6  # of the probability whose logarithm is taken, as in the released code
+LEAST = 1e-6  # of the similarities and of the probability whose logarithms are taken, as in the released code
 
 
 class Contrast(NamedTuple):
@@ -83,7 +83,7 @@ def contrastive_loss(a: Tensor, b: Tensor, contrast: Contrast) -> Tensor:
     # Products are summed one by one and not by a matrix product, whose last bit depends on the batch.
     similar = _each(torch.exp, (unit[:, :, None] * unit[:, None]).sum(-1) / contrast.temperature)  # (G,2N,2N)
     positive = similar[:, :size, size:].repeat(1, 2, 1)  # (G,2N,N)
-    negative = similar[:, *_negatives(size)]  # (G,2N,2N-2)
+    negative = similar[:, *_negatives(size)].clamp(min=LEAST)  # (G,2N,2N-2)
     importance, number = _each(lambda one: one**contrast.beta, negative), max(2 * size - 2, 2)
     weighted = (importance * negative).sum(-1) / importance.mean(-1)
     corrected = (weighted[..., None] - contrast.tau_plus * number * positive) / (1 - contrast.tau_plus)

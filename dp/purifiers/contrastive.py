@@ -60,26 +60,45 @@ def purify(
     if derivative not in DERIVATIVES:
         raise ValueError(f"need derivative among {', '.join(DERIVATIVES)}, got derivative={derivative!r}")
     sde, contrast = VPSDE(beta_min, beta_max), Contrast(temperature, tau_plus, beta, lr)
-    given = {"denoiser": denoiser, "classifier": classifier, "sde": sde, "contrast": contrast, "gamma": gamma}
+    times = fixed_times(t, end, dt)
     with torch.set_grad_enabled(torch.is_grad_enabled() and derivative != "identity"):
         state = sde.start(x, t, rng.randn_like(x))
-        logits, heads = x, []
-        for i, (time, time_next) in enumerate(pairwise(fixed_times(t, end, dt))):
-            if i == first - 1:  # Differs (deviation 84: calls of the contrastive guide): its first state, not a probe
-                logits = classifier(state)
-                # Differs (deviation 83: batch of the contrastive loss): a network for each image, from its own stream
-                heads = new_heads(draw_weights(logits, rng.draw(0)))
-            before, n = state, rng.randn_like(state)
-            if i < first:
-                x0 = denoiser(sde.to_z(state, time), sde.sigma(time))
-                state = euler(state, x0, n, sde, time, time_next)
-            else:
-                step = functools.partial(_step, **given, time=time, time_next=time_next, count=i - first + 1)
-                state, x0, logits, *heads = guided_step(denoiser, step, state, n, logits, *heads)
-            if on_step is not None:
-                on_step(i, sde.sigma(time), sde.to_z(before, time), x0)
+        state = _chain(state, denoiser, classifier, rng, sde, times, contrast, gamma, first, on_step)
     x_hat = to_01(state, clamp)
     return x_hat + (x - x.detach()) if derivative == "identity" else x_hat
+
+
+def _chain(
+    state: Tensor,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    rng: Streams,
+    sde: VPSDE,
+    times: list[float],
+    contrast: Contrast,
+    gamma: float,
+    first: int,
+    on_step: OnStep | None,
+) -> Tensor:
+    """The state (B,C,H,W) at the last of the falling `times`, with the guide from step `first` on."""
+    given = {"denoiser": denoiser, "classifier": classifier, "sde": sde, "contrast": contrast, "gamma": gamma}
+    logits, heads = state, []
+    for i, (time, time_next) in enumerate(pairwise(times)):
+        if i == first - 1:  # Differs (deviation 84: calls of the contrastive guide): its first state, not a probe
+            # Differs (deviation 85: classifier of the contrastive guide): the attacked one
+            logits = classifier(state)
+            # Differs (deviation 83: batch of the contrastive loss): a network for each image, from its own stream
+            heads = new_heads(draw_weights(logits, rng.draw(0)))
+        before, n = state, rng.randn_like(state)
+        if i < first:
+            x0 = denoiser(sde.to_z(state, time), sde.sigma(time))
+            state = euler(state, x0, n, sde, time, time_next)
+        else:
+            step = functools.partial(_step, **given, time=time, time_next=time_next, count=i - first + 1)
+            state, x0, logits, *heads = guided_step(denoiser, step, state, n, logits, *heads)
+        if on_step is not None:
+            on_step(i, sde.sigma(time), sde.to_z(before, time), x0)
+    return state
 
 
 def euler(state: Tensor, x0: Tensor, n: Tensor, sde: VPSDE, time: float, time_next: float) -> Tensor:

@@ -181,6 +181,15 @@ SLOW = {
     "output/test_tracking.py": """
         test_wandb_writes_offline_with_the_runs_key
     """,
+    "purifiers/test_contrastive.py": """
+        test_the_batch_form_is_the_original_code
+        test_the_head_learns_and_the_pull_is_the_gradient_of_the_loss
+        test_values_are_equal_in_all_gradient_variants_and_without_autograd
+    """,
+    "purifiers/test_freqpure.py": """
+        test_the_gradient_of_the_exchange_is_exact
+        test_without_a_guide_it_is_the_plain_chain_bit_for_bit
+    """,
     "purifiers/test_likelihood.py": """
         test_adam_is_torchs
         test_many_small_steps_end_where_the_expected_error_is_least
