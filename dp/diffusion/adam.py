@@ -27,11 +27,12 @@ def inner_gradient(
 
     `objective(*inputs)` returns its values, one for each image, so that no image's gradient depends on another image,
     and any further tensors. Where the inputs have a graph, the gradients have one, too, so that they can be
-    differentiated. Without autograd it works as well, and all results are without a graph.
+    differentiated. Without autograd it works as well: the values have the same bits, and no graph.
     """
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     with torch.enable_grad():
         leaves = [z if keep and z.requires_grad else z.detach().requires_grad_() for z in inputs]
         values, *rest = objective(*leaves)
-        gradients = torch.autograd.grad(values.sum(), leaves, create_graph=keep)
-    return gradients, rest if keep else [tensor.detach() for tensor in rest]
+        # Always with a graph: without one, autograd takes other kernels, which round otherwise.
+        gradients = torch.autograd.grad(values.sum(), leaves, create_graph=True)
+    return (gradients, rest) if keep else (tuple(g.detach() for g in gradients), [one.detach() for one in rest])

@@ -1,5 +1,6 @@
 """FreqPure (Pei et al. 2025): a diffusion chain whose low frequencies come from a lightly noised copy of the input."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -27,9 +28,10 @@ def purify(
 ) -> Tensor:
     """Purify x (B,C,H,W) in [0,1] by FreqPure and return x_hat in [0,1]. NFE = 2 for each step.
 
-    `rounds`: pairs [top, steps]. A round adds the noise of index top - 1 of the 1000-level schedule and denoises in
-    `steps` equal steps, at the indices top - 1, top - 1 - top / steps, and so on; steps divides top. The next round
-    begins with the result.
+    `rounds`: pairs [top, steps], 1 <= steps <= top <= 1000. A round adds the noise of index top - 1 of the 1000-level
+    schedule and denoises at every q-th index below top, q = top // steps, down to q - 1 and then to the clean image. If
+    steps does not divide top, the number of steps is another, as in the released code. The next round begins with the
+    result.
     `radius`: in every step, the Fourier coefficients of the denoised image up to this frequency, in cycles over the
     image, are replaced by those of the guide. Below 0 there is no guide, and NFE = 1 for each step.
     `guide`: the guide is the round's input with fresh noise of this index, denoised at once.
@@ -41,8 +43,11 @@ def purify(
     state, i = to_pm1(x), 0
     for top, steps in rounds:
         given = state  # the round's input, which the guide is made of
-        sigmas = [denoiser.sigma(k / LEVELS) for k in range(top - 1, -1, -(top // steps))] + [0.0]
-        state = renoise(given, 0.0, sigmas[0], rng.randn_like(given))
+        stride, start = top // steps, denoiser.sigma((top - 1) / LEVELS)
+        sigmas = [*[denoiser.sigma(k / LEVELS) for k in range(stride - 1, top, stride)][::-1], 0.0]
+        state = renoise(given, 0.0, start, rng.randn_like(given))
+        # In an uneven round the variance-preserving state is passed on as it is to a lower index, so z is scaled.
+        state = state * math.sqrt((1 + sigmas[0] ** 2) / (1 + start**2))
         for sigma, sigma_next in pairwise(sigmas):
             x0 = denoiser(state, sigma)
             if on_step is not None:
@@ -82,10 +87,8 @@ def _guide(given: Tensor, denoiser: Denoiser, rng: Streams, index: int) -> Tenso
 
 
 def _check(rounds: Sequence[Sequence[int]], guide: int, eta: float) -> None:
-    if not rounds or not all(
-        len(one) == 2 and 1 <= one[1] <= one[0] <= LEVELS and one[0] % one[1] == 0 for one in rounds
-    ):
-        raise ValueError(f"need rounds [top, steps] with top <= {LEVELS} a multiple of steps >= 1, got rounds={rounds}")
+    if not rounds or not all(1 <= steps <= top <= LEVELS for top, steps in rounds):
+        raise ValueError(f"need rounds [top, steps] with 1 <= steps <= top <= {LEVELS}, got rounds={rounds}")
     if not 0 <= guide < LEVELS:
         raise ValueError(f"need 0 <= guide < {LEVELS}, got guide={guide}")
     if not 0 <= eta <= 1:

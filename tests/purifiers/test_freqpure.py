@@ -21,11 +21,11 @@ def test_the_original_code_gives_the_same(path):
     """The last draw of a round is of the step to the clean image, where the original multiplies it by 0."""
     file, states = Recorded(path), []
     said, draws = file.settings, list(file["draws"])
-    rounds = [[top + 1, len(ks)] for top, ks in zip(said["tops"], said["indices"], strict=True)]
+    rounds = [[top + 1, (top + 1) // (ks[0] + 1)] for top, ks in zip(said["tops"], said["indices"], strict=True)]
     normals = []
-    for _, steps in rounds:
-        normals += draws[: 2 * steps]
-        draws = draws[2 * steps + 1 :]
+    for ks in said["indices"]:
+        normals += draws[: 2 * len(ks)]
+        draws = draws[2 * len(ks) + 1 :]
     assert not draws
     script, denoiser = Script(normals), file.denoiser()
     with torch.no_grad():
@@ -71,6 +71,17 @@ def test_without_a_guide_it_is_the_plain_chain_bit_for_bit(eta):
     torch.testing.assert_close(out, again, rtol=0, atol=1e-12)  # [0,1] and back is not exact
 
 
+def test_an_uneven_round_passes_the_variance_preserving_state_on():
+    """[25, 4] noises at index 24, and calls the denoiser at 23, 17, 11 and 5, as the rounds of Lee and Kim do."""
+    seen, denoiser, x = [], Gaussian(), image()
+    given = {"rounds": [[25, 4]], "radius": -1, "on_step": lambda *step: seen.append(step)}
+    freqpure.purify(x, denoiser, None, Streams([0, 1], 0, "a"), **{**GIVEN, **given})
+    assert [sigma for _, sigma, _, _ in seen] == [denoiser.sigma(k / 1000) for k in (23, 17, 11, 5)]
+    start, top = denoiser.sigma(0.024), denoiser.sigma(0.023)
+    noisy = 2 * x - 1 + start * Streams([0, 1], 0, "a").randn_like(x)
+    torch.testing.assert_close(seen[0][2] / (1 + top**2) ** 0.5, noisy / (1 + start**2) ** 0.5, rtol=0, atol=1e-12)
+
+
 def test_with_all_frequencies_it_is_the_guide():
     """The last guide, which is one denoising of the input at index 50; all else is replaced."""
     x, denoiser = image(), Gaussian(0.1, 0.3)
@@ -88,7 +99,7 @@ def test_the_gradient_of_the_exchange_is_exact():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rounds": []}, {"rounds": [[400, 3]]}, {"rounds": [[1001, 1]]}, {"guide": 1000}, {"eta": 2.0}]
+    "wrong", [{"rounds": []}, {"rounds": [[4, 5]]}, {"rounds": [[1001, 1]]}, {"guide": 1000}, {"eta": 2.0}]
 )
 def test_wrong_values(wrong):
     with pytest.raises(ValueError, match=r"^need "):
