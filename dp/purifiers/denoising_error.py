@@ -30,8 +30,9 @@ def descend(
 
     Each step draws, for each image, a level sigma between `low` and `high` and unit Gaussian noise n.
     NFE = steps; each call of the denoiser is also differentiated inside.
-    `share`: a factor of the gradient, which Adam's small constant 1e-8 feels. `constant_net`: in the derivative of this
-    descent the denoised images are constants; the values are the same.
+    `share`: a factor of the gradient, which Adam's small constant 1e-8 feels.
+    `constant_net`: an attacker's approximation without second derivatives. The values are the same; the derivative of
+    this descent takes each gradient for 2 (z - D) / pixels, in which the network is not differentiated.
     `on_step(i, sigma, z, x0)` is called after every call of the denoiser, with the noisy state and the middle of the
     range of sigma.
     """
@@ -65,9 +66,10 @@ def _step(
         x0 = denoiser(z + sigma * n, sigma)
         return (x0 - z).square().mean(dim=(1, 2, 3)), x0
 
-    (g,), (x0,) = inner_gradient(error, z.detach() if constant_net else z)
-    if constant_net:  # of 2 (z - x0) / pixels with x0 constant
-        g = g + 2 / z[0].numel() * (z - z.detach())
+    (g,), (x0,) = inner_gradient(error, z)
+    if constant_net:  # the value of g, and the derivative of what g is without the network's own derivative
+        without = 2 / z[0].numel() * (z - x0)
+        g = g.detach() + (without - without.detach())
     return *adam_step(z, share * g, m, v, count, lr), z + sigma * n, x0
 
 

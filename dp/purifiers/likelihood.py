@@ -36,7 +36,7 @@ def purify(
     share = 1/B; only Adam's constant 1e-8 feels it.
     `clamp`: the last step's clamp to [0,1], see `to_01`.
     `derivative`: what an attacker may use in place of the derivative: `exact`, `identity` (BPDA), or `constant_net`,
-    which takes the denoised images for constants. The values are the same.
+    which takes no second derivatives of the network, see `descend`. The values are the same.
     `on_step(i, sigma, z, x0)` is called after every call of the denoiser, with the middle of the range of sigma.
     Raises ValueError for values outside these ranges.
     """

@@ -101,8 +101,11 @@ def test_values_are_equal_in_all_gradient_variants_and_without_autograd(memory):
     assert (slopes["exact"] - 1).abs().max() > 1e-6
 
 
-def test_constant_net_is_the_derivative_with_the_denoised_image_constant():
-    """By hand for one step: d/dz of z - lr g / (root + 1e-8), root = sqrt(g^2 + 1e-20), with dg/dz = 2 / pixels."""
+def test_constant_net_takes_the_gradient_for_the_one_without_the_networks_derivative():
+    """By hand for one step, z - lr g / (root + 1e-8) with root = sqrt(g^2 + 1e-20).
+
+    For Gaussian data g = 2 (gain - 1)^2 (z - mean) / pixels, and it is taken for 2 (1 - gain) (z - mean) / pixels.
+    """
     x, mean, std = image(1), 0.1, 0.3
     n = torch.zeros_like(x)
     given = {**GIVEN, "steps": 1, "lr": 1e-6, "clamp": "none", "share": 1e-6, "derivative": "constant_net"}
@@ -113,7 +116,7 @@ def test_constant_net_is_the_derivative_with_the_denoised_image_constant():
     g = 1e-6 * 2 / 16 * (gain - 1) ** 2 * (2 * x - 1 - mean)
     root = (g**2 + 1e-20).sqrt()
     rate = 1 / (root + 1e-8) - g**2 / (root * (root + 1e-8) ** 2)
-    torch.testing.assert_close(1 - slope, 1e-6 * 1e-6 * (2 / 16) * rate, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(1 - slope, 1e-6 * 1e-6 * (2 / 16) * (1 - gain) * rate, rtol=1e-6, atol=1e-12)
     assert (1 - slope).abs().max() > 1e-7
 
 
