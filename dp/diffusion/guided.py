@@ -1,7 +1,7 @@
 """Steps of a purifier that differentiate a network themselves: the backward pass recomputes whole steps.
 
-`ActivationCheckpointing` recomputes single network calls. A gradient that is differentiated once more needs the
-activations of all these calls at the same time. Here the unit is the step, so the memory is that of one step.
+`ActivationCheckpointing` recomputes single network calls. What a step stores besides, such as the activations of its
+guide, then grows with the number of steps. Here the unit is the step, so the memory is that of one step.
 """
 
 import weakref

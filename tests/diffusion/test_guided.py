@@ -100,10 +100,12 @@ def test_nfe_counts_a_call_once_and_keep_counts_calls(keep, calls):
 def test_memory_is_flat_in_the_number_of_steps():
     """Stored bytes after the forward pass, and live activations within the backward pass."""
     states = 8 * 2 * 36  # bytes of one image in float64
-    stored, most = {}, {}
+    stored, most, by_calls = {}, {}, {}
     for memory in ("store", "recompute"):
         for steps in (3, 12):
             purify, rng = functools.partial(guided, steps=steps), Streams([0], 0, "probe")
+            calls = Defended(functools.partial(purify, apply=direct), build(NormNet, memory, 1), Classifier(Net()))
+            by_calls[memory, steps] = activation_bytes(calls, image(lanes=1), rng)
             model = Defended(purify, build(NormNet, memory, 1), Classifier(Net()))
             stored[memory, steps] = activation_bytes(model, image(lanes=1), rng)
             fresh, leaf = build(NormNet, memory, 1), image(lanes=1).requires_grad_()
@@ -111,6 +113,8 @@ def test_memory_is_flat_in_the_number_of_steps():
             most[memory, steps] = fresh.net.most
     assert stored["store", 12] > 3.5 * stored["store", 3]
     assert stored["recompute", 12] - stored["recompute", 3] <= 9 * 6 * states  # the inputs of nine steps and no more
+    by_call = by_calls["recompute", 12] - by_calls["recompute", 3]  # where the network's calls alone are recomputed
+    assert by_call > 2 * (stored["recompute", 12] - stored["recompute", 3])
     assert stored["recompute", 3] < 0.5 * stored["store", 3]
     assert (most["store", 3], most["store", 12]) == (3, 12)
     assert most["recompute", 3] == most["recompute", 12] == 1
