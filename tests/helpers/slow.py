@@ -222,6 +222,19 @@ SLOW = {
     "purifiers/test_diffpure.py": """
         test_one_shot_is_the_posterior_mean_of_smoothed_images
     """,
+    "purifiers/test_contrastive.py": """
+        test_the_batch_form_is_the_original_code
+        test_the_head_learns_and_the_pull_is_the_gradient_of_the_loss
+        test_values_are_equal_in_all_gradient_variants_and_without_autograd
+    """,
+    "purifiers/test_freqpure.py": """
+        test_the_gradient_of_the_exchange_is_exact
+        test_without_a_guide_it_is_the_plain_chain_bit_for_bit
+    """,
+    "purifiers/test_likelihood.py": """
+        test_adam_is_torchs
+        test_many_small_steps_end_where_the_expected_error_is_least
+    """,
     "purifiers/test_purifiers.py": """
         test_contract
         test_official_attack_gradient_never_sees_the_mask
@@ -236,6 +249,9 @@ SLOW = {
         test_the_authors_attack_is_plain_diffpure
         test_the_methods_own_gradient_is_zero_and_the_yaml_names_another
         test_the_soft_gradient_equals_central_differences
+    """,
+    "purifiers/test_scoreopt.py": """
+        test_form_xt_ends_where_the_predicted_noise_is_the_one_that_was_added
     """,
     "runs/test_bad_commands.py": "*",
     "runs/test_caveats.py": """
