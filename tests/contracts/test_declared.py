@@ -79,10 +79,11 @@ def test_the_row_says_what_is_declared_and_how_it_is_attacked():
     assert lines(KINK) == [
         "declared: the purifier diffpure has a derivative that is not the slope everywhere (it has a kink)"
     ]
-    assert lines(*NONE) == [f"{named}: it is attacked by bpda, the identity in place of the derivative (BPDA)"]
+    attacked = f"{named}: it is attacked by bpda, the identity in place of the derivative (BPDA)"
+    assert lines(*NONE) == lines(*NONE, "protocol=strict") == [attacked]
     bare = f"{named}, but an attack differentiates it, which shows nothing: set threat_model.grad=bpda"
     assert lines(*NONE, "threat_model.grad=full") == [bare]
-    assert lines(*NONE, "protocol=strict") == [bare]
+    assert lines(*NONE, "protocol=diffhammer") == [bare]  # its gradient is part of the protocol
     assert lines(*NONE, "attack=square") == [named]
     assert lines("+attack.exceptions={moves: it may not}") == [
         "declared: the attack pgd_eot may return an image clean (it may not)"
