@@ -31,7 +31,7 @@ TABLE = RESULTS / "tables" / "defenses.csv"
 TEXT, PICTURE = TABLE.with_suffix(".md"), RESULTS / "figures" / "defenses.png"
 HONEST = ("+experiment=digits/strict", "audit=true")
 MASKED = ("+experiment=digits/strict_mask", "audit=true")
-SCALED = ("+experiment=digits/full", "protocol.images=128", "audit=false")
+SCALED = ("+experiment=digits/scaled", "protocol.votes=20", "audit=false")
 SEEDS = (2024, 2025, 2026)
 OF = 10  # samples in the worst-of column
 FIGURES = ("single", "average", "vote", "worst")
@@ -41,8 +41,9 @@ console = Console(width=150, highlight=False)
 class Method(NamedTuple):
     """A defense, and the attack of its authors.
 
-    `cost`: of a run, relative to that of `diffpure`. `authors`: overrides of the authors' attack, none where they
-    published none or no attack of ours stands for it. `by_seed`: one run for each seed, since all three take too long.
+    `cost`: of a run, relative to that of `diffpure`. `authors`: overrides of the authors' attack with PGD's full budget
+    on digits; none where they published none or no attack of ours stands for it. `by_seed`: one run for each seed,
+    since all three take too long.
     """
 
     name: str
@@ -53,42 +54,48 @@ class Method(NamedTuple):
     by_seed: bool = False
 
 
-BPDA = ("attack=bpda_eot",)
-SURROGATE, ADJOINT, IDENTITY = (f"threat_model.grad={name}" for name in ("surrogate", "adjoint", "identity"))
+BPDA = ("attack=bpda_eot", "attack.attack.iterations=20")
+LM = ("attack=apgd_dlr", "attack.iterations=20", "threat_model.grad=identity")
+
+
+def pgd(grad: str, attack: str = "pgd_eot") -> tuple[str, ...]:
+    """PGD along a gradient variant."""
+    return (f"attack={attack}", "attack.iterations=20", f"threat_model.grad={grad}")
+
+
 METHODS = (
     Method("no defense", ("purifier=none",), 0.1),
-    Method("DiffPure, DDIM", ("purifier=diffpure",), 1.0, (SURROGATE,)),
+    Method("DiffPure, DDIM", ("purifier=diffpure",), 1.0, pgd("surrogate")),
     Method("DiffPure, DDPM", ("purifier=diffpure_ddpm",), 1.0, BPDA),
     Method("DiffPure, DDPM, x0 clipped", ("purifier=diffpure_guided",), 1.0, BPDA),
-    Method("DiffPure, SDE", ("purifier=diffpure_sde",), 4.0, (ADJOINT,), by_seed=True),
-    Method("DiffPure, ODE", ("purifier=diffpure_ode",), 2.0, (ADJOINT,)),
-    Method("DiffPure, LDSDE", ("purifier=diffpure_ldsde",), 2.0, (ADJOINT,)),
+    Method("DiffPure, SDE", ("purifier=diffpure_sde",), 4.0, pgd("adjoint"), by_seed=True),
+    Method("DiffPure, ODE", ("purifier=diffpure_ode",), 2.0, pgd("adjoint")),
+    Method("DiffPure, LDSDE", ("purifier=diffpure_ldsde",), 2.0, pgd("adjoint")),
     Method("one-shot denoising", ("purifier=one_shot",), 0.3),
-    Method("Lee and Kim", ("purifier=lee_kim",), 1.6, (SURROGATE,)),
+    Method("Lee and Kim", ("purifier=lee_kim",), 1.6, pgd("surrogate")),
     Method("GDMP, MSE", ("purifier=gdmp",), 2.0, BPDA),
     Method("GDMP, SSIM", ("purifier=gdmp_ssim",), 3.0, BPDA, by_seed=True),
-    Method("MimicDiffusion", ("purifier=mimic",), 2.0, ("threat_model.grad=diffpure",)),
-    Method(
-        "contrastive guidance", ("purifier=contrastive",), 8.0, ("threat_model.grad=constant_residual",), by_seed=True
-    ),
+    Method("MimicDiffusion", ("purifier=mimic",), 2.0, pgd("diffpure")),
+    Method("contrastive guidance", ("purifier=contrastive",), 8.0, pgd("constant_residual"), by_seed=True),
     Method("LoRID, our reading", ("purifier=lorid",), 2.0),
-    Method("FreqPure", ("purifier=freqpure",), 2.0, (SURROGATE,)),
-    Method("LM", ("purifier=likelihood",), 2.5, ("attack=apgd_dlr", IDENTITY), by_seed=True),
-    Method("ScoreOpt, x0", ("purifier=scoreopt",), 5.0, (IDENTITY,), by_seed=True),
-    Method("ScoreOpt, xt", ("purifier=scoreopt_xt",), 3.0, (IDENTITY,), by_seed=True),
-    Method("hetero, strong inside (Eq. 5)", ("purifier=hetero",), 1.4, (SURROGATE,), masked=True),
+    Method("FreqPure", ("purifier=freqpure",), 2.0, pgd("surrogate")),
+    Method("LM", ("purifier=likelihood",), 2.5, LM, by_seed=True),
+    Method("ScoreOpt, x0", ("purifier=scoreopt",), 5.0, pgd("identity"), by_seed=True),
+    Method("ScoreOpt, xt", ("purifier=scoreopt_xt",), 3.0, pgd("identity"), by_seed=True),
+    Method("RDC", ("purifier=likelihood", "classifier=rdc"), 20.0, LM, by_seed=True),
+    Method("hetero, strong inside (Eq. 5)", ("purifier=hetero",), 1.4, pgd("surrogate"), masked=True),
     Method(
         "hetero, strong outside (Eq. 8)",
         ("purifier=hetero", "purifier.eq8_literal=true"),
         1.4,
-        (SURROGATE,),
+        pgd("surrogate"),
         masked=True,
     ),
     Method(
         "hetero_official",
         ("purifier=hetero_official",),
         4.0,
-        ("attack=pgd_eot_official", SURROGATE),
+        pgd("surrogate", "pgd_eot_official"),
         masked=True,
         by_seed=True,
     ),

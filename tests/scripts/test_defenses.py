@@ -1,0 +1,56 @@
+"""The study of all defenses: its runs compose, its figures are the rows' own, and every purifier has a line."""
+
+import defenses
+import numpy as np
+import pytest
+
+from dp.runs.validate import check_setup
+from tests.helpers.compose import options, plug_ins, setup
+
+OURS = {"hetero_fixed", "hetero_official_rev_b", "hetero_random"}  # controls and variants of the main study
+
+
+def test_the_cells_compose_and_none_is_made_twice():
+    cells = [cell for method in defenses.METHODS for side in defenses.SIDES for cell in defenses.runs(method, side)]
+    assert len({*cells}) == len(cells)
+    for cell in (c for c in cells if not c[-1].startswith("protocol.seeds=[202") or "2024" in c[-1]):
+        made = setup(*cell)
+        check_setup(made)
+        assert made.config["protocol"]["images"] == 128
+        assert made.config["protocol"]["votes"] == 20
+
+
+def test_every_purifier_has_a_line():
+    shown = {word.partition("=")[2] for m in defenses.METHODS for word in m.overrides if word.startswith("purifier=")}
+    assert shown == {*options("purifier")} - {*plug_ins("purifier")} - OURS
+
+
+def test_scores_are_averages_over_seeds_and_samples():
+    rows = [
+        {"arm": "defended", "id": 7, "seed": 1, "label": 3, "adv": [3, 3, 1, 1]},
+        {"arm": "defended", "id": 7, "seed": 2, "label": 3, "adv": [3, 3, 3, 3]},
+        {"arm": "null", "id": 7, "seed": 1, "label": 3, "adv": [0, 0, 0, 0]},
+    ]
+    assert defenses.averages(rows).to_dict() == {7: pytest.approx(0.75)}
+
+
+def one(method, side, average):
+    figures = dict.fromkeys(("standard_single", "standard_average", "standard_vote", "single", "vote"), 90.0)
+    return {
+        **{"method": method, "side": side, "seconds": 384.0, **figures, "average": average, "worst": 40.0},
+        **{"low": average - 5, "high": average + 5, "null": 97.0, "nfe": 5, "gradient": "exact", "audit": "unaudited"},
+        **{"gain": -1.0, "gain_low": -2.0, "gain_high": 0.5, "command": "python run.py"},
+    }
+
+
+def test_table_and_figure(tmp_path):
+    names = [method.name for method in defenses.METHODS[:5]]
+    found = [
+        one(name, side, a) for a, name in zip(np.linspace(50, 80, 5), names, strict=True) for side in defenses.SIDES
+    ]
+    words = defenses.text(found, left=3)
+    assert f"| {names[0]} | 90.0 | 90.0 | 50.0 | 45.0 - 55.0 | 90.0 | 90.0 | 40.0 | -1.0 | -2.0 to +0.5 |" in words
+    assert f"| {defenses.BASELINE.name} | 90.0 | 90.0 | 57.5 | 52.5 - 62.5 | 90.0 | 90.0 | 40.0 |  |  |" in words
+    assert "3 runs are not measured yet" in words
+    defenses.draw(tmp_path / "a.png", found)
+    assert (tmp_path / "a.png").stat().st_size > 10_000
