@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from dp.audit import battery
-from dp.commands import defense_lists
 from dp.output.console import console
+from dp.runs import defense_lists
 from dp.runs.by_dataset import CONF, ROOT
 from dp.runs.errors import DONE, command
 from dp.runs.help import described

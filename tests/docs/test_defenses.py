@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dp.commands.defense_lists import ENTRIES, comments, lists, measured
 from dp.commands.reference import BLOCK, DOCS
+from dp.runs.defense_lists import ENTRIES, comments, lists, measured
 from dp.runs.help import options
 from dp.runs.targets import RESERVED
 from tests.helpers.compose import composed
