@@ -1,11 +1,13 @@
 """Write the lists in docs/ that come from the code and the yamls: options, run keys, decision rules, audit checks."""
 
 import argparse
+import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from dp.audit import battery
 from dp.output.console import console
+from dp.runs import defense_lists
 from dp.runs.by_dataset import CONF, ROOT
 from dp.runs.errors import DONE, command
 from dp.runs.help import described
@@ -16,21 +18,22 @@ DOCS = ROOT / "docs"
 BLOCK = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def lists() -> dict[str, str]:
-    """The Markdown table for every marker `<!-- generated: NAME -->` in docs/, by its name."""
-    tables = {f"options {group}": _options(group) for group in (*GROUPS, "experiment", "certificate")}
-    tables["options run"] = _table(("key", "default", "meaning"), _run_keys())
-    tables["metrics"] = _table(
+def lists() -> dict[str, Callable[[], str]]:
+    """What makes the Markdown for every marker `<!-- generated: NAME -->` in docs/, by its name."""
+    groups = (*GROUPS, "experiment", "certificate")
+    tables: dict[str, Callable[[], str]] = {f"options {g}": functools.partial(_options, g) for g in groups}
+    tables["options run"] = lambda: _table(("key", "default", "meaning"), _run_keys())
+    tables["metrics"] = lambda: _table(
         ("rule", "score of one image", "what it says"), ((f"`{k}`", *v) for k, v in RULES.items())
     )
-    tables["checks"] = _table(("check", "quick audit", "what it sees"), _checks())
-    return tables
+    tables["checks"] = lambda: _table(("check", "quick audit", "what it sees"), _checks())
+    return tables | defense_lists.lists()
 
 
 def filled(page: str) -> str:
     """The text of a page with new generated blocks."""
     tables = lists()
-    return BLOCK.sub(lambda m: m[1] + tables[m[2]] + m[3] if m[2] in tables else m[0], page)
+    return BLOCK.sub(lambda m: m[1] + tables[m[2]]() + m[3] if m[2] in tables else m[0], page)
 
 
 def _options(group: str) -> str:

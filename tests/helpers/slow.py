@@ -157,6 +157,7 @@ SLOW = {
         test_chain_of_a_gaussian_denoiser_samples_as_the_recursion_says
     """,
     "diffusion/test_two_moons.py": "*",
+    "docs/test_defenses.py": "*",
     "docs/test_extending.py": """
         test_a_faulty_plug_in_fails_its_contract_in_sentences
         test_a_plug_in_is_found_in_the_working_folder

@@ -1,0 +1,240 @@
+"""The lists of docs/defenses.md: every defense, its values with sources, and what was measured."""
+
+import csv
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from dp.contracts.declared import exceptions, honest_gradient
+from dp.evaluation.dry import dry_nfe
+from dp.runs import build, compose
+from dp.runs.by_dataset import ROOT
+from dp.runs.help import options
+from dp.runs.targets import RESERVED
+
+MEASURED = ROOT / "results" / "tables" / "defenses.csv"  # scripts/studies/defenses.py writes it
+DATASETS = ("digits", "cifar10", "imagenet")  # whose values are shown
+LEFT_OUT = {"_target_", "_partial_", "denoiser", "clamp", *RESERVED}  # no values of a method, or equal for all
+SETUP = "digits, 128 images, 3 seeds"  # of the study
+LINE = re.compile(r"( *)([\w]+):[^#]*(?:# (.*))?")  # of a yaml: indent, key, comment
+BRACKETED, CITED = re.compile(r"\(deviation (\d+): [^)]*\)"), re.compile(r"(?<!\[)\bdeviation (\d+)")
+
+
+class Entry(NamedTuple):
+    """A defense of docs/defenses.md.
+
+    `option`: of the group. `section`: the heading that describes it. `paper`: its source. `rows`: the names of its rows
+    in `MEASURED`. `authors`: overrides of its authors' attack; `remark`: words for the reader beside them, or in their
+    place. `beside`: gradient modes that an honest evaluation has besides the first one.
+    """
+
+    option: str
+    section: str
+    paper: str
+    rows: tuple[str, ...] = ()
+    authors: tuple[str, ...] = ()
+    remark: str = ""
+    beside: tuple[str, ...] = ()
+    group: str = "purifier"
+    datasets: tuple[str, ...] = DATASETS
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words of a command that choose it."""
+        own = f"{self.group}={self.option}"
+        return (own,) if self.group == "purifier" else ("purifier=none", own)
+
+
+NIE, ZHANG, PEI = "Nie et al. 2022", "Zhang et al. 2023", "Pei et al. 2025"
+BPDA, DLR, SURROGATE = ("attack=bpda_eot",), ("attack=apgd_dlr",), ("threat_model.grad=surrogate",)
+ADJOINT, IDENTITY = ("threat_model.grad=adjoint",), ("threat_model.grad=identity",)
+DIFFPURE, RESIDUAL = ("threat_model.grad=diffpure",), ("threat_model.grad=constant_residual",)
+MASKS = ("mask_soft", "mask_straight_through")
+STEPS, SCORE = "DiffPure with DDPM steps", "Score-based optimization, form"
+ENTRIES = (
+    Entry("diffpure", "DiffPure", NIE, ("DiffPure, DDIM",), SURROGATE, "Lee and Kim's attack on it"),
+    Entry("diffpure_ddpm", STEPS, NIE, ("DiffPure, DDPM",), BPDA),
+    Entry("diffpure_guided", STEPS, NIE, ("DiffPure, DDPM, x0 clipped",), BPDA),
+    Entry("diffpure_sde", "DiffPure, reverse SDE", NIE, ("DiffPure, SDE",), ADJOINT),
+    Entry("diffpure_ode", "DiffPure, probability-flow ODE", NIE, ("DiffPure, ODE",), ADJOINT),
+    Entry("diffpure_ldsde", "DiffPure, LDSDE", NIE, ("DiffPure, LDSDE",), ADJOINT),
+    Entry("one_shot", "One-shot denoising", "Carlini et al. 2023", ("one-shot denoising",), (), "none: certified"),
+    Entry("lee_kim", "Gradual noise scheduling", "Lee and Kim 2023", ("Lee and Kim",), SURROGATE),
+    Entry("gdmp", "GDMP", "Wang et al. 2022", ("GDMP, MSE",), BPDA),
+    Entry("gdmp_ssim", "GDMP with SSIM", "Wang et al. 2022", ("GDMP, SSIM",), BPDA, beside=("constant_guide",)),
+    Entry("mimic", "MimicDiffusion", "Song et al. 2024", ("MimicDiffusion",), DIFFPURE, "a transfer"),
+    Entry("contrastive", "Contrastive guidance", "Bai et al. 2024", ("contrastive guidance",), RESIDUAL),
+    Entry("lorid", "LoRID", "Zollicoffer et al. 2025", ("LoRID, our reading",), (), "not public"),
+    Entry("freqpure", "FreqPure", PEI, ("FreqPure",), SURROGATE),
+    Entry("likelihood", "Likelihood maximization", "Chen et al. 2024", ("LM",), (*DLR, *IDENTITY)),
+    Entry("scoreopt", f"{SCORE} x0", ZHANG, ("ScoreOpt, x0",), IDENTITY),
+    Entry("scoreopt_xt", f"{SCORE} xt", ZHANG, ("ScoreOpt, xt",), IDENTITY, "and `one_shot`"),
+    Entry(
+        "hetero",
+        "Heterogeneous noise, the paper",
+        "arXiv 2503.01407",
+        ("hetero, strong inside (Eq. 5)", "hetero, strong outside (Eq. 8)"),
+        SURROGATE,
+        beside=MASKS,
+    ),
+    Entry(
+        "hetero_official",
+        "Heterogeneous noise, the released code",
+        "arXiv 2503.01407",
+        ("hetero_official",),
+        ("attack=pgd_eot_official", *SURROGATE),
+        beside=MASKS,
+    ),
+    Entry("rdc", "Diffusion classifier", "Chen et al. 2023", (), DLR, group="classifier", datasets=DATASETS[:2]),
+)
+
+
+def lists() -> dict[str, Callable[[], str]]:
+    """What makes the text of each generated block of docs/defenses.md, by the block's name."""
+    blocks = {f"defense {one.option}": functools.partial(block, one) for one in ENTRIES}
+    return {"defenses": lambda: head(ENTRIES), **blocks}
+
+
+def head(entries: Sequence[Entry]) -> str:
+    """The table of all defenses."""
+    columns = ("method", "option", "paper", "NFE on digits", "exact gradient", "honest gradient", "authors' attack")
+    first, *rows = ["| " + " | ".join(line) + " |\n" for line in (columns, *map(_line, entries))]
+    return "".join([first, "|---" * len(columns) + "|\n", *rows])
+
+
+def _line(one: Entry) -> tuple[str, ...]:
+    """The cells of a defense. Its network evaluations on digits are counted by running it once."""
+    config = compose.composed(*one.words, "dataset=digits")
+    image = compose.make(config["dataset"]["loader"]).select(slice(0, 1))
+    nfe, reasons = dry_nfe(build.defense(config, "cpu"), image), exceptions(config["purifier"])
+    exact = f"no: {reasons['gradient']}" if "gradient" in reasons else "yes"
+    honest = ", ".join(f"`{mode}`" for mode in (honest_gradient(config["purifier"]) or "full", *one.beside))
+    authors = [f"`{' '.join(one.authors)}`"] if one.authors else []
+    remark = [f"({one.remark})" if authors else one.remark] if one.remark else []
+    link = f"[{one.section}](#{re.sub(r'[^a-z0-9_ -]', '', one.section.lower()).replace(' ', '-')})"
+    return link, f"`{one.words[-1]}`", one.paper, str(nfe), exact, honest, " ".join([*authors, *remark])
+
+
+def block(one: Entry) -> str:
+    """The values of a defense by dataset, its gradient modes, the sources, and what was measured, as a list."""
+    path = options(one.group)[one.option]
+    nodes, of = {d: _node(one.words, one.group, d) for d in one.datasets}, _parent(path)
+    base = {d: _node((f"{one.group}={of}",), one.group, d) for d in one.datasets} if of else {}
+    values, theirs = ({d: flat(node, LEFT_OUT) for d, node in them.items()} for them in (nodes, base))
+    said = comments(path.read_text())
+    keys = [k for k in values["digits"] if k in said or not of or any(values[d][k] != theirs[d][k] for d in values)]
+    varying = [k for k in keys if len({str(values[d][k]) for d in values}) > 1]
+    lines = [f"`{one.option}`, {_listed(ds)}: {words}" for ds, words in _by_dataset(values, varying)] if varying else []
+    if not of or nodes["digits"].get("gradients") != base["digits"].get("gradients"):
+        lines += _modes(nodes)
+    origin = f" (the others as `{of}`)" if of else ""
+    heads = (f"`{k}`" if k in varying else f"`{k}` = {shown(values['digits'][k])}" for k in keys)
+    told = [f"{head}: {said[k]}" if k in said else head for k, head in zip(keys, heads, strict=True)]
+    lines.append(f"`{one.option}`, sources{origin}:<br>" + "<br>".join(told))
+    lines += measured(one, MEASURED)
+    return "".join(f"- {line}\n" for line in lines)
+
+
+def measured(one: Entry, table: Path) -> list[str]:
+    """What the study measured of a defense, a line for each row. `table`: the csv of the study, if it is there."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    if table.exists():
+        with table.open(newline="") as file:
+            found = {(row["method"], row["side"]): row for row in csv.DictReader(file)}
+    if not any((name, "strict") in found for name in one.rows):
+        return [f"{SETUP}: not measured yet"]
+    several = len(one.rows) > 1
+    return [f"{SETUP}{f', {name}' if several else ''}: {_figures(one, name, found)}" for name in one.rows]
+
+
+def _figures(one: Entry, name: str, found: Mapping[tuple[str, str], dict[str, str]]) -> str:
+    """The measured figures of a row, in percent; robust ones are the average of 20 samples, with their interval."""
+    ours, theirs = found.get((name, "strict")), found.get((name, "authors"))
+    if ours is None:
+        return "not measured yet"
+    shown = {key: f"{float(ours[key]):.1f}" for key in ("standard_average", "average", "low", "high", "worst")}
+    text = (
+        f"standard {shown['standard_average']} %; robust under `strict` {shown['average']} % "
+        f"({shown['low']} to {shown['high']}), worst of 10 samples {shown['worst']} %"
+    )
+    if theirs is not None:
+        return f"{text}; robust under the authors' attack {float(theirs['average']):.1f} %"
+    return f"{text}; under the authors' attack not measured yet" if one.authors else text
+
+
+def comments(text: str) -> dict[str, str]:
+    """The comment behind each key of a yaml, by dotted key. Deviations are links."""
+    found, above = {}, []
+    for line in text.splitlines():
+        match = LINE.fullmatch(line)
+        if match is None:
+            continue
+        depth, key, comment = len(match[1]) // 2, match[2], match[3]
+        above = [*above[:depth], key]
+        if comment:
+            link = r"[deviation \1](deviations.md#deviation-\1)"
+            found[".".join(above)] = CITED.sub(link, BRACKETED.sub(f"({link})", comment))
+    return found
+
+
+def flat(node: Mapping[str, Any], left_out: set[str]) -> dict[str, Any]:
+    """The values of a node by dotted key."""
+    found = {}
+    for key, value in node.items():
+        if key in left_out:
+            continue
+        inner = flat(value, left_out) if isinstance(value, dict) else None
+        found |= {key: value} if inner is None else {f"{key}.{k}": v for k, v in inner.items()}
+    return found
+
+
+def shown(value: Any) -> str:
+    """A value as a yaml has it. Equal neighbors of a list are counted: 4 x [30, 30]."""
+    if isinstance(value, list):
+        runs = [(shown(item), len(list(group))) for item, group in groupby(value)]
+        if any(isinstance(item, list) for item in value):
+            return ", ".join(f"{count} x {item}" if count > 1 else item for item, count in runs)
+        return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+@functools.cache
+def _node(words: tuple[str, ...], group: str, dataset: str) -> dict:
+    """The composed node of a group."""
+    return compose.composed(*words, f"dataset={dataset}")[group]
+
+
+def _parent(path: Path) -> str | None:
+    """The option of the same group that a yaml takes its values from."""
+    names = (yaml.safe_load(path.read_text()) or {}).get("defaults") or []
+    return next((name for name in names if isinstance(name, str) and (path.parent / f"{name}.yaml").is_file()), None)
+
+
+def _by_dataset(values: Mapping[str, dict], keys: Sequence[str]) -> list[tuple[list[str], str]]:
+    """Datasets with the same values of these keys, and the values."""
+    found: dict[str, list[str]] = {}
+    for dataset, of in values.items():
+        found.setdefault(", ".join(f"`{key}` {shown(of[key])}" for key in keys), []).append(dataset)
+    return [(datasets, words) for words, datasets in found.items()]
+
+
+def _modes(nodes: Mapping[str, dict]) -> list[str]:
+    """A line about the gradient modes that a method has besides the common ones; none if it has none."""
+    told = []
+    for name in nodes["digits"].get("gradients") or {}:
+        values = {d: flat(node["gradients"][name], {"_partial_", "per_dataset"}) for d, node in nodes.items()}
+        groups = _by_dataset(values, list(values["digits"]))
+        words = "; ".join(f"{words} on {_listed(ds)}" if len(groups) > 1 else words for ds, words in groups)
+        told.append(f"`{name}` ({words})".replace("`_target_` ", ""))
+    return [f"gradient modes: {', '.join(told)}"] if told else []
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
