@@ -90,7 +90,15 @@ ENTRIES = (
         ("attack=pgd_eot_official", *SURROGATE),
         beside=MASKS,
     ),
-    Entry("rdc", "Diffusion classifier", "Chen et al. 2023", (), DLR, group="classifier", datasets=DATASETS[:2]),
+    Entry(
+        "rdc",
+        "Diffusion classifier",
+        "Chen et al. 2023",
+        ("RDC",),
+        (*DLR, *IDENTITY),
+        group="classifier",
+        datasets=DATASETS[:2],
+    ),
 )
 
 

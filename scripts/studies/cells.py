@@ -1,6 +1,8 @@
 """The runs of a study. A run that is not finished is run now; a finished one is read."""
 
+import json
 import multiprocessing
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -40,10 +42,29 @@ def finished(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[d
         if summary and "defended.iterations" in arrays(copy) and (summary["audited"] or "audit=true" not in overrides):
             return summary, copy
     start = folder / record.START
-    stale = start.exists() and record.read_start(folder)["code"] != record.code_hash()
+    stale = start.exists() and record.read_start(folder)["code"] != sources_hash(setup.config)
     summary = judged(setup._replace(config=setup.config | {"overwrite": stale}), folder)
     assert summary is not None, "one shard does it all"
     return summary, archive(folder, RESULTS / "measured")
+
+
+def by_seed(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[dict, Path]:
+    """`finished` for a run that takes too long for one cell: each seed is a run of its own, archived when it ends.
+
+    A row does not depend on the other seeds of its run, so the rows of the whole run are those of its seeds.
+    """
+    setup = compose.setup(*overrides, f"workers={workers}")
+    folder = RESULTS / "runs" / run_key(setup.config)
+    if not (RESULTS / "measured" / folder.name / record.SUMMARY).exists():
+        seeds = setup.config["protocol"]["seeds"]
+        parts = [finished((*overrides, f"protocol.seeds=[{seed}]"), workers) for seed in seeds]
+        shutil.rmtree(folder, ignore_errors=True)
+        record.begin(folder, setup.config, sources_hash(setup.config), overwrite=False)
+        rows = [row for _, part in parts for row in read_rows(part)]
+        for name, lines in (("rows", rows), ("timing", [{"seconds": summary["seconds"]} for summary, _ in parts])):
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            record.write_atomic(folder / f"{name}-1of1-0.jsonl", text.encode())
+    return finished(overrides, workers)
 
 
 def audited(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[dict, Path]:

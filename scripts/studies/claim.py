@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import outputs
 import pandas as pd
-from cells import audited, finished, image_scores, scores, side_by_side
+from cells import audited, by_seed, finished, image_scores, scores, side_by_side
 from claim_report import DATA, PICTURE, TEXT, draw, write
 from rich import box
 from rich.console import Console
@@ -138,8 +138,12 @@ def cell(defense: Defense, overrides: tuple[str, ...], protocol: str) -> tuple[s
 
 
 def made(protocol: str, defense: str, overrides: tuple[str, ...]) -> tuple[dict, Path]:
-    """The summary and the folder of one cell."""
-    return (audited if protocol == "strict" else finished)(overrides, 1)
+    """The summary and the folder of one cell. Of the dearest one each seed is archived when it ends."""
+    if protocol != "strict":
+        return finished(overrides, 1)
+    if defense == REFERENCE.name:
+        by_seed(overrides, 1)
+    return audited(overrides, 1)
 
 
 def evaluated(

@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 import outputs
 import pandas as pd
-from cells import RESULTS, finished, markdown
+from cells import RESULTS, by_seed, finished, markdown
 from rich.console import Console
 
 from dp.output import record, report
@@ -25,16 +25,15 @@ from dp.runs import compose
 from dp.runs.errors import command
 from dp.runs.keys import run_key
 from dp.statistics.intervals import paired
-from dp.statistics.metrics import summarize
 
 TABLE = RESULTS / "tables" / "defenses.csv"
 TEXT, PICTURE = TABLE.with_suffix(".md"), RESULTS / "figures" / "defenses.png"
 HONEST = ("+experiment=digits/strict", "audit=true")
 MASKED = ("+experiment=digits/strict_mask", "audit=true")
 SCALED = ("+experiment=digits/scaled", "protocol.votes=20", "audit=false")
-SEEDS = (2024, 2025, 2026)
+IMAGES, SEEDS = 128, 3
 OF = 10  # samples in the worst-of column
-FIGURES = ("single", "average", "vote", "worst")
+RULES = ("single", "average", "vote")
 console = Console(width=150, highlight=False)
 
 
@@ -42,8 +41,8 @@ class Method(NamedTuple):
     """A defense, and the attack of its authors.
 
     `cost`: of a run, relative to that of `diffpure`. `authors`: overrides of the authors' attack with PGD's full budget
-    on digits; none where they published none or no attack of ours stands for it. `by_seed`: one run for each seed,
-    since all three take too long.
+    on digits; none where they published none or no attack of ours stands for it. `by_seed`: each seed is archived when
+    it ends, since all three take too long.
     """
 
     name: str
@@ -102,58 +101,51 @@ METHODS = (
 )
 BASELINE = METHODS[1]
 SIDES = ("strict", "authors")
-Cell = tuple[str, ...]  # the overrides of a run
 
 
-def runs(method: Method, side: str) -> list[Cell]:
-    """The runs of a method under `strict`, or under its authors' attack; none where there is no such attack."""
-    if side == "authors" and not method.authors:
-        return []
-    base = (*SCALED, *method.overrides, *method.authors)
+def overrides(method: Method, side: str) -> tuple[str, ...] | None:
+    """The run of a method under `strict`, or under its authors' attack; None where there is no such attack."""
     if side == "strict":
-        base = (*(MASKED if method.masked else HONEST), *method.overrides)
-    return [(*base, f"protocol.seeds=[{seed}]") for seed in SEEDS] if method.by_seed else [base]
+        return (*(MASKED if method.masked else HONEST), *method.overrides)
+    return (*SCALED, *method.overrides, *method.authors) if method.authors else None
 
 
-def missing(cell: Cell) -> bool:
-    """True if a run is not archived."""
-    folder = RESULTS / "measured" / run_key(compose.composed(*cell))
-    return not (folder / record.SUMMARY).exists()
+def archived(given: tuple[str, ...]) -> bool:
+    """True if a run is archived."""
+    return (RESULTS / "measured" / run_key(compose.composed(*given)) / record.SUMMARY).exists()
 
 
-def todo() -> list[tuple[float, Cell]]:
-    """The cells that are not archived with their relative cost, the cheapest first; all of `strict` before the rest."""
+def todo() -> list[tuple[Method, tuple[str, ...]]]:
+    """The runs that are not archived, the cheapest first; all of `strict` before the rest."""
     cells = []
     for side in SIDES:
         for method in sorted(METHODS, key=lambda m: m.cost):
-            found = runs(method, side)
-            cells += [(method.cost / len(found), cell) for cell in found if missing(cell)]
+            given = overrides(method, side)
+            cells += [(method, given)] if given is not None and not archived(given) else []
     return cells
 
 
 def line(method: Method, side: str, baseline: pd.Series | None) -> dict | None:
-    """The runs of a method on one side as data, in percent; None where one is missing.
+    """A run of a method as data, in percent; None where it is missing.
 
     `baseline`: the average score of each image of the baseline on the same side.
     """
-    cells = runs(method, side)
-    if not cells or any(map(missing, cells)):
+    given = overrides(method, side)
+    if given is None or not archived(given):
         return None
-    ended = [finished(cell) for cell in cells]
-    rows = [row for _, folder in ended for row in read_rows(folder)]
-    summary, first = summarize(rows, votes=20), ended[0][0]
-    found: dict = {"method": method.name, "side": side, "seconds": sum(one["seconds"] for one, _ in ended)}
-    found |= {f"standard_{rule}": summary["standard"][rule]["value"] for rule in FIGURES[:3]}
-    found |= {rule: summary["robust"][rule]["value"] for rule in FIGURES[:3]}
+    summary, folder = finished(given)
+    found: dict = {"method": method.name, "side": side, "seconds": summary["seconds"]}
+    found |= {f"standard_{rule}": summary["standard"][rule]["value"] for rule in RULES}
+    found |= {rule: summary["robust"][rule]["value"] for rule in RULES}
     found |= {"worst": summary["curves"]["robust"]["worst"]["value"][OF - 1]}
     found |= dict(zip(("low", "high"), summary["robust"]["average"]["wilson95"], strict=True))
-    found |= {"null": summary["null"]["average"]["value"], "nfe": first["caveats"]["nfe"]}
-    found |= {"gradient": report.gradient_words(first["caveats"]), "audit": report.audit_word(first["audited"])}
+    found |= {"null": summary["null"]["average"]["value"], "nfe": summary["caveats"]["nfe"]}
+    found |= {"gradient": report.gradient_words(summary["caveats"]), "audit": report.audit_word(summary["audited"])}
     if baseline is not None:
-        scores = averages(rows)
+        scores = averages(read_rows(folder))
         taken = paired(baseline.loc[scores.index].to_numpy(), scores.to_numpy())
         found |= dict(zip(("gain", "gain_low", "gain_high"), (100 * float(v) for v in taken), strict=True))
-    return found | {"command": "; ".join("python run.py " + " ".join(cell) for cell in cells)}
+    return found | {"command": "python run.py " + " ".join(given)}
 
 
 def averages(rows: list[dict]) -> pd.Series:
@@ -168,9 +160,8 @@ def lines() -> list[dict]:
     """All lines that can be made: sides of methods whose runs are archived, the most robust first."""
     found = []
     for side in SIDES:
-        cells = runs(BASELINE, side)
-        there = bool(cells) and not any(map(missing, cells))
-        baseline = averages([r for c in cells for r in read_rows(finished(c)[1])]) if there else None
+        given = overrides(BASELINE, side)
+        baseline = averages(read_rows(finished(given)[1])) if given is not None and archived(given) else None
         found += [made for method in METHODS if (made := line(method, side, baseline)) is not None]
     return sorted(found, key=lambda one: -one["average"])
 
@@ -203,7 +194,7 @@ def cells_of(one: dict) -> list[str]:
         gain = [f"{one['gain']:+.1f}", f"{one['gain_low']:+.1f} to {one['gain_high']:+.1f}"]
     figures = [f"{one[name]:.1f}" for name in ("standard_average", "standard_vote", "average")]
     rest = [f"{one[name]:.1f}" for name in ("single", "vote", "worst")]
-    seconds = one["seconds"] / (128 * len(SEEDS))
+    seconds = one["seconds"] / (IMAGES * SEEDS)
     end = [f"{one['null']:.1f}", one["gradient"], str(one["nfe"]), f"{seconds:.1f}", one["audit"]]
     return [one["method"], *figures, f"{one['low']:.1f} - {one['high']:.1f}", *rest, *gain, *end]
 
@@ -236,22 +227,22 @@ def draw(path: Path, found: list[dict]) -> None:
 def main() -> int:
     """The command. Returns 0 when the tables and the figure are written."""
     parser = outputs.parser(__doc__)
-    parser.add_argument("--only", type=int, default=None, metavar="N", help="at most N cells in this start")
-    parser.add_argument("--list", action="store_true", help="show the cells that are not archived, and run nothing")
+    parser.add_argument("--only", type=int, default=None, metavar="N", help="at most N runs in this start")
+    parser.add_argument("--list", action="store_true", help="show the runs that are not archived, and run nothing")
     args = parser.parse_args()
     cells, begun, done = todo(), time.monotonic(), 0.0
-    for cost, cell in cells if args.list else ():
-        console.print(f"{cost:4.1f} x diffpure: {' '.join(cell)}")
+    for method, given in cells if args.list else ():
+        console.print(f"{method.cost:4.1f} x diffpure: {' '.join(given)}")
     if args.list:
         return 0
-    whole = sum(cost for cost, _ in cells)
-    console.print(f"{len(cells)} cells to run, {whole:.0f} times the cost of diffpure; the cheapest first")
-    for cost, cell in cells[: args.only]:
-        summary, _ = finished(cell)
-        done += cost
+    whole = sum(method.cost for method, _ in cells)
+    console.print(f"{len(cells)} runs to make, {whole:.0f} times the cost of diffpure; the cheapest first")
+    for method, given in cells[: args.only]:
+        summary, _ = (by_seed if method.by_seed else finished)(given)
+        done += method.cost
         left = (time.monotonic() - begun) / done * (whole - done)
         robust = summary["robust"]["average"]["value"]
-        console.print(f"{' '.join(cell)}: {robust:.1f} % robust; {report.clock(left)} to go for all cells")
+        console.print(f"{' '.join(given)}: {robust:.1f} % robust; {report.clock(left)} to go for all runs")
     found = lines()
     if not found:
         raise ValueError("need at least one archived defense, got none: start the study without --only 0")

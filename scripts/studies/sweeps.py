@@ -9,6 +9,7 @@ missing. `--write` writes results/tables/sweeps.md and results/figures/sweeps.pn
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -27,7 +28,7 @@ STRONG, WEAK = (0.15, 0.2, 0.3, 0.4), (0.05, 0.1, 0.15)
 TAUS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
 TIMES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 RULE = "average"
-Cells = dict[tuple[float | str, ...], tuple[str, ...]]  # by the values that are swept, the overrides of a run
+Cells = dict[tuple[Any, ...], tuple[str, ...]]  # by the values that are swept, the overrides of a run
 console = Console(width=150, highlight=False)
 
 
@@ -56,7 +57,7 @@ def figures(overrides: tuple[str, ...]) -> dict[str, tuple[float, float, float]]
     return {side: (summary[side][RULE]["value"], *summary[side][RULE]["wilson95"]) for side in ("standard", "robust")}
 
 
-def text(found: dict[str, dict[tuple[float | str, ...], dict]]) -> str:
+def text(found: dict[str, dict[tuple[Any, ...], dict]]) -> str:
     """The sweeps as tables for people."""
     head = "# Sweeps on digits\n\n`python scripts/studies/sweeps.py`: PGD 20 iterations x 4 samples, exact gradient, "
     head += "linf 32/255, 3 seeds; average of 20 fresh samples, percent, 95 % over images.\n\n"
@@ -70,7 +71,7 @@ def text(found: dict[str, dict[tuple[float | str, ...], dict]]) -> str:
     return head + "\n".join(tables)
 
 
-def draw(path: Path, found: dict[str, dict[tuple[float | str, ...], dict]]) -> None:
+def draw(path: Path, found: dict[str, dict[tuple[Any, ...], dict]]) -> None:
     """Left: the tau sweep. Middle: robust accuracy over t_l and t_s. Right: standard against robust accuracy."""
     matplotlib.use("agg")
     from matplotlib import pyplot as plt

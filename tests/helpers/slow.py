@@ -347,9 +347,10 @@ SLOW = {
     """,
     "scripts/test_defenses.py": """
         test_table_and_figure
-        test_the_cells_compose_and_none_is_made_twice
+        test_the_runs_compose_and_none_is_made_twice
     """,
     "scripts/test_sweeps.py": "*",
+    "scripts/test_cells.py": "*",
     "scripts/test_convergence.py": """
         test_every_attack_of_the_union_gets_the_budget
         test_figure_of_some_cells

@@ -10,14 +10,15 @@ from tests.helpers.compose import options, plug_ins, setup
 OURS = {"hetero_fixed", "hetero_official_rev_b", "hetero_random"}  # controls and variants of the main study
 
 
-def test_the_cells_compose_and_none_is_made_twice():
-    cells = [cell for method in defenses.METHODS for side in defenses.SIDES for cell in defenses.runs(method, side)]
-    assert len({*cells}) == len(cells)
-    for cell in (c for c in cells if not c[-1].startswith("protocol.seeds=[202") or "2024" in c[-1]):
-        made = setup(*cell)
-        check_setup(made)
-        assert made.config["protocol"]["images"] == 128
-        assert made.config["protocol"]["votes"] == 20
+def test_the_runs_compose_and_none_is_made_twice():
+    made = [defenses.overrides(method, side) for method in defenses.METHODS for side in defenses.SIDES]
+    runs = [given for given in made if given is not None]
+    assert len({*runs}) == len(runs)
+    for given in runs:
+        whole = setup(*given)
+        check_setup(whole)
+        protocol = whole.config["protocol"]
+        assert (protocol["images"], len(protocol["seeds"]), protocol["votes"]) == (defenses.IMAGES, defenses.SEEDS, 20)
 
 
 def test_every_purifier_has_a_line():

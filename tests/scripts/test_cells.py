@@ -1,0 +1,51 @@
+"""The runs of a study: one that was stopped goes on, and one that is made seed by seed is the same run."""
+
+import cells
+import pytest
+
+from dp.output import record
+from dp.output.archived import read_rows
+from dp.runs import compose, pipeline
+from dp.runs.keys import run_key
+from tests.helpers.compose import TINY
+
+SMALL = (*TINY, "protocol.seeds=[5,6]", "audit=false")
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def test_a_run_by_seeds_is_the_run(results):
+    summary, copy = cells.by_seed(SMALL, 1)
+    assert len(list((results / "measured").iterdir())) == 3  # two seeds, and both
+    again, _ = cells.finished(SMALL, 1)
+    assert again == summary
+    for old in (results / "measured").iterdir():
+        old.rename(results / old.name)
+    whole, other = cells.finished((*SMALL, f"results={results / 'direct'}"), 1)
+    assert read_rows(results / copy.name) == read_rows(other)
+    for name in ("standard", "robust", "null", "undefended", "per_seed", "ties", "caveats"):
+        assert whole[name] == summary[name]
+
+
+def test_a_run_that_was_stopped_goes_on(results, monkeypatch):
+    """The rows of its first seed are kept, because the same code made them."""
+    setup = compose.setup(*SMALL, "workers=1")
+    folder = results / "runs" / run_key(setup.config)
+    merge = record.merge
+
+    def stop(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(record, "merge", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.judged(setup, folder)
+    monkeypatch.setattr(record, "merge", merge)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*")}
+    assert before
+    cells.finished(SMALL, 1)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*")} == before
+    assert not list(folder.glob("old-*"))
