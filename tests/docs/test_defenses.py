@@ -103,7 +103,8 @@ def test_the_authors_attacks_are_those_of_the_study():
         for row in one.rows:
             budget = ["attack=pgd_eot", "attack.iterations=20", "attack.attack.iterations=20"]
             budget += ["threat_model.grad=identity"] if one.group == "classifier" else []  # of its purifier, LM
-            assert tuple(word for word in studied[row].authors if word not in budget) == one.authors
+            theirs = tuple(word for word in studied[row].authors if word not in budget)
+            assert theirs == (one.authors if row == one.rows[0] else ())  # further rows: the same by other gradients
             assert f"{one.group}={one.option}" in studied[row].overrides
             assert studied[row].masked == ("mask_soft" in one.beside)
 
