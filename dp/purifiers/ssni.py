@@ -19,7 +19,7 @@ from dp.rng import Streams
 
 REWEIGHTS = ("linear", "sigmoid")
 DERIVATIVES = ("exact", "constant_time")
-Clock = Callable[[Tensor], Tensor]  # times (B,1,1,1) -> noise levels (B,1,1,1), both float64
+Clock = Callable[[Tensor], Tensor]  # times (B,) -> noise levels (B,), both float64
 
 
 def purify(
@@ -59,9 +59,9 @@ def purify(
     _check(t_min, t_max, reweight, eta, steps, derivative)
     with torch.set_grad_enabled(torch.is_grad_enabled() and derivative == "exact"):
         norm = score_norm(x, denoiser, rng, score_t=score_t, score_steps=score_steps)
-        t = t_min + (t_max - t_min) * weight(norm.double(), reweight, center, scale).view(-1, 1, 1, 1)
+        t = t_min + (t_max - t_min) * weight(norm.double(), reweight, center, scale)
     clock, z = _clock(denoiser, t_max), to_pm1(x)
-    z = z + clock(t).to(z.dtype) * rng.randn_like(z)
+    z = z + _beside(z, clock(t)) * rng.randn_like(z)
     for i in range(steps):
         n = rng.randn_like(z) if eta > 0 and i + 1 < steps else z.new_zeros(())
         step = functools.partial(_step, denoiser=denoiser, clock=clock, left=1 - i / steps, steps=steps, eta=eta)
@@ -126,17 +126,22 @@ def _step(
     z: Tensor, t: Tensor, n: Tensor, *, denoiser: Denoiser, clock: Clock, left: float, steps: int, eta: float
 ) -> tuple[Tensor, Tensor]:
     """A step from time left x t down to (left - 1 / steps) x t, and the posterior mean of z: `ancestral_step` with a
-    noise level for each image. In the last step both are the posterior mean. `t`: (B,1,1,1), `n`: noise or 0.
+    noise level for each image. In the last step both are the posterior mean. `t`: (B,), `n`: noise or 0.
     """
     sigma = clock(left * t)
-    x0 = denoiser(z, sigma.to(z.dtype))
+    x0 = denoiser(z, _beside(z, sigma))
     if left < 1.5 / steps:
         return x0, x0
     sigma_next = clock((left - 1 / steps) * t)
     room = 1 - (sigma_next / sigma) ** 2  # 0 where both are the first index; the root has no derivative there
     up = torch.where(room > 0, eta * sigma_next * torch.where(room > 0, room, torch.ones_like(room)).sqrt(), 0.0)
     down = (sigma_next**2 - up**2).sqrt()
-    return x0 + (down / sigma).to(z.dtype) * (z - x0) + up.to(z.dtype) * n, x0
+    return x0 + _beside(z, down / sigma) * (z - x0) + _beside(z, up) * n, x0
+
+
+def _beside(z: Tensor, values: Tensor) -> Tensor:
+    """One value for each image, (B,) as (B,1,1,1) in z's precision."""
+    return values.to(z.dtype).view(-1, 1, 1, 1)
 
 
 def _check(t_min: float, t_max: float, reweight: str, eta: float, steps: int, derivative: str) -> None:
