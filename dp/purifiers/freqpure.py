@@ -1,7 +1,7 @@
 """FreqPure (Pei et al. 2025): a diffusion chain whose low frequencies come from a lightly noised copy of the input."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -11,6 +11,8 @@ from dp.classifiers import Classifier
 from dp.diffusion.denoisers import Denoiser
 from dp.diffusion.sampling import LEVELS, OnStep, ancestral_step, renoise, to_01, to_pm1
 from dp.rng import Streams
+
+Inject = Callable[[Tensor, Tensor], Tensor]  # (round's input, unit noise) -> the noise to add at level 1; all (B,C,H,W)
 
 
 def purify(
@@ -39,13 +41,30 @@ def purify(
     `on_step(i, sigma, z, x0)` is called after the first call of the denoiser in every step, before x0 is changed.
     Raises ValueError for values outside these ranges.
     """
+    return chain(x, denoiser, rng, _uniform, on_step, rounds=rounds, radius=radius, guide=guide, eta=eta, clamp=clamp)
+
+
+def chain(
+    x: Tensor,
+    denoiser: Denoiser,
+    rng: Streams,
+    inject: Inject,
+    on_step: OnStep | None,
+    *,
+    rounds: Sequence[Sequence[int]],
+    radius: float,
+    guide: int,
+    eta: float,
+    clamp: str,
+) -> Tensor:
+    """`purify` with the noise that `inject` makes of unit noise at the start of each round."""
     _check(rounds, guide, eta)
     state, i = to_pm1(x), 0
     for top, steps in rounds:
         given = state  # the round's input, which the guide is made of
         stride, start = top // steps, denoiser.sigma((top - 1) / LEVELS)
         sigmas = [*[denoiser.sigma(k / LEVELS) for k in range(stride - 1, top, stride)][::-1], 0.0]
-        state = renoise(given, 0.0, start, rng.randn_like(given))
+        state = renoise(given, 0.0, start, inject(given, rng.randn_like(given)))
         # In an uneven round the variance-preserving state is passed on as it is to a lower index, so z is scaled.
         state = state * math.sqrt((1 + sigmas[0] ** 2) / (1 + start**2))
         for sigma, sigma_next in pairwise(sigmas):
@@ -59,6 +78,11 @@ def purify(
             n = rng.randn_like(state) if eta > 0 and sigma_next > 0 else None
             state = ancestral_step(state, x0, sigma, sigma_next, n, eta)
     return to_01(state, clamp)
+
+
+def _uniform(given: Tensor, n: Tensor) -> Tensor:
+    """The unit noise n (B,C,H,W) as it is, whatever the round's input."""
+    return n
 
 
 def exchange_low(x0: Tensor, guide: Tensor, radius: float) -> Tensor:

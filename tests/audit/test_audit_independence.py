@@ -87,6 +87,16 @@ def test_a_threshold_of_coefficients_counts_by_the_gradient_of_the_image(bound, 
     assert dead_pixels.dead_pixels(sound(purify)).verdict == status
 
 
+def test_a_spectrum_is_no_image():
+    """The amplitudes of a Fourier transform are real, but what they are taken of is complex."""
+
+    def purify(x, denoiser, classifier, rng, *, on_step=None):
+        spectrum = torch.fft.fft2(x)
+        return torch.fft.ifft2(torch.polar(spectrum.abs(), spectrum.angle())).real
+
+    assert dead_pixels.dead_pixels(sound(purify)).verdict == "PASS"
+
+
 @pytest.mark.parametrize(("dropout", "status"), [(0.0, "PASS"), (0.5, "FAIL")])
 def test_attention_is_random_only_with_dropout(dropout, status):
     def purify(x, denoiser, classifier, rng, *, on_step=None):

@@ -236,6 +236,15 @@ SLOW = {
         test_adam_is_torchs
         test_many_small_steps_end_where_the_expected_error_is_least
     """,
+    "purifiers/test_mani.py": """
+        test_the_gradient_of_the_noise_is_exact_and_an_image_stands_alone
+        test_the_noise_has_unit_power_on_average_over_an_image
+    """,
+    "purifiers/test_ssni.py": """
+        test_the_gradient_goes_through_the_score_norm
+        test_the_yaml_has_no_score_norms_for_denoisers_that_were_not_measured
+        test_with_one_time_for_all_it_is_diffpure_bit_for_bit
+    """,
     "purifiers/test_purifiers.py": """
         test_contract
         test_official_attack_gradient_never_sees_the_mask
