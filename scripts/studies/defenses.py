@@ -83,6 +83,8 @@ METHODS = (
     Method("contrastive guidance", ("purifier=contrastive",), 8.0, pgd("constant_residual"), by_seed=True),
     Method("LoRID, our reading", ("purifier=lorid",), 2.0),
     Method("FreqPure", ("purifier=freqpure",), 2.0, pgd("surrogate")),
+    Method("SSNI", ("purifier=ssni",), 2.5, pgd("surrogate"), by_seed=True),
+    Method("MANI-Pure, our reading", ("purifier=mani",), 2.0, pgd("surrogate")),
     Method("LM", ("purifier=likelihood",), 2.5, LM, by_seed=True, rough=True),
     Method("ScoreOpt, x0", ("purifier=scoreopt",), 5.0, pgd("identity"), by_seed=True, rough=True),
     Method("ScoreOpt, xt", ("purifier=scoreopt_xt",), 3.0, pgd("identity"), by_seed=True, rough=True),
