@@ -23,15 +23,18 @@ def other_gradients(subject: Subject) -> Finding:
         alone = "the attack takes the defense's own gradient" if () in subject.claims else "the defense has no other"
         package = "a package takes its gradients in its own way"
         return not_applicable(name, "nothing is purified" if scored.undefended else alone if probes else package)
-    run, baselines = own(subject)[0], [probe.attack for probe in probes if probe.attack.is_baseline]
+    baselines = [probe.attack for probe in probes if probe.attack.is_baseline]
     attack = small(subject, baselines[0] if baselines else PGD(*budget_of(subject.arm.attack), select="last"))
+    if subject.evaluation.threat.norm not in attack.norms:
+        return not_applicable(name, f"there is no PGD under the threat model {subject.evaluation.threat.norm}")
+    run = own(subject)[0]
     groups = {mode: other(subject, f"through {mode}", attack, scored.gradient_mode(mode)) for mode in names}
     tests = {mode: above(group, run, len(groups)) for mode, group in groups.items()}
     cells, statuses = [], []
     for mode, (status, more, p) in tests.items():
-        points = f"{round(100 * abs(more))} points {'less' if more > 0 else 'more'}, p {p:.2g}"
+        points = f"{round(100 * abs(more))} points {'less' if more > 0 else 'more'}" if more else "the same"
         label = subject.called(()) if mode == FULL else mode
-        cells.append(f"{label} {percent(right(groups[mode]).mean())} ({points})")
+        cells.append(f"{label} {percent(right(groups[mode]).mean())} ({points}, p {p:.2g})")
         statuses.append("WARN" if status == "PASS" and more > 0 and () not in subject.claims else status)
     left = f"the run's attack ({subject.claimed_names}) leaves {percent(right(run).mean())}"
     value = f"{left}, PGD through {', through '.join(cells)}"
