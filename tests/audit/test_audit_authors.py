@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from dp.attacks.pgd_eot import PGD
-from dp.audit import gradients, rival_gradients, same_defense
+from dp.audit import dead_pixels, gradients, rival_gradients, same_defense
 from dp.audit.check import Finding, Subject, some
+from dp.audit.randomness import decisions
 from dp.defense.defended import Defended
 from dp.diffusion.denoisers import Denoiser
 from dp.purifiers import diffpure_ldsde
@@ -64,6 +65,11 @@ def test_mimics_authors_attack_another_purifier():
     assert words in found["same defense"].value
     assert found["derivative"].verdict == "WARN"
     assert "the scored defense's own gradient is zero" in found["derivative"].value
+
+
+@pytest.mark.parametrize(("purifier", "check"), [("freqpure", dead_pixels.dead_pixels), ("contrastive", decisions)])
+def test_a_purifier_of_complex_numbers_and_one_that_asks_the_classifier_are_audited(purifier, check):
+    assert check(composed_subject(f"purifier={purifier}", "protocol.images=2", "protocol.votes=2")).verdict == "PASS"
 
 
 class Identity(Denoiser):

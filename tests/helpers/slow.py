@@ -65,6 +65,7 @@ SLOW = {
         test_the_quick_audit_of_the_benchmark_finds_nothing_broken
     """,
     "audit/test_audit_authors.py": """
+        test_a_purifier_of_complex_numbers_and_one_that_asks_the_classifier_are_audited
         test_an_identity_is_named_and_the_exact_gradient_finds_more
         test_mimics_authors_attack_another_purifier
         test_mimics_own_gradient_is_zero_and_the_smoothed_sign_finds_more
