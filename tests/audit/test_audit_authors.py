@@ -75,7 +75,7 @@ def test_a_purifier_of_complex_numbers_and_one_that_asks_the_classifier_are_audi
 class Identity(Denoiser):
     """A denoiser whose score is zero everywhere."""
 
-    def denoise(self, z, sigma):
+    def denoise(self, z, sigma, label=None):
         return z
 
 
