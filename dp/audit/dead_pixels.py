@@ -78,7 +78,7 @@ class _Watch(TorchFunctionMode):
         if isinstance(out, Tensor) and out.grad_fn is not None and out.is_floating_point():
             inputs = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Tensor) and a.requires_grad]
             moved = bool(inputs) and (inputs[0] is not out or func.__name__.endswith("_"))
-            if len(inputs) == 1 and inputs[0].is_floating_point() and inputs[0].shape == out.shape and moved:
+            if len(inputs) == 1 and inputs[0].shape == out.shape and moved and inputs[0].is_floating_point():
                 self._hook(func, out, inputs[0])
         return out
 
