@@ -18,6 +18,7 @@ from dp.audit import (
     randomness,
     returned_images,
     rival_attacks,
+    rival_gradients,
     same_defense,
 )
 from dp.audit.check import VERDICTS, Check, Finding, Subject
@@ -31,6 +32,7 @@ MODULES = (
     dead_pixels,
     budgets,
     radius,
+    rival_gradients,
     rival_attacks,
     returned_images,
     convergence,

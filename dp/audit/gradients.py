@@ -7,18 +7,22 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from dp.audit.check import Finding, Subject, audited, differentiated, not_applicable, plural, some, streams
+from dp.audit.check import Finding, Subject, audited, differentiated, not_applicable, plural, reaches, some, streams
 from dp.audit.probes import SMALLEST, Probe, cosine, gradient_probes, main, one_step, queried
 from dp.audit.stages import Stage
 from dp.audit.step_direction import step
+from dp.defense.defended import Defended
 from dp.defense.wrapper import Query
 from dp.diffusion.denoisers import Denoiser
+from dp.evaluation.caveats import mode_name
 from dp.objectives import margin
 from dp.rng import cat_draws
 from dp.subset import Subset
 
 SWEEP = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)  # lengths h of the differences, for directions of length 1
 DERIVATIVE = 1e-3  # largest relative error of an exact gradient
+ADJOINTS = (("adjoint",),)  # gradient modes that are meant to be the derivative, up to the steps of a solver
+ADJOINT = 0.1  # largest relative error of an adjoint; the bound is ours
 GOOD = 0.9  # a mean gradient is good if its split-half cosine is above this
 NOISE = 0.1  # below this it is almost only noise
 
@@ -30,8 +34,9 @@ def derivative(subject: Subject) -> Finding:
     Both are in float64 and use the same noise. The point is a random point of the threat model, at least .01 inside the
     box. A mask or a clamp has kinks, and a difference across a kink is wrong. So the error of a direction is the
     smallest over the lengths h, the error of an image is the median over directions, and the worst image decides. All
-    images of the audit are tried, because a fault may concern some of them only. Only a gradient that is declared exact
-    can fail, or one that is zero at all pixels of an image.
+    images of the audit are tried, because a fault may concern some of them only. Only a gradient that is meant to be
+    the derivative can fail, or one that is zero at all pixels of an image. An approximation is compared with the scored
+    defense's own gradient.
     """
     images, exact = subject.images, subject.claims_exact
     claims = [()] if exact else subject.claimed
@@ -39,18 +44,56 @@ def derivative(subject: Subject) -> Finding:
     errors, silent = zip(*(_differences(subject, images, modes) for modes in claims), strict=True)  # (H,V,B), (B) each
     zero = int(torch.stack(silent).any(dim=0).sum())
     best = torch.stack([e.amin(dim=0) for e in errors])  # (N,V,B)
-    worst = float(best.median(dim=1).values.amax())
-    value = f"relative error {worst:.1e}" + (f", of the worst direction {float(best.amax()):.1e}" if exact else "")
-    wrong = worst > DERIVATIVE
-    status = "FAIL" if wrong and exact else "WARN" if wrong else "PASS"
-    if not exact:
+    each = best.median(dim=1).values.amax(dim=1).tolist()  # (N): the worst image
+    value = f"relative error {max(each):.1e}" + (f", of the worst direction {float(best.amax()):.1e}" if exact else "")
+    wrong = max(each) > DERIVATIVE
+    bad_adjoint = any(modes in ADJOINTS and error > ADJOINT for modes, error in zip(claims, each, strict=True))
+    status = "FAIL" if (wrong and exact) or bad_adjoint else "WARN" if wrong else "PASS"
+    others = [modes for modes in claims if modes]
+    if wrong and others:
+        value = (
+            f"the attack's gradient is not the derivative of the scored defense: {value}; {_beside(subject, others)}"
+        )
+    elif not exact:
         value = f"approximation ({', '.join(names)}): {value}"
     if zero:
         value, status = f"zero gradient on {plural(zero, 'image')}; {value}", "FAIL"
     sweep = _sweep(subject)
     curve = {"x": sweep, **{n: e.flatten(1).median(dim=1).values.tolist() for n, e in zip(names, errors, strict=True)}}
     count = f"{len(images.ids)} images, {plural(best.shape[1], 'direction')}, {len(sweep)} lengths"
-    return Finding("derivative", value, f"<= {DERIVATIVE:g}", status, count, 0.0, curve)
+    bound = f"<= {DERIVATIVE:g}" + (f", of an adjoint {ADJOINT:g}" if bad_adjoint else "")
+    return Finding("derivative", value, bound, status, count, 0.0, curve)
+
+
+def _beside(subject: Subject, claims: Sequence[tuple[str, ...]]) -> str:
+    """The attack's gradients in these modes beside the scored defense's own one, at the same point, in words."""
+    images, scored = subject.images, subject.arm.scored
+    rng, samples = streams(subject, images, Stage.DERIVATIVE), 1 if subject.quick else 2
+    images = images._replace(x=_point(subject, images))
+    if not reaches(scored, images, rng):
+        return "the scored defense has no gradient of its own"
+    with _remembering(_denoisers(scored), "recompute", 1):  # it may need more memory than the attack's gradient
+        own = scored.loss_gradient(images.x, images.y, rng, samples, margin)[1]
+    if not bool(own.any()):
+        return "the scored defense's own gradient is zero"
+    texts = []
+    for modes in claims:
+        other = differentiated(subject, modes).loss_gradient(images.x, images.y, rng, samples, margin)[1]
+        along, _, length = _likeness(own, other)
+        texts.append(f"{mode_name(modes)} has a cosine of {along:.3f} with it and {length:.3g} of its length")
+    return "; ".join(texts)
+
+
+def _likeness(exact: Tensor, other: Tensor) -> tuple[float, float, float]:
+    """Mean cosine over images, share of pixels with the same sign, and median ratio of the lengths, of (B,C,H,W)."""
+    signs = float((exact.sign() == other.sign()).float().mean())
+    lengths = [g.flatten(1).norm(dim=1) for g in (other, exact)]
+    ratio = float((lengths[0] / lengths[1].clamp(min=SMALLEST)).median())
+    return float(cosine(exact, other).mean()), signs, ratio
+
+
+def _denoisers(model: Defended) -> list[Denoiser]:
+    return [module for module in model.modules() if isinstance(module, Denoiser)]
 
 
 def _sweep(subject: Subject) -> tuple[float, ...]:
@@ -66,7 +109,7 @@ def _differences(subject: Subject, images: Subset, modes: tuple[str, ...]) -> tu
     attacked, scored = copy.deepcopy((differentiated(subject, modes), subject.arm.scored))
     attacked, scored, samples = attacked.double(), scored.double(), 1 if subject.quick else 2
     noise, rng = streams(subject, images, Stage.DIRECTIONS), streams(subject, images, Stage.DERIVATIVE)
-    x = subject.evaluation.threat.noise(images.x, noise.draw(0)).double().clamp(0.01, 0.99)
+    x = _point(subject, images, torch.float64)
     _, gradient = attacked.loss_gradient(x, images.y, rng, samples, margin)
     directions = [noise.draw(1 + k).randn_like(x) for k in range(3 if subject.quick else 8)] + [gradient.sign()]
 
@@ -83,6 +126,12 @@ def _differences(subject: Subject, images: Subset, modes: tuple[str, ...]) -> tu
     return torch.stack(errors, dim=1), gradient.flatten(1).abs().amax(dim=1) == 0
 
 
+def _point(subject: Subject, images: Subset, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(B,C,H,W): a random point of the threat model, inside the box."""
+    noise = streams(subject, images, Stage.DIRECTIONS).draw(0)
+    return subject.evaluation.threat.noise(images.x, noise).to(dtype).clamp(0.01, 0.99)
+
+
 @audited("recompute", "losses and gradients with and without activation checkpointing")
 def recompute(subject: Subject) -> Finding:
     """Compare losses and gradients with activation checkpointing and with stored activations, bit for bit.
@@ -91,7 +140,7 @@ def recompute(subject: Subject) -> Finding:
     recompute for lack of memory, the comparison stores the activations of as many calls as fit.
     """
     model = subject.arm.attacked
-    denoisers = [m for m in model.modules() if isinstance(m, Denoiser)]
+    denoisers = _denoisers(model)
     if model.bpda:
         denoisers = [m for m in model.classifier.modules() if isinstance(m, Denoiser)]
     if not denoisers:
@@ -143,14 +192,13 @@ def methods(subject: Subject) -> Finding:
         return not_applicable("methods", "no purification, so no other gradient")
     rng, samples = streams(subject, images, Stage.METHODS), 1 if subject.quick else 4
     exact = scored.loss_gradient(images.x, images.y, rng, samples, margin)[1]
+    if not bool(exact.any()):
+        return Finding("methods", "the defense's own gradient is zero", "-", "INFO", f"{len(images.ids)} images", 0.0)
     lines, cosines = [], []
     for name, model in modes.items():
-        other = model.loss_gradient(images.x, images.y, rng, samples, margin)[1]
-        cosines.append(float(cosine(exact, other).mean()))
-        signs = float((exact.sign() == other.sign()).float().mean())
-        lengths = [g.flatten(1).norm(dim=1) for g in (other, exact)]
-        ratio = float((lengths[0] / lengths[1].clamp(min=SMALLEST)).median())
-        lines.append(f"{name} {cosines[-1]:.2f}/{signs:.2f}/{ratio:.2g}")
+        along, signs, length = _likeness(exact, model.loss_gradient(images.x, images.y, rng, samples, margin)[1])
+        cosines.append(along)
+        lines.append(f"{name} {along:.2f}/{signs:.2f}/{length:.2g}")
     value = f"cosine/same signs/length: {', '.join(lines)}"
     curve = {"x": list(range(len(modes))), "cosine": cosines}
     return Finding("methods", value, "-", "INFO", f"{len(images.ids)} images, {plural(samples, 'sample')}", 0.0, curve)

@@ -112,9 +112,13 @@ def _normalized(subject: Subject, model: Defended) -> list[str]:
     classifier, images = model.classifier, subject.images
     inputs: dict[str, Tensor] = {}
     first = next((m for m in classifier.net.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
+
+    def reach(module: nn.Module, args: tuple[Tensor, ...]) -> None:  # what a hook returns would replace the input
+        inputs.setdefault("reached", args[0])
+
     hooks = [classifier.register_forward_pre_hook(lambda module, args: inputs.update(given=args[0]))]
     if first is not None:
-        hooks.append(first.register_forward_pre_hook(lambda module, args: inputs.setdefault("reached", args[0])))
+        hooks.append(first.register_forward_pre_hook(reach))
     try:
         with torch.no_grad():
             noise = Streams(images.ids, subject.seed, Stage.CLEAN).draw(0)

@@ -64,9 +64,9 @@ def watched(model: Defended, see: Callable[[Streams, Tensor], None]) -> Defended
     return twin
 
 
-def small(subject: Subject) -> Attack:
-    """The run's attack. In the quick audit it has at most the iterations and samples of `QUICK`."""
-    attack = subject.arm.attack
+def small(subject: Subject, attack: Attack | None = None) -> Attack:
+    """The run's attack, or another one. In the quick audit it has at most the iterations and samples of `QUICK`."""
+    attack = attack or subject.arm.attack
     if not subject.quick:
         return attack
     return attack.with_budget(**{key: lambda n, most=most: min(n, most) for key, most in QUICK.items()})
@@ -102,13 +102,16 @@ def own(subject: Subject) -> tuple[Group, AttackLog]:
     return subject.memo["own"]
 
 
-def other(subject: Subject, name: str, attack: Attack | None = None, **changes: Any) -> Group:
+def other(
+    subject: Subject, name: str, attack: Attack | None = None, attacked: Defended | None = None, **changes: Any
+) -> Group:
     """The results of another `attack` in place of the run's, or of the run's if it is None.
 
-    `changes`: other fields of the evaluation. A result is computed once for each `name`.
+    `attacked`: the defense that it attacks, if not the run's; the same defense scores. `changes`: other fields of the
+    evaluation. A result is computed once for each `name`.
     """
     if name not in subject.memo:
-        arm = subject.arm._replace(attack=attack or subject.arm.attack)
+        arm = subject.arm._replace(attack=attack or subject.arm.attack, attacked=attacked or subject.arm.attacked)
         subject.memo[name] = _run(subject, arm, **changes)
     return subject.memo[name]
 

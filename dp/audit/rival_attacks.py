@@ -43,7 +43,7 @@ def autoattack_parts(subject: Subject) -> Finding:
     why = _no_ball(subject)
     if why:
         return not_applicable(name, why)
-    iterations, eot = _budget(attack)
+    iterations, eot = budget_of(attack)
     ours = _autoattack(subject, iterations, eot)
     whole = own(subject)[0] if attack.is_ensemble else other(subject, "autoattack", ours)
     members = (attack if attack.is_ensemble else ours).members(_classes(subject))
@@ -98,7 +98,7 @@ def _no_ball(subject: Subject) -> str:
     return ""
 
 
-def _budget(attack: Attack) -> tuple[int, int]:
+def budget_of(attack: Attack) -> tuple[int, int]:
     """The iterations and samples of the run's attack, or of its largest part."""
     budget = attack.budget()
     return budget.get("iterations", ITERATIONS), budget.get("eot", EOT)
@@ -106,7 +106,7 @@ def _budget(attack: Attack) -> tuple[int, int]:
 
 def _black_boxes(subject: Subject) -> dict[str, Attack]:
     """Square, SPSA, and transfer from the bare classifier. The steps of SPSA can cross the ball."""
-    eot, eps = _budget(subject.arm.attack)[1], subject.evaluation.threat.eps
+    eot, eps = budget_of(subject.arm.attack)[1], subject.evaluation.threat.eps
     size = 2.5 * eps / STEPS
     if subject.evaluation.threat.norm == "l2":  # Adam's steps are per pixel
         size /= subject.images.x[0].numel() ** 0.5

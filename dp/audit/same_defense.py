@@ -28,6 +28,8 @@ def same_defense(subject: Subject) -> Finding:
     lines = [f"not declared: {difference_words(*one)}" for one in changed if one not in subject.declared]
     lines += [f"not declared: the gradient is {mode_name(modes)}'s" for modes in taken if modes not in claimed]
     lines += _networks(attacked, scored) + _levels(subject)
+    if lines and changed and changed[0].key == "purifier":
+        lines = [f"another purifier is attacked: {changed[0].attacked} instead of {changed[0].scored}", *lines]
     listed = [*(difference_words(*one) for one in changed)] + [
         f"the gradient is {mode_name(modes)}'s" for modes in taken
     ]

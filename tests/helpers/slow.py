@@ -64,6 +64,14 @@ SLOW = {
         test_commands_errors_are_one_line
         test_the_quick_audit_of_the_benchmark_finds_nothing_broken
     """,
+    "audit/test_audit_authors.py": """
+        test_a_purifier_of_complex_numbers_and_one_that_asks_the_classifier_are_audited
+        test_an_identity_is_named_and_the_exact_gradient_finds_more
+        test_mimics_authors_attack_another_purifier
+        test_mimics_own_gradient_is_zero_and_the_smoothed_sign_finds_more
+        test_the_adjoint_of_ldsde_fails_on_digits
+        test_the_honest_gradient_has_no_failure
+    """,
     "audit/test_audit_budgets.py": """
         test_a_union_with_a_part_that_uses_values_alone_is_compared
         test_a_union_with_an_exact_part_can_be_broken
