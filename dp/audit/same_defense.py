@@ -12,6 +12,7 @@ from dp.output.report import difference_words
 from dp.rng import Streams
 
 START = 0.05  # relative tolerance of the first noise level, because discrete networks round it
+SAME = 1e-3  # relative tolerance of equal levels
 GRID = 0.1  # tolerance of the other noise levels, relative to the first one
 
 
@@ -86,10 +87,15 @@ def _off(first: list[float], second: list[float]) -> float:
     """The largest difference between two grids of noise levels, relative to the highest level.
 
     Both grids go down to 0. The coarser one is compared with the finer one at the same fractions of its steps. Levels
-    that are repeated count once. Of a method of several rounds the last of its deepest rounds is compared.
+    that are repeated count once. Of a method of several rounds the last of its deepest rounds is compared. The
+    difference is 0 if the coarser grid begins at the same level and has levels of the finer one alone, as where a
+    method of two stages keeps both.
     """
     rounds = [_last_deepest(grid) for grid in (first, second)]
     coarse, fine = sorted(([*sorted({*grid}, reverse=True), 0.0] for grid in rounds), key=len)
+    shared = all(min(abs(level - other) for other in fine) <= SAME * level for level in coarse)
+    if shared and abs(coarse[0] - fine[0]) <= SAME * fine[0]:
+        return 0.0
     expected = np.interp(np.linspace(0, 1, len(coarse)), np.linspace(0, 1, len(fine)), fine)
     return float(np.abs(expected - coarse).max()) / coarse[0]
 

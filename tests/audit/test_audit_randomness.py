@@ -155,6 +155,14 @@ def test_noise_levels_of_a_surrogate_of_fewer_rounds(rounds, words):
     assert words in finding.value
 
 
+def test_a_surrogate_that_keeps_both_noise_times_passes():
+    """hetero's own on digits has two of three steps above t_s, the scored purifier two of five."""
+    given = ("protocol.images=1", "protocol.votes=1", "threat_model.grad=surrogate", *small_budget("pgd_eot"))
+    assert same_defense.same_defense(composed_subject(*given)).verdict == "PASS"
+    other = composed_subject(*given, "+purifier.gradients.surrogate.t_l=0.3")
+    assert "wrong schedule" in same_defense.same_defense(other).value
+
+
 @pytest.mark.parametrize("grad", ["blind", "bpda"])
 def test_another_gradient_mode_that_is_not_declared(sound, grad):
     attacked = sound.arm.scored.gradient_mode(grad)
