@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 import yaml
+from hydra.utils import get_class
 from torch import Tensor, nn
 
 from dp.attacks.base import FULL
 from dp.defense.defended import Defended
+from dp.diffusion.denoisers import Denoiser
 from dp.evaluation.caveats import VALUES, gradients
 from dp.evaluation.dry import Counted
 from dp.rng import Streams
@@ -48,7 +50,8 @@ def check_early(config: dict) -> None:
     variants = {name: variant for name, variant in (node.get("gradients") or {}).items() if variant}
     purify = make(node, modules=config["plugins"]["modules"])
     classifier: Any = StandIn(len(config["classifier"].get("taps") or [None]))
-    scored = Defended(purify, Counted(), classifier, variants=variants)
+    cheap = Counted()
+    scored = Defended(purify, cheap, classifier, variants=variants)
     for modes in ((threat.grad,), *gradients(attack, threat.grad)):
         if scored.undefended:
             check_names(modes, config["plugins"]["folders"])
@@ -57,6 +60,17 @@ def check_early(config: dict) -> None:
     if str(node["_target_"]).startswith("dp."):
         with torch.no_grad():
             scored.purify(x, Streams([0], 0, "dry"))
+        if cheap.asked is not None and "_target_" in config["denoiser"]:
+            check_variance(str(config["denoiser"]["_target_"]))
+
+
+def check_variance(target: str) -> None:
+    """Raises ValueError if no network behind this class of denoisers has a learned variance."""
+    adapter = get_class(target)
+    if issubclass(adapter, Denoiser) and adapter.with_variance is Denoiser.with_variance:
+        raise ValueError(
+            f"need a noise predictor with learned variance, got {adapter.__name__}: set variance=small or large"
+        )
 
 
 def check_names(modes: Sequence[str], folders: Sequence[str]) -> None:
