@@ -70,7 +70,8 @@ def dry_nfe(model: Defended, one: Subset) -> int:
 def dry_run(model: Defended, one: Subset, cheap: Counted | None = None) -> Dry:
     """What one purification of an image does, found by running it once with a cheap Gaussian denoiser.
 
-    `cheap`: the denoiser that is called, by default one with the clock of the defense's own. A defense without a denoiser is run without one. A randomized classifier is not run, because it says what it asks.
+    `cheap`: the denoiser that is called, by default one with the clock of the defense's own. A defense without a
+    denoiser is run without one. A randomized classifier is not run, because it says what it asks.
     Raises ValueError if its purifier needs one, and for more than `MOST_NFE` network evaluations.
     """
     if model.denoiser is not None:
