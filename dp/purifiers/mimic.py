@@ -42,10 +42,10 @@ def purify(
     `clamp`: the last step's clamp to [0,1], see `to_01`. `on_step(i, sigma, z, x0)` is called after every call of the
     denoiser. Raises ValueError for values outside these ranges.
     """
-    first, last = _range_of(guided, steps)
     if not (pull >= 0 and width >= 0):
         raise ValueError(f"need pull >= 0 and width >= 0, got {pull=}, {width=}")
     sigmas = noise_levels(denoiser.sigma, t, end, steps)
+    first, last = _range_of(guided, len(sigmas) - 1)
     given = to_pm1(x)
     z = math.sqrt(1 + sigmas[0] ** 2) * rng.randn_like(given)  # the chain's state x_t is a unit Gaussian
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
