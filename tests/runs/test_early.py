@@ -94,7 +94,7 @@ def test_an_exception_may_have_the_name_of_a_gradient():
 @pytest.mark.parametrize("dataset", ["digits", "cifar10", "imagenet", "svhn", "celebahq"])
 def test_every_purifier_runs_with_the_denoiser_of_its_dataset(dataset):
     for purifier in options("purifier"):
-        check_early(composed(f"dataset={dataset}", f"purifier={purifier}"))
+        assert check_early(composed(f"dataset={dataset}", f"purifier={purifier}")) is None
 
 
 @pytest.mark.parametrize("purifier", ["gdmp", "diffpure_guided"])
