@@ -79,14 +79,14 @@ def noise_levels(clock: Callable[[float], float], t: float, end: float, steps: i
 
     `clock`: noise level of a time, a denoiser's `sigma`. A chain over the indices K - 1, ..., 0 of the 1000-level
     schedule has t = (K - 1) / 1000, end = 0 and steps = K.
-    Raises ValueError unless 0 <= end < t <= 1 and steps >= 2, and where there is no noise at `end`.
+    Where there is no noise at `end`, as at time 0 of a clock in continuous time, that time is the clean image itself,
+    and the chain is one level shorter.
+    Raises ValueError unless 0 <= end < t <= 1 and steps >= 2.
     """
     if not (0 <= end < t <= 1 and 2 <= steps <= MOST_STEPS):
         raise ValueError(f"need 0 <= end < t <= 1 and 2 <= steps <= {MOST_STEPS}, got {end=}, {t=}, {steps=}")
     sigmas = [clock(round(t - i * (t - end) / (steps - 1), 12)) for i in range(steps)]
-    if sigmas[-1] == 0:
-        raise ValueError(f"need noise at the last time, got sigma=0 at end={end}: set purifier.end=0.001")
-    return [*sigmas, 0.0]
+    return [*(sigma for sigma in sigmas if sigma > 0), 0.0]
 
 
 def renoise(z: Tensor, sigma: float, sigma_next: float, n: Tensor) -> Tensor:

@@ -15,10 +15,16 @@ class VPSDE:
     """dx = -beta x / 2 dt + sqrt(beta) dw with beta(t) = beta_min + t (beta_max - beta_min), t in [0,1].
 
     Its states are the papers' own: x = sqrt(abar) x0 + sqrt(1 - abar) n = z / sqrt(1 + sigma^2).
+    Raises ValueError unless 0 <= beta_min <= beta_max and beta_max > 0.
     """
 
     beta_min: float
     beta_max: float
+
+    def __post_init__(self):
+        if not (0 <= self.beta_min <= self.beta_max and self.beta_max > 0):
+            given = f"beta_min={self.beta_min}, beta_max={self.beta_max}"
+            raise ValueError(f"need 0 <= beta_min <= beta_max and beta_max > 0, got {given}")
 
     def beta(self, t: float) -> float:
         """Noise rate at time t."""

@@ -1,8 +1,10 @@
 """One purification with a cheap denoiser in place of the true one: its cost, and whether its settings are right."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dp.defense.defended import Defended
@@ -24,7 +26,22 @@ class Dry(NamedTuple):
 
 
 class Counted(Gaussian):
-    """A cheap denoiser that refuses to be called too often."""
+    """A cheap denoiser that refuses to be called too often. Its learned variance is the geometric mean of the fixed
+    ones. `clock`: the noise level of a time, its own by default. `asked`: the noise level at which a variance was last
+    asked for, None if none was.
+    """
+
+    def __init__(self, clock: Callable[[float], float] | None = None):
+        super().__init__()
+        self.clock = clock
+        self.asked: float | Tensor | None = None
+
+    def sigma(self, t: float) -> float:
+        return super().sigma(t) if self.clock is None else self.clock(t)
+
+    def with_variance(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        self.asked = sigma
+        return self(z, sigma), torch.zeros_like(z)
 
     def forward(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
         if self.nfe == MOST_NFE:
@@ -34,18 +51,31 @@ class Counted(Gaussian):
 
 
 def dry_nfe(model: Defended, one: Subset) -> int:
-    """The network evaluations of one sample, see `dry_run`."""
-    return dry_run(model, one).nfe
+    """The network evaluations of one sample, see `dry_run`.
+
+    If the purifier asks for a learned variance, the defense's own denoiser is called once. Raises ValueError if it has
+    none.
+    """
+    if model.denoiser is None:
+        return dry_run(model, one).nfe
+    cheap = Counted(model.denoiser.sigma)
+    nfe = dry_run(model, one, cheap).nfe
+    if cheap.asked is not None:
+        size, device = model.denoiser.size or one.x.shape[2:], next(model.classifier.parameters()).device
+        with torch.no_grad():
+            model.denoiser.with_variance(F.interpolate(one.x.to(device), size), cheap.asked)
+    return nfe
 
 
-def dry_run(model: Defended, one: Subset) -> Dry:
+def dry_run(model: Defended, one: Subset, cheap: Counted | None = None) -> Dry:
     """What one purification of an image does, found by running it once with a cheap Gaussian denoiser.
 
-    A defense without a denoiser is run without one. A randomized classifier is not run, because it says what it asks.
+    `cheap`: the denoiser that is called, by default one with the clock of the defense's own. A defense without a
+    denoiser is run without one. A randomized classifier is not run, because it says what it asks.
     Raises ValueError if its purifier needs one, and for more than `MOST_NFE` network evaluations.
     """
     if model.denoiser is not None:
-        return _dry_run(model, Counted(), one)
+        return _dry_run(model, cheap or Counted(model.denoiser.sigma), one)
     try:
         return _dry_run(model, None, one)
     except (AttributeError, TypeError) as error:  # what a call or a method of None raises

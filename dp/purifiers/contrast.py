@@ -14,6 +14,7 @@ from dp.classifiers import Classifier
 from dp.diffusion.adam import adam_step, inner_gradient
 from dp.rng import Streams
 
+ESTIMATORS = ("hard", "soft")
 BLOCKS, MATRICES = 3, 3  # of the small network
 AT_A_TIME = 64  # at least as many numbers as a processor takes at a time
 LEAST = 1e-6  # of the similarities and of the probability whose logarithms are taken, as in the released code
@@ -21,13 +22,15 @@ LEAST = 1e-6  # of the similarities and of the probability whose logarithms are 
 
 class Contrast(NamedTuple):
     """The loss and the training of the small network: `temperature` and `beta` of the similarities, `tau_plus` in [0,1)
-    of the correction for false negatives (Robinson et al. 2021), `lr` of Adam.
+    of the correction for false negatives (Robinson et al. 2021), `lr` of Adam. `estimator` of the negatives: `hard`
+    weights and corrects them, `soft` is their plain sum, for groups of one image only, as in the released code.
     """
 
     temperature: float
     tau_plus: float
     beta: float
     lr: float
+    estimator: str = "hard"
 
 
 def new_heads(weights: Sequence[Tensor]) -> list[Tensor]:
@@ -84,11 +87,21 @@ def contrastive_loss(a: Tensor, b: Tensor, contrast: Contrast) -> Tensor:
     similar = _each(torch.exp, (unit[:, :, None] * unit[:, None]).sum(-1) / contrast.temperature)  # (G,2N,2N)
     positive = similar[:, :size, size:].repeat(1, 2, 1)  # (G,2N,N)
     negative = similar[:, *_negatives(size)].clamp(min=LEAST)  # (G,2N,2N-2)
-    importance, number = _each(lambda one: one**contrast.beta, negative), max(2 * size - 2, 2)
+    if contrast.estimator == "soft":
+        all_negative = negative.sum(-1)[:, None]  # (G,1,2): each row meets the negatives of both, as in the code
+    else:
+        all_negative = _hard(positive, negative, max(2 * size - 2, 2), contrast)
+    return -_each(torch.log, (positive / (positive + all_negative)).clamp(min=LEAST)).mean(dim=(1, 2))
+
+
+def _hard(positive: Tensor, negative: Tensor, number: int, contrast: Contrast) -> Tensor:
+    """The sum (G,2N,N) of `number` negatives (G,2N,...), weighted by hardness and corrected for false ones by the
+    positive (G,2N,N).
+    """
+    importance = _each(lambda one: one**contrast.beta, negative)
     weighted = (importance * negative).sum(-1) / importance.mean(-1)
     corrected = (weighted[..., None] - contrast.tau_plus * number * positive) / (1 - contrast.tau_plus)
-    all_negative = corrected.clamp(min=number * math.exp(-1 / contrast.temperature))  # (G,2N,N)
-    return -_each(torch.log, (positive / (positive + all_negative)).clamp(min=LEAST)).mean(dim=(1, 2))
+    return corrected.clamp(min=number * math.exp(-1 / contrast.temperature))
 
 
 def _negatives(size: int) -> tuple[Tensor, Tensor]:

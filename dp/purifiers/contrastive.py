@@ -12,7 +12,7 @@ from dp.diffusion.denoisers import Denoiser
 from dp.diffusion.guided import guided_step
 from dp.diffusion.sampling import OnStep, to_01
 from dp.diffusion.vp_sde import VPSDE, check_times, fixed_times
-from dp.purifiers.contrast import Contrast, draw_weights, new_heads, pull
+from dp.purifiers.contrast import ESTIMATORS, Contrast, draw_weights, new_heads, pull
 from dp.rng import Streams
 
 DERIVATIVES = ("exact", "identity")
@@ -36,6 +36,7 @@ def purify(
     tau_plus: float,
     beta: float,
     lr: float,
+    estimator: str = "hard",
     clamp: str = "plain",
     derivative: str = "exact",
 ) -> Tensor:
@@ -44,28 +45,45 @@ def purify(
     NFE = ceil((t - end) / dt). Each guided step also calls the classifier, forward and backward.
     `t`, `dt`, `end`, `beta_min`, `beta_max`: as in `diffpure_sde`.
     `gamma`: strength of the guide. The predicted noise of a state changes by gamma times the gradient of the
-    contrastive loss between this state and the one before. With 0 the method is `diffpure_sde`, bit for bit.
-    `first`: the first guided step, counted from 0, at least 1, because step 0 has no state before it.
-    `temperature`, `tau_plus`, `beta`, `lr`: of the loss and of its small network, see `Contrast`. Each image has a
-    network of its own, which is drawn anew in each call and trained by one step of Adam in each guided step.
+    contrastive loss between this state and the one before. With 0 the method is `diffpure_sde`, bit for bit, and the
+    classifier is not called.
+    `first`: the first guided step, counted from 0, at least 1, because step 0 has no state before it. Without a guide
+    it is not used.
+    `temperature`, `tau_plus`, `beta`, `lr`, `estimator`: of the loss and of its small network, see `Contrast`. Each
+    image has a network of its own, which is drawn anew in each call and trained by one step of Adam in each guided
+    step.
     `clamp`: the last step's clamp to [0,1], see `to_01`. `derivative`: what an attacker may use in place of the
     derivative: `exact` or `identity` (BPDA). The values are the same.
     `on_step(i, sigma, z, x0)` is called after every call of the denoiser, with x0 before it is guided.
     Raises ValueError for values outside these ranges.
     """
     check_times(t, end, dt)
-    if first < 1 or not 0 <= tau_plus < 1 or temperature <= 0:
-        got = f"first={first}, tau_plus={tau_plus}, temperature={temperature}"
-        raise ValueError(f"need first >= 1, 0 <= tau_plus < 1 and temperature > 0, got {got}")
-    if derivative not in DERIVATIVES:
-        raise ValueError(f"need derivative among {', '.join(DERIVATIVES)}, got derivative={derivative!r}")
-    sde, contrast = VPSDE(beta_min, beta_max), Contrast(temperature, tau_plus, beta, lr)
     times = fixed_times(t, end, dt)
+    _check(gamma, first, len(times) - 1, derivative)
+    contrast = Contrast(temperature, tau_plus, beta, lr, estimator)
+    _check_contrast(contrast)
+    sde, first = VPSDE(beta_min, beta_max), first if gamma > 0 else len(times)  # without a guide no step is guided
     with torch.set_grad_enabled(torch.is_grad_enabled() and derivative != "identity"):
         state = sde.start(x, t, rng.randn_like(x))
         state = _chain(state, denoiser, classifier, rng, sde, times, contrast, gamma, first, on_step)
     x_hat = to_01(state, clamp)
     return x_hat + (x - x.detach()) if derivative == "identity" else x_hat
+
+
+def _check(gamma: float, first: int, steps: int, derivative: str) -> None:
+    if gamma < 0:
+        raise ValueError(f"need gamma >= 0, got gamma={gamma}")
+    if first < 1 or (gamma > 0 and first >= steps):
+        raise ValueError(f"need 1 <= first < {steps} steps, or gamma=0 for no guide, got first={first}, gamma={gamma}")
+    if derivative not in DERIVATIVES:
+        raise ValueError(f"need derivative among {', '.join(DERIVATIVES)}, got derivative={derivative!r}")
+
+
+def _check_contrast(contrast: Contrast) -> None:
+    if not (0 <= contrast.tau_plus < 1 and min(contrast.temperature, contrast.lr) > 0 and contrast.beta >= 0):
+        raise ValueError(f"need temperature > 0, 0 <= tau_plus < 1, beta >= 0 and lr > 0, got {contrast}")
+    if contrast.estimator not in ESTIMATORS:
+        raise ValueError(f"need estimator among {', '.join(ESTIMATORS)}, got estimator={contrast.estimator!r}")
 
 
 def _chain(

@@ -86,7 +86,12 @@ def _levels(
     if not 0 <= index_shift / LEVELS <= times[-2]:
         raise ValueError(f"need 0 <= index_shift <= 1000 x the last time {times[-2]}, got index_shift={index_shift}")
     levels = [denoiser.sigma(t - index_shift / LEVELS) for t in times[:-1]]
-    return [sigma for sigma in levels if sigma > 0]  # a clock in continuous time has none at its start
+    noisy = [sigma for sigma in levels if sigma > 0]  # a clock in continuous time has none at its start
+    if not noisy:
+        raise ValueError(
+            f"need noise at one of the times, got none with {t=}, {steps=}, {index_shift=}: raise purifier.t"
+        )
+    return noisy
 
 
 def _spread(u: Tensor | None, sigma: float, sigma_next: float) -> Tensor | float:

@@ -34,16 +34,18 @@ def purify(
     score_t: float,
     beta_min: float,
     beta_max: float,
+    repeats: int = 1,
     solver: str = "own",
     clamp: str = "plain",
 ) -> Tensor:
     """Purify x (B,C,H,W) in [0,1] by Euler-Maruyama on Langevin dynamics around x, and return x_hat in [0,1].
 
     dv = -lam/2 (-score(v) + (v - x_in) / sigma2) ds + eta sqrt(lam) dw from v = x_in, for a duration of t - end.
-    NFE = ceil((t - end) / dt), and one more with `adjoint`.
+    NFE = repeats * ceil((t - end) / dt), and one more in each repeat with `adjoint`.
     `dt`: the step in time. `lam`, `sigma2`, `eta`: speed, width of the pull to x_in, and size of the noise.
     `score_t`: the time in (0,1] at which the network is asked for every score.
     `beta_min`, `beta_max`: noise rates of the VP-SDE at times 0 and 1, which give the noise at `score_t`.
+    `repeats`: how often the dynamics run, each time from the last state and around the same x_in.
     `solver`: `own` has the exact gradient. `adjoint` (torchsde's `sdeint_adjoint`, which the released code uses) has
     the same output, but loses the gradient through x_in in the drift (deviation 63: the adjoint of LDSDE).
     `clamp`: the last clamp to [0,1], see `to_01`.
@@ -54,10 +56,15 @@ def purify(
     if min(lam, sigma2) <= 0 or eta < 0 or not 0 < score_t <= 1 or solver not in SOLVERS:
         given = f"lam={lam}, sigma2={sigma2}, eta={eta}, score_t={score_t}, solver={solver}"
         raise ValueError(f"need lam, sigma2 > 0, eta >= 0, 0 < score_t <= 1, solver own or adjoint, got {given}")
+    if repeats < 1:
+        raise ValueError(f"need repeats >= 1, got repeats={repeats}")
     noise = VPSDE(beta_min, beta_max).sigma(score_t)
     field = _Langevin(denoiser, to_pm1(x), lam, sigma2, eta, denoiser.sigma(score_t), noise / math.hypot(1, noise))
     times = fixed_times(0.0, t - end, dt)
-    v = field.by_adjoint(rng, times, dt) if solver == "adjoint" else field.walk(rng, times, on_step)
+    v = field.x_in
+    for done in range(repeats):
+        first = done * (len(times) - 1)
+        v = field.by_adjoint(v, rng, times, dt) if solver == "adjoint" else field.walk(v, rng, times, first, on_step)
     return to_01(v, clamp)  # Differs (deviation 62: what the classifier is given)
 
 
@@ -82,19 +89,18 @@ class _Langevin:
         score = (x0 - z) / (self.level * self.deviation)  # Differs (deviation 67: the noise level of LDSDE's score)
         return -self.lam / 2 * (-score + (v - self.x_in) / self.sigma2)
 
-    def walk(self, rng: Streams, times: list[float], on_step: OnStep | None) -> Tensor:
-        v = self.x_in
+    def walk(self, v: Tensor, rng: Streams, times: list[float], first: int, on_step: OnStep | None) -> Tensor:
         for i, (s, s_next) in enumerate(pairwise(times)):
             z = v * math.hypot(1, self.level)
             x0 = self.denoiser(z, self.level)
             if on_step is not None:
-                on_step(i, self.level, z, x0)
+                on_step(first + i, self.level, z, x0)
             size = s_next - s
             v = v + size * self.drift(v, z, x0) + self.eta * math.sqrt(self.lam * size) * rng.randn_like(v)
         return v
 
-    def by_adjoint(self, rng: Streams, times: list[float], dt: float) -> Tensor:
-        y = self.x_in.reshape(len(self.x_in), -1)
+    def by_adjoint(self, v: Tensor, rng: Streams, times: list[float], dt: float) -> Tensor:
+        y = v.reshape(len(v), -1)
         bm = Brownian(rng, y.detach(), times, fixed_times(times[-1], times[0], dt))
         ts = torch.tensor([times[0], times[-1]], dtype=torch.float64)
         # The adjoint knows the start alone: x_in inside the drift is a constant for it, as the weights are.

@@ -1,6 +1,5 @@
 """FreqPure (Pei et al. 2025): a diffusion chain whose low frequencies come from a lightly noised copy of the input."""
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from dp.classifiers import Classifier
 from dp.diffusion.denoisers import Denoiser
+from dp.diffusion.rounds import rounds_of
 from dp.diffusion.sampling import LEVELS, OnStep, ancestral_step, renoise, to_01, to_pm1
 from dp.rng import Streams
 
@@ -30,10 +30,9 @@ def purify(
 ) -> Tensor:
     """Purify x (B,C,H,W) in [0,1] by FreqPure and return x_hat in [0,1]. NFE = 2 for each step.
 
-    `rounds`: pairs [top, steps], 1 <= steps <= top <= 1000. A round adds the noise of index top - 1 of the 1000-level
-    schedule and denoises at every q-th index below top, q = top // steps, down to q - 1 and then to the clean image. If
-    steps does not divide top, the number of steps is another, as in the released code. The next round begins with the
-    result.
+    `rounds`: pairs [K, n], 1 <= n <= K <= 1000, see `dp.diffusion.rounds`. A round adds the noise of index K - 1 of the
+    1000-level schedule and denoises in about n steps; one step less where the denoiser's clock has no noise at the last
+    index. The next round begins with the result.
     `radius`: in every step, the Fourier coefficients of the denoised image up to this frequency, in cycles over the
     image, are replaced by those of the guide. Below 0 there is no guide, and NFE = 1 for each step.
     `guide`: the guide is the round's input with fresh noise of this index, denoised at once.
@@ -58,16 +57,12 @@ def chain(
     clamp: str,
 ) -> Tensor:
     """`purify` with the noise that `inject` makes of unit noise at the start of each round."""
-    _check(rounds, guide, eta)
-    state, i = to_pm1(x), 0
-    for top, steps in rounds:
+    _check(denoiser, radius, guide, eta)
+    made, state, i = rounds_of(denoiser.sigma, rounds), to_pm1(x), 0
+    for each in made:
         given = state  # the round's input, which the guide is made of
-        stride, start = top // steps, denoiser.sigma((top - 1) / LEVELS)
-        sigmas = [*[denoiser.sigma(k / LEVELS) for k in range(stride - 1, top, stride)][::-1], 0.0]
-        state = renoise(given, 0.0, start, inject(given, rng.randn_like(given)))
-        # In an uneven round the variance-preserving state is passed on as it is to a lower index, so z is scaled.
-        state = state * math.sqrt((1 + sigmas[0] ** 2) / (1 + start**2))
-        for sigma, sigma_next in pairwise(sigmas):
+        state = renoise(given, 0.0, each.start, inject(given, rng.randn_like(given))) * each.scale
+        for sigma, sigma_next in pairwise(each.sigmas):
             x0 = denoiser(state, sigma)
             if on_step is not None:
                 on_step(i, sigma, state, x0)
@@ -110,10 +105,10 @@ def _guide(given: Tensor, denoiser: Denoiser, rng: Streams, index: int) -> Tenso
     return denoiser(renoise(given, 0.0, sigma, rng.randn_like(given)), sigma)
 
 
-def _check(rounds: Sequence[Sequence[int]], guide: int, eta: float) -> None:
-    if not rounds or not all(1 <= steps <= top <= LEVELS for top, steps in rounds):
-        raise ValueError(f"need rounds [top, steps] with 1 <= steps <= top <= {LEVELS}, got rounds={rounds}")
+def _check(denoiser: Denoiser, radius: float, guide: int, eta: float) -> None:
     if not 0 <= guide < LEVELS:
         raise ValueError(f"need 0 <= guide < {LEVELS}, got guide={guide}")
+    if radius >= 0 and denoiser.sigma(guide / LEVELS) == 0:
+        raise ValueError(f"need noise at the guide's index, got none at guide={guide}: set purifier.guide=1")
     if not 0 <= eta <= 1:
         raise ValueError(f"need 0 <= eta <= 1, got eta={eta}")

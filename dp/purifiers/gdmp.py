@@ -37,7 +37,8 @@ def purify(
     constant_guide: bool = False,
     clamp: str = "plain",
 ) -> Tensor:
-    """Purify x (B,C,H,W) in [0,1] by guided DDPM steps and return x_hat in [0,1]. NFE = rounds * steps.
+    """Purify x (B,C,H,W) in [0,1] by guided DDPM steps and return x_hat in [0,1]. NFE = rounds * steps, one less
+    in each round where the denoiser's clock has no noise at `end`.
 
     `t`, `end`, `steps`: times of the first and of the last noisy state and their number, see `noise_levels`.
     `rounds`: how often noise is added and removed; the state is not clamped between rounds.
@@ -61,7 +62,7 @@ def purify(
     given = state = to_pm1(x)
     for done in range(rounds):
         z = scale * renoise(state, 0.0, start, rng.randn_like(x))
-        state = chain.denoised(z, given, guiding, rng, done * steps)
+        state = chain.denoised(z, given, guiding, rng, done * (len(chain.sigmas) - 1))
     return to_01(state, clamp)
 
 

@@ -61,7 +61,9 @@ def low_rank(image: Tensor, rank: float) -> Tensor:
 
     This is the truncated higher-order singular value decomposition (De Lathauwer et al. 2000): the image times the
     projector P = V V^T of each mode. Each mode keeps ceil(rank * size) vectors; channels are not reduced. It is
-    computed in float64, and its derivative is exact. Raises ValueError unless 0 < rank <= 1.
+    computed in float64. Its derivative is exact where the kept and the dropped eigenvalues differ. Where two of them
+    are equal, as for an image of a lower rank, there is none, and their part is left out. Raises ValueError unless
+    0 < rank <= 1.
     """
     if not 0 < rank <= 1:
         raise ValueError(f"need 0 < rank <= 1, got rank={rank}")

@@ -25,7 +25,7 @@ def purify(
     steps: int,
     guided: Sequence[int],
     pull: float,
-    width: float = 0.0,
+    width: float | None = None,
     guide_through_network: bool = False,
     clamp: str = "plain",
 ) -> Tensor:
@@ -35,17 +35,17 @@ def purify(
     `guided`: the first and the last guided step, counted from 0; the list [first, last].
     `pull`: how far a guided step moves every pixel of the variance-preserving state, toward x in [-1,1], by the sign of
     the denoised image minus x; at least 0 (deviation 75: the guide's batch).
-    `width`: of the smoothed sign tanh(d / width); 0 is the method's sign, through which x has the derivative 0. So an
-    attacker needs another width (deviation 76: no gradient in the input).
+    `width`: of the smoothed sign tanh(d / width), above 0. None is the method's sign, through which x has the
+    derivative 0, so an attacker needs a width (deviation 76: no gradient in the input).
     `guide_through_network`: pull the sign back through the denoiser in all guided steps but the first, as the released
     code does when autograd is on (deviation 77: two functions in one).
     `clamp`: the last step's clamp to [0,1], see `to_01`. `on_step(i, sigma, z, x0)` is called after every call of the
     denoiser. Raises ValueError for values outside these ranges.
     """
-    first, last = _range_of(guided, steps)
-    if not (pull >= 0 and width >= 0):
-        raise ValueError(f"need pull >= 0 and width >= 0, got {pull=}, {width=}")
+    if pull < 0 or (width is not None and width <= 0):
+        raise ValueError(f"need pull >= 0 and width > 0, or width=null for the plain sign, got {pull=}, {width=}")
     sigmas = noise_levels(denoiser.sigma, t, end, steps)
+    first, last = _range_of(guided, len(sigmas) - 1)
     given = to_pm1(x)
     z = math.sqrt(1 + sigmas[0] ** 2) * rng.randn_like(given)  # the chain's state x_t is a unit Gaussian
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
@@ -64,17 +64,21 @@ def purify(
 
 
 def _range_of(guided: Sequence[int], steps: int) -> tuple[int, int]:
-    if len(guided) != 2 or not 0 <= guided[0] <= guided[1] < steps:
-        raise ValueError(f"need guided as [first, last] with 0 <= first <= last < {steps} steps, got {list(guided)}")
+    whole = isinstance(guided, Sequence) and [type(step) for step in guided] == [int, int]
+    if not whole or not 0 <= guided[0] <= guided[1] < steps:
+        found = f"got guided={guided}"
+        raise ValueError(f"need guided as integers [first, last] with 0 <= first <= last < {steps} steps, {found}")
     return guided[0], guided[1]
 
 
-def _direction(difference: Tensor, width: float) -> Tensor:
+def _direction(difference: Tensor, width: float | None) -> Tensor:
     """The gradient of the absolute difference: its sign, or tanh(difference / width)."""
-    return (difference / width).tanh() if width > 0 else difference.sign()
+    return difference.sign() if width is None else (difference / width).tanh()
 
 
-def _through_network(denoiser: Denoiser, z: Tensor, sigma: float, given: Tensor, width: float) -> tuple[Tensor, Tensor]:
+def _through_network(
+    denoiser: Denoiser, z: Tensor, sigma: float, given: Tensor, width: float | None
+) -> tuple[Tensor, Tensor]:
     """The denoised image x0, and the gradient in z of the sum of |x0 - given|, by a vector-Jacobian product with x0."""
     differentiable = torch.is_grad_enabled() and (z.requires_grad or given.requires_grad)
     with torch.enable_grad():

@@ -48,7 +48,8 @@ def check_early(config: dict) -> None:
     variants = {name: variant for name, variant in (node.get("gradients") or {}).items() if variant}
     purify = make(node, modules=config["plugins"]["modules"])
     classifier: Any = StandIn(len(config["classifier"].get("taps") or [None]))
-    scored = Defended(purify, Counted(), classifier, variants=variants)
+    cheap = Counted()
+    scored = Defended(purify, cheap, classifier, variants=variants)
     for modes in ((threat.grad,), *gradients(attack, threat.grad)):
         if scored.undefended:
             check_names(modes, config["plugins"]["folders"])
@@ -57,6 +58,24 @@ def check_early(config: dict) -> None:
     if str(node["_target_"]).startswith("dp."):
         with torch.no_grad():
             scored.purify(x, Streams([0], 0, "dry"))
+        if cheap.asked is not None:
+            check_variance(config["denoiser"])
+
+
+class TwiceTheChannels(nn.Module):
+    """In place of a network with learned variance."""
+
+    def forward(self, x: Tensor, *labels: Tensor | None) -> Tensor:
+        return torch.cat([x, x], dim=1)
+
+
+def check_variance(node: dict) -> None:
+    """Raises ValueError if a denoiser of this kind has no learned variance, whatever its network. One outside dp is not
+    asked.
+    """
+    if str(node.get("_target_")).startswith("dp."):
+        adapter = make({key: value for key, value in node.items() if key != "net"}, net=TwiceTheChannels())
+        adapter.with_variance(torch.zeros(1, 3, 16, 16), 1.0)
 
 
 def check_names(modes: Sequence[str], folders: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ NEUTRAL_OF_TARGETS: dict[tuple[str, str], Any] = {  # the same for arguments, wh
     ("diffpure.purify", "variance"): "small",
     ("diffpure.purify", "clip_x0"): False,
     ("diffpure.purify", "pixel_sigma"): None,
+    ("diffpure_ldsde.purify", "repeats"): 1,
     ("pgd_eot.PGD", "target"): None,
     ("apgd.APGD", "target"): None,
 }

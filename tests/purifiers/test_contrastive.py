@@ -5,16 +5,21 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dp.classifiers import Classifier
 from dp.diffusion.denoisers import Gaussian
+from dp.diffusion.sampling import vp_sigma
 from dp.diffusion.vp_sde import VPSDE
 from dp.purifiers import contrastive, diffpure_sde
 from dp.purifiers.contrast import Contrast, contrastive_loss, draw_weights, head, new_heads, pull
 from dp.rng import Streams
+from dp.runs.compose import make
+from tests.helpers.compose import composed
 from tests.helpers.parity import Recorded, TinyClassifier, of
 
 SDE = {"t": 0.2, "dt": 0.02, "end": 1e-5, "beta_min": 0.1, "beta_max": 20.0}
+TIMES = [0.2, 0.18, 0.16, 0.14, 0.12, 0.1, 0.08, 0.06, 0.04, 0.02, 1e-5]
 GUIDE = {"gamma": 50.0, "first": 1, "temperature": 1.0, "tau_plus": 0.1, "beta": 1.0, "lr": 0.01}
 PLAIN = Contrast(temperature=1.0, tau_plus=0.1, beta=1.0, lr=0.01)
 
@@ -40,7 +45,7 @@ def test_the_batch_form_is_the_original_code(path):
     file = Recorded(path)
     said, draws = file.settings, list(file["draws"])
     denoiser, own, sde = file.denoiser(), file.classifier(), VPSDE(0.1, 20.0)
-    loss = Contrast(said["temperature"], said["tau_plus"], said["beta"], said["lr"])
+    loss = Contrast(said["temperature"], said["tau_plus"], said["beta"], said["lr"], said["estimator"])
     t, states, deltas, outs, previous = said["t"] / 1000, [], [], [], None
     rising = [torch.tensor(1 - t)]
     while len(rising) < said["t"]:
@@ -74,36 +79,97 @@ def test_the_batch_form_is_the_original_code(path):
         assert (torch.stack(found) - wanted).abs().max() < 1e-5 * wanted.abs().max(), name
 
 
-@pytest.mark.parametrize("given", [{"gamma": 0.0}, {"first": 100}])
-def test_without_the_guide_it_is_diffpure_bit_for_bit(given):
+@pytest.mark.parametrize("first", [1, 100])
+def test_without_the_guide_it_is_diffpure_bit_for_bit_and_calls_no_classifier(first):
     outs, x = [], image()
-    for purify, more in ((contrastive.purify, {**GUIDE, **given}), (diffpure_sde.purify, {})):
+    for purify, more in ((contrastive.purify, {**GUIDE, "gamma": 0.0, "first": first}), (diffpure_sde.purify, {})):
         rng = Streams([4, 5], 0, "a")
-        outs.append(purify(x, Gaussian(0.1, 0.3), classifier(), rng, **SDE, **more, clamp="none"))
+        outs.append(purify(x, Gaussian(0.1, 0.3), None, rng, **SDE, **more, clamp="none"))
     assert torch.equal(*outs)
 
 
 def test_the_guide_pulls_from_its_first_step_on():
     """The states up to step `first` are those of the unguided chain."""
     seen = {}
-    for first in (1, 4, 100):
-        z = seen.setdefault(first, [])
-        given = {**SDE, **GUIDE, "first": first, "on_step": lambda i, sigma, z, x0, seen=z: seen.append(z)}
+    for first in (1, 4, 0):  # 0: no guide
+        z, more = seen.setdefault(first, []), {"first": first} if first else {"gamma": 0.0}
+        given = {**SDE, **GUIDE, **more, "on_step": lambda i, sigma, z, x0, seen=z: seen.append(z)}
         contrastive.purify(image(), Gaussian(0.1, 0.3), classifier(), Streams([4, 5], 0, "a"), **given)
     for first in (1, 4):
-        same = [torch.equal(a, b) for a, b in zip(seen[first], seen[100], strict=True)]
+        same = [torch.equal(a, b) for a, b in zip(seen[first], seen[0], strict=True)]
         assert same == [i <= first for i in range(10)]
+
+
+def reference(x, b, given):
+    """The purification of image b alone, by torch's own layers, loss and Adam, in the papers' state."""
+    own, rng = classifier(), Streams([b], 0, "a")
+    abar = [math.exp(-9.95 * t**2 - 0.1 * t) for t in TIMES]
+    start = 1 / (1 + vp_sigma(SDE["t"] - 0.001) ** 2)
+    v = math.sqrt(start) * (2 * x[b : b + 1] - 1) + math.sqrt(1 - start) * rng.randn_like(x[:1])
+    states, first, tau, temperature = [], given["first"], given["tau_plus"], given["temperature"]
+    for i, (t, t_next) in enumerate(pairwise(TIMES)):
+        states.append(v)
+        if i == first - 1:
+            layers = [w[0].clone().requires_grad_() for w in draw_weights(own(v), rng.draw(0))]
+            adam = torch.optim.Adam(layers, lr=given["lr"])
+        n = rng.randn_like(v)
+        gain = math.sqrt(abar[i]) * 0.09 / (abar[i] * 0.09 + 1 - abar[i])  # the posterior mean of N(.1, .3^2)
+        x0 = 0.1 + gain * (v - math.sqrt(abar[i]) * 0.1)
+        eps = (v - math.sqrt(abar[i]) * x0) / math.sqrt(1 - abar[i])
+        if i >= first:
+            leaf, features = v.detach().requires_grad_(), []
+            for state in (states[i - 1], leaf):
+                q = own(state)
+                for d1, d2, d3 in zip(layers[::3], layers[1::3], layers[2::3], strict=True):
+                    q = q + F.linear(F.silu(F.linear(q, d1)) * F.linear(q, d2), d3)
+                features.append(F.normalize(q, dim=1))
+            positive = ((features[0] * features[1]).sum() / temperature).exp()
+            terms = []
+            for negative in (math.exp(1 / temperature), positive):  # itself; its partner
+                weighted = negative ** (given["beta"] + 1) / negative ** given["beta"]
+                least = torch.full_like(positive, 2 * math.exp(-1 / temperature))
+                total = torch.maximum((weighted - 2 * tau * positive) / (1 - tau), least)
+                terms.append(-(positive / (positive + total)).log())
+            adam.zero_grad()
+            (sum(terms) / 2).backward()
+            eps = eps + given["gamma"] * leaf.grad
+            adam.step()
+        size, beta = t - t_next, 0.1 + 19.9 * t
+        v = v + size * beta * (v / 2 - eps / math.sqrt(1 - abar[i])) + math.sqrt(beta * size) * n
+        v = v.detach()
+    return (v + 1) / 2
+
+
+@pytest.mark.parametrize(("first", "temperature"), [(1, 1.0), (2, 0.7), (6, 0.7)])
+def test_each_image_is_guided_as_torchs_own_parts_guide_it(first, temperature):
+    """Sign and size of the guide, the count of Adam's steps and the state at which the network is drawn all matter.
+    Adam here has 1e-20 more under its root, which moves a pixel by less than 1e-9.
+    """
+    given = {**GUIDE, "first": first, "temperature": temperature}
+    x, rng = image(), Streams([0, 1], 0, "a")
+    out = contrastive.purify(x, Gaussian(0.1, 0.3), classifier(), rng, **SDE, **given, clamp="none")
+    wanted = torch.cat([reference(x, b, given) for b in (0, 1)])
+    torch.testing.assert_close(out, wanted, rtol=0, atol=1e-8)
 
 
 def test_a_group_of_one_image_by_hand():
     """Row 0 has itself as its negative, row 1 its own positive; the positive of both is exp(cosine)."""
     a, b = torch.randn(2, 1, 1, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    p = torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0).exp().item()
+    p = F.cosine_similarity(a.flatten(), b.flatten(), dim=0).exp().item()
     wanted = 0.0
     for negative in (math.e, p):
         all_negative = max((negative - 0.1 * 2 * p) / 0.9, 2 / math.e)
         wanted -= math.log(p / (p + all_negative)) / 2
     assert contrastive_loss(a, b, PLAIN).item() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_soft_group_of_one_image_by_hand():
+    """The released code sums each row's negatives, and broadcasts the two sums against both positives."""
+    a, b = torch.randn(2, 1, 1, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    p = F.cosine_similarity(a.flatten(), b.flatten(), dim=0).exp().item()
+    wanted = -sum(math.log(p / (p + negative)) for negative in (math.e, p)) / 2
+    found = contrastive_loss(a, b, PLAIN._replace(estimator="soft")).item()
+    assert found == pytest.approx(wanted, rel=1e-12)
 
 
 def test_many_groups_are_as_many_single_ones():
@@ -165,9 +231,26 @@ def test_values_are_equal_in_all_gradient_variants_and_without_autograd(memory):
     assert denoiser.nfe == 30
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"t": 1.5}, {"first": 0}, {"tau_plus": 1.0}, {"temperature": 0.0}, {"derivative": "bpda"}]
-)
+WRONG = {
+    "t": 1.5,
+    "gamma": -50.0,
+    "tau_plus": 1.0,
+    "temperature": 0.0,
+    "beta": -5.0,
+    "lr": -1.0,
+    "estimator": "easy",
+    "derivative": "bpda",
+}
+
+
+@pytest.mark.parametrize("wrong", [{key: value} for key, value in WRONG.items()] + [{"first": k} for k in (0, 10, 100)])
 def test_wrong_values(wrong):
-    with pytest.raises(ValueError, match=r"^need "):
+    with pytest.raises(ValueError, match=rf"^need .*{next(iter(wrong))}"):
         contrastive.purify(image(), Gaussian(), classifier(), Streams([0, 1], 0, "a"), **{**SDE, **GUIDE, **wrong})
+
+
+def test_the_preset_against_bpda_is_guided_from_step_39_on_cifar10_and_runs_on_digits():
+    for dataset, wanted in (("cifar10", (39, 5000.0, 10.0)), ("digits", (1, 50.0, 1.0))):
+        node = composed("+experiment=table5/contrastive", f"dataset={dataset}")["purifier"]
+        assert (node["first"], node["gamma"], node["temperature"]) == wanted
+    make(node)(image(1), Gaussian(0.1, 0.3), classifier(), Streams([0], 0, "a"))

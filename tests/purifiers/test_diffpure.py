@@ -167,16 +167,9 @@ def test_wrong_values(wrong, words):
         moments(diffpure.purify, 2, X, Gaussian(), **{"t": 0.1, "steps": 2, "eta": 1.0, **wrong})
 
 
-class Flat(nn.Module):
-    """A network that predicts no noise."""
-
-    def forward(self, x, label):
-        return 0 * x
-
-
 def test_a_clock_without_noise_at_its_start_takes_one_step_less():
     """Of the VP clock in continuous time, at whose time 0 there is no noise: sigma(t) = sqrt(1 / abar(t) - 1)."""
-    denoiser = VP(Flat())
+    denoiser = VP(parity.Flat())
     x = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     levels = []
     given = {"t": 0.01, "steps": 10, "eta": 1.0, "index_shift": 1}
@@ -185,3 +178,11 @@ def test_a_clock_without_noise_at_its_start_takes_one_step_less():
     assert torch.isfinite(x_hat).all()
     assert levels == [denoiser.sigma(k / 1000) for k in range(9, 0, -1)]
     assert denoiser.nfe == 9
+
+
+def test_a_chain_without_noise_is_refused():
+    """With one level less than the index shift asks for, nothing would be purified."""
+    with pytest.raises(
+        ValueError, match=r"need noise at one of the times, got none with t=0\.001, steps=1, index_shift=1"
+    ):
+        moments(diffpure.purify, 1, X, VP(parity.Flat()), t=0.001, steps=1, eta=1.0, index_shift=1)

@@ -29,17 +29,22 @@ def recorded(path):
 
 def purified(file, x, solver="own"):
     """The file's purification, and its network evaluations. A network of integer labels is asked at index 10, the one
-    in continuous time at 9.99. The adjoint draws further noise for its way back, which is zero here.
+    in continuous time at 9.99. The adjoint draws further noise for its way back, which is zero here. The original
+    returns the states after all repeats, joined.
     """
-    s, draws = file.settings, file["draws"]
+    s, repeats, found, nfe = file.settings, file.settings.get("repeats", 1), [], 0
+    draws = file["draws"].unflatten(0, (repeats, -1))
     if solver == "adjoint":
-        draws = torch.cat([draws.flatten(2), torch.zeros_like(draws).flatten(2)])
-    rng = parity.Script(draws)
+        draws = torch.cat([draws.flatten(3), torch.zeros_like(draws[:, 1:]).flatten(3)], dim=1)
     given = {**GIVEN, "t": s["t"] / 1000, "dt": s["dt"], "lam": s["lam"], "sigma2": s["sigma2"], "eta": s["eta"]}
-    denoiser = EpsNet(file.eps()) if s["score"] == "guided_diffusion" else file.denoiser()
-    x_hat = diffpure_ldsde.purify(x, denoiser, None, rng, clamp="none", solver=solver, **given)
-    assert solver == "adjoint" or rng.left == 0
-    return x_hat, denoiser.nfe
+    for done in range(1, repeats + 1):
+        rng = parity.Script(draws[:done].flatten(0, 1))
+        denoiser = file.denoiser() if s["score"] == "score_sde" else EpsNet(file.eps())
+        x_hat = diffpure_ldsde.purify(x, denoiser, None, rng, clamp="none", solver=solver, repeats=done, **given)
+        assert rng.left == 0
+        found.append(x_hat)
+        nfe = denoiser.nfe
+    return torch.cat(found), nfe
 
 
 @parity.of("ldsde")
@@ -48,7 +53,7 @@ def test_image_is_the_originals(path, solver):
     file = recorded(path)
     x_hat, nfe = purified(file, file["x"], solver)
     assert (x_hat - file["x_hat"]).abs().max() <= TOLERANCE * file["x_hat"].abs().max()
-    assert nfe == len(file["draws"]) + (solver == "adjoint")
+    assert nfe == len(file["draws"]) + file.settings.get("repeats", 1) * (solver == "adjoint")
 
 
 @parity.of("ldsde")
@@ -110,6 +115,20 @@ def test_gaussian_data_have_a_closed_form():
     assert found == pytest.approx((mean, variance), rel=1e-9)
 
 
+@pytest.mark.parametrize("solver", ["own", "adjoint"])
+def test_repeats_go_on_around_the_first_image(solver):
+    """With a zero score the mean is x, and the variance is that of the steps of all repeats."""
+    x, denoiser = torch.full((64, 1, 8, 8), 0.4, dtype=torch.float64), Identity(nn.Identity())
+    given, rng = {**GIVEN, "t": 0.02}, Streams(range(64), 0, "adv")
+    out = diffpure_ldsde.purify(x, denoiser, None, rng, clamp="none", solver=solver, repeats=3, **given)
+    variance = 0.0
+    for size in 3 * [0.01, 0.01 - 1e-5]:
+        variance = (1 - size * LAM / 2 / SIGMA2) ** 2 * variance + ETA**2 * LAM * size
+    assert denoiser.nfe == 3 * (2 + (solver == "adjoint"))
+    assert (2 * (out - x)).var().item() == pytest.approx(variance, rel=0.1)
+    assert (out - x).mean().abs().item() < 5 * math.sqrt(variance / out.numel())
+
+
 def test_with_a_clock_in_continuous_time_the_score_is_that_of_the_data():
     """The network of score-SDE is asked at label 9.99; then the noise of the clock and that of the SDE are one."""
     seen = []
@@ -144,7 +163,18 @@ def test_on_step_is_called_at_one_level():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"lam": 0.0}, {"sigma2": -1.0}, {"eta": -1.0}, {"score_t": 0.0}, {"solver": "heun"}, {"dt": 0.0}]
+    "wrong",
+    [
+        {"lam": 0.0},
+        {"sigma2": -1.0},
+        {"eta": -1.0},
+        {"score_t": 0.0},
+        {"solver": "heun"},
+        {"dt": 0.0},
+        {"repeats": 0},
+        {"beta_max": 0.0},
+        {"beta_min": -1.0},
+    ],
 )
 def test_wrong_values(wrong):
     with pytest.raises(ValueError, match=r"^need .* got"):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from dp.diffusion.denoisers import Gaussian
+from dp.diffusion.denoisers import VP, Gaussian
 from dp.purifiers import diffpure, freqpure
 from dp.rng import Streams
-from tests.helpers.parity import Recorded, Script, of
+from tests.helpers.parity import Flat, Recorded, Script, of
 
 GIVEN = {"rounds": [[400, 5]], "radius": 3, "guide": 50, "eta": 1.0}
 
@@ -98,9 +98,23 @@ def test_the_gradient_of_the_exchange_is_exact():
     assert torch.autograd.gradcheck(lambda a, b: freqpure.exchange_low(a, b, 2.0), leaves)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"rounds": []}, {"rounds": [[4, 5]]}, {"rounds": [[1001, 1]]}, {"guide": 1000}, {"eta": 2.0}]
-)
+def test_a_clock_without_noise_at_its_start_takes_one_step_less():
+    """Of the VP clock in continuous time, where the noise of a round and of the guide must not be none."""
+    denoiser, levels, x = VP(Flat()), [], image()
+    given = {**GIVEN, "rounds": [[3, 3]], "on_step": lambda i, sigma, z, x0: levels.append(sigma)}
+    x_hat = freqpure.purify(x, denoiser, None, Streams([0, 1], 0, "a"), **given)
+    assert torch.isfinite(x_hat).all()
+    assert levels == [denoiser.sigma(0.002), denoiser.sigma(0.001)]
+    assert denoiser.nfe == 4
+    for wrong, words in (({"rounds": [[1, 1]]}, "need noise in every round"), ({"guide": 0}, "set purifier.guide=1")):
+        with pytest.raises(ValueError, match=words):
+            freqpure.purify(x, denoiser, None, Streams([0, 1], 0, "a"), **{**given, **wrong})
+
+
+WRONG = [{"rounds": each} for each in ([], [[4, 5]], [[1001, 1]], [[30.5, 1]], [30], [[30, 1, 1]])]
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, {"guide": 1000}, {"eta": 2.0}])
 def test_wrong_values(wrong):
     with pytest.raises(ValueError, match=r"^need "):
         freqpure.purify(image(), Gaussian(), None, Streams([0, 1], 0, "a"), **{**GIVEN, **wrong})

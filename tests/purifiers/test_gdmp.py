@@ -239,13 +239,6 @@ def test_bad_values(changed, words):
         gdmp.purify(torch.rand(1, 1, 4, 4), Gaussian(), None, Streams([0], 0, "a"), **{**GIVEN, **changed})  # pyright: ignore[reportArgumentType]
 
 
-def test_a_clock_without_noise_at_time_0():
-    """Continuous time has sigma = 0 at t = 0, which is no step of the chain."""
-    given, denoiser = {**GIVEN, "end": 0.0}, VP(torch.nn.Identity())
-    with pytest.raises(ValueError, match=r"got sigma=0 at end=0.0: set purifier.end=0.001"):
-        gdmp.purify(torch.rand(1, 1, 4, 4), denoiser, None, Streams([0], 0, "a"), **given)  # pyright: ignore[reportArgumentType]
-
-
 class Six(torch.nn.Module):
     """A network with as many further channels, which say nothing."""
 
@@ -271,3 +264,14 @@ def test_the_yaml_holds_the_values_of_the_released_code(dataset, option, guide, 
     x = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     assert make(node)(x, denoiser, None, Streams([0], 0, "a")).shape == x.shape
     assert denoiser.nfe == nfe
+
+
+@pytest.mark.parametrize("option", ["gdmp", "gdmp_ssim"])
+def test_a_clock_without_noise_at_time_0_takes_one_step_less_in_each_round(option):
+    """Continuous time has sigma = 0 at t = 0, which is no step of the chain but its end."""
+    node, denoiser, seen = composed("dataset=cifar10", f"purifier={option}")["purifier"], VP(parity.Flat()), []
+    x = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    x_hat = make(node)(x, denoiser, None, Streams([0], 0, "a"), on_step=lambda i, s, z, x0: seen.append((i, s)))
+    assert torch.isfinite(x_hat).all()
+    assert seen == [(i, denoiser.sigma((35 - i % 35) / 1000)) for i in range(4 * 35)]
+    assert denoiser.nfe == 4 * 35

@@ -7,9 +7,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dp.diffusion.denoisers import Gaussian
+from dp.diffusion.denoisers import VP, Gaussian
+from dp.diffusion.rounds import indices
 from dp.diffusion.sampling import vp_sigmas
 from dp.purifiers import lee_kim
+from dp.rng import Streams
 from tests.helpers import parity
 from tests.helpers.affine import moments
 
@@ -49,7 +51,7 @@ def test_rounds_steps_and_image_are_the_originals(path):
     x_hat = purified(file, file["x"], on_step=lambda i, sigma, z, x0: steps.append((i, sigma, x0)))
     assert_equal(x_hat, file["x_hat"])
     chains = [list(reversed(chain)) for chain in file.settings["indices"]]
-    assert [lee_kim.indices(*each) for each in file.settings["rounds"]] == chains
+    assert [indices(*each) for each in file.settings["rounds"]] == chains
     assert [i for i, _, _ in steps] == list(range(sum(map(len, chains))))
     assert [sigma for _, sigma, _ in steps] == [vp_sigmas()[k].item() for chain in chains for k in chain]
     last = -1
@@ -81,12 +83,12 @@ def test_the_files_hold_both_samplers_and_an_uneven_round():
 
 @pytest.mark.parametrize(("depth", "steps", "chain"), [(25, 4, [23, 17, 11, 5]), (4, 4, [3, 2, 1, 0]), (30, 1, [29])])
 def test_indices(depth, steps, chain):
-    assert lee_kim.indices(depth, steps) == chain
+    assert indices(depth, steps) == chain
 
 
 def test_an_uneven_round_has_more_steps_than_it_says():
-    assert len(lee_kim.indices(50, 20)) == 25
-    assert lee_kim.indices(125, 50)[0] == 123  # noised at 124
+    assert len(indices(50, 20)) == 25
+    assert indices(125, 50)[0] == 123  # noised at 124
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -110,15 +112,34 @@ def test_gaussian_data_have_a_closed_form(eta):
             slope = math.sqrt(a_next / a) + ahead * gain
             mean = slope * mean - ahead * gain * math.sqrt(a) * mean0
             variance = slope**2 * variance + noise
-    draws = 3 + (sum(len(lee_kim.indices(*each)) - 1 for each in rounds) if eta else 0)
+    draws = 3 + (sum(len(indices(*each)) - 1 for each in rounds) if eta else 0)
     found = moments(lee_kim.purify, draws, x, Gaussian(mean0, std0), rounds=rounds, eta=eta, clamp="none")
     assert found == pytest.approx((mean, variance), rel=1e-10)
 
 
-@pytest.mark.parametrize("rounds", [[(0, 1)], [(10, 11)], [(1001, 1)], [(10.0, 2)], [(10, 0)]])
+@pytest.mark.parametrize("rounds", [[(0, 1)], [(10, 11)], [(1001, 1)], [(10.0, 2)], [(10, 0)], [[30, True]]])
 def test_wrong_rounds(rounds):
     with pytest.raises(ValueError, match=r"need rounds \[K, n\] of integers with 1 <= n <= K <= 1000, got"):
         moments(lee_kim.purify, 1, 0.5, Gaussian(), rounds=rounds, eta=1.0)
+
+
+@pytest.mark.parametrize("rounds", [[[30]], [30, 1], [[30, 1, 1]], 30, "no", ["no"], [None]])
+def test_no_pairs(rounds):
+    with pytest.raises(ValueError, match=r"^need rounds as a list of pairs \[K, n\], got"):
+        moments(lee_kim.purify, 1, 0.5, Gaussian(), rounds=rounds, eta=1.0)
+
+
+def test_a_clock_without_noise_at_its_start_takes_one_step_less():
+    """Of the VP clock in continuous time."""
+    denoiser, levels = VP(parity.Flat()), []
+    x = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    given = {"rounds": [[3, 3], [5, 2]], "eta": 1.0, "on_step": lambda i, sigma, z, x0: levels.append((i, sigma))}
+    x_hat = lee_kim.purify(x, denoiser, None, Streams([0, 1], 0, "adv"), **given)  # pyright: ignore[reportArgumentType]
+    assert torch.isfinite(x_hat).all()
+    assert levels == [(i, denoiser.sigma(k / 1000)) for i, k in enumerate((2, 1, 3, 1))]
+    assert denoiser.nfe == 4
+    with pytest.raises(ValueError, match=r"need noise in every round, got none at the indices of \[1, 1\]"):
+        lee_kim.purify(x, denoiser, None, Streams([0, 1], 0, "adv"), rounds=[[1, 1]], eta=1.0)  # pyright: ignore[reportArgumentType]
 
 
 def test_other_wrong_values():
@@ -132,5 +153,5 @@ def test_published_schedules_have_the_papers_cost():
     """470 network evaluations on CIFAR-10 and 380 on SVHN; the surrogate has 7."""
     for ends, nfe in ((125, 470), (80, 380), (200, 620)):
         rounds = [(k, k) for k in (30, 30, 30, 30, 50, 50, ends, ends)]
-        assert sum(len(lee_kim.indices(*each)) for each in rounds) == nfe
-        assert all(a == b + 1 for each in rounds for a, b in pairwise(lee_kim.indices(*each)))
+        assert sum(len(indices(*each)) for each in rounds) == nfe
+        assert all(a == b + 1 for each in rounds for a, b in pairwise(indices(*each)))

@@ -49,6 +49,13 @@ def test_the_derivative_of_the_projection_is_exact(rank):
     assert torch.autograd.gradcheck(lambda x: lorid.low_rank(x, rank), images(1, 3, 5, 4).requires_grad_())
 
 
+def test_the_derivative_is_exact_at_a_narrow_cut():
+    """Of 8 eigenvalues that fall from 1 to .98 in equal steps, in bases drawn at random."""
+    (u, v), values = torch.linalg.qr(images(2, 8, 8))[0], torch.linspace(1, 0.98, 8, dtype=torch.float64)
+    x = (u @ values.sqrt().diag() @ v.T)[None, None].requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: lorid.low_rank(x, 0.5), x, eps=1e-8, atol=1e-4, rtol=1e-4)
+
+
 def test_equal_eigenvalues_have_a_finite_derivative():
     """Of an image of low rank the dropped part is zero: it is kept as it is, and the gradient is finite."""
     x = (images(2, 1, 8, 2) @ images(2, 1, 2, 8)).requires_grad_()  # rank 2 of 8

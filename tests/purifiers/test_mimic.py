@@ -127,6 +127,11 @@ def test_both_memory_modes_have_the_gradient_through_the_network():
     torch.testing.assert_close(answers[1], answers[0], rtol=1e-6, atol=0)
 
 
+def test_a_width_of_zero_would_be_the_sign_again_and_is_refused():
+    with pytest.raises(ValueError, match="need pull >= 0 and width > 0"):
+        build(composed("purifier=mimic", "protocol.images=1", "purifier.gradients.soft_sign.width=0"))
+
+
 def test_the_authors_attack_is_plain_diffpure(built):
     model, subset = built
     x, streams = subset.x.double(), [Streams(subset.ids, 1, "attack") for _ in range(2)]
@@ -138,10 +143,12 @@ def test_the_authors_attack_is_plain_diffpure(built):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"guided": [3, 10]}, r"need guided as \[first, last\] with 0 <= first <= last < 10 steps, got \[3, 10\]"),
+        ({"guided": [3, 10]}, r"need guided as integers \[first, last\] with 0 <= first <= last < 10 steps, got"),
+        *(({"guided": each}, "need guided as integers") for each in (["a", "b"], [2.5, 5], [2], 5, "25", [True, 5])),
         ({"guided": [4, 3]}, "need guided"),
-        ({"pull": -0.1}, "need pull >= 0 and width >= 0"),
-        ({"width": -0.1}, "need pull >= 0 and width >= 0"),
+        ({"pull": -0.1}, "need pull >= 0 and width > 0"),
+        ({"width": -0.1}, "need pull >= 0 and width > 0"),
+        ({"width": 0}, "need pull >= 0 and width > 0, or width=null for the plain sign"),
         ({"end": 0.999}, "need 0 <= end < t"),
     ],
 )

@@ -78,6 +78,32 @@ def test_values_are_equal_in_all_gradient_variants_and_without_autograd(given, m
 
 
 @pytest.mark.parametrize("given", [X0, XT], ids=["x0", "xt"])
+def test_the_derivative_equals_central_differences(given):
+    """Through every step and, of `xt`, through the denoising at the end, which alone shrinks it by the denoiser's gain
+    std^2 / (std^2 + level^2).
+    """
+    denoiser, v = Gaussian(0.1, 0.3), image().flip(3)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        out = scoreopt.purify(x, denoiser, None, Streams([0, 1], 0, "a"), **{**given, "clamp": "none"})
+        return (out * v).sum()
+
+    leaf = image().requires_grad_()
+    (gradient,) = torch.autograd.grad(run(leaf), leaf)
+    along = torch.randn(leaf.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        central = (run(leaf + 1e-6 * along) - run(leaf - 1e-6 * along)) / 2e-6
+    assert (gradient * along).sum().item() == pytest.approx(central.item(), rel=1e-6)
+
+
+def test_without_a_step_the_derivative_of_xt_is_the_denoisers_gain():
+    leaf, given = image().requires_grad_(), {**XT, "steps": 0, "clamp": "none"}
+    out = scoreopt.purify(leaf, Gaussian(0.1, 0.3), None, Streams([0, 1], 0, "a"), **given)
+    (gradient,) = torch.autograd.grad(out.sum(), leaf)
+    torch.testing.assert_close(gradient, torch.full_like(gradient, 0.09 / (0.09 + XT["level"] ** 2)))
+
+
+@pytest.mark.parametrize("given", [X0, XT], ids=["x0", "xt"])
 def test_on_step_sees_every_call_of_the_denoiser(given):
     denoiser, seen = Gaussian(), []
     scoreopt.purify(image(), denoiser, None, Streams([0, 1], 0, "a"), **given, on_step=lambda *step: seen.append(step))

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from dp.defense.defended import Defended, unbound
+from dp.diffusion.denoisers import VP, EpsNet, Gaussian
 from dp.evaluation.dry import dry_nfe
+from dp.purifiers import diffpure
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
 from dp.runs.build import build, check_networks, defense
@@ -108,6 +110,40 @@ def test_a_purifiers_own_error_is_no_missing_denoiser(outside):
     one = Subset(torch.tensor([0]), torch.rand(1, 1, 16, 16), torch.tensor([0]))
     with pytest.raises(AttributeError, match="no_such_method"):
         dry_nfe(Defended(broken, None, scored.classifier), one)
+
+
+class Predictor(torch.nn.Module):
+    """A noise predictor with `more` further channels for each of the image's."""
+
+    def __init__(self, more: int):
+        super().__init__()
+        self.more, self.shapes = more, []
+
+    def forward(self, x, label):
+        self.shapes.append(tuple(x.shape))
+        return torch.zeros_like(x).repeat(1, 1 + self.more, 1, 1)
+
+
+def test_a_learned_variance_is_asked_of_the_defenses_own_denoiser_once():
+    """The cheap denoiser has any variance. The network of the defense is asked for one, at its own size."""
+    scored = build(composed("purifier=none", "protocol.images=2")).arms["defended"].scored
+    one = Subset(torch.tensor([0]), torch.rand(1, 1, 16, 16), torch.tensor([0]))
+    purify = functools.partial(diffpure.purify, t=0.1, steps=4, eta=1.0, variance="learned")
+    net = Predictor(1)
+    assert dry_nfe(Defended(purify, EpsNet(net, size=32), scored.classifier), one) == 4
+    assert net.shapes == [(1, 1, 32, 32)]
+    for denoiser in (Gaussian(), EpsNet(Predictor(0))):
+        with pytest.raises(ValueError, match=r"^need a (noise predictor|network) with learned variance, got"):
+            dry_nfe(Defended(purify, denoiser, scored.classifier), one)
+
+
+def test_the_dry_run_has_the_clock_of_the_denoiser():
+    """In continuous time there is no noise at time 0, so DiffPure takes one step less."""
+    scored = build(composed("purifier=none", "protocol.images=2")).arms["defended"].scored
+    one = Subset(torch.tensor([0]), torch.rand(1, 1, 16, 16), torch.tensor([0]))
+    purify = functools.partial(diffpure.purify, t=0.01, steps=10, eta=1.0, index_shift=1)
+    found = [dry_nfe(Defended(purify, of(Predictor(0)), scored.classifier), one) for of in (EpsNet, VP)]
+    assert found == [10, 9]
 
 
 def test_a_target_outside_the_known_packages_is_refused(outside):

@@ -3,8 +3,9 @@
 import pytest
 
 from dp.runs import pipeline
+from dp.runs.early import check_early
 from dp.runs.validate import check_setup
-from tests.helpers.compose import setup
+from tests.helpers.compose import composed, options, setup
 
 
 class Fetches(Exception):
@@ -88,3 +89,17 @@ def test_nested_attacks_have_no_gradient_either():
 def test_an_exception_may_have_the_name_of_a_gradient():
     with pytest.raises(Fetches):
         begun("purifier=diffpure", "+purifier.gradient=none", "+purifier.exceptions={gradient: it rounds}")
+
+
+@pytest.mark.parametrize("dataset", ["digits", "cifar10", "imagenet", "svhn", "celebahq"])
+def test_every_purifier_runs_with_the_denoiser_of_its_dataset(dataset):
+    for purifier in options("purifier"):
+        assert check_early(composed(f"dataset={dataset}", f"purifier={purifier}")) is None
+
+
+@pytest.mark.parametrize("purifier", ["gdmp", "diffpure_guided"])
+def test_a_learned_variance_needs_a_denoiser_that_has_one(purifier):
+    with pytest.raises(Fetches):
+        begun("dataset=imagenet", f"purifier={purifier}")
+    with pytest.raises(ValueError, match="need a noise predictor with learned variance, got EDM: set variance=small"):
+        begun(f"purifier={purifier}", "purifier.variance=learned")
