@@ -235,11 +235,13 @@ def judged(job: Job) -> dict | None:
     summary = None if job.config["overwrite"] else read_summary(job.folder)
     if summary is not None:
         console.print(f"already finished, nothing to do ({job.folder})")
+        if summary["code"] != job.code:
+            console.print("note: the code has changed since; overwrite=true runs it again")
         return summary
     check_early(job)
     fetch_missing({key: value for key, value in job.config.items() if key in (*NETWORKS, GROUP)})
     networks = build(job)
-    record.begin(job.folder, job.config, job.code, job.config["overwrite"])
+    record.begin(job.folder, job.config, job.code, job.config["overwrite"], rows.PATTERN)
     for line in announcement(job, networks):
         console.print(line)
     certify(job, networks)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -189,6 +190,39 @@ def test_other_code_does_not_go_on(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(certified, "sources_hash", lambda config: "another")
     assert certify.main([*TINY, f"results={tmp_path}"]) == 2
     assert "need one code, plug-ins and weights for all rows" in capsys.readouterr().err
+
+
+def test_rows_of_unknown_code_do_not_count(tmp_path, capsys):
+    """start.json says what code made the rows; without it nothing goes on, and overwrite=true moves them aside."""
+    given = [*TINY, "certificate.images=2", f"results={tmp_path}"]
+    assert certify.main(given) == 0
+    (folder,) = tmp_path.iterdir()
+    (folder / "start.json").unlink()
+    (folder / "summary.json").unlink()
+    assert certify.main(given) == 2
+    assert "start.json, which says what code made the rows, got none" in capsys.readouterr().err
+    assert certify.main([*given, "overwrite=true"]) == 0
+    assert (folder / "old-0" / "rows-1of1.tsv").read_bytes() == (folder / "rows-1of1.tsv").read_bytes()
+
+
+def test_a_row_that_contradicts_itself_is_computed_again(tmp_path):
+    given = [*TINY, "certificate.images=2", f"results={tmp_path}", "shard=1/2"]
+    assert certify.main(given) == 0
+    (path,) = tmp_path.glob("*/rows-1of2.tsv")
+    before = path.read_text()
+    (row,) = rows.read(path)
+    path.write_text(before.replace(row.line, replace(row, predicted=(row.predicted + 1) % 10).line))
+    assert certify.main(given) == 0
+    assert path.read_text() == before
+
+
+def test_a_finished_certification_of_other_code_says_so(whole, monkeypatch, capsys):
+    given, note = [*TINY, f"results={whole.parent}"], "note: the code has changed since"
+    assert certify.main(given) == 0
+    assert note not in capsys.readouterr().out
+    monkeypatch.setattr(certified, "sources_hash", lambda config: "another")
+    assert certify.main(given) == 0
+    assert note in capsys.readouterr().out
 
 
 def test_a_base_classifier_outside_the_tree(tmp_path, monkeypatch, capsys):
