@@ -15,7 +15,7 @@ from torch import Tensor
 from dp.certification import rows
 from dp.certification.curve import figures
 from dp.certification.smoothing import SELECT, Smoothing
-from dp.classifiers import Classifier
+from dp.classifiers import Classifier, RandomizedClassifier
 from dp.defense.defended import Defended
 from dp.diffusion.denoisers import Denoiser, Gaussian
 from dp.output import record, shapes
@@ -34,6 +34,7 @@ from dp.runs.keys import digest_of
 from dp.runs.machine import device_of, shard_of
 from dp.runs.pipeline import fetch_missing
 from dp.runs.sources import sources_hash
+from dp.runs.targets import target_of
 from dp.runs.validate import check_call, check_finite, check_keys, check_kinds, check_setup
 from dp.runs.words import words_of
 from dp.subset import Subset
@@ -78,6 +79,7 @@ def configured(words: Sequence[str], config_dirs: Sequence[str] = ()) -> Job:
     smoothing: Smoothing = _make(config, config[GROUP])
     if not smoothing.bare and "_target_" not in config["denoiser"]:
         raise ValueError(f"need a denoiser for certificate={name}, got none: set denoiser=NAME, or certificate=none")
+    check_classifier(config)
     loader = config["dataset"]["loader"] | {"images": smoothing.images}
     loader |= {} if smoothing.every is None else {"every": smoothing.every}
     check_call(compose.arguments(loader), GROUP, config["plugins"]["modules"])
@@ -115,6 +117,14 @@ def composed(words: Sequence[str], config_dirs: Sequence[str]) -> tuple[dict, st
     for line in setup.notes:
         console.print(line)
     return config, name
+
+
+def check_classifier(config: dict) -> None:
+    """Raises ValueError for a classifier that draws noise: the base classifiers ask theirs without random streams."""
+    target = target_of(config["classifier"]["_target_"], config["plugins"]["modules"], "classifier")
+    if isinstance(target, type) and issubclass(target, RandomizedClassifier):
+        name = config["choices"]["classifier"]
+        raise ValueError(f"need a classifier without noise for a certificate, got classifier={name}: choose another")
 
 
 def _make(config: dict, node: Any) -> Any:
