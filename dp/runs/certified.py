@@ -269,6 +269,7 @@ def summarize(job: Job, networks: Networks) -> dict | None:
     settings = {"sigma": smoothing.sigma, "n0": smoothing.n0, "n": smoothing.n, "alpha": smoothing.alpha}
     summary = {"format": FORMAT, "key": job.folder.name, GROUP: job.config["choices"][GROUP], **settings}
     summary |= {"cap": smoothing.cap, **figures(merged), "seconds": record.seconds(job.folder)}
+    summary["shape"] = [*sized(networks.subset.x[:1], networks.denoiser).shape[1:]]
     summary["device"] = torch.cuda.get_device_name() if networks.device.startswith("cuda") else "cpu"
     summary |= {"config": job.config, **record.provenance(), "code": job.code}
     record.write_atomic(job.folder / record.SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
@@ -281,7 +282,7 @@ def read_summary(folder: Path) -> dict | None:
     if not path.exists():
         return None
     summary = shapes.read_json(path, dict, "delete it and start again, which writes it from the rows")
-    if summary.get("format") != FORMAT or GROUP not in summary:
+    if summary.get("format") != FORMAT or not {GROUP, "shape"} <= {*summary}:
         raise ValueError(f"need {path} as dp certify writes it, got another file: move the folder away")
     return summary
 

@@ -180,6 +180,41 @@ def test_the_bare_classifier_stands_beside_it(whole, capsys):
     assert "bare classifier: certified accuracy" not in capsys.readouterr().out
 
 
+def test_curves_with_other_samples_say_so(whole, tmp_path, capsys):
+    bare = [*TINY[:2], "certificate.n=50", *TINY[3:], "certificate=none", f"results={tmp_path}"]
+    assert certify.main(bare) == 0
+    (folder,) = tmp_path.iterdir()
+    summary, other = certified.read_summary(whole), certified.read_summary(folder)
+    assert summary
+    assert other
+    assert certify.names_of([summary, other]) == ["one_shot, N = 40", "bare classifier, N = 50"]
+    assert certify.names_of([summary, summary]) == ["one_shot", "one_shot"]
+    name = certify.names_of([summary, other])[1]
+    assert certify.curve_of(name, other, folder).name == "bare classifier, N = 50, sigma 0.25"
+    assert certify.main([*TINY, f"results={tmp_path}"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "N = 50" in out
+
+
+def test_curves_of_images_of_other_sizes_are_not_put_together(tmp_path, monkeypatch, capsys):
+    """Digits are 16x16; with a denoiser of 32x32 they are resized, and the bare classifier's are not."""
+    given, drawn = [*TINY, "certificate.images=2", f"results={tmp_path}"], []
+    assert certify.main([*given, "certificate=none"]) == 0
+    (folder,) = tmp_path.iterdir()
+    other = certified.read_summary(folder)
+    assert other
+    assert other["shape"] == [1, 16, 16]
+    summary = other | {"certificate": "one_shot", "shape": [1, 32, 32]}
+    monkeypatch.setattr(certified, "judged", lambda job: summary)
+    monkeypatch.setattr(certify, "curve_of", lambda name, *_: name)
+    monkeypatch.setattr(certify, "draw", lambda path, curves, title: drawn.extend(curves))
+    assert certify.main(given) == 0
+    out = capsys.readouterr().out
+    assert drawn == ["one_shot"]
+    assert "certified at 1x16x16, this one at 1x32x32" in " ".join(out.split())
+    assert "bare classifier: certified accuracy" not in out
+
+
 def test_archive_copies_rows_and_summary(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert certify.main([*TINY, f"results={whole.parent}", "--archive"]) == 0
