@@ -204,6 +204,7 @@ def test_curves_of_images_of_other_sizes_are_not_put_together(tmp_path, monkeypa
     other = certified.read_summary(folder)
     assert other
     assert other["shape"] == [1, 16, 16]
+    capsys.readouterr()
     summary = other | {"certificate": "one_shot", "shape": [1, 32, 32]}
     monkeypatch.setattr(certified, "judged", lambda job: summary)
     monkeypatch.setattr(certify, "curve_of", lambda name, *_: name)
