@@ -21,6 +21,7 @@ from rich.text import Text
 from dp.certification import rows
 from dp.certification.curve import Curve, curve
 from dp.certification.picture import draw
+from dp.certification.published import published_lines
 from dp.commands.options import parser
 from dp.output.console import console
 from dp.output.report import clock
@@ -59,6 +60,8 @@ def run(words: Sequence[str], config_dirs: Sequence[str] = (), archive: bool = F
     names = names_of([each for each, _ in both])
     console.print(table([each for each, _ in both], names))
     for line in notes(summary, bare is None, found[0][0] if found else None):
+        console.print(line)
+    for line in published_lines(job.config["dataset"]["name"], summary["sigma"]):
         console.print(line)
     curves = [curve_of(name, *each) for name, each in zip(names, both, strict=True)]
     title = f"{summary['key']}: {summary['images']} images, {summary['n']} samples, alpha {summary['alpha']:g}"

@@ -1,5 +1,6 @@
 """dp certify from its command to its files."""
 
+import functools
 import json
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from dp.certification import rows
+from dp.certification.published import published_lines
 from dp.commands import certify
 from dp.datasets import fixed_ids
 from dp.rng import Streams
@@ -214,6 +216,16 @@ def test_curves_of_images_of_other_sizes_are_not_put_together(tmp_path, monkeypa
     assert drawn == ["one_shot"]
     assert "certified at 1x16x16, this one at 1x32x32" in " ".join(out.split())
     assert "bare classifier: certified accuracy" not in out
+
+
+def test_published_rows_stand_below_the_table(whole, monkeypatch, capsys):
+    given = [*TINY, f"results={whole.parent}"]
+    assert certify.main(given) == 0
+    assert "published (" not in capsys.readouterr().out  # nothing is published for digits
+    lines = functools.partial(published_lines, "cifar10")
+    monkeypatch.setattr(certify, "published_lines", lambda dataset, sigma: lines(sigma) if dataset == "digits" else [])
+    assert certify.main(given) == 0
+    assert "sigma 0.25" in " ".join(capsys.readouterr().out.partition("published (Cohen et al. 2019")[2].split())
 
 
 def test_archive_copies_rows_and_summary(whole, tmp_path, monkeypatch, capsys):
