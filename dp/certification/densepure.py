@@ -9,6 +9,7 @@ from torch import Tensor
 from dp.classifiers import Classifier
 from dp.diffusion.denoisers import Denoiser
 from dp.diffusion.sampling import ancestral_step, time_of, to_01, to_pm1
+from dp.evaluation.dry import MOST_NFE
 from dp.rng import Streams
 
 
@@ -26,10 +27,13 @@ def classes(
 
     x is an image in [0,1] plus Gaussian noise of std `sigma`, so it may leave [0,1]. A chain makes `steps` ancestral
     steps from the level 2 sigma to the clean image. The chains of an image have independent noise.
-    Raises ValueError for steps or chains below 1, and for a level or a number of steps beyond the denoiser's clock.
+    Raises ValueError for steps or chains below 1 or above `MOST_NFE` together, and for a level or a number of steps
+    beyond the denoiser's clock.
     """
     if steps < 1 or chains < 1:
         raise ValueError(f"need steps >= 1 and chains >= 1, got steps={steps}, chains={chains}")
+    if steps * chains > MOST_NFE:
+        raise ValueError(f"need steps x chains <= {MOST_NFE}, got steps={steps}, chains={chains}")
     levels, z = levels_of(denoiser, 2 * sigma, steps), to_pm1(x)
     answers = [classifier(to_01(chain(z, levels, denoiser, rng.draw(k)))).argmax(dim=1) for k in range(chains)]
     return vote(torch.stack(answers))

@@ -35,6 +35,7 @@ class Row:
 
 TYPES = Row.__annotations__  # by column
 HEADER = "\t".join(TYPES) + "\n"
+PATTERN = "rows-*.tsv"  # of the names of the shards' files
 ALL = "certified.tsv"  # the rows of a finished certification, sorted by id
 PATIENCE = 10.0  # seconds to wait for another writer of a shard
 
@@ -46,18 +47,19 @@ def read(path: Path) -> list[Row]:
 
 
 def parsed(line: str) -> Row | None:
-    """The row of a line without its end, or None if it is no row."""
+    """The row of a line without its end, or None if it is no row or contradicts itself."""
     cells = line.split("\t")
     try:
         row = Row(*(kind(cell) for kind, cell in zip(TYPES.values(), cells, strict=True)))
     except ValueError:
         return None
-    return row if row.line == line + "\n" else None  # a torn and continued line may still be made of numbers
+    whole = row.line == line + "\n"  # a torn and continued line may still be made of numbers
+    return row if whole and row.correct == int(row.predicted == row.label) else None
 
 
 def read_all(folder: Path) -> dict[int, Row]:
     """The rows that all shards of a folder have written, by id."""
-    return {row.id: row for path in sorted(folder.glob("rows-*.tsv")) for row in read(path)}
+    return {row.id: row for path in sorted(folder.glob(PATTERN)) for row in read(path)}
 
 
 def text(rows: Iterable[Row]) -> str:

@@ -21,6 +21,7 @@ from rich.text import Text
 from dp.certification import rows
 from dp.certification.curve import Curve, curve
 from dp.certification.picture import draw
+from dp.certification.published import published_lines
 from dp.commands.options import parser
 from dp.output.console import console
 from dp.output.report import clock
@@ -53,11 +54,16 @@ def run(words: Sequence[str], config_dirs: Sequence[str] = (), archive: bool = F
     summary = certified.judged(job)
     if summary is None:
         return DONE
-    bare = bare_of(summary, job.folder.parent)
-    console.print(table(summary, bare[0] if bare else None))
-    for line in notes(summary, bare is None):
+    found = bares_of(summary, job.folder.parent)
+    bare = next((each for each in found if each[0]["shape"] == summary["shape"]), None)
+    both = [(summary, job.folder), *([bare] if bare else [])]
+    names = names_of([each for each, _ in both])
+    console.print(table([each for each, _ in both], names))
+    for line in notes(summary, bare is None, found[0][0] if found else None):
         console.print(line)
-    curves = [curve_of(summary, job.folder), *([curve_of(*bare)] if bare else [])]
+    for line in published_lines(job.config["dataset"]["name"], summary["sigma"]):
+        console.print(line)
+    curves = [curve_of(name, *each) for name, each in zip(names, both, strict=True)]
     title = f"{summary['key']}: {summary['images']} images, {summary['n']} samples, alpha {summary['alpha']:g}"
     draw(job.folder / PICTURE, curves, title)
     console.print(f"results: {job.folder}")
@@ -66,24 +72,26 @@ def run(words: Sequence[str], config_dirs: Sequence[str] = (), archive: bool = F
     return DONE
 
 
-def curve_of(summary: dict, folder: Path) -> Curve:
+def curve_of(name: str, summary: dict, folder: Path) -> Curve:
     """The curve of a finished certification."""
-    name = f"{name_of(summary)}, sigma {summary['sigma']:g}"
-    return curve(name, rows.read(folder / rows.ALL), summary["cap"])
+    return curve(f"{name}, sigma {summary['sigma']:g}", rows.read(folder / rows.ALL), summary["cap"])
 
 
-def name_of(summary: dict) -> str:
-    """The name of a certificate for people."""
-    return "bare classifier" if summary[certified.GROUP] == BARE else summary[certified.GROUP]
+def names_of(summaries: Sequence[dict]) -> list[str]:
+    """The names of certificates for people; with the number of samples N where it differs."""
+    differ = len({each["n"] for each in summaries}) > 1
+    names = ["bare classifier" if each[certified.GROUP] == BARE else each[certified.GROUP] for each in summaries]
+    return [f"{name}, N = {each['n']}" if differ else name for name, each in zip(names, summaries, strict=True)]
 
 
-def bare_of(summary: dict, root: Path) -> tuple[dict, Path] | None:
-    """The finished certification of the bare classifier that belongs beside another one, with its folder, or None.
+def bares_of(summary: dict, root: Path) -> list[tuple[dict, Path]]:
+    """The finished certifications of the bare classifier that may belong beside another one, with their folders.
 
-    It has the same classifier, images, sigma and alpha. Of several the one with as many samples comes first.
+    They have the same classifier, images, sigma and alpha. Those with as many samples come first. The size of the
+    images may differ: then the radii are not comparable.
     """
     if summary[certified.GROUP] == BARE:
-        return None
+        return []
     found = []
     for path in sorted([*root.glob("*/summary.json"), *certified.ARCHIVE.glob("*/summary.json")]):
         other = certified.read_summary(path.parent)
@@ -92,25 +100,26 @@ def bare_of(summary: dict, root: Path) -> tuple[dict, Path] | None:
         nodes = all(other["config"][key] == summary["config"][key] for key in ("dataset", "classifier", "dtype"))
         if nodes and all(other[key] == summary[key] for key in SAME):
             found.append((other, path.parent))
-    return min(found, key=lambda each: each[0]["n"] != summary["n"], default=None)
+    return sorted(found, key=lambda each: each[0]["n"] != summary["n"])
 
 
-def table(summary: dict, bare: dict | None) -> Table:
-    """Certified accuracy by radius, with intervals; that of the bare classifier beside it, if there is one."""
-    result = Table(box=box.SIMPLE_HEAD, title=Text(summary["key"]), padding=(0, 1))
+def table(summaries: Sequence[dict], names: Sequence[str]) -> Table:
+    """Certified accuracy by radius, with intervals: of a certificate, and of the bare classifier beside it, if any."""
+    result = Table(box=box.SIMPLE_HEAD, title=Text(summaries[0]["key"]), padding=(0, 1))
     result.add_column("l2 radius", justify="right")
-    both = [summary] if bare is None else [summary, bare]
-    for each in both:
-        result.add_column(f"{name_of(each)}: certified accuracy, %", justify="right")
+    for name in names:
+        result.add_column(f"{name}: certified accuracy, %", justify="right")
         result.add_column("95 % interval", justify="right")
-    for lines in zip(*(each["certified"] for each in both), strict=True):
+    for lines in zip(*(each["certified"] for each in summaries), strict=True):
         cells = [cell for one in lines for cell in (f"{one['accuracy']:.1f}", f"{one['low']:.1f} - {one['high']:.1f}")]
         result.add_row(f"{lines[0]['radius']:g}", *cells)
     return result
 
 
-def notes(summary: dict, lonely: bool) -> list[str]:
-    """The lines below the table. `lonely`: there is no certification of the bare classifier beside it."""
+def notes(summary: dict, lonely: bool, other: dict | None) -> list[str]:
+    """The lines below the table. `lonely`: there is no certification of the bare classifier beside it. `other`: one of
+    the same setting, maybe at another size of the images.
+    """
     mean = summary["mean_radius"]
     middle = "none is certified with its label" if mean is None else f"mean radius of those with their label {mean:.3f}"
     lines = [
@@ -118,6 +127,11 @@ def notes(summary: dict, lonely: bool) -> list[str]:
         f"{summary['cap']:.3f} (sigma {summary['sigma']:g}, {summary['n']} samples, alpha {summary['alpha']:g})",
         f"{summary['evaluations']:,} network evaluations; {clock(summary['seconds'])}; {summary['device']}",
     ]
-    if lonely and summary[certified.GROUP] != BARE:
-        lines.append(f"certificate={BARE} with the same options puts the bare classifier's curve beside it")
+    if lonely and other is not None:
+        sizes = ["x".join(map(str, each["shape"])) for each in (other, summary)]
+        what = f"the bare classifier's curve is left out: it was certified at {sizes[0]}, this one at {sizes[1]}"
+        lines.append(f"{what}, and l2 radii at different sizes are not comparable")
+    elif lonely and summary[certified.GROUP] != BARE:
+        what = f"certificate={BARE} with the same options puts the bare classifier's curve beside it"
+        lines.append(f"{what}, unless the denoiser has another image size")
     return lines

@@ -41,14 +41,20 @@ def vp_sigma(t: float) -> float:
     return math.exp(torch.lerp(table[below], table[below + 1], k - below).item())
 
 
+def check_level(clock: Callable[[float], float], sigma: float) -> None:
+    """Raises ValueError for a noise level that a rising clock does not reach."""
+    last = clock(1.0)
+    if not 0 < sigma <= last:
+        raise ValueError(f"need a noise level above 0 and at most {last:.4g}, the clock's last, got {sigma:.4g}")
+
+
 def time_of(clock: Callable[[float], float], sigma: float) -> float:
     """The time t in [0,1] at which a rising clock, such as `vp_sigma`, has the noise level sigma.
 
     Of a clock with steps it is the earliest time whose level is at least sigma. Raises ValueError for a sigma that the
     clock does not reach.
     """
-    if not 0 < sigma <= clock(1.0):
-        raise ValueError(f"need a noise level above 0 and at most {clock(1.0):.4g}, the clock's last, got {sigma:.4g}")
+    check_level(clock, sigma)
     low, high = 0.0, 1.0
     for _ in range(60):  # each halves the interval
         middle = (low + high) / 2

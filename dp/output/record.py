@@ -25,6 +25,7 @@ from dp.output.run_files import Start, Summary, Timing, without_figure
 
 ROOT = Path(__file__).parents[2]
 IMAGES, SUMMARY, START = "images.jsonl", "summary.json", "start.json"
+ROWS = "rows-*.jsonl"  # the pattern of the names of the shards' rows
 FORMAT = 2  # the format version of summary.json
 RUN_FILES = (".json", ".jsonl", ".safetensors")  # how the names of a run's files end
 ASIDE = " to move the rows aside and begin anew"
@@ -55,13 +56,13 @@ def read_rows(folder: Path) -> dict[tuple[str, int, int], Row]:
 
     A damaged row is left out, as if it had not been computed, see `damaged_rows`.
     """
-    rows = [row for path in sorted(folder.glob("rows-*.jsonl")) for row in _lines(path, Row)[0]]
+    rows = [row for path in sorted(folder.glob(ROWS)) for row in _lines(path, Row)[0]]
     return {(row["arm"], row["seed"], row["id"]): Row(**row) for row in rows}
 
 
 def damaged_rows(folder: Path) -> list[str]:
     """A line of text for each file with rows that cannot be read."""
-    return _damaged(folder, "rows-*.jsonl", Row, "their rows do not count")
+    return _damaged(folder, ROWS, Row, "their rows do not count")
 
 
 def damaged_times(folder: Path) -> list[str]:
@@ -222,18 +223,19 @@ def write_summary(folder: Path, summary: dict) -> None:
     write_atomic(folder / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
 
 
-def begin(folder: Path, config: dict, code: str, overwrite: bool) -> None:
+def begin(folder: Path, config: dict, code: str, overwrite: bool, rows: str = ROWS) -> None:
     """Make the folder of a run. If a partial run is in it, check that the same code made it.
 
-    `overwrite` moves the files of the earlier run into `old-<n>`. Raises ValueError for a partial run of other or
-    unknown code and for a directory in the place of a file, and NotADirectoryError if the folder cannot be made.
+    `rows`: the pattern of the names of its rows' files. `overwrite` moves the files of the earlier run into `old-<n>`.
+    Raises ValueError for a partial run of other or unknown code and for a directory in the place of a file, and
+    NotADirectoryError if the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise NotADirectoryError(f"need to make the folder {folder}, got a file in its place: move it away") from None
-    start, rows = folder / START, [*folder.glob("rows-*.jsonl")]
-    if overwrite and (start.exists() or rows):
+    start, written = folder / START, [*folder.glob(rows)]
+    if overwrite and (start.exists() or written):
         aside = folder / f"old-{len(list(folder.glob('old-*')))}"
         aside.mkdir()
         # START moves last: if a move is interrupted, the next start continues it.
@@ -242,7 +244,7 @@ def begin(folder: Path, config: dict, code: str, overwrite: bool) -> None:
                 shutil.move(path, aside / path.name)
     if (folder / IMAGES).is_dir():
         raise ValueError(f"need the file {folder / IMAGES}, got a directory: move it away")
-    if not start.exists() and rows and not overwrite:
+    if not start.exists() and written and not overwrite:
         raise ValueError(f"need {start}, which says what code made the rows, got none: add overwrite=true{ASIDE}")
     if start.exists():
         before = read_start(folder)["code"]

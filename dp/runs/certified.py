@@ -15,7 +15,7 @@ from torch import Tensor
 from dp.certification import rows
 from dp.certification.curve import figures
 from dp.certification.smoothing import SELECT, Smoothing
-from dp.classifiers import Classifier
+from dp.classifiers import Classifier, RandomizedClassifier
 from dp.defense.defended import Defended
 from dp.diffusion.denoisers import Denoiser, Gaussian
 from dp.output import record, shapes
@@ -34,6 +34,7 @@ from dp.runs.keys import digest_of
 from dp.runs.machine import device_of, shard_of
 from dp.runs.pipeline import fetch_missing
 from dp.runs.sources import sources_hash
+from dp.runs.targets import target_of
 from dp.runs.validate import check_call, check_finite, check_keys, check_kinds, check_setup
 from dp.runs.words import words_of
 from dp.subset import Subset
@@ -78,6 +79,7 @@ def configured(words: Sequence[str], config_dirs: Sequence[str] = ()) -> Job:
     smoothing: Smoothing = _make(config, config[GROUP])
     if not smoothing.bare and "_target_" not in config["denoiser"]:
         raise ValueError(f"need a denoiser for certificate={name}, got none: set denoiser=NAME, or certificate=none")
+    check_classifier(config)
     loader = config["dataset"]["loader"] | {"images": smoothing.images}
     loader |= {} if smoothing.every is None else {"every": smoothing.every}
     check_call(compose.arguments(loader), GROUP, config["plugins"]["modules"])
@@ -115,6 +117,14 @@ def composed(words: Sequence[str], config_dirs: Sequence[str]) -> tuple[dict, st
     for line in setup.notes:
         console.print(line)
     return config, name
+
+
+def check_classifier(config: dict) -> None:
+    """Raises ValueError for a classifier that draws noise: the base classifiers ask theirs without random streams."""
+    target = target_of(config["classifier"]["_target_"], config["plugins"]["modules"], "classifier")
+    if isinstance(target, type) and issubclass(target, RandomizedClassifier):
+        name = config["choices"]["classifier"]
+        raise ValueError(f"need a classifier without noise for a certificate, got classifier={name}: choose another")
 
 
 def _make(config: dict, node: Any) -> Any:
@@ -235,11 +245,13 @@ def judged(job: Job) -> dict | None:
     summary = None if job.config["overwrite"] else read_summary(job.folder)
     if summary is not None:
         console.print(f"already finished, nothing to do ({job.folder})")
+        if summary["code"] != job.code:
+            console.print("note: the code has changed since; overwrite=true runs it again")
         return summary
     check_early(job)
     fetch_missing({key: value for key, value in job.config.items() if key in (*NETWORKS, GROUP)})
     networks = build(job)
-    record.begin(job.folder, job.config, job.code, job.config["overwrite"])
+    record.begin(job.folder, job.config, job.code, job.config["overwrite"], rows.PATTERN)
     for line in announcement(job, networks):
         console.print(line)
     certify(job, networks)
@@ -257,6 +269,7 @@ def summarize(job: Job, networks: Networks) -> dict | None:
     settings = {"sigma": smoothing.sigma, "n0": smoothing.n0, "n": smoothing.n, "alpha": smoothing.alpha}
     summary = {"format": FORMAT, "key": job.folder.name, GROUP: job.config["choices"][GROUP], **settings}
     summary |= {"cap": smoothing.cap, **figures(merged), "seconds": record.seconds(job.folder)}
+    summary["shape"] = [*sized(networks.subset.x[:1], networks.denoiser).shape[1:]]
     summary["device"] = torch.cuda.get_device_name() if networks.device.startswith("cuda") else "cpu"
     summary |= {"config": job.config, **record.provenance(), "code": job.code}
     record.write_atomic(job.folder / record.SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
@@ -269,7 +282,7 @@ def read_summary(folder: Path) -> dict | None:
     if not path.exists():
         return None
     summary = shapes.read_json(path, dict, "delete it and start again, which writes it from the rows")
-    if summary.get("format") != FORMAT or GROUP not in summary:
+    if summary.get("format") != FORMAT or not {GROUP, "shape"} <= {*summary}:
         raise ValueError(f"need {path} as dp certify writes it, got another file: move the folder away")
     return summary
 

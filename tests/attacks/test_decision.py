@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from dp.attacks.decision import Decision, _Asking, _between
+from dp.attacks.decision import Decision, State, Sub, _Asking, _between
 from dp.attacks.pgd_eot import PGD
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
@@ -177,6 +177,72 @@ def test_the_directions_grow_with_the_root_of_the_iteration():
     """B_t = B_0 sqrt(t), rounded down, at most `most` (Algorithm 2 and the released code)."""
     attack = Decision(40, 1, 100, 450, 1)
     assert attack._count(torch.tensor([0, 1, 3, 15, 20, 39])).tolist() == [100, 141, 200, 400, 450, 450]
+
+
+def found_at(x: torch.Tensor, far: float) -> State:
+    """The state of one image before the first iteration, with a boundary point x."""
+    one, count = torch.tensor([far]), torch.zeros(1, dtype=torch.long)
+    return State(x, x, x, torch.tensor([True]), one, one, count, count)
+
+
+def test_the_distance_at_which_a_direction_is_asked_for():
+    """sqrt(d) theta (l2) and d theta (linf) times the length of the last search: a 1/d of it at the paper's theta."""
+    x = torch.full((1, 3, 2, 2), 0.5)
+    for norm, root in (("l2", 12**0.5), ("linf", 12)):
+        delta = [
+            Decision(1, 1, 2, 2, 1, theta)._delta(found_at(x, 0.6), x, ThreatModel(norm, 1.0)).item()
+            for theta in (None, 0.1)
+        ]
+        assert delta == pytest.approx([0.05, root * 0.1 * 0.6], rel=1e-6)
+    missing = found_at(x, torch.inf)._replace(found=torch.tensor([False]))
+    assert Decision(1, 1, 2, 2, 1)._delta(missing, x, ThreatModel("l2", 1.0)).item() == 1
+
+
+class Directions:
+    """Streams with three directions: draw(Sub.DIRECTION + k).draw(...) has the k-th."""
+
+    noises = ((3.0, 4.0, 0.0, 0.0), (-3.0, 0.0, 4.0, 0.0), (0.0, 0.0, 3.0, -4.0))
+
+    def __init__(self, k: int = -1):
+        self.k = k
+
+    def draw(self, k: int) -> "Directions":
+        return Directions(k - Sub.DIRECTION) if self.k < 0 else self
+
+    def randn_like(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(self.noises[self.k]).view(x.shape)
+
+
+class Answers:
+    """Decisions that are given; the points that they are asked for are kept."""
+
+    def __init__(self, *answers: bool):
+        self.answers, self.points = list(answers), []
+
+    def wrong(self, x, among, rng):
+        self.points.append([round(value, 6) for value in x.flatten().tolist()])
+        return torch.tensor([self.answers.pop(0)])
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ((True, False, True), [0.8, 1.6 / 3, -2 / 3, 0]),  # signs 1, -1, 1; their mean 1/3 is the baseline
+        ((True, True, True), [-0.6, 0.8, 1.4, 0]),  # all agree: no baseline, the sum
+        ((False, False, False), [0.6, -0.8, -1.4, 0]),
+    ],
+)
+def test_one_direction_by_hand(answers, expected):
+    """Points at distance .1 = sqrt(4) x .05 x 1 of (1, .5, .5, 0), cut by the box. The directions count as they are
+    after the cut: (0, .8, 0, 0), (-.6, 0, .8, 0) and (0, 0, .6, 0).
+    """
+    x = torch.tensor([1.0, 0.5, 0.5, 0.0]).view(1, 1, 2, 2)
+    asking, attack = Answers(*answers), Decision(1, 1, 3, 3, 1, theta=0.05)
+    given = (found_at(x, 1.0), torch.full_like(x, 0.5), ThreatModel("l2", 2.0), Directions())
+    _, began, v = attack._directions(asking, *given)  # type: ignore[arg-type]
+    assert asking.points == [[1, 0.58, 0.5, 0], [0.94, 0.5, 0.58, 0], [1, 0.5, 0.56, 0]]
+    torch.testing.assert_close(v.flatten(), torch.tensor(expected), atol=1e-5, rtol=0)
+    assert not began.any()
 
 
 def test_binary_searches_end_at_the_papers_thresholds():

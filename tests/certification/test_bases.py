@@ -49,6 +49,42 @@ def test_one_shot_is_the_formula():
     assert clipped  # otherwise the test would not see the clipping
 
 
+class Asked(Gaussian):
+    """It keeps what it is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked: list[tuple[Tensor, float]] = []
+
+    def denoise(self, z, sigma, label=None):
+        self.asked.append((z, float(sigma)))
+        return super().denoise(z, sigma, label)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.25, 1.0])
+def test_what_the_denoiser_is_asked_for(sigma):
+    """The noised image in [-1,1], at the level that its noise has there: 2 sigma. A chain begins with the same."""
+    x, n = images(3)
+    noised, rng = x + sigma * n, Streams(range(3), 0, "a")
+    one, many = Asked(), Asked()
+    one_shot.classes(noised, sigma, one, Logits(), rng)  # type: ignore[arg-type]
+    densepure.classes(noised, sigma, many, Logits(), rng, steps=2, chains=2)  # type: ignore[arg-type]
+    assert (len(one.asked), len(many.asked)) == (1, 4)
+    for z, level in (one.asked[0], many.asked[0], many.asked[2]):
+        assert level == 2 * sigma
+        assert torch.allclose(z, 2 * x - 1 + 2 * sigma * n, atol=1e-6)
+
+
+def test_a_level_beyond_the_clock_is_refused():
+    """The last level of the clock is 157.4 in [-1,1], so sigma = 78.8 is too much and 78.6 is not."""
+    x, rng = images(2)[0], Streams(range(2), 0, "a")
+    for base in (one_shot.classes, functools.partial(densepure.classes, steps=1, chains=1)):
+        base(x, 78.6, Gaussian(), Logits(), rng)  # type: ignore[arg-type]
+        for sigma in (78.8, 1e9):
+            with pytest.raises(ValueError, match=r"need a noise level above 0 and at most 157"):
+                base(x, sigma, Gaussian(), Logits(), rng)  # type: ignore[arg-type]
+
+
 def test_one_shot_with_a_consistency_model():
     """With a network of zeros the consistency model is c_skip z."""
     x, n = images(50)

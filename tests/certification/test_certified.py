@@ -1,12 +1,15 @@
 """dp certify from its command to its files."""
 
+import functools
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dp.certification import rows
+from dp.certification.published import published_lines
 from dp.commands import certify
 from dp.datasets import fixed_ids
 from dp.rng import Streams
@@ -72,6 +75,12 @@ def test_what_changes_rows_changes_the_key_and_nothing_else_does():
         (["certificate.n=0.5"], "need certificate.n as a whole number"),
         (["certificate.every=20"], "unknown key certificate.every: dp.datasets.digits does not take it"),
         (["certificate=densepure", "certificate.base.steps=0"], "need steps >= 1 and chains >= 1"),
+        (["certificate=densepure", "certificate.base.steps=100000"], "need steps x chains <= 10000, got steps=100000"),
+        (["certificate.sigma=1e9"], "need a noise level above 0 and at most 157"),
+        (["certificate=densepure", "certificate.sigma=1e9"], "need a noise level above 0 and at most 157"),
+        (["classifier=rdc"], "need a classifier without noise for a certificate, got classifier=rdc"),
+        (["classifier=rdc", "certificate=none"], "need a classifier without noise for a certificate"),
+        (["classifier=rdc_cifar10", "dataset=cifar10"], "need a classifier without noise for a certificate"),
         (["denoiser=none"], "need a denoiser for certificate=one_shot, got none"),
         (["certificate.images=513"], "512"),
         (["shard=3/2"], "need shard k/n"),
@@ -173,6 +182,52 @@ def test_the_bare_classifier_stands_beside_it(whole, capsys):
     assert "bare classifier: certified accuracy" not in capsys.readouterr().out
 
 
+def test_curves_with_other_samples_say_so(whole, tmp_path, capsys):
+    bare = [*TINY[:2], "certificate.n=50", *TINY[3:], "certificate=none", f"results={tmp_path}"]
+    assert certify.main(bare) == 0
+    (folder,) = tmp_path.iterdir()
+    summary, other = certified.read_summary(whole), certified.read_summary(folder)
+    assert summary
+    assert other
+    assert certify.names_of([summary, other]) == ["one_shot, N = 40", "bare classifier, N = 50"]
+    assert certify.names_of([summary, summary]) == ["one_shot", "one_shot"]
+    name = certify.names_of([summary, other])[1]
+    assert certify.curve_of(name, other, folder).name == "bare classifier, N = 50, sigma 0.25"
+    assert certify.main([*TINY, f"results={tmp_path}"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "N = 50" in out
+
+
+def test_curves_of_images_of_other_sizes_are_not_put_together(tmp_path, monkeypatch, capsys):
+    """Digits are 16x16; with a denoiser of 32x32 they are resized, and the bare classifier's are not."""
+    given, drawn = [*TINY, "certificate.images=2", f"results={tmp_path}"], []
+    assert certify.main([*given, "certificate=none"]) == 0
+    (folder,) = tmp_path.iterdir()
+    other = certified.read_summary(folder)
+    assert other
+    assert other["shape"] == [1, 16, 16]
+    capsys.readouterr()
+    summary = other | {"certificate": "one_shot", "shape": [1, 32, 32]}
+    monkeypatch.setattr(certified, "judged", lambda job: summary)
+    monkeypatch.setattr(certify, "curve_of", lambda name, *_: name)
+    monkeypatch.setattr(certify, "draw", lambda path, curves, title: drawn.extend(curves))
+    assert certify.main(given) == 0
+    out = capsys.readouterr().out
+    assert drawn == ["one_shot"]
+    assert "certified at 1x16x16, this one at 1x32x32" in " ".join(out.split())
+    assert "bare classifier: certified accuracy" not in out
+
+
+def test_published_rows_stand_below_the_table(whole, monkeypatch, capsys):
+    given = [*TINY, f"results={whole.parent}"]
+    assert certify.main(given) == 0
+    assert "published (" not in capsys.readouterr().out  # nothing is published for digits
+    lines = functools.partial(published_lines, "cifar10")
+    monkeypatch.setattr(certify, "published_lines", lambda dataset, sigma: lines(sigma) if dataset == "digits" else [])
+    assert certify.main(given) == 0
+    assert "sigma 0.25" in " ".join(capsys.readouterr().out.partition("published (Cohen et al. 2019")[2].split())
+
+
 def test_archive_copies_rows_and_summary(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert certify.main([*TINY, f"results={whole.parent}", "--archive"]) == 0
@@ -189,6 +244,39 @@ def test_other_code_does_not_go_on(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(certified, "sources_hash", lambda config: "another")
     assert certify.main([*TINY, f"results={tmp_path}"]) == 2
     assert "need one code, plug-ins and weights for all rows" in capsys.readouterr().err
+
+
+def test_rows_of_unknown_code_do_not_count(tmp_path, capsys):
+    """start.json says what code made the rows; without it nothing goes on, and overwrite=true moves them aside."""
+    given = [*TINY, "certificate.images=2", f"results={tmp_path}"]
+    assert certify.main(given) == 0
+    (folder,) = tmp_path.iterdir()
+    (folder / "start.json").unlink()
+    (folder / "summary.json").unlink()
+    assert certify.main(given) == 2
+    assert "start.json, which says what code made the rows, got none" in capsys.readouterr().err
+    assert certify.main([*given, "overwrite=true"]) == 0
+    assert (folder / "old-0" / "rows-1of1.tsv").read_bytes() == (folder / "rows-1of1.tsv").read_bytes()
+
+
+def test_a_row_that_contradicts_itself_is_computed_again(tmp_path):
+    given = [*TINY, "certificate.images=2", f"results={tmp_path}", "shard=1/2"]
+    assert certify.main(given) == 0
+    (path,) = tmp_path.glob("*/rows-1of2.tsv")
+    before = path.read_text()
+    (row,) = rows.read(path)
+    path.write_text(before.replace(row.line, replace(row, predicted=(row.predicted + 1) % 10).line))
+    assert certify.main(given) == 0
+    assert path.read_text() == before
+
+
+def test_a_finished_certification_of_other_code_says_so(whole, monkeypatch, capsys):
+    given, note = [*TINY, f"results={whole.parent}"], "note: the code has changed since"
+    assert certify.main(given) == 0
+    assert note not in capsys.readouterr().out
+    monkeypatch.setattr(certified, "sources_hash", lambda config: "another")
+    assert certify.main(given) == 0
+    assert note in capsys.readouterr().out
 
 
 def test_a_base_classifier_outside_the_tree(tmp_path, monkeypatch, capsys):

@@ -53,6 +53,8 @@ def test_a_file_that_is_torn_anywhere_ends_with_the_same_bytes(tmp_path):
         "7\t3\t3\t0.4159023482\t990\t1000\t1\t110012\t0",
         "7\t3\t3\t0.4152\t0\t-1\t0.0\t480\t1000",  # a torn line that was continued
         "7\t3\tx\t0.41\t990\t1000\t1\t1100",
+        "7\t3\t9\t0.41\t990\t1000\t1\t1100",  # correct is not that of the label and the prediction
+        "7\t3\t3\t0.41\t990\t1000\t0\t1100",
         "07\t3\t3\t0.41\t990\t1000\t1\t1100",
         HEADER.strip(),
     ],

@@ -34,6 +34,12 @@ def test_all_kinds_are_there():
     }
 
 
+def test_no_file_is_of_an_unknown_kind():
+    """All other tests leave such files out, so a file with a wrong name of a setting would be held to nothing."""
+    unknown = {path.name: [*parity.about(path)] for path in parity.files(parity.UNKNOWN)}
+    assert not unknown, f"need files of networks or of known defenses, got these, with their settings: {unknown}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_output_and_input_gradient(path):
     found = fixture(path)

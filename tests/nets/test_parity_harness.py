@@ -105,7 +105,26 @@ def test_a_folder_outside_the_repository(folder):
     )
     assert done.returncode == 0, done.stdout
     files = len(EDM) + len(SCORE)
-    assert f"{1 + len(EVERY) * files + len(EDM) + 2 * len(SCORE)} passed" in done.stdout
+    assert f"{2 + len(EVERY) * files + len(EDM) + 2 * len(SCORE)} passed" in done.stdout
+
+
+def test_files_of_unknown_kinds_are_named_and_those_of_other_methods_are_ignored(tmp_path, monkeypatch):
+    monkeypatch.setattr(parity.parity, "FOLDER", tmp_path)
+    one = {"x": torch.zeros(1)}
+    for method in ("ADP", "EBM+Langevin", "IMPure", "consistency", "ME-Net"):
+        save_file(one, tmp_path / f"{method}.safetensors", {"method": method, "sigma": "0.15"})
+    save_file(one, tmp_path / "guided.safetensors", {"branch": "cifar", "guide": "mse"})
+    parity.test_no_file_is_of_an_unknown_kind()
+    save_file(one, tmp_path / "bare.safetensors")
+    save_file(one, tmp_path / "new.safetensors", {"method": "NewMethod"})
+    save_file(one, tmp_path / "odd.safetensors", {"rounds": "3"})
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    with pytest.raises(AssertionError) as caught:
+        parity.test_no_file_is_of_an_unknown_kind()
+    assert all(f"'{name}.safetensors'" in str(caught.value) for name in ("bare", "new", "odd", "torn"))
+    assert not any(name in str(caught.value) for name in ("ADP", "guided"))
+    assert [path.stem for path in parity.parity.files("gdmp")] == ["guided"]
+    assert not parity.parity.files(parity.parity.NETWORK)
 
 
 def test_own_weights_are_exact_in_the_file(folder):
