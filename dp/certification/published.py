@@ -15,12 +15,14 @@ def published_lines(dataset: str, sigma: float, file: Path = FILE) -> list[str]:
         rows = [row for row in csv.DictReader(text) if row["dataset"] == dataset]
     fitting = [row for row in rows if not row["sigma"] or abs(float(row["sigma"]) - sigma) < 1e-9]
     parts = groupby(fitting, lambda row: [row[key] for key in ("printed", "classifier", "sigma", "source", "flag")])
-    return [_line(*key, [*part]) for key, part in parts]
+    return [_line([*part]) for _, part in parts]
 
 
-def _line(printed: str, classifier: str, sigma: str, source: str, flag: str, rows: list[dict]) -> str:
-    setting = [printed, classifier, sigma and f"sigma {sigma}", source]
+def _line(rows: list[dict]) -> str:
+    first = rows[0]
+    sigma = f"sigma {first['sigma']}" if first["sigma"] else ""
+    setting = [part for part in (first["printed"], first["classifier"], sigma, first["source"]) if part]
     values = ", ".join(f"{row['certified']} at {row['radius']}" for row in rows)
     notes = "; ".join(dict.fromkeys(row["note"] for row in rows if row["note"]))
-    line = f"published ({', '.join(part for part in setting if part)}): {values}"
-    return line + (f"; {flag}: {notes}" if flag else f"; {notes}" if notes else "")
+    line = f"published ({', '.join(setting)}): {values}"
+    return line + (f"; {first['flag']}: {notes}" if first["flag"] else f"; {notes}" if notes else "")
