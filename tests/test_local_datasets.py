@@ -215,8 +215,8 @@ def test_imagenette_labels_are_imagenets(cache, monkeypatch):
         assert y == list(datasets.IMAGENETTE.values())[i // 2]
 
 
-def any_count(read, folder, images, shape, expected):
-    return read(folder, images, shape, (expected[0], 20))
+def any_count(read, folder, images, shape, expected, *more):
+    return read(folder, images, shape, (expected[0], 20), *more)
 
 
 def test_celebahq(cache, monkeypatch):

@@ -13,6 +13,7 @@ from dp.spelling import near_matches
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
 DONE, MISTAKE, INTERRUPTED = 0, 2, 130  # exit codes; 1 is a check that fails
+LONG_LIST = 40  # names of options in an error
 
 
 def command(main: Callable[[], int], interrupted: str = "interrupted; the same command goes on") -> int:
@@ -45,4 +46,11 @@ def sentence(error: BaseException) -> str:
 
 def unknown_option(group: str, option: str, known: Sequence[str]) -> str:
     """The message for an option that does not exist. `known`: the names of those of its group."""
-    return f"unknown option {group}={option}{near_matches(option, known)}; there are: {', '.join(known)}"
+    return f"unknown option {group}={option}{near_matches(option, known)}; there are: {', '.join(_listed(known))}"
+
+
+def _listed(names: Sequence[str]) -> list[str]:
+    """The names; of a long list those inside a folder are the folder, once, such as `table1/...`."""
+    if len(names) <= LONG_LIST:
+        return list(names)
+    return list(dict.fromkeys(f"{name.partition('/')[0]}/..." if "/" in name else name for name in names))

@@ -94,7 +94,7 @@ def test_workers_and_shards_give_the_same_bytes(tiny, monkeypatch, capsys):
     ("overrides", "said"),
     [
         (["purifier=heterro"], "unknown option purifier=heterro (did you mean hetero"),
-        (["purifier.tua=0.3"], "unknown key purifier.tua (did you mean tau?)"),
+        (["purifier.tua=0.3"], "unknown key purifier.tua (did you mean tau or taps?)"),
         (["nonsense=3"], "unknown key nonsense"),
         (["purifier.t_s=0.3"], "need 0 < t_s <= t_l <= 1, got t_s=0.3, t_l=0.2"),
         (["threat_model.eps=-1"], "need eps > 0, got eps=-1"),
