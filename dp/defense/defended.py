@@ -52,6 +52,7 @@ class Defended(nn.Module):
         self.networks = nn.ModuleList(networks)
         self.denoiser = denoiser
         self.classifier = classifier
+        self.counted = [module for module in self.modules() if isinstance(module, Denoiser)]  # found once, each once
         self.draws_per_call = draws_per_call
         self.bpda = bpda
         self.nfe = 0
@@ -116,7 +117,7 @@ class Defended(nn.Module):
         denoiser.
         """
         own = self.own_network.nfe if isinstance(self.own_network, PurifierModule) else 0
-        return own + sum(module.nfe for module in self.modules() if isinstance(module, Denoiser))
+        return own + sum(denoiser.nfe for denoiser in self.counted)
 
     @property
     def classifier_nfe(self) -> int:
