@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks.adam import Moments, adam, moments
+from dp.adam import Moments, adam, moments
 from dp.attacks.base import VALUES, Attack
 from dp.attacks.selection import strongest
 from dp.attacks.state import where

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dp.attacks.adam import Moments, adam, moments
+from dp.adam import Moments, adam, moments
 from dp.attacks.base import Attack, Stream
 from dp.attacks.selection import strongest
 from dp.attacks.state import where

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dp.classifiers import Classifier, RandomizedClassifier
 from dp.defense.interface import AuxiliaryLoss
 from dp.diffusion.denoisers import Denoiser
+from dp.diffusion.sampling import with_identity
 from dp.objectives import Loss, cross_entropy
 from dp.purifiers import none
 from dp.purifiers.module import PurifierModule
@@ -52,7 +53,6 @@ class Defended(nn.Module):
         self.networks = nn.ModuleList(networks)
         self.denoiser = denoiser
         self.classifier = classifier
-        self.counted = [module for module in self.modules() if isinstance(module, Denoiser)]  # found once, each once
         self.draws_per_call = draws_per_call
         self.bpda = bpda
         self.nfe = 0
@@ -105,7 +105,7 @@ class Defended(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.bpda):
             x_hat = self.purifier(x, self.denoiser, self.classifier, rng, on_step=on_step)
         if self.bpda:
-            x_hat = x_hat + (x - x.detach())  # plus exactly zero
+            x_hat = with_identity(x_hat, x)
         self.nfe = self.evaluations - before
         if self.on_purified is not None:
             self.on_purified(rng, x_hat.detach())
@@ -117,7 +117,7 @@ class Defended(nn.Module):
         denoiser.
         """
         own = self.own_network.nfe if isinstance(self.own_network, PurifierModule) else 0
-        return own + sum(denoiser.nfe for denoiser in self.counted)
+        return own + sum(module.nfe for module in self.modules() if isinstance(module, Denoiser))
 
     @property
     def classifier_nfe(self) -> int:

@@ -123,7 +123,36 @@ class EDM(Denoiser):
         return z * (self.sigma_data**2 / total) + out * (s * self.sigma_data * total.rsqrt())
 
 
-class EpsNet(Denoiser):
+class NoisePredictor(Denoiser):
+    """A predictor of noise at discrete levels: x0 = z - sigma eps. Output channels beyond the image's predict a
+    variance.
+    """
+
+    def labels(self, s: Tensor, z: Tensor) -> Tensor:
+        """The network's labels of noise levels s, (1,) or (B,) float64 on the CPU, on the device of z."""
+        raise NotImplementedError  # abstract
+
+    def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
+        return self._posterior(z, sigma, label)[0]
+
+    def with_variance(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        self.nfe += 1
+        x0, rest = self._posterior(z, sigma, None)
+        if rest.shape != z.shape:
+            found = f"got {rest.shape[1]} channels beyond the {z.shape[1]} of the image"
+            raise ValueError(f"need a network with learned variance, {found}: set variance=small or large")
+        return x0, rest
+
+    def _posterior(self, z: Tensor, sigma: float | Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The posterior mean, and the output channels beyond the image's."""
+        s = torch.as_tensor(sigma, dtype=torch.float64).cpu().flatten()  # (1,) or (B,)
+        labels = self.labels(s, z)
+        s = s.to(device=z.device, dtype=z.dtype).reshape(-1, 1, 1, 1)
+        out = self.bare(z * (1 + s**2).rsqrt(), labels, label)
+        return z - s * out[:, : z.shape[1]], out[:, z.shape[1] :]
+
+
+class EpsNet(NoisePredictor):
     """A discrete noise predictor eps(x_k, k) on the linear schedule (Ho et al. 2020): x0 = z - sigma * eps.
 
     `sigma(t)` is the noise level of the nearest index, so that time grid and network agree. Output channels beyond the
@@ -136,29 +165,8 @@ class EpsNet(Denoiser):
         table = vp_sigmas()
         return table[min(round(t * len(table)), len(table) - 1)].item()
 
-    def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
-        return self._posterior(z, sigma, label)[0]
-
-    def with_variance(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
-        self.nfe += 1
-        x0, rest = self._posterior(z, sigma)
-        return x0, learned(rest, z)
-
-    def _posterior(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The posterior mean, and the output channels beyond the image's."""
-        s = torch.as_tensor(sigma, dtype=torch.float64).cpu().flatten()  # (1,) or (B,)
-        k = (vp_sigmas().log()[None] - s.log()[:, None]).abs().argmin(dim=1)  # nearest index
-        s = s.to(device=z.device, dtype=z.dtype).reshape(-1, 1, 1, 1)
-        out = self.bare(z * (1 + s**2).rsqrt(), k.to(z.device), label)
-        return z - s * out[:, : z.shape[1]], out[:, z.shape[1] :]
-
-
-def learned(rest: Tensor, z: Tensor) -> Tensor:
-    """The channels `rest` of a network's output. Raises ValueError unless there is one for each of z (B,C,H,W)."""
-    if rest.shape != z.shape:
-        found = f"got {rest.shape[1]} channels beyond the {z.shape[1]} of the image"
-        raise ValueError(f"need a network with learned variance, {found}: set variance=small or large")
-    return rest
+    def labels(self, s: Tensor, z: Tensor) -> Tensor:
+        return (vp_sigmas().log()[None] - s.log()[:, None]).abs().argmin(dim=1).to(z.device)  # the nearest index
 
 
 class VP(Denoiser):
@@ -201,7 +209,7 @@ class VE(Denoiser):
         return z + s * self.bare(z, (s / 2).log().flatten(), label)
 
 
-class IDDPM(Denoiser):
+class IDDPM(NoisePredictor):
     """EDM's iDDPMPrecond (Karras et al. 2022, Table 1): a noise predictor on the cosine schedule.
 
     The schedule is that of Nichol and Dhariwal (2021). The network's label is the index of the nearest of `levels` + 1
@@ -225,21 +233,9 @@ class IDDPM(Denoiser):
             u.append(math.sqrt((u[-1] ** 2 + 1) / max(cosine[j - 1] / cosine[j], c_1) - 1))
         self.sigmas = torch.tensor(u, dtype=torch.float64)  # (levels + 1,) ascending
 
-    def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
-        return self._posterior(z, sigma, label)[0]
-
-    def with_variance(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
-        self.nfe += 1
-        x0, rest = self._posterior(z, sigma)
-        return x0, learned(rest, z)
-
-    def _posterior(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The posterior mean, and the output channels beyond the image's."""
-        s = torch.as_tensor(sigma, dtype=torch.float64).cpu().flatten()  # (1,) or (B,)
+    def labels(self, s: Tensor, z: Tensor) -> Tensor:
         k = (self.sigmas[None] - s[:, None]).abs().argmin(dim=1)  # nearest; the network's labels begin at 0
-        s = s.to(device=z.device, dtype=z.dtype).reshape(-1, 1, 1, 1)
-        out = self.bare(z * (1 + s**2).rsqrt(), (k - 1).to(z.device, z.dtype), label)
-        return z - s * out[:, : z.shape[1]], out[:, z.shape[1] :]
+        return (k - 1).to(z.device, z.dtype)
 
 
 class ScoreVE(Denoiser):

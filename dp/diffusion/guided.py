@@ -5,7 +5,7 @@ guide, then grows with the number of steps. Here the unit is the step, so the me
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -33,9 +33,8 @@ def guided_step(network: Network, step: Step, *inputs: Tensor) -> Any:
     step, and of the others their inputs. Values and gradients have the same bits in both modes, and `nfe` counts a call
     once.
     `step`: a function of tensors that returns a tensor or a tuple of tensors. It draws no noise, because noise would be
-    drawn anew in the backward pass. It takes its inner gradients with `create_graph=torch.is_grad_enabled()`, and
-    enables the gradient for them where it is off. Values of a loop, such as sigma, are bound with `functools.partial`:
-    when the step is recomputed, the loop has ended.
+    drawn anew in the backward pass. It takes its inner gradients by `inner_gradient`. Values of a loop, such as sigma,
+    are bound with `functools.partial`: when the step is recomputed, the loop has ended.
     `inputs`: all tensors that the step needs a gradient for: the state z, the image x, the moments of Adam, the noise
     drawn before. A tensor that the step takes from its surroundings is a constant. The purifier calls its `on_step`
     outside the step, with what the step returns.
@@ -52,6 +51,24 @@ def guided_step(network: Network, step: Step, *inputs: Tensor) -> Any:
         network.recompute.newest.append(weakref.ref(unit))
     network.recompute.free(max(network.recompute.keep, unit.calls, 1))
     return outs if unit.several else outs[0]
+
+
+def inner_gradient(
+    objective: Callable[..., Sequence[Tensor]], *inputs: Tensor
+) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """The gradients, in each of `inputs`, of the sum of a purifier's own objective; and what else it returns.
+
+    `objective(*inputs)` returns its values, one for each image, so that no image's gradient depends on another image,
+    and any further tensors. Where the inputs have a graph, the gradients have one, too, so that they can be
+    differentiated. Without autograd it works as well: the values have the same bits, and no graph.
+    """
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    with torch.enable_grad():
+        leaves = [z if keep and z.requires_grad else z.detach().requires_grad_() for z in inputs]
+        values, *rest = objective(*leaves)
+        # Always with a graph: without one, autograd takes other kernels, which round otherwise.
+        gradients = torch.autograd.grad(values.sum(), leaves, create_graph=True)
+    return (gradients, rest) if keep else (tuple(g.detach() for g in gradients), [one.detach() for one in rest])
 
 
 class _Entry(torch.autograd.Function):

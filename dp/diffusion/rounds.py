@@ -1,10 +1,17 @@
-"""Rounds of noising and denoising over the 1000-level schedule, as Lee and Kim 2023 and FreqPure have them."""
+"""Rounds of noising and denoising, as Lee and Kim 2023, LoRID and FreqPure have them."""
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
-from dp.diffusion.sampling import LEVELS
+from torch import Tensor
+
+from dp.diffusion.sampling import LEVELS, Denoise, OnStep, ancestral_step, renoise
+from dp.rng import Streams
+
+Inject = Callable[[Tensor, Tensor], Tensor]  # (a round's input, unit noise) -> the noise to add at level 1
+Change = Callable[[Tensor, Tensor], Tensor]  # (a round's input, x0) -> the denoised image to go on with
 
 
 class Round(NamedTuple):
@@ -21,6 +28,43 @@ class Round(NamedTuple):
         variance-preserving state z / sqrt(1 + sigma^2) is passed on to it as it is.
         """
         return math.sqrt((1 + self.sigmas[0] ** 2) / (1 + self.start**2))
+
+
+def in_rounds(
+    state: Tensor,
+    denoiser: Denoise,
+    rng: Streams,
+    rounds: Sequence[Round],
+    *,
+    eta: float,
+    on_step: OnStep | None,
+    inject: Inject | None = None,
+    change: Change | None = None,
+) -> Tensor:
+    """The image (B,C,H,W) in [-1,1] after all rounds, each of which begins with the result of the one before.
+
+    `eta`: 1 for DDPM's ancestral steps, 0 for DDIM's, else ValueError outside [0,1]. `inject`: makes the noise that a
+    round adds of unit noise; by default that noise itself. `change`: replaces x0 in every step, and the predicted noise
+    stays as it was. `on_step(i, sigma, z, x0)` is called after the denoiser, with i counted over all rounds, and before
+    x0 is changed.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"need 0 <= eta <= 1, got eta={eta}")
+    i = 0
+    for each in rounds:
+        given, n = state, rng.randn_like(state)
+        state = renoise(given, 0.0, each.start, n if inject is None else inject(given, n)) * each.scale
+        for sigma, sigma_next in pairwise(each.sigmas):
+            x0 = denoiser(state, sigma)
+            if on_step is not None:
+                on_step(i, sigma, state, x0)
+            i += 1
+            if change is not None:
+                changed = change(given, x0)
+                state, x0 = state + (changed - x0), changed
+            n = rng.randn_like(state) if eta > 0 and sigma_next > 0 else None
+            state = ancestral_step(state, x0, sigma, sigma_next, n, eta)
+    return state
 
 
 def rounds_of(clock: Callable[[float], float], rounds: Sequence[Sequence[int]]) -> list[Round]:

@@ -145,6 +145,13 @@ def clip_pm1(x0: Tensor) -> Tensor:
     return torch.where((x0 >= -1) & (x0 <= 1), x0, x0.detach().clamp(-1.0, 1.0))
 
 
+def with_identity(x_hat: Tensor, x: Tensor) -> Tensor:
+    """x_hat with the identity in place of its derivative in x (BPDA, Athalye et al. 2018). It has no graph of its own;
+    its values stay, since exactly zero is added.
+    """
+    return x_hat + (x - x.detach())
+
+
 def to_01(z: Tensor, clamp: str = "plain") -> Tensor:
     """Images in [-1,1] as images in [0,1], of the same shape. `clamp` says what happens to values beyond the bounds.
 

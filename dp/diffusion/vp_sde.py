@@ -64,6 +64,11 @@ class VPSDE:
         score = (math.exp(self.log_abar(t) / 2) * x0 - x) / -math.expm1(self.log_abar(t))
         return self.beta(t) * (0.5 * x + share * score)
 
+    def reverse_step(self, x: Tensor, x0: Tensor, n: Tensor, t: float, t_next: float) -> Tensor:
+        """Euler-Maruyama on the reverse SDE from t down to t_next, given x0 = E[x0 | x] and unit noise n (B,C,H,W)."""
+        size, drift = t - t_next, self.rate(x, x0, t, share=1.0)
+        return x + size * drift + math.sqrt(self.beta(t) * size) * n
+
 
 def walk(
     sde: VPSDE,

@@ -51,20 +51,23 @@ class Counted(Gaussian):
 
 
 def dry_nfe(model: Defended, one: Subset) -> int:
-    """The network evaluations of one sample, see `dry_run`.
+    """The network evaluations of one sample, see `dry_run`."""
+    return dry_run(model, one).nfe
 
-    If the purifier asks for a learned variance, the defense's own denoiser is called once. Raises ValueError if it has
-    none.
+
+def check_variance(model: Defended, one: Subset) -> None:
+    """If the purifier asks for a learned variance, call the defense's own denoiser for one, once.
+
+    Raises ValueError if it has none.
     """
     if model.denoiser is None:
-        return dry_run(model, one).nfe
+        return
     cheap = Counted(model.denoiser.sigma)
-    nfe = dry_run(model, one, cheap).nfe
+    dry_run(model, one, cheap)
     if cheap.asked is not None:
         size, device = model.denoiser.size or one.x.shape[2:], next(model.classifier.parameters()).device
         with torch.no_grad():
             model.denoiser.with_variance(F.interpolate(one.x.to(device), size), cheap.asked)
-    return nfe
 
 
 def dry_run(model: Defended, one: Subset, cheap: Counted | None = None) -> Dry:

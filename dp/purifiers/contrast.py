@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dp.adam import adam_step
 from dp.classifiers import Classifier
-from dp.diffusion.adam import adam_step, inner_gradient
+from dp.diffusion.guided import inner_gradient
 from dp.rng import Streams
 
 ESTIMATORS = ("hard", "soft")

@@ -1,7 +1,6 @@
 """Contrastive guidance (Bai et al. 2024): the reverse SDE of DiffPure, whose score is pulled by a contrastive loss."""
 
 import functools
-import math
 from itertools import pairwise
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from dp.classifiers import Classifier
 from dp.diffusion.denoisers import Denoiser
 from dp.diffusion.guided import guided_step
-from dp.diffusion.sampling import OnStep, to_01
+from dp.diffusion.sampling import OnStep, to_01, with_identity
 from dp.diffusion.vp_sde import VPSDE, check_times, fixed_times
 from dp.purifiers.contrast import ESTIMATORS, Contrast, draw_weights, new_heads, pull
 from dp.rng import Streams
@@ -67,7 +66,7 @@ def purify(
         state = sde.start(x, t, rng.randn_like(x))
         state = _chain(state, denoiser, classifier, rng, sde, times, contrast, gamma, first, on_step)
     x_hat = to_01(state, clamp)
-    return x_hat + (x - x.detach()) if derivative == "identity" else x_hat
+    return with_identity(x_hat, x) if derivative == "identity" else x_hat
 
 
 def _check(gamma: float, first: int, steps: int, derivative: str) -> None:
@@ -110,19 +109,13 @@ def _chain(
         before, n = state, rng.randn_like(state)
         if i < first:
             x0 = denoiser(sde.to_z(state, time), sde.sigma(time))
-            state = euler(state, x0, n, sde, time, time_next)
+            state = sde.reverse_step(state, x0, n, time, time_next)
         else:
             step = functools.partial(_step, **given, time=time, time_next=time_next, count=i - first + 1)
             state, x0, logits, *heads = guided_step(denoiser, step, state, n, logits, *heads)
         if on_step is not None:
             on_step(i, sde.sigma(time), sde.to_z(before, time), x0)
     return state
-
-
-def euler(state: Tensor, x0: Tensor, n: Tensor, sde: VPSDE, time: float, time_next: float) -> Tensor:
-    """The step of `diffpure_sde` from `time` to `time_next`, given the denoised image x0 and noise n (B,C,H,W)."""
-    size, drift = time - time_next, sde.rate(state, x0, time, share=1.0)
-    return state + size * drift + math.sqrt(sde.beta(time) * size) * n
 
 
 def _step(
@@ -144,4 +137,4 @@ def _step(
     x0 = denoiser(sde.to_z(state, time), sigma)
     gradient, logits, trained = pull(state, logits, classifier, heads, contrast, count)
     guided = x0 - sigma * gamma * gradient  # the predicted noise plus gamma times the gradient
-    return euler(state, guided, n, sde, time, time_next), x0, logits, *trained
+    return sde.reverse_step(state, guided, n, time, time_next), x0, logits, *trained

@@ -4,9 +4,9 @@ import functools
 
 from torch import Tensor
 
-from dp.diffusion.adam import adam_step, inner_gradient
+from dp.adam import adam_step
 from dp.diffusion.denoisers import Denoiser
-from dp.diffusion.guided import guided_step
+from dp.diffusion.guided import guided_step, inner_gradient
 from dp.diffusion.sampling import OnStep
 from dp.rng import Streams
 

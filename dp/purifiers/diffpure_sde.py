@@ -53,11 +53,10 @@ def purify(
     if solver != "own":
         return to_01(_by_torchsde(state, denoiser, rng, sde, times, dt, solver), clamp)
 
-    def euler(state: Tensor, z: Tensor, x0: Tensor, time: float, time_next: float) -> Tensor:
-        size, drift = time - time_next, sde.rate(state, x0, time, share=1.0)
-        return state + size * drift + math.sqrt(sde.beta(time) * size) * rng.randn_like(state)
+    def step(state: Tensor, z: Tensor, x0: Tensor, time: float, time_next: float) -> Tensor:
+        return sde.reverse_step(state, x0, rng.randn_like(state), time, time_next)
 
-    state = walk(sde, state, denoiser, times, euler, on_step)
+    state = walk(sde, state, denoiser, times, step, on_step)
     # The result is the state at `end`, not x0, as in the released code.
     return to_01(state, clamp)  # Differs (deviation 27: clamping and its gradient at the bounds)
 

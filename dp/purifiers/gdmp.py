@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from dp.classifiers import Classifier
 from dp.diffusion.ddpm import learned_variance, posterior_mean, variance_bounds
 from dp.diffusion.denoisers import Denoiser
+from dp.diffusion.guided import inner_gradient
 from dp.diffusion.sampling import LEVELS, OnStep, clip_pm1, noise_levels, renoise, to_01, to_pm1
 from dp.purifiers.ssim import ssim
 from dp.rng import Streams
@@ -115,17 +115,7 @@ class Guide:
         state = z / scale
         # Differs (deviation 71: the guide per image): the released code takes means over the whole batch.
         to_target = 2 / state[0].numel() * (target - state)  # the gradient of -mean (x_t - target)^2
-        gradient = to_target if self.name == "mse" else _similarity_gradient(state, target)
+        gradient = to_target if self.name == "mse" else inner_gradient(lambda z: [ssim(z, target)], state)[0][0]
+        # Differs (deviation 74: the guide's gradient): in the released code it is a constant.
         gradient = gradient.detach() if self.constant else gradient
         return self.factor * sigma / math.sqrt(1 + sigma_next**2) * gradient
-
-
-def _similarity_gradient(state: Tensor, target: Tensor) -> Tensor:
-    """The gradient of SSIM in `state` (B,C,H,W), itself differentiable in both images. No network is differentiated.
-
-    Differs (deviation 74: the guide's gradient): in the released code it is a constant.
-    """
-    differentiable = torch.is_grad_enabled() and (state.requires_grad or target.requires_grad)
-    with torch.enable_grad():
-        leaf = state if state.requires_grad else state.detach().requires_grad_()
-        return torch.autograd.grad(ssim(leaf, target).sum(), leaf, create_graph=differentiable)[0]

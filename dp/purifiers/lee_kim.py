@@ -1,14 +1,13 @@
 """Gradual noise scheduling (Lee and Kim 2023): short rounds of noising and denoising whose depth grows."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from torch import Tensor
 
 from dp.classifiers import Classifier
 from dp.diffusion.denoisers import Denoiser
-from dp.diffusion.rounds import rounds_of
-from dp.diffusion.sampling import OnStep, ancestral_step, renoise, to_01, to_pm1
+from dp.diffusion.rounds import in_rounds, rounds_of
+from dp.diffusion.sampling import OnStep, to_01, to_pm1
 from dp.rng import Streams
 
 
@@ -33,15 +32,5 @@ def purify(
     `on_step(i, sigma, z, x0)` is called after every call of the denoiser, with i counted over all rounds.
     Raises ValueError for values outside these ranges.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"need 0 <= eta <= 1, got eta={eta}")
-    made, z, i = rounds_of(denoiser.sigma, rounds), to_pm1(x), 0
-    for each in made:
-        z = renoise(z, 0.0, each.start, rng.randn_like(z)) * each.scale
-        for sigma, sigma_next in pairwise(each.sigmas):
-            x0 = denoiser(z, sigma)
-            if on_step is not None:
-                on_step(i, sigma, z, x0)
-            n = rng.randn_like(z) if eta > 0 and sigma_next > 0 else None
-            z, i = ancestral_step(z, x0, sigma, sigma_next, n, eta), i + 1
+    z = in_rounds(to_pm1(x), denoiser, rng, rounds_of(denoiser.sigma, rounds), eta=eta, on_step=on_step)
     return to_01(z, clamp)  # Differs (deviation 62: what the classifier is given)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dp.classifiers import Classifier
 from dp.diffusion.denoisers import Denoiser
-from dp.diffusion.sampling import OnStep, to_01, to_pm1
+from dp.diffusion.sampling import OnStep, to_01, to_pm1, with_identity
 from dp.purifiers.denoising_error import DERIVATIVES, check, descend
 from dp.rng import Streams
 
@@ -47,4 +47,4 @@ def purify(
         given = {"low": low, "high": high, "steps": steps, "lr": lr, "share": share}
         z = descend(z, denoiser, rng, **given, constant_net=derivative == "constant_net", on_step=on_step)
     x_hat = to_01(z, clamp)
-    return x_hat + (x - x.detach()) if derivative == "identity" else x_hat
+    return with_identity(x_hat, x) if derivative == "identity" else x_hat

@@ -5,14 +5,14 @@ abstract (deviation 78: our reading of LoRID).
 """
 
 import math
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from dp.classifiers import Classifier
 from dp.diffusion.denoisers import Denoiser
-from dp.diffusion.sampling import OnStep, ancestral_step, renoise, time_grid, to_01, to_pm1
+from dp.diffusion.rounds import Round, in_rounds
+from dp.diffusion.sampling import OnStep, time_grid, to_01, to_pm1
 from dp.rng import Streams
 
 LEAST_GAP = 1e-12  # of two eigenvalues, over the largest one: below it the cut between them has no derivative
@@ -40,19 +40,11 @@ def purify(
     `on_step(i, sigma, z, x0)` is called after every call of the denoiser.
     Raises ValueError for values outside these ranges.
     """
-    if loops < 1 or not 0 <= eta <= 1:
-        raise ValueError(f"need loops >= 1 and 0 <= eta <= 1, got {loops=}, {eta=}")
+    if loops < 1:
+        raise ValueError(f"need loops >= 1, got loops={loops}")
     sigmas = [*map(denoiser.sigma, time_grid(t, steps)[:-1]), 0.0]
-    state = low_rank(to_pm1(x), rank)
-    for done in range(loops):
-        z = renoise(state, 0.0, sigmas[0], rng.randn_like(state))
-        for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-            x0 = denoiser(z, sigma)
-            if on_step is not None:
-                on_step(done * steps + i, sigma, z, x0)
-            n = rng.randn_like(z) if eta > 0 and sigma_next > 0 else None
-            z = ancestral_step(z, x0, sigma, sigma_next, n, eta)
-        state = z
+    rounds = [Round(sigmas[0], sigmas)] * loops
+    state = in_rounds(low_rank(to_pm1(x), rank), denoiser, rng, rounds, eta=eta, on_step=on_step)
     return to_01(state, clamp)
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from dp.classifiers import Classifier
 from dp.diffusion.denoisers import Denoiser
-from dp.diffusion.sampling import OnStep
-from dp.purifiers.freqpure import chain
+from dp.diffusion.rounds import in_rounds, rounds_of
+from dp.diffusion.sampling import OnStep, to_01, to_pm1
+from dp.purifiers.frequency_exchange import exchange
 from dp.rng import Streams
 
 FORMS = ("spatial", "spectral")
@@ -52,7 +53,9 @@ def purify(
     if not (bands >= 1 and gamma >= 0 and floor > 0):
         raise ValueError(f"need bands >= 1, gamma >= 0 and floor > 0, got {bands=}, {gamma=}, {floor=}")
     inject = functools.partial(adapted, form=form, bands=bands, gamma=gamma, floor=floor)
-    return chain(x, denoiser, rng, inject, on_step, rounds=rounds, radius=radius, guide=guide, eta=eta, clamp=clamp)
+    change, made = exchange(denoiser, rng, radius, guide), rounds_of(denoiser.sigma, rounds)
+    state = in_rounds(to_pm1(x), denoiser, rng, made, eta=eta, on_step=on_step, inject=inject, change=change)
+    return to_01(state, clamp)
 
 
 def adapted(given: Tensor, n: Tensor, *, form: str, bands: int, gamma: float, floor: float) -> Tensor:

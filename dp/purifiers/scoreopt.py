@@ -7,11 +7,11 @@ import functools
 import torch
 from torch import Tensor
 
+from dp.adam import adam_step
 from dp.classifiers import Classifier
-from dp.diffusion.adam import adam_step, inner_gradient
 from dp.diffusion.denoisers import Denoiser
-from dp.diffusion.guided import guided_step
-from dp.diffusion.sampling import OnStep, renoise, to_01, to_pm1
+from dp.diffusion.guided import guided_step, inner_gradient
+from dp.diffusion.sampling import OnStep, renoise, to_01, to_pm1, with_identity
 from dp.purifiers.denoising_error import check, descend
 from dp.rng import Streams
 
@@ -62,7 +62,7 @@ def purify(
         else:
             z = _descend_noisy(z, denoiser, rng, level, **given)
     x_hat = to_01(z, clamp)
-    return x_hat + (x - x.detach()) if derivative == "identity" else x_hat
+    return with_identity(x_hat, x) if derivative == "identity" else x_hat
 
 
 def _descend_noisy(

@@ -14,7 +14,7 @@ from dp.defense.defended import Defended, brief, unbound
 from dp.defense.memory import bytes_per_call
 from dp.diffusion.denoisers import Denoiser
 from dp.evaluation.caveats import gradients
-from dp.evaluation.dry import dry_nfe
+from dp.evaluation.dry import check_variance, dry_nfe
 from dp.evaluation.evaluate import Arm, Evaluation, null_control
 from dp.evaluation.judge import Judge
 from dp.purifiers import none
@@ -51,6 +51,7 @@ def build(config: dict) -> Evaluation:
     check_images(scored, subset, device)
     nfe = dry_nfe(attacked, first)  # this call also finds bad hyperparameters before any work
     dry_nfe(scored, first)
+    check_variance(scored, first)
     set_memory(config, scored, first, nfe, device)
     return Evaluation(
         subset=subset,

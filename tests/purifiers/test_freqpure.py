@@ -6,6 +6,7 @@ import torch
 
 from dp.diffusion.denoisers import VP, Gaussian
 from dp.purifiers import diffpure, freqpure
+from dp.purifiers.frequency_exchange import exchange_low
 from dp.rng import Streams
 from tests.helpers.parity import Flat, Recorded, Script, of
 
@@ -52,7 +53,7 @@ def test_the_exchange_is_that_of_amplitudes_and_phases(radius):
     amplitude, phase = np.where(disc, np.abs(b), np.abs(a)), np.where(disc, np.angle(b), np.angle(a))
     wanted = np.fft.ifft2(amplitude * np.exp(1j * phase))
     assert np.abs(wanted.imag).max() < 1e-12
-    found = freqpure.exchange_low(*(2 * torch.from_numpy(one) - 1 for one in (own, other)), radius)
+    found = exchange_low(*(2 * torch.from_numpy(one) - 1 for one in (own, other)), radius)
     np.testing.assert_allclose((found.numpy() + 1) / 2, np.abs(wanted.real).clip(0, 1), rtol=0, atol=1e-12)
 
 
@@ -95,7 +96,7 @@ def test_with_all_frequencies_it_is_the_guide():
 def test_the_gradient_of_the_exchange_is_exact():
     own, other = (2 * one - 1 for one in (0.8 * image() + 0.1, 0.8 * image().flip(3) + 0.1))
     leaves = [one.requires_grad_() for one in (own, other)]
-    assert torch.autograd.gradcheck(lambda a, b: freqpure.exchange_low(a, b, 2.0), leaves)
+    assert torch.autograd.gradcheck(lambda a, b: exchange_low(a, b, 2.0), leaves)
 
 
 def test_a_clock_without_noise_at_its_start_takes_one_step_less():

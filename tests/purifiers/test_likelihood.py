@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from dp.diffusion.adam import adam_step
+from dp.adam import adam_step
 from dp.diffusion.denoisers import Gaussian
 from dp.purifiers import likelihood
 from dp.rng import Streams

@@ -8,7 +8,7 @@ import torch
 
 from dp.defense.defended import Defended, unbound
 from dp.diffusion.denoisers import VP, EpsNet, Gaussian
-from dp.evaluation.dry import dry_nfe
+from dp.evaluation.dry import check_variance, dry_nfe
 from dp.purifiers import diffpure
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
@@ -130,11 +130,14 @@ def test_a_learned_variance_is_asked_of_the_defenses_own_denoiser_once():
     one = Subset(torch.tensor([0]), torch.rand(1, 1, 16, 16), torch.tensor([0]))
     purify = functools.partial(diffpure.purify, t=0.1, steps=4, eta=1.0, variance="learned")
     net = Predictor(1)
-    assert dry_nfe(Defended(purify, EpsNet(net, size=32), scored.classifier), one) == 4
+    model = Defended(purify, EpsNet(net, size=32), scored.classifier)
+    assert dry_nfe(model, one) == 4
+    assert net.shapes == []
+    check_variance(model, one)
     assert net.shapes == [(1, 1, 32, 32)]
     for denoiser in (Gaussian(), EpsNet(Predictor(0))):
         with pytest.raises(ValueError, match=r"^need a (noise predictor|network) with learned variance, got"):
-            dry_nfe(Defended(purify, denoiser, scored.classifier), one)
+            check_variance(Defended(purify, denoiser, scored.classifier), one)
 
 
 def test_the_dry_run_has_the_clock_of_the_denoiser():

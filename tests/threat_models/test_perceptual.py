@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dp.adam import adam, moments
 from dp.attacks import low_frequency
-from dp.attacks.adam import adam, moments
 from dp.attacks.low_frequency import LowFrequency, closeness, first_logits, patches, smooth
 from dp.attacks.none import NoAttack
 from dp.attacks.stadv import StAdv
