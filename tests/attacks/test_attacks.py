@@ -148,7 +148,7 @@ def test_contract(name, norm, images, record_property):
     assert_held(contract.failures(attack, model, images, threat, classes=10), "attack", config, record_property)
     if attack.batch_bound:
         record_property(
-            DECLARED, [f"attack {name}: batch: batch_bound: rows depend on the other images in a batch", []]
+            DECLARED, ["attack", name, "batch: batch_bound: rows depend on the other images in a batch", []]
         )
 
 

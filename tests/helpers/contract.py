@@ -26,23 +26,29 @@ def assert_held(
     found: list[Failure], group: str, config: Mapping[str, Any], record: Callable[[str, object], None]
 ) -> None:
     """Fail with a line for each failure that the yaml of the group does not declare, and note what it declares."""
-    what, reasons = f"{group} {config['choices'][group]}", exceptions(config[group])
+    choice, reasons = config["choices"][group], exceptions(config[group])
     for name, reason in reasons.items():
         seen = [failure.what for failure in found if failure.name == name]
-        record(DECLARED, [f"{what}: {name}: {reason}", seen])
-    lines = [f"{what}: {failure.sentence}" for failure in undeclared(found, reasons)]
+        record(DECLARED, [group, choice, f"{name}: {reason}", seen])
+    lines = [f"{group} {choice}: {failure.sentence}" for failure in undeclared(found, reasons)]
     if lines:
         pytest.fail("\n".join(lines), pytrace=False)
 
 
 def declared_in(reports: list[Any]) -> list[str]:
-    """The declared exceptions that the reports of tests have noted, each once, with a failure that it excuses."""
-    excused: dict[str, list[str]] = {}
+    """The declared exceptions that the reports of tests have noted, each once, with the names of all yamls that share
+    it and a failure that it excuses.
+    """
+    names: dict[tuple[str, str], set[str]] = {}
+    excused: dict[tuple[str, str], list[str]] = {}
     for report in reports:
         for key, value in report.user_properties:
             if key == DECLARED:
-                excused.setdefault(value[0], []).extend(value[1])
-    return [f"{line} [{seen[0]}]" if seen else line for line, seen in sorted(excused.items())]
+                group, choice, reason, seen = value
+                names.setdefault((group, reason), set()).add(choice)
+                excused.setdefault((group, reason), []).extend(seen)
+    lines = {key: f"{key[0]} {', '.join(sorted(choices))}: {key[1]}" for key, choices in names.items()}
+    return [f"{line} [{excused[key][0]}]" if excused[key] else line for key, line in sorted(lines.items())]
 
 
 def assert_sentence(found: list[Failure], name: str, *words: str) -> None:
