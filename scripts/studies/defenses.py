@@ -3,7 +3,8 @@
 Each defense is run under the converged budget of `strict` with its exact gradient (or the honest one that its yaml
 names), and under the attack that was published for it, with PGD's full budget on digits: its authors' own, and for
 DiffPure's discrete form that of Lee and Kim. 128 images, 3 seeds, 20 fresh samples. Those whose gradient may mislead
-are also attacked by decisions alone, on one seed.
+are also attacked by decisions alone, on one seed. DiffPure and the five defenses that are most robust under strict are
+run under it on 512 images, too, when all runs of strict are there.
 Every cell is a run that is archived in results/measured/ when it ends, so that the same command goes on where it
 stopped. `--only` limits the cells of this start, `--list` shows which are missing, and `--write` writes
 results/tables/defenses.md, .csv and results/figures/defenses.png from the cells that are there.
@@ -34,7 +35,7 @@ HONEST = ("+experiment=digits/strict", "audit=true")
 MASKED = ("+experiment=digits/strict_mask", "audit=true")
 SCALED = ("+experiment=digits/scaled", "protocol.votes=20", "audit=true")
 DECISION = (*SCALED, "protocol.seeds=[2024]", "attack=decision")
-IMAGES, SEEDS = 128, 3
+IMAGES, MANY, SEEDS, LEADERS = 128, 512, 3, 5
 OF = 10  # samples in the worst-of column
 RULES = ("single", "average", "vote")
 console = Console(width=150, highlight=False)
@@ -110,15 +111,23 @@ BASELINE = METHODS[1]
 TITLES = {
     "strict": "Under strict with the converged budget",
     "authors": "Under the attack that was published for each",
+    "many": f"Under strict with the converged budget, {MANY} images",
     "decision": "By decisions alone, one seed",
 }
 SIDES = tuple(TITLES)
+RELATIVE = {"strict": 1.0, "authors": 0.15, "many": MANY / IMAGES, "decision": 0.5}  # the cost of a run on each side
 
 
 def overrides(method: Method, side: str) -> tuple[str, ...] | None:
-    """The run of a method under `strict`, its published attack or `decision`; None where there is none."""
+    """The run of a method under `strict`, its published attack or `decision`; None where there is none.
+
+    `many` is `strict` on more images.
+    """
+    honest = (*(MASKED if method.masked else HONEST), *method.overrides)
     if side == "strict":
-        return (*(MASKED if method.masked else HONEST), *method.overrides)
+        return honest
+    if side == "many":
+        return (*honest, f"protocol.images={MANY}")
     if side == "decision":
         return (*DECISION, *method.overrides) if method.rough else None
     return (*SCALED, *method.overrides, *method.authors) if method.authors else None
@@ -129,13 +138,43 @@ def archived(given: tuple[str, ...]) -> bool:
     return (RESULTS / "measured" / run_key(compose.composed(*given)) / record.SUMMARY).exists()
 
 
-def todo() -> list[tuple[Method, tuple[str, ...]]]:
+def leaders() -> list[Method]:
+    """The methods that are most robust under `strict`, the best first; none before all of its runs are there."""
+    found = []
+    for method in METHODS:
+        given = overrides(method, "strict")
+        if given is None or not archived(given):
+            return []
+        found.append((finished(given)[0]["robust"]["average"]["value"], method))
+    ranked = [method for _, method in sorted(found, key=lambda one: -one[0]) if method is not BASELINE]
+    return ranked[:LEADERS]
+
+
+def methods_of(side: str) -> tuple[Method, ...]:
+    """The methods that run on a side."""
+    if side != "many":
+        return METHODS
+    found = leaders()
+    return (BASELINE, *found) if found else ()
+
+
+class Cell(NamedTuple):
+    """A run that is not archived. `cost`: relative to that of `diffpure` under `strict`."""
+
+    given: tuple[str, ...]
+    cost: float
+    by_seed: bool
+
+
+def todo() -> list[Cell]:
     """The runs that are not archived, the cheapest first; all of `strict` before the rest."""
     cells = []
     for side in SIDES:
-        for method in sorted(METHODS, key=lambda m: m.cost):
-            given = overrides(method, side)
-            cells += [(method, given)] if given is not None and not archived(given) else []
+        for method in sorted(methods_of(side), key=lambda m: m.cost):
+            given, more = overrides(method, side), side == "many"
+            if given is not None and not archived(given):
+                cost = method.cost * RELATIVE[side]
+                cells.append(Cell(given, cost, more or (method.by_seed and side != "decision")))
     return cells
 
 
@@ -148,7 +187,9 @@ def line(method: Method, side: str, baseline: pd.Series | None) -> dict | None:
     if given is None or not archived(given):
         return None
     summary, folder = finished(given)
-    found: dict = {"method": method.name, "side": side, "seconds": summary["seconds"]}
+    protocol = summary["config"]["protocol"]
+    seconds = summary["seconds"] / (protocol["images"] * len(protocol["seeds"]))
+    found: dict = {"method": method.name, "side": side, "seconds": seconds, "worker": summary["seconds"]}
     found |= {f"standard_{rule}": summary["standard"][rule]["value"] for rule in RULES}
     found |= {rule: summary["robust"][rule]["value"] for rule in RULES}
     found |= {"worst": summary["curves"]["robust"]["worst"]["value"][OF - 1]}
@@ -176,7 +217,7 @@ def lines() -> list[dict]:
     for side in SIDES:
         given = overrides(BASELINE, side)
         baseline = averages(read_rows(finished(given)[1])) if given is not None and archived(given) else None
-        found += [made for method in METHODS if (made := line(method, side, baseline)) is not None]
+        found += [made for method in methods_of(side) if (made := line(method, side, baseline)) is not None]
     return sorted(found, key=lambda one: -one["average"])
 
 
@@ -190,7 +231,7 @@ def text(found: list[dict], left: int) -> str:
         tables.append(markdown(title, columns, rows))
     commands = [[one["method"], one["side"], f"`{one['command']}`"] for one in found]
     tables.append(markdown("Commands", ["defense", "attack", ""], commands))
-    duration = report.clock(sum(one["seconds"] for one in found))
+    duration = report.clock(sum(one["worker"] for one in found))
     head = (
         "# Every defense on a diffusion model, on digits\n\n`python scripts/studies/defenses.py`: 128 images, 3 seeds, "
         f"linf 32/255, percent; {duration} of worker time. Intervals are over "
@@ -207,8 +248,7 @@ def cells_of(one: dict) -> list[str]:
         gain = [f"{one['gain']:+.1f}", f"{one['gain_low']:+.1f} to {one['gain_high']:+.1f}"]
     figures = [f"{one[name]:.1f}" for name in ("standard_average", "standard_vote", "average")]
     rest = [f"{one[name]:.1f}" for name in ("single", "vote", "worst")]
-    seconds = one["seconds"] / (IMAGES * SEEDS)
-    end = [f"{one['null']:.1f}", one["gradient"], str(one["nfe"]), f"{seconds:.1f}", one["audit"]]
+    end = [f"{one['null']:.1f}", one["gradient"], str(one["nfe"]), f"{one['seconds']:.1f}", one["audit"]]
     return [one["method"], *figures, f"{one['low']:.1f} - {one['high']:.1f}", *rest, *gain, *end]
 
 
@@ -244,18 +284,18 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="show the runs that are not archived, and run nothing")
     args = parser.parse_args()
     cells, begun, done = todo(), time.monotonic(), 0.0
-    for method, given in cells if args.list else ():
-        console.print(f"{method.cost:4.1f} x diffpure: {' '.join(given)}")
+    for cell in cells if args.list else ():
+        console.print(f"{cell.cost:4.1f} x diffpure: {' '.join(cell.given)}")
     if args.list:
         return 0
-    whole = sum(method.cost for method, _ in cells)
+    whole = sum(cell.cost for cell in cells)
     console.print(f"{len(cells)} runs to make, {whole:.0f} times the cost of diffpure; the cheapest first")
-    for method, given in cells[: args.only]:
-        summary, _ = (by_seed if method.by_seed else finished)(given)
-        done += method.cost
+    for cell in cells[: args.only]:
+        summary, _ = (by_seed if cell.by_seed else finished)(cell.given)
+        done += cell.cost
         left = (time.monotonic() - begun) / done * (whole - done)
         robust = summary["robust"]["average"]["value"]
-        console.print(f"{' '.join(given)}: {robust:.1f} % robust; {report.clock(left)} to go for all runs")
+        console.print(f"{' '.join(cell.given)}: {robust:.1f} % robust; {report.clock(left)} to go for all runs")
     found = lines()
     if not found:
         raise ValueError("need at least one archived defense, got none: start the study without --only 0")

@@ -18,8 +18,21 @@ def test_the_runs_compose_and_none_is_made_twice():
         whole = setup(*given)
         check_setup(whole)
         protocol = whole.config["protocol"]
-        assert (protocol["images"], protocol["votes"]) == (defenses.IMAGES, 20)
+        assert protocol["votes"] == 20
+        assert protocol["images"] == (defenses.MANY if given[-1] == "protocol.images=512" else defenses.IMAGES)
         assert len(protocol["seeds"]) == (1 if "attack=decision" in given else defenses.SEEDS)
+
+
+def test_the_leaders_run_on_more_images_when_all_of_strict_is_there(monkeypatch):
+    ranked = [defenses.METHODS[k] for k in (4, 1, 9, 3, 7, 2, 6, 8)]
+    reached = {defenses.overrides(method, "strict"): 90.0 - k for k, method in enumerate(ranked)}
+    monkeypatch.setattr(
+        defenses, "finished", lambda given: ({"robust": {"average": {"value": reached.get(given, 10.0)}}}, None)
+    )
+    assert defenses.leaders() == []  # not all runs are archived
+    monkeypatch.setattr(defenses, "archived", lambda given: True)
+    assert defenses.leaders() == [defenses.METHODS[k] for k in (4, 9, 3, 7, 2)]  # 1 is the baseline
+    assert defenses.methods_of("many") == tuple(defenses.METHODS[k] for k in (1, 4, 9, 3, 7, 2))
 
 
 def test_every_purifier_has_a_line():
@@ -39,7 +52,15 @@ def test_scores_are_averages_over_seeds_and_samples():
 def one(method, side, average):
     figures = dict.fromkeys(("standard_single", "standard_average", "standard_vote", "single", "vote"), 90.0)
     return {
-        **{"method": method, "side": side, "seconds": 384.0, **figures, "average": average, "worst": 40.0},
+        **{
+            "method": method,
+            "side": side,
+            "seconds": 1.0,
+            "worker": 384.0,
+            **figures,
+            "average": average,
+            "worst": 40.0,
+        },
         **{"low": average - 5, "high": average + 5, "null": 97.0, "nfe": 5, "gradient": "exact", "audit": "unaudited"},
         **{"gain": -1.0, "gain_low": -2.0, "gain_high": 0.5, "command": "python run.py"},
     }
