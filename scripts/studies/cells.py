@@ -51,20 +51,25 @@ def finished(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[d
 def by_seed(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[dict, Path]:
     """`finished` for a run that takes too long for one cell: each seed is a run of its own, archived when it ends.
 
-    A row does not depend on the other seeds of its run, so the rows of the whole run are those of its seeds.
+    A row does not depend on the other seeds of its run, so the rows of the whole run are those of its seeds. When it is
+    archived, its seeds are no longer.
     """
     setup = compose.setup(*overrides, f"workers={workers}")
     folder = RESULTS / "runs" / run_key(setup.config)
-    if not (RESULTS / "measured" / folder.name / record.SUMMARY).exists():
-        seeds = setup.config["protocol"]["seeds"]
-        parts = [finished((*overrides, f"protocol.seeds=[{seed}]"), workers) for seed in seeds]
-        shutil.rmtree(folder, ignore_errors=True)
-        record.begin(folder, setup.config, sources_hash(setup.config), overwrite=False)
-        rows = [row for _, part in parts for row in read_rows(part)]
-        for name, lines in (("rows", rows), ("timing", [{"seconds": summary["seconds"]} for summary, _ in parts])):
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            record.write_atomic(folder / f"{name}-1of1-0.jsonl", text.encode())
-    return finished(overrides, workers)
+    if (RESULTS / "measured" / folder.name / record.SUMMARY).exists():
+        return finished(overrides, workers)
+    seeds = setup.config["protocol"]["seeds"]
+    parts = [finished((*overrides, f"protocol.seeds=[{seed}]"), workers) for seed in seeds]
+    shutil.rmtree(folder, ignore_errors=True)
+    record.begin(folder, setup.config, sources_hash(setup.config), overwrite=False)
+    rows = [row for _, part in parts for row in read_rows(part)]
+    for name, lines in (("rows", rows), ("timing", [{"seconds": summary["seconds"]} for summary, _ in parts])):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        record.write_atomic(folder / f"{name}-1of1-0.jsonl", text.encode())
+    whole = finished(overrides, workers)
+    for _, part in parts:
+        shutil.rmtree(part)
+    return whole
 
 
 def audited(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[dict, Path]:
