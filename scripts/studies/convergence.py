@@ -12,7 +12,6 @@ defense.
 """
 
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -22,14 +21,15 @@ import matplotlib
 import numpy as np
 import outputs
 import pandas as pd
+import worklist
 from cells import RESULTS, finished, image_scores, markdown
 from rich.console import Console
+from worklist import Run, archived
 
-from dp.output import record, report
+from dp.output import record
 from dp.output.archived import read_rows
 from dp.runs import compose
 from dp.runs.errors import command
-from dp.runs.keys import run_key
 from dp.statistics.intervals import paired
 
 TABLE = RESULTS / "tables" / "convergence.csv"
@@ -137,8 +137,7 @@ def beyond(lines: list[dict], budget: Budget) -> dict[str, tuple[str, float]]:
 def missing() -> list[tuple[str, Budget]]:
     """The cells that are not archived, the cheapest first."""
     cells = [(defense, budget) for budget in BUDGETS for defense in DEFENSES]
-    folder = RESULTS / "measured"
-    return [c for c in cells if not (folder / run_key(compose.composed(*overrides(*c))) / record.SUMMARY).exists()]
+    return [cell for cell in cells if not archived(overrides(*cell))]
 
 
 def draw(path: Path, lines: list[dict]) -> None:
@@ -206,25 +205,12 @@ def text(lines: list[dict]) -> str:
 
 def main() -> int:
     """The command. Returns 0 when the tables and the figure are written."""
-    parser = outputs.parser(__doc__)
-    parser.add_argument("--only", type=int, default=None, metavar="N", help="at most N cells in this start")
-    parser.add_argument("--list", action="store_true", help="show the cells that are not archived, and run nothing")
-    args = parser.parse_args()
-    todo, begun = missing(), time.monotonic()
-    for defense, budget in todo if args.list else ():
-        console.print(f"{budget.cost:3d} x cost: {defense}, {budget.name}")
+    args = worklist.parser(__doc__).parse_args()
+    runs = [Run(f"{defense}, {b.name}", overrides(defense, b), b.cost) for defense, b in missing()]
     if args.list:
+        worklist.show(runs, console)
         return 0
-    cost, done = sum(budget.cost for _, budget in todo), 0
-    console.print(f"{len(todo)} cells to run, {cost} times the cost of strict on 64 images; the cheapest first")
-    for defense, budget in todo[: args.only]:
-        summary, _ = finished(overrides(defense, budget))
-        done += budget.cost
-        pace = (time.monotonic() - begun) / done
-        robust = summary["robust"]["average"]["value"]
-        console.print(
-            f"{defense}, {budget.name}: {robust:.1f} % robust; {report.clock(pace * (cost - done))} to go for all cells"
-        )
+    worklist.make(runs, args.only, console)
     gone, lines = set(missing()), []
     for defense in DEFENSES:
         firsts = [] if (defense, Budget()) in gone else [finished(overrides(defense, Budget()))[1]]

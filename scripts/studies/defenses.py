@@ -11,7 +11,6 @@ results/tables/defenses.md, .csv and results/figures/defenses.png from the cells
 """
 
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,14 +18,14 @@ import matplotlib
 import numpy as np
 import outputs
 import pandas as pd
-from cells import RESULTS, by_seed, finished, markdown
+import worklist
+from cells import RESULTS, finished, markdown
 from rich.console import Console
+from worklist import Run, archived
 
 from dp.output import record, report
 from dp.output.archived import read_rows
-from dp.runs import compose
 from dp.runs.errors import command
-from dp.runs.keys import run_key
 from dp.statistics.intervals import paired
 
 TABLE = RESULTS / "tables" / "defenses.csv"
@@ -133,11 +132,6 @@ def overrides(method: Method, side: str) -> tuple[str, ...] | None:
     return (*SCALED, *method.overrides, *method.authors) if method.authors else None
 
 
-def archived(given: tuple[str, ...]) -> bool:
-    """True if a run is archived."""
-    return (RESULTS / "measured" / run_key(compose.composed(*given)) / record.SUMMARY).exists()
-
-
 def leaders() -> list[Method]:
     """The methods that are most robust under `strict`, the best first; none before all of its runs are there."""
     found = []
@@ -158,23 +152,17 @@ def methods_of(side: str) -> tuple[Method, ...]:
     return (BASELINE, *found) if found else ()
 
 
-class Cell(NamedTuple):
-    """A run that is not archived. `cost`: relative to that of `diffpure` under `strict`."""
-
-    given: tuple[str, ...]
-    cost: float
-    by_seed: bool
-
-
-def todo() -> list[Cell]:
-    """The runs that are not archived, the cheapest first; all of `strict` before the rest."""
+def todo() -> list[Run]:
+    """The runs that are not archived, the cheapest first; all of `strict` before the rest. A cost is relative to that
+    of `diffpure` under `strict`.
+    """
     cells = []
     for side in SIDES:
         for method in sorted(methods_of(side), key=lambda m: m.cost):
             given, more = overrides(method, side), side == "many"
             if given is not None and not archived(given):
                 cost = method.cost * RELATIVE[side]
-                cells.append(Cell(given, cost, more or (method.by_seed and side != "decision")))
+                cells.append(Run(" ".join(given), given, cost, more or (method.by_seed and side != "decision")))
     return cells
 
 
@@ -279,23 +267,12 @@ def draw(path: Path, found: list[dict]) -> None:
 
 def main() -> int:
     """The command. Returns 0 when the tables and the figure are written."""
-    parser = outputs.parser(__doc__)
-    parser.add_argument("--only", type=int, default=None, metavar="N", help="at most N runs in this start")
-    parser.add_argument("--list", action="store_true", help="show the runs that are not archived, and run nothing")
-    args = parser.parse_args()
-    cells, begun, done = todo(), time.monotonic(), 0.0
-    for cell in cells if args.list else ():
-        console.print(f"{cell.cost:4.1f} x diffpure: {' '.join(cell.given)}")
+    args = worklist.parser(__doc__).parse_args()
+    runs = todo()
     if args.list:
+        worklist.show(runs, console)
         return 0
-    whole = sum(cell.cost for cell in cells)
-    console.print(f"{len(cells)} runs to make, {whole:.0f} times the cost of diffpure; the cheapest first")
-    for cell in cells[: args.only]:
-        summary, _ = (by_seed if cell.by_seed else finished)(cell.given)
-        done += cell.cost
-        left = (time.monotonic() - begun) / done * (whole - done)
-        robust = summary["robust"]["average"]["value"]
-        console.print(f"{' '.join(cell.given)}: {robust:.1f} % robust; {report.clock(left)} to go for all runs")
+    worklist.make(runs, args.only, console)
     found = lines()
     if not found:
         raise ValueError("need at least one archived defense, got none: start the study without --only 0")

@@ -7,27 +7,25 @@ missing. `--write` writes results/tables/sweeps.md and results/figures/sweeps.pn
 """
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import outputs
+import worklist
 from cells import RESULTS, finished, markdown
 from rich.console import Console
+from worklist import RULE, Run, archived
 
-from dp.output import record, report
-from dp.runs import compose
+from dp.output import record
 from dp.runs.errors import command
-from dp.runs.keys import run_key
 
 TEXT, PICTURE = RESULTS / "tables" / "sweeps.md", RESULTS / "figures" / "sweeps.png"
 FULL, SOME = "+experiment=digits/full", ("+experiment=digits/full", "protocol.images=128")
 STRONG, WEAK = (0.15, 0.2, 0.3, 0.4), (0.05, 0.1, 0.15)
 TAUS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
 TIMES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
-RULE = "average"
 Cells = dict[tuple[Any, ...], tuple[str, ...]]  # by the values that are swept, the overrides of a run
 console = Console(width=150, highlight=False)
 
@@ -44,11 +42,6 @@ def cells() -> dict[str, Cells]:
         },
         "t": {(t,): (*SOME, "purifier=diffpure", f"purifier.t={t}", "audit=false") for t in TIMES},
     }
-
-
-def archived(overrides: tuple[str, ...]) -> bool:
-    """True if a run is archived."""
-    return (RESULTS / "measured" / run_key(compose.composed(*overrides)) / record.SUMMARY).exists()
 
 
 def figures(overrides: tuple[str, ...]) -> dict[str, tuple[float, float, float]]:
@@ -111,22 +104,13 @@ def draw(path: Path, found: dict[str, dict[tuple[Any, ...], dict]]) -> None:
 
 def main() -> int:
     """The command. Returns 0 when the table and the figure are written."""
-    parser = outputs.parser(__doc__)
-    parser.add_argument("--only", type=int, default=None, metavar="N", help="at most N cells in this start")
-    parser.add_argument("--list", action="store_true", help="show the cells that are not archived, and run nothing")
-    args = parser.parse_args()
+    args = worklist.parser(__doc__).parse_args()
     todo = [overrides for runs in cells().values() for overrides in runs.values() if not archived(overrides)]
+    runs = [Run(" ".join(given), given, 1.0 if SOME[1] in given else 4.0) for given in todo]
     if args.list:
-        for overrides in todo:
-            console.print(" ".join(overrides))
+        worklist.show(runs, console)
         return 0
-    console.print(f"{len(todo)} cells to run")
-    begun = time.monotonic()
-    for k, overrides in enumerate(todo[: args.only], start=1):
-        summary, _ = finished(overrides)
-        left = (time.monotonic() - begun) / k * (len(todo) - k)
-        robust = summary["robust"][RULE]["value"]
-        console.print(f"{' '.join(overrides)}: {robust:.1f} % robust; {report.clock(left)} to go for all cells")
+    worklist.make(runs, args.only, console)
     found = {name: {v: figures(o) for v, o in runs.items() if archived(o)} for name, runs in cells().items()}
     if not any(found.values()):
         raise ValueError("need at least one archived cell, got none: start the study without --only 0")

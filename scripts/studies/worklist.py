@@ -1,0 +1,56 @@
+"""The runs of a study that are not archived yet: `--list` shows them, and each start makes some of them."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import outputs
+from cells import RESULTS, by_seed, finished
+from rich.console import Console
+
+from dp.output import record, report
+from dp.runs import compose
+from dp.runs.keys import run_key
+
+RULE = "average"  # of fresh samples: the figure that is shown when a run ends
+
+
+class Run(NamedTuple):
+    """A run of a study. `cost`: relative to the study's others. `by_seed`: each seed is archived when it ends."""
+
+    name: str
+    given: tuple[str, ...]
+    cost: float = 1.0
+    by_seed: bool = False
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A study's parser, with --write, --only and --list."""
+    made = outputs.parser(description)
+    made.add_argument("--only", type=int, default=None, metavar="N", help="at most N runs in this start")
+    made.add_argument("--list", action="store_true", help="show the runs that are not archived, and make none")
+    return made
+
+
+def archived(given: tuple[str, ...]) -> bool:
+    """True if the run with these overrides is archived."""
+    return (RESULTS / "measured" / run_key(compose.composed(*given)) / record.SUMMARY).exists()
+
+
+def show(runs: Sequence[Run], console: Console) -> None:
+    """Print what is missing, with the cost of each run."""
+    for run in runs:
+        console.print(f"{run.cost:5.1f} x cost: {run.name}")
+
+
+def make(runs: Sequence[Run], only: int | None, console: Console) -> None:
+    """Make the first `only` of the missing runs, or all, and archive each when it ends."""
+    whole, done, begun = sum(run.cost for run in runs), 0.0, time.monotonic()
+    console.print(f"{len(runs)} runs are missing, {whole:.0f} times the cost of one; the first begins")
+    for run in runs[:only]:
+        summary, _ = (by_seed if run.by_seed else finished)(run.given)
+        done += run.cost
+        left = (time.monotonic() - begun) / done * (whole - done)
+        robust = summary["robust"][RULE]["value"]
+        console.print(f"{run.name}: {robust:.1f} % robust; {report.clock(left)} to go for all")
