@@ -31,8 +31,10 @@ KINDS = {  # defenses by the settings in their files; the first that fits
     "scoreopt": {"lr", "low", "high", "t"},
     "likelihood": {"lr", "low", "high"},
     "diffpure": {"variance", "t"},
+    "adp": {"lam", "stop", "max_iter"},
+    "ebm+langevin": {"reps", "leak", "n_f"},
 }
-OTHERS = {"adp", "ebm+langevin", "impure", "consistency", "me-net"}  # methods of files for which there is no test
+OTHERS = {"impure", "consistency", "me-net"}  # methods of files for which there is no test
 
 
 @functools.cache
