@@ -15,7 +15,7 @@ GIVEN = {"high": 2.0, "low": 0.02, "levels": 9, "judged": [0.1, 0.3]}
 
 
 class Pull(nn.Module):
-    """net(v) = gain (0.5 - v), the score times the noise level of N(0.5, std^2) where gain = sigma / (std^2 + sigma^2)."""
+    """net(v) = gain (0.5 - v). With gain = sigma / (std^2 + sigma^2) it is the score of N(0.5, std^2), times sigma."""
 
     def __init__(self, gain: float):
         super().__init__()
