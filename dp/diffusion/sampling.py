@@ -155,6 +155,11 @@ def clip_pm1(x0: Tensor) -> Tensor:
     return torch.where((x0 >= -1) & (x0 <= 1), x0, x0.detach().clamp(-1.0, 1.0))
 
 
+def clip_01(x: Tensor) -> Tensor:
+    """Images clipped to [0,1], with the gradient of `clip_pm1`."""
+    return torch.where((x >= 0) & (x <= 1), x, x.detach().clamp(0.0, 1.0))
+
+
 def with_identity(x_hat: Tensor, x: Tensor) -> Tensor:
     """x_hat with the identity in place of its derivative in x (BPDA, Athalye et al. 2018). It has no graph of its own;
     its values stay, since exactly zero is added.

@@ -12,6 +12,7 @@ import yaml
 
 from dp.contracts.declared import exceptions, honest_gradient
 from dp.evaluation.dry import dry_nfe
+from dp.files.cache import ASSETS
 from dp.runs import build, compose
 from dp.runs.by_dataset import ROOT
 from dp.runs.help import options
@@ -56,6 +57,7 @@ BPDA, DLR, SURROGATE = ("attack=bpda_eot",), ("attack=apgd_dlr",), ("threat_mode
 ADJOINT, IDENTITY = ("threat_model.grad=adjoint",), ("threat_model.grad=identity",)
 DIFFPURE, RESIDUAL = ("threat_model.grad=diffpure",), ("threat_model.grad=constant_residual",)
 SSIM = ("GDMP, SSIM", "GDMP, SSIM, constant guide")  # the rows of one defense by two gradients
+ENERGY, BOTH = ("Langevin", "Langevin, BPDA"), ("bpda",)  # the rows of one defense by two gradients
 MASKS = ("mask_soft", "mask_straight_through")
 STEPS, SCORE = "DiffPure with DDPM steps", "Score-based optimization, form"
 ENTRIES = (
@@ -82,6 +84,8 @@ ENTRIES = (
         SURROGATE,
         "freqpure's; theirs is not public",
     ),
+    Entry("adp", "ADP", "Yoon et al. 2021", ("ADP", "ADP, BPDA"), BPDA, beside=BOTH, datasets=DATASETS[:2]),
+    Entry("langevin", "Langevin dynamics", "Hill et al. 2021", ENERGY, BPDA, beside=BOTH, datasets=DATASETS[:2]),
     Entry("likelihood", "Likelihood maximization", "Chen et al. 2024", ("LM",), (*DLR, *IDENTITY)),
     Entry("scoreopt", f"{SCORE} x0", ZHANG, ("ScoreOpt, x0",), IDENTITY),
     Entry("scoreopt_xt", f"{SCORE} xt", ZHANG, ("ScoreOpt, xt",), IDENTITY, "and `one_shot`"),
@@ -172,6 +176,7 @@ def block(one: Entry) -> str:
     lines = [f"`{one.option}`, {_listed(ds)}: {words}" for ds, words in _by_dataset(values, varying)] if varying else []
     if not of or nodes["digits"].get("gradients") != base["digits"].get("gradients"):
         lines += _modes(nodes)
+    lines += _networks(nodes)
     origin = f" (the others as `{of}`)" if of else ""
     heads = (f"`{k}`" if k in varying else f"`{k}` = {shown(values['digits'][k])}" for k in keys)
     told = [f"{head}: {said[k]}" if k in said else head for k, head in zip(keys, heads, strict=True)]
@@ -274,6 +279,17 @@ def _modes(nodes: Mapping[str, dict]) -> list[str]:
         words = "; ".join(f"{words} on {_listed(ds)}" if len(groups) > 1 else words for ds, words in groups)
         told.append(f"`{name}` ({words})".replace("`_target_` ", ""))
     return [f"gradient modes: {', '.join(told)}"] if told else []
+
+
+def _networks(nodes: Mapping[str, dict]) -> list[str]:
+    """A line about the networks and the weights that a method has of its own; none if it has none."""
+    told = []
+    for dataset, node in nodes.items():
+        net = node.get("net")
+        if isinstance(net, dict) and "file" in net:
+            embedded = " (embedded)" if (ASSETS / net["file"]).exists() else ""
+            told.append(f"`{net['net']['_target_'].rpartition('.')[2]}`, `{net['file']}` on {dataset}{embedded}")
+    return [f"weights of its own: {'; '.join(told)}"] if told else []
 
 
 def _listed(names: Sequence[str]) -> str:

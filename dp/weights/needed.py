@@ -54,7 +54,9 @@ def missing(config: Any) -> list[Asset]:
 
 
 def _mappings(node: Any) -> Iterator[dict]:
+    """The mappings of a configuration, without its tables of values by dataset, which name files of other datasets."""
     if isinstance(node, dict):
         yield node
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
+        node = [child for key, child in node.items() if key != "per_dataset"]
+    for child in node if isinstance(node, list | tuple) else ():
         yield from _mappings(child)

@@ -76,6 +76,8 @@ def read(text: str, like: Any) -> Any:
     if isinstance(like, list) and isinstance(like[0], list):
         pairs = re.findall(r"(?:(\d+) x )?(\[\d+, \d+\])", text)
         return [yaml.safe_load(pair) for count, pair in pairs for _ in range(int(count or 1))]
+    if isinstance(like, list) and isinstance(like[0], float):
+        return [float(value) for value in yaml.safe_load(text)]
     return float(text) if isinstance(like, float) else yaml.safe_load(text)
 
 

@@ -32,8 +32,10 @@ KINDS = {  # defenses by the settings in their files; the first that fits
     "likelihood": {"lr", "low", "high"},
     "diffpure": {"variance", "t"},
     "consistency": {"num_scales", "loss_norm"},
+    "adp": {"lam", "stop", "max_iter"},
+    "ebm+langevin": {"reps", "leak", "n_f"},
 }
-OTHERS = {"adp", "ebm+langevin", "impure", "me-net"}  # methods of files for which there is no test
+OTHERS = {"impure", "me-net"}  # methods of files for which there is no test
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from dp.nets.ddpm_unet import DDPMUNet
 from dp.nets.dm_wrn import DMWideResNet
 from dp.nets.edm_unet import DhariwalUNet, SongUNet
 from dp.nets.ncsnpp import NCSNpp
+from dp.nets.ncsnv2 import NCSNv2
 from dp.nets.wrn import WideResNet
 from dp.weights.checkpoints import fit, read
 from tests.helpers.formats import from_functional
@@ -68,6 +69,10 @@ def dm_net(init: dict) -> nn.Module:
     return DMWideResNet(init["depth"], init["width"], init["num_classes"], activation=activation)
 
 
+def ncsnv2_net(init: dict) -> nn.Module:
+    return NCSNv2(init["channels"], init["ngf"], init["sigma_begin"], init["sigma_end"], init["num_classes"])
+
+
 def build(arch: str, init: dict, out: int | None = None) -> nn.Module:
     """Our network for a fixture's `arch` and `init`; `out`: channels of an EDM network, where not the image's."""
     if arch.startswith("edm_"):
@@ -81,6 +86,7 @@ def build(arch: str, init: dict, out: int | None = None) -> nn.Module:
         "wrn_robustbench": lambda: wrn_net(init),
         "wrn_dropout": lambda: wrn_net(init),
         "wrn_dm": lambda: dm_net(init),
+        "ncsnv2": lambda: ncsnv2_net(init),
     }[arch]()
 
 

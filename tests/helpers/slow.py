@@ -398,6 +398,9 @@ SLOW = {
         test_the_papers_settings
     """,
     "training/test_assets.py": "*",
+    "training/test_persistent_chains.py": """
+        test_a_gaussian_energy_learns_the_variance_of_its_data
+    """,
     "training/test_tasks.py": """
         test_eps_loss_of_gaussian_data
     """,

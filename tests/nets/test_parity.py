@@ -14,7 +14,7 @@ import torch
 from dp.diffusion import denoisers
 from dp.diffusion.sampling import ancestral_step, vp_sigmas
 from tests.helpers import parity
-from tests.helpers.public import Fixture, Labeled, distance, with_gradient
+from tests.helpers.public import Fixture, Labeled, build, distance, with_gradient
 
 FILES = parity.files(parity.NETWORK)
 fixture = functools.cache(lambda path: Fixture(path))
@@ -30,7 +30,7 @@ def test_all_kinds_are_there():
     assert list(parity.FOLDER.glob("*.safetensors")), "DP_PARITY names a folder with fixtures"
     assert {parity.about(p)["arch"] for p in parity.OURS.glob("*.safetensors") if parity.kind(p) == parity.NETWORK} >= {
         *("edm_ddpmpp", "edm_ncsnpp", "edm_dhariwal", "guided_diffusion", "consistency_unet", "score_sde_ncsnpp"),
-        *("ddpm_unet", "wrn_robustbench", "wrn_dropout", "svhn_wrn"),
+        *("ddpm_unet", "wrn_robustbench", "wrn_dropout", "svhn_wrn", "ncsnv2"),
     }
 
 
@@ -211,13 +211,20 @@ def test_consistency_network_alone_and_with_plain_scalings(path):
         assert distance(plain, t["aux.out_edm_scalings"]) <= 1e-5
 
 
+@of("ncsnv2")
+def test_the_noise_levels_of_ncsnv2_are_those_of_its_file(path):
+    found = fixture(path)
+    net = build(found.arch, found.init)
+    torch.testing.assert_close(net.get_buffer("sigmas"), found.state["sigmas"], rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_one_noise_label_serves_a_batch(path):
     """A single label (1,) gives what the same label repeated gives: how every adapter calls a network for a float."""
     found = fixture(path)
     x, net = found.tensors["x"][:1].repeat(2, 1, 1, 1), found.net
-    if found.arch in ("svhn_wrn", "wrn_robustbench", "wrn_dropout", "wrn_dm"):
-        pytest.skip("a classifier has no noise label")
+    if found.arch in ("svhn_wrn", "wrn_robustbench", "wrn_dropout", "wrn_dm", "ncsnv2"):
+        pytest.skip("a classifier and NCSNv2 have no noise label")
     label = torch.tensor([1.5 if found.arch.startswith("edm") else 37.0])
     with torch.no_grad():
         assert distance(net(x, label), net(x, label.repeat(2))) <= 1e-5

@@ -26,6 +26,7 @@ def test_what_a_configuration_needs(tmp_path, monkeypatch):
             {"file": "set", "url": "u", "unpack": True},
             {"file": None},
             {"file": {"file": "in"}},
+            {"per_dataset": {"another": {"file": "of another dataset"}}},
         ],
         "zoo": {"_target_": "dp.weights.zoo.timm", "_partial_": True, "model": "vit"},
         "plain": {"_target_": "dp.weights.zoo.timm", "model": "bare", "pretrained": False},
