@@ -36,7 +36,10 @@ def _how_attacked(config: dict, caveats: dict) -> str:
 
 def _classifier_lines(config: dict) -> list[str]:
     """A line if the purifier's yaml has the key `trained_with` and it does not name the run's classifier."""
-    (purifier, classifier), node = (config["choices"][group] for group in ("purifier", "classifier")), config["purifier"]
+    (purifier, classifier), node = (
+        (config["choices"][group] for group in ("purifier", "classifier")),
+        config["purifier"],
+    )
     if "trained_with" not in node or node["trained_with"] == classifier:
         return []
     own = f"set classifier={node['trained_with']}" if node["trained_with"] else "dp names none that was"

@@ -108,9 +108,7 @@ def _truncated(given: Tensor, seen: Tensor, rank: int, derivative: str) -> Tenso
     return spectral(given, parts, slope * parts.s, slope, derivative) / share
 
 
-def _imputed(
-    given: Tensor, seen: Tensor, shrinkage: float, tolerance: float, rounds: int, derivative: str
-) -> Tensor:
+def _imputed(given: Tensor, seen: Tensor, shrinkage: float, tolerance: float, rounds: int, derivative: str) -> Tensor:
     """The matrices with missing entries from soft-impute. A matrix that has converged is not changed any more."""
     state, level, alive = given, None, torch.ones(len(given), 1, 1, dtype=torch.bool, device=given.device)
     for _ in range(rounds):

@@ -1,5 +1,7 @@
 """ME-Net against a run of its code, the derivative of its matrix functions, and its limits."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -64,9 +66,7 @@ def test_the_derivative_is_finite_and_right_where_singular_values_are_equal():
         leaf = matrix.clone().requires_grad_()
         parts = parts_of(leaf)
         out, weight = spectral(leaf, parts, parts.s**3, 3 * parts.s**2), images(*matrix.shape)
-        found, wanted = (
-            torch.autograd.grad((weight * value).sum(), leaf)[0] for value in (out, leaf @ leaf.mT @ leaf)
-        )
+        found, wanted = (torch.autograd.grad((weight * value).sum(), leaf)[0] for value in (out, leaf @ leaf.mT @ leaf))
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
 
 
@@ -80,7 +80,7 @@ def test_a_projection_leaves_what_the_kept_vectors_span():
     x, seen = images(1, 1, 8, 6), torch.ones(1, 1, 8, 6, dtype=torch.bool)
     u, _, vh = torch.linalg.svd(2 * x[0, 0] - 1)
     given = {**GIVEN, "derivative": "projection", "clamp": "none"}
-    jacobian = torch.autograd.functional.jacobian(lambda x: menet.completed(x, seen, **given), x)
+    jacobian: Any = torch.autograd.functional.jacobian(lambda x: menet.completed(x, seen, **given), x)
     inside, across = u[:, :4] @ images(4, 4) @ vh[:4], u[:, 4:] @ images(4, 2) @ vh[4:]
     for change, wanted in ((inside, inside), (across, 0 * across)):
         torch.testing.assert_close(torch.einsum("hwij,ij->hw", jacobian[0, 0, :, :, 0, 0], change), wanted)
