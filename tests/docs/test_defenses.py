@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from dp.commands.reference import BLOCK, DOCS
+from dp.contracts.declared import honest_gradient
 from dp.runs.defense_lists import ENTRIES, comments, lists, measured
 from dp.runs.help import options
 from dp.runs.targets import RESERVED
@@ -22,9 +23,10 @@ by_option = pytest.mark.parametrize("one", ENTRIES, ids=lambda one: one.option)
 
 
 def parent(option: str) -> str | None:
-    """The purifier that an option is a preset of."""
+    """The purifier that an option is a preset of, or another form of by its name."""
     defaults = (yaml.safe_load(options("purifier")[option].read_text()) or {}).get("defaults") or []
-    return next((name for name in defaults if isinstance(name, str) and name in options("purifier")), None)
+    presets = (name for name in (*defaults, option.rpartition("_")[0]) if isinstance(name, str))
+    return next((name for name in presets if name in options("purifier")), None)
 
 
 def test_every_purifier_has_a_section_or_stands_in_that_of_its_parent():
@@ -68,7 +70,7 @@ def test_the_values_on_the_page_are_those_that_compose(one, dataset):
     shown = {key.partition(".")[0] for key, _ in told}
     assert shown
     if one.group == "classifier" or parent(one.option) is None:
-        assert shown == {*node} - {*RESERVED, "_target_", "_partial_", "denoiser", "clamp"}
+        assert shown == {*node} - {*RESERVED, "_target_", "_partial_", "denoiser", "net", "clamp"}
 
 
 def read(text: str, like: Any) -> Any:
@@ -86,7 +88,7 @@ def test_a_section_names_attacks_and_gradient_modes_that_exist(heading):
     for one in (one for one in ENTRIES if one.section == heading):
         purifier = composed(*one.words)["purifier"]
         modes |= {*(purifier.get("gradients") or {})}
-        honest |= {purifier.get("gradient") or "full", *one.beside} - {"mask_soft", "mask_straight_through"}
+        honest |= {honest_gradient(purifier) or "full", *one.beside} - {"mask_soft", "mask_straight_through"}
         for word in one.authors:
             assert f"`{word}`" in text, f"the table calls {word} the authors' attack, the section does not"
     assert {*re.findall(r"threat_model\.grad=(\w+)", text)} <= modes

@@ -201,7 +201,11 @@ def test_the_papers_command_is_the_papers_budget():
     assert [composed(f"dataset={d}")["purifier"]["t_l"] for d in ("cifar10", "imagenet")] == [0.2, 0.4]
 
 
-OTHERS = [p for p in options("experiment") if re.match(r"table\d/(lee_kim|diffpure|gdmp|mimic|lorid|contrastive)", p)]
+OTHERS = [
+    p
+    for p in options("experiment")
+    if re.match(r"table\d/(lee_kim|diffpure|gdmp|mimic|lorid|contrastive|atop|pixeldefend|menet)", p)
+]
 
 
 @pytest.mark.parametrize("preset", OTHERS)
