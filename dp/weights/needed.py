@@ -54,7 +54,11 @@ def missing(config: Any) -> list[Asset]:
 
 
 def _mappings(node: Any) -> Iterator[dict]:
+    """All mappings in plain data but for tables of values by dataset: what the dataset needs is in the keys beside."""
     if isinstance(node, dict):
         yield node
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
+        children = [child for key, child in node.items() if key != "per_dataset"]
+    else:
+        children = node if isinstance(node, list | tuple) else ()
+    for child in children:
         yield from _mappings(child)

@@ -106,12 +106,12 @@ METHODS = (
         masked=True,
         by_seed=True,
     ),
-    Method("ME-Net", MENET, 0.6, BPDA),
-    Method("ME-Net, BPDA", (*MENET, "threat_model.grad=bpda"), 0.6),
-    Method("ME-Net, projection", (*MENET, "threat_model.grad=projection"), 0.6),
-    Method("IMPure, convolutional", ("purifier=impure",), 0.9, pgd("blind")),
-    Method("AToP, RT2", ("purifier=atop",), 0.3),
-    Method("PixelDefend", ("purifier=pixeldefend",), 8.0, pgd("blind"), by_seed=True, rough=True),
+    Method("ME-Net", MENET, 0.3, BPDA),
+    Method("ME-Net, BPDA", (*MENET, "threat_model.grad=bpda"), 0.3),
+    Method("ME-Net, projection", (*MENET, "threat_model.grad=projection"), 0.3),
+    Method("IMPure, convolutional", ("purifier=impure",), 0.8, pgd("blind")),
+    Method("AToP, RT2", ("purifier=atop",), 0.4),
+    Method("PixelDefend", ("purifier=pixeldefend",), 20.0, pgd("blind"), by_seed=True, rough=True),
 )
 BASELINE = METHODS[1]
 TITLES = {

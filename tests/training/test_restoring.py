@@ -74,7 +74,7 @@ def test_attacked_inputs_are_the_corner_of_the_ball_of_a_linear_classifier(steps
     x, y, chosen, *rest = batch = attacked.draw(4000, DRAWS().manual_seed(0))
     assert chosen.float().mean().item() == pytest.approx(0.5, abs=0.03)
     loss = attacked.loss(*batch).item()
-    corner = x - 0.1 * attacked.classifier.net.w.detach().sign() * (1 - 2 * y.view(-1, 1, 1, 1))
+    corner = x - 0.1 * Linear().w.detach().sign() * (1 - 2 * y.view(-1, 1, 1, 1))
     given = attacked.purifier.given[0]
     torch.testing.assert_close(given[chosen], corner[chosen])
     assert torch.equal(given[~chosen], x[~chosen])
