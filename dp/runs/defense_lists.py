@@ -47,7 +47,8 @@ class Entry(NamedTuple):
     def words(self) -> tuple[str, ...]:
         """The words of a command that choose it."""
         own = f"{self.group}={self.option}"
-        return (own,) if self.group == "purifier" else ("purifier=none", own)
+        before = {"denoiser": ("purifier=diffpure", "purifier.steps=1"), "classifier": ("purifier=none",)}
+        return (*before.get(self.group, ()), own)
 
 
 NIE, ZHANG, PEI = "Nie et al. 2022", "Zhang et al. 2023", "Pei et al. 2025"
@@ -110,6 +111,26 @@ ENTRIES = (
         "with LM's gradient mode",
         group="classifier",
         datasets=DATASETS[:2],
+    ),
+    Entry(
+        "digits_consistency",
+        "Consistency Purification",
+        "Li et al. 2024",
+        ("consistency model",),
+        (),
+        "none: certified",
+        group="denoiser",
+        datasets=DATASETS[:1],
+    ),
+    Entry(
+        "digits_at",
+        "Adversarial training",
+        "Madry et al. 2018",
+        ("adversarial training", "adversarial training, DiffPure"),
+        (),
+        "PGD on the exact gradient",
+        group="classifier",
+        datasets=DATASETS[:1],
     ),
     Entry(
         "menet",

@@ -31,9 +31,10 @@ KINDS = {  # defenses by the settings in their files; the first that fits
     "scoreopt": {"lr", "low", "high", "t"},
     "likelihood": {"lr", "low", "high"},
     "diffpure": {"variance", "t"},
+    "consistency": {"num_scales", "loss_norm"},
 }
 NAMED = {"impure", "me-net"}  # methods of files that name theirs
-OTHERS = {"adp", "ebm+langevin", "consistency"}  # the same, for which there is no test
+OTHERS = {"adp", "ebm+langevin"}  # the same, for which there is no test
 
 
 @functools.cache
