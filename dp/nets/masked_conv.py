@@ -25,6 +25,11 @@ class _Masked(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         return F.conv2d(input, self.weight * self.mask, self.bias, padding=self.padding)
 
+    def inner(self, x: Tensor) -> Tensor:
+        """The same without padding, of the rows that end with the last one of x."""
+        rows = self.weight.shape[2] // 2 + 1  # the others are masked
+        return F.conv2d(x, (self.weight * self.mask)[:, :, :rows], self.bias)
+
 
 class _Res(nn.Module):
     def __init__(self, width: int, channels: int):
@@ -35,6 +40,11 @@ class _Res(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return h + self.wide(F.relu(self.conv(F.relu(self.narrow(F.relu(h))))))
+
+    def inner(self, h: Tensor, inside: Tensor) -> Tensor:
+        """The same without the first row, the first and the last column. `inside`: 0 for places outside the image."""
+        narrow = F.relu(self.narrow(F.relu(h))) * inside
+        return h[:, :, 1:, 1:-1] + self.wide(F.relu(self.conv.inner(narrow)))
 
 
 class MaskedConvNet(nn.Module):
@@ -55,5 +65,25 @@ class MaskedConvNet(nn.Module):
         self.logits = _Masked(width, channels * levels, 1, channels, own=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.logits(F.relu(self.last(F.relu(self.blocks(self.first(x))))))
+        return self._logits(self.blocks(self.first(x)))
+
+    def at(self, x: Tensor, i: int, j: int) -> Tensor:
+        """The logits (B,levels,C) of the pixel in row i and column j alone, from the pixels that matter to it."""
+        window = self._window(x, i, j)
+        inside = self._window(torch.ones_like(x[:1, :1]), i, j)
+        h, margin = self.first.inner(window), 2
+        for block in self.blocks:
+            assert isinstance(block, _Res)
+            h = block.inner(h, inside[:, :, margin:, margin:-margin])
+            margin += 1
+        return self._logits(h)[..., 0, 0]
+
+    def _window(self, x: Tensor, i: int, j: int) -> Tensor:
+        """Rows i - reach ... i and columns j - reach ... j + reach, with zeros outside the image."""
+        return F.pad(x, [self.reach, self.reach, self.reach, 0])[
+            :, :, i : i + self.reach + 1, j : j + 2 * self.reach + 1
+        ]
+
+    def _logits(self, h: Tensor) -> Tensor:
+        h = self.logits(F.relu(self.last(F.relu(h))))
         return h.unflatten(1, (self.channels, self.levels)).transpose(1, 2)

@@ -3,6 +3,7 @@
 It has no gradient: every value is an argmax.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ class PixelDefend(PurifierModule):
     """Puts the most probable of the levels within `reach` of its own in place of every value (paper, Algorithm 1).
 
     The values come one after another, row by row, red before green before blue, each given those that were already
-    replaced. `net`: images (B,C,H,W) in [-1,1] -> logits (B,levels,C,H,W), see `dp.nets.masked_conv`. `reach`: the
+    replaced. `net`: a `dp.nets.masked_conv.MaskedConvNet`; its `at` gives the logits of one pixel. `reach`: the
     paper's eps_defend, in levels. NFE = C H W: one call for each value, on the part of the image that matters to it.
     Raises ValueError for a negative reach.
     """
@@ -43,14 +44,14 @@ class PixelDefend(PurifierModule):
         given = self.quantized(x)
         low, high = given - self.reach, given + self.reach
         steps = torch.arange(self.net.levels, device=x.device)
-        out, (_, c, h, w) = given.clone(), x.shape
-        for i in range(h):
-            for j in range(w):
-                for k in range(c):
-                    logits = self._logits(out, i, j)[:, :, k]  # (B,levels)
+        out = self.image(given).to(next(self.net.parameters()).dtype)
+        for i in range(x.shape[2]):
+            for j in range(x.shape[3]):
+                for k in range(x.shape[1]):
+                    logits = self.evaluate(functools.partial(self.net.at, i=i, j=j), to_pm1(out))[:, :, k]  # (B,levels)
                     box = (steps >= low[:, k, i, j, None]) & (steps <= high[:, k, i, j, None])
-                    out[:, k, i, j] = logits.masked_fill(~box, -torch.inf).argmax(dim=1)
-        return self.image(out).to(x.dtype)
+                    out[:, k, i, j] = self.image(logits.masked_fill(~box, -torch.inf).argmax(dim=1)).to(out)
+        return out.to(x.dtype)
 
     def quantized(self, x: Tensor) -> Tensor:
         """The levels (B,C,H,W) int64 of images in [0,1], rounded down as in the released code (deviation 134:
@@ -62,10 +63,3 @@ class PixelDefend(PurifierModule):
     def image(self, levels: Tensor) -> Tensor:
         """Levels (B,C,H,W) as images in [0,1]."""
         return levels.double() / (self.net.levels - 1)
-
-    def _logits(self, levels: Tensor, i: int, j: int) -> Tensor:
-        """Logits (B,levels,C) of the pixel in row i and column j. The network sees the pixels that matter to them."""
-        reach, weight = self.net.reach, next(self.net.parameters())
-        top, left = max(0, i - reach), max(0, j - reach)
-        part = levels[:, :, top : i + 1, left : j + reach + 1]
-        return self.evaluate(self.net, to_pm1(self.image(part)).to(weight.dtype))[..., i - top, j - left]

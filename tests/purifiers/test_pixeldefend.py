@@ -39,6 +39,16 @@ def test_a_value_depends_on_all_before_it_within_reach_and_on_no_other(channels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
+def test_the_logits_of_one_pixel_are_those_of_the_whole_image(channels):
+    """At every place, also at the borders of an image that is smaller than what matters."""
+    net, x = network(channels), to_pm1(images(2, channels, 6, 7))
+    whole = net(x)
+    for i in range(6):
+        for j in range(7):
+            torch.testing.assert_close(net.at(x, i, j), whole[..., i, j])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
 def test_the_result_is_the_greedy_decoding(channels):
     """Of the whole image, in one call: every value is the most probable one in its box given the result before it."""
     net, x = network(channels), images(3, channels, 6, 7)
