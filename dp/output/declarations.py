@@ -11,11 +11,12 @@ WORDS = {  # by group and the property that does not hold
 
 
 def declared_lines(config: dict, caveats: dict) -> list[str]:
-    """A line for each declared exception with its reason, and how a purifier without a gradient is attacked.
+    """A line for each declared exception with its reason, and how a purifier without a gradient is attacked. Another
+    one where the classifier is not the one that was trained on the purifier's images.
 
     `caveats`: `Caveats.as_data()`.
     """
-    lines = []
+    lines = _classifier_lines(config)
     for group in ("purifier", "attack"):
         for name, reason in exceptions(config.get(group, {})).items():
             line = f"declared: the {group} {config['choices'][group]} {WORDS[group, name]} ({reason})"
@@ -31,3 +32,15 @@ def _how_attacked(config: dict, caveats: dict) -> str:
     if () in taken:
         return f", but an attack differentiates it, which shows nothing: set threat_model.grad={honest}"
     return ""
+
+
+def _classifier_lines(config: dict) -> list[str]:
+    """A line if the purifier's yaml has the key `trained_with` and it does not name the run's classifier."""
+    (purifier, classifier), node = (
+        (config["choices"][group] for group in ("purifier", "classifier")),
+        config["purifier"],
+    )
+    if "trained_with" not in node or node["trained_with"] == classifier:
+        return []
+    own = f"set classifier={node['trained_with']}" if node["trained_with"] else "dp names none that was"
+    return [f"the classifier {classifier} was not trained on the images of the purifier {purifier}: {own}"]

@@ -55,6 +55,7 @@ class Entry(NamedTuple):
 NIE, ZHANG, PEI = "Nie et al. 2022", "Zhang et al. 2023", "Pei et al. 2025"
 BPDA, DLR, SURROGATE = ("attack=bpda_eot",), ("attack=apgd_dlr",), ("threat_model.grad=surrogate",)
 ADJOINT, IDENTITY = ("threat_model.grad=adjoint",), ("threat_model.grad=identity",)
+BLIND = ("threat_model.grad=blind",)
 DIFFPURE, RESIDUAL = ("threat_model.grad=diffpure",), ("threat_model.grad=constant_residual",)
 SSIM = ("GDMP, SSIM", "GDMP, SSIM, constant guide")  # the rows of one defense by two gradients
 ENERGY, BOTH = ("Langevin", "Langevin, BPDA"), ("bpda",)  # the rows of one defense by two gradients
@@ -135,6 +136,17 @@ ENTRIES = (
         group="classifier",
         datasets=DATASETS[:1],
     ),
+    Entry(
+        "menet",
+        "ME-Net",
+        "Yang et al. 2019",
+        ("ME-Net", "ME-Net, BPDA", "ME-Net, projection"),
+        BPDA,
+        beside=("bpda", "projection"),
+    ),
+    Entry("impure", "IMPure", "Liu et al. 2023", ("IMPure, convolutional",), BLIND, "gray-box"),
+    Entry("atop", "AToP", "Lin et al. 2024", ("AToP, RT2",), (), "AutoAttack on the exact gradient, as in `strict`"),
+    Entry("pixeldefend", "PixelDefend", "Song et al. 2018", ("PixelDefend",), BLIND, "of the bare classifier"),
 )
 
 

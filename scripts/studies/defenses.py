@@ -58,6 +58,7 @@ class Method(NamedTuple):
 
 
 BPDA = ("attack=bpda_eot", "attack.attack.iterations=20")
+MENET = ("purifier=menet", "classifier=digits_menet")
 LM = ("attack=apgd_dlr", "attack.iterations=20", "threat_model.grad=identity")
 
 
@@ -112,6 +113,14 @@ METHODS = (
         masked=True,
         by_seed=True,
     ),
+    Method("ME-Net", MENET, 0.3, BPDA),
+    Method("ME-Net, BPDA", (*MENET, "threat_model.grad=bpda"), 0.3),
+    Method("ME-Net, projection", (*MENET, "threat_model.grad=projection"), 0.3),
+    Method("IMPure, convolutional", ("purifier=impure",), 0.8, pgd("blind")),
+    Method("AToP, RT2", ("purifier=atop",), 0.4),
+    Method(
+        "PixelDefend", ("purifier=pixeldefend", "dataset.draws_per_call=1"), 4.0, pgd("blind"), by_seed=True
+    ),  # deterministic
 )
 BASELINE = next(method for method in METHODS if method.name == "DiffPure, DDIM")
 TITLES = {

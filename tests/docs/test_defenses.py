@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from dp.commands.reference import BLOCK, DOCS
+from dp.contracts.declared import honest_gradient
 from dp.runs.defense_lists import ENTRIES, comments, lists, measured
 from dp.runs.help import options
 from dp.runs.targets import RESERVED
@@ -22,9 +23,10 @@ by_option = pytest.mark.parametrize("one", ENTRIES, ids=lambda one: one.option)
 
 
 def parent(option: str) -> str | None:
-    """The purifier that an option is a preset of."""
+    """The purifier that an option is a preset of, or another form of by its name."""
     defaults = (yaml.safe_load(options("purifier")[option].read_text()) or {}).get("defaults") or []
-    return next((name for name in defaults if isinstance(name, str) and name in options("purifier")), None)
+    presets = (name for name in (*defaults, option.rpartition("_")[0]) if isinstance(name, str))
+    return next((name for name in presets if name in options("purifier")), None)
 
 
 def test_every_purifier_has_a_section_or_stands_in_that_of_its_parent():
@@ -88,7 +90,7 @@ def test_a_section_names_attacks_and_gradient_modes_that_exist(heading):
     for one in (one for one in ENTRIES if one.section == heading):
         purifier = composed(*one.words)["purifier"]
         modes |= {*(purifier.get("gradients") or {})}
-        honest |= {purifier.get("gradient") or "full", *one.beside} - {"mask_soft", "mask_straight_through"}
+        honest |= {honest_gradient(purifier) or "full", *one.beside} - {"mask_soft", "mask_straight_through"}
         for word in one.authors:
             assert f"`{word}`" in text, f"the table calls {word} the authors' attack, the section does not"
     assert {*re.findall(r"threat_model\.grad=(\w+)", text)} <= modes

@@ -9,6 +9,7 @@ import pytest
 from dp.contracts.declared import exceptions
 from dp.contracts.failure import RAISED, Failure, undeclared
 from dp.runs.errors import USER_ERRORS, sentence
+from dp.weights.needed import missing
 
 DECLARED = "declared exception"  # the property of a test report that holds one
 
@@ -20,6 +21,13 @@ def in_one_line(what: str) -> Iterator[None]:
         yield
     except (*USER_ERRORS, *RAISED) as error:
         raise pytest.fail.Exception(f"{what}: {sentence(error)}", pytrace=False) from None
+
+
+def skip_without_weights(config: Mapping[str, Any]) -> None:
+    """Skips a test of a purifier whose weights are not here and do not come with the package."""
+    absent = [asset for asset in missing(config["purifier"]) if asset.urls]
+    if absent:
+        pytest.skip(f"{config['choices']['purifier']}: {absent[0]} is not here")
 
 
 def assert_held(

@@ -35,7 +35,7 @@ KINDS = {  # defenses by the settings in their files; the first that fits
     "adp": {"lam", "stop", "max_iter"},
     "ebm+langevin": {"reps", "leak", "n_f"},
 }
-OTHERS = {"impure", "me-net"}  # methods of files for which there is no test
+NAMED = {"impure", "me-net"}  # methods of files that name theirs
 
 
 @functools.cache
@@ -55,7 +55,7 @@ def kind(path: Path) -> str:
         return NETWORK
     if "method" in settings:
         method = settings["method"].lower()
-        return method if method in {*KINDS, *OTHERS} else UNKNOWN
+        return method if method in {*KINDS, *NAMED} else UNKNOWN
     for name, keys in KINDS.items():
         if keys <= settings.keys():
             return name
@@ -90,7 +90,7 @@ class Script:
     def uniform_like(self, x: Tensor) -> Tensor:
         self.used = True
         u = self.uniforms.pop(0)
-        return u.reshape(-1, *[1] * (x.dim() - 1)).to(x).expand(x.shape)
+        return (u if u.dim() > 1 else u.reshape(-1, *[1] * (x.dim() - 1))).to(x).expand(x.shape)
 
     @property
     def left(self) -> int:

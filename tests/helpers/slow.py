@@ -253,6 +253,20 @@ SLOW = {
         test_the_yaml_has_no_score_norms_for_denoisers_that_were_not_measured
         test_with_one_time_for_all_it_is_diffpure_bit_for_bit
     """,
+    "purifiers/test_atop.py": """
+        test_every_form_of_the_embedded_network_keeps_what_a_digit_is
+    """,
+    "purifiers/test_impure.py": """
+        test_the_embedded_network_keeps_what_a_digit_is
+    """,
+    "purifiers/test_menet.py": """
+        test_a_classifier_that_was_not_trained_on_its_images_is_said
+        test_the_exact_gradient_equals_central_differences
+    """,
+    "purifiers/test_pixeldefend.py": """
+        test_it_has_no_gradient_and_says_which_attack_to_take
+        test_the_embedded_network_knows_digits_and_the_purifier_keeps_them
+    """,
     "purifiers/test_purifiers.py": """
         test_contract
         test_official_attack_gradient_never_sees_the_mask
@@ -400,6 +414,9 @@ SLOW = {
     "training/test_assets.py": "*",
     "training/test_persistent_chains.py": """
         test_a_gaussian_energy_learns_the_variance_of_its_data
+    """,
+    "training/test_restoring.py": """
+        test_attacked_inputs_are_the_corner_of_the_ball_of_a_linear_classifier
     """,
     "training/test_tasks.py": """
         test_eps_loss_of_gaussian_data

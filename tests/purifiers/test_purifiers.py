@@ -14,13 +14,14 @@ from dp.purifiers import diffpure, hetero, hetero_official
 from dp.rng import Streams
 from dp.runs.build import build
 from tests.helpers.compose import composed, options
-from tests.helpers.contract import assert_held, in_one_line
+from tests.helpers.contract import assert_held, in_one_line, skip_without_weights
 
 
 @pytest.mark.parametrize("name", options("purifier"))
 def test_contract(name, images, record_property):
     """Shape, range, determinism, batch independence, a gradient; see dp/contracts/purifier.py."""
     config = composed(f"purifier={name}", "protocol.images=2")
+    skip_without_weights(config)
     with in_one_line(f"purifier {name}"):
         model = build(config).arms["defended"].scored
     found = contract.failures(model, images, honest_gradient(config["purifier"]))

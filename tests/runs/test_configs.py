@@ -201,7 +201,7 @@ def test_the_papers_command_is_the_papers_budget():
     assert [composed(f"dataset={d}")["purifier"]["t_l"] for d in ("cifar10", "imagenet")] == [0.2, 0.4]
 
 
-NAMES = "lee_kim|diffpure|gdmp|mimic|lorid|contrastive|adp|langevin"
+NAMES = "lee_kim|diffpure|gdmp|mimic|lorid|contrastive|adp|langevin|atop|pixeldefend|menet"
 OTHERS = [p for p in options("experiment") if re.match(rf"table\d/({NAMES})", p)]
 
 

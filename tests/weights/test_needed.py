@@ -49,3 +49,9 @@ assert {"torch", "timm"} <= set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_table_of_values_by_dataset_names_no_files_of_the_run():
+    table = {"digits": {"file": "small.safetensors"}, "default": {"file": "large.safetensors", "url": "nowhere"}}
+    node = {"net": {"per_dataset": table, "file": "small.safetensors", "url": None}}
+    assert [asset.file for asset in needed.needed(node)] == ["small.safetensors"]
