@@ -35,7 +35,7 @@ class TinyNet(nn.Module):
         return self.b(nn.functional.silu(self.a(x) + self.e(torch.cat([q.sin(), q.cos()], 1))[:, :, None, None]))
 
 
-def close(found: Tensor, expected: Tensor, within: float = 1e-5) -> None:
+def assert_near(found: Tensor, expected: Tensor, within: float = 1e-5) -> None:
     """To a share of the largest entry."""
     assert (found - expected).abs().max() <= within * expected.abs().max()
 
@@ -54,10 +54,10 @@ def test_one_call_is_that_of_the_published_code(path):
     z = 2 * u - 1 + sigma * file["z"]
     model = Consistency(TinyNet(file.tensors, "net"))
     found = model(z, sigma)
-    close(found, file["denoised"])
+    assert_near(found, file["denoised"])
     (gradient,) = torch.autograd.grad((file["w"] * found).sum(), u)
-    close(gradient, file["gradient"])
-    close(Consistency(TinyNet(file.tensors, "teacher"), boundary=False)(z, sigma), file["teacher_denoised"])
+    assert_near(gradient, file["gradient"])
+    assert_near(Consistency(TinyNet(file.tensors, "teacher"), boundary=False)(z, sigma), file["teacher_denoised"])
 
 
 @parity.of("consistency")
@@ -72,16 +72,16 @@ def test_distillation_is_that_of_the_published_code(path):
     teacher = Consistency(TinyNet(file.tensors, "teacher"), boundary=False)
     task = Distillation(model, data, teacher=teacher, classifier=classifier(), **given)
     task.target.net.load_state_dict(TinyNet(file.tensors, "target").state_dict())
-    close(task.levels, file["grid"][:-1])
+    assert_near(task.levels, file["grid"][:-1])
     model.net.requires_grad_(True)
     each = torch.stack([task.loss(x[i : i + 1], n[i : i + 1], index[i : i + 1]) for i in range(len(x))])
-    close(each, file["loss"])
+    assert_near(each, file["loss"])
     loss = task.loss(x, n, index)
-    close(loss, file["loss"].mean())
+    assert_near(loss, file["loss"].mean())
     for (name, _), gradient in zip(
         model.net.named_parameters(), torch.autograd.grad(loss, list(model.net.parameters())), strict=True
     ):
-        close(gradient, file[f"loss_gradient.{name}"])
+        assert_near(gradient, file[f"loss_gradient.{name}"])
 
 
 def factor(s: Tensor, s_next: Tensor) -> Tensor:
