@@ -23,7 +23,7 @@ from dp.runs.keys import run_key
 from dp.runs.validate import check_setup, check_targets
 from tests.helpers.compose import CONFIG_DIRS, composed, options, setup
 
-DATASETS = ("digits", "cifar10", "svhn", "imagenet", "imagenette", "celebahq")
+DATASETS = ("digits", "canvas", "cifar10", "svhn", "imagenet", "imagenette", "celebahq")
 HUNG = GROUPS[3:]  # groups whose values may depend on the dataset; the others are chosen by it
 YAMLS = sorted(p.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml"))
 SENTENCE = 110  # characters of a yaml's first line
