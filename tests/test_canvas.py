@@ -12,7 +12,9 @@ from PIL import Image
 
 from dp import canvas
 from dp.commands.canvas import main
+from dp.diffusion.sampling import to_pm1
 from dp.files.cache import ASSETS, digest
+from dp.rng import Streams
 from dp.runs.build import build
 from tests.helpers.compose import composed
 
@@ -231,3 +233,17 @@ def test_the_classifier_reads_clean_images_and_none_that_are_attacked():
         adv = (subset.x + (adv + eps / 8 * slope.sign() - subset.x).clamp(-eps, eps)).clamp(0, 1)
     with torch.no_grad():
         assert (classifier(adv).argmax(1) == subset.y).float().mean() < 0.05
+
+
+def test_the_denoiser_removes_noise_from_test_images():
+    """Its error by noise level, in [0,1]: below that of a prototype, and far below that of the best affine guess."""
+    denoiser = build(composed("dataset=canvas", "purifier=diffpure")).arms["defended"].scored.denoiser
+    assert denoiser is not None
+    x0 = to_pm1(canvas.canvas(256).x)
+    spread = x0.std()
+    for sigma, prototype in ((0.2, 0.042), (0.4, 0.061), (0.7, 0.080)):
+        z = x0 + sigma * Streams(torch.arange(256), 0, "a").randn_like(x0)
+        with torch.no_grad():
+            error = (denoiser(z, sigma) - x0).square().mean().sqrt()
+        assert error / 2 < prototype
+        assert error < 0.5 * sigma * spread / (sigma**2 + spread**2).sqrt()
