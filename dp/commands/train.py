@@ -94,12 +94,13 @@ def learn(training: Training, config: dict, key: str, folder: Path) -> Tracker:
 def train(words: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     """Train, write the weights, evaluate them, and write the summary."""
     config, model, out = composed(words, config_dirs)
-    out, key = destination(config, model, out), key_of(config, model)
-    folder, device = Path(config["results"]) / key, start(config)
+    out, device = destination(config, model, out), start(config)
     if world()[0] == 0:
         fetch_missing({name: config[name] for name in ("dataset", "training", "others")})
     if world()[1] > 1:
         dist.barrier()
+    key = key_of(config, model)
+    folder = Path(config["results"]) / key
     adapter = adapter_of(config, model, device)
     training = training_of(config, adapter, device)
     tracker = learn(training, config, key, folder)

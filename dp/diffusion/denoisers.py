@@ -247,10 +247,12 @@ class ScoreVE(Denoiser):
 
 
 class Consistency(Denoiser):
-    """Consistency models (Song et al. 2023, App. C): D = c_skip z + c_out F(c_in z, 250 ln(sigma)), D = z at sigma_min.
+    """Consistency models (Song et al. 2023, App. C): D = c_skip z + c_out F(c_in z, clock ln(sigma)), and D = z at
+    sigma_min.
 
-    `boundary`: False for the `edm_*` files of that work, which are plain EDM denoisers. The D of a consistency model is
-    the end of the probability flow, not the posterior mean.
+    `boundary`: False for the `edm_*` files of that work, which are plain EDM denoisers. `clock`: the factor of the
+    noise label, 250 in that work. The D of a consistency model is the end of the probability flow, not the posterior
+    mean.
     """
 
     def __init__(
@@ -259,6 +261,7 @@ class Consistency(Denoiser):
         boundary: bool = True,
         sigma_data: float = 0.5,
         sigma_min: float = 0.002,
+        clock: float = 250.0,
         memory: str = "store",
         dtype: torch.dtype = torch.float32,
         size: int | None = None,
@@ -266,12 +269,12 @@ class Consistency(Denoiser):
         if sigma_data <= 0:
             raise ValueError(f"need sigma_data > 0, got sigma_data={sigma_data}")
         super().__init__(net, memory, dtype, size)
-        self.sigma_data, self.low = sigma_data, sigma_min if boundary else 0.0
+        self.sigma_data, self.low, self.clock = sigma_data, sigma_min if boundary else 0.0, clock
 
     def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
         s = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)
         above, total = s - self.low, s**2 + self.sigma_data**2
-        out = self.bare(z * total.rsqrt(), 250 * s.log().flatten(), label)
+        out = self.bare(z * total.rsqrt(), self.clock * s.log().flatten(), label)
         return z * (self.sigma_data**2 / (above**2 + self.sigma_data**2)) + out * (
             above * self.sigma_data * total.rsqrt()
         )

@@ -95,6 +95,16 @@ def noise_levels(clock: Callable[[float], float], t: float, end: float, steps: i
     return [*(sigma for sigma in sigmas if sigma > 0), 0.0]
 
 
+def karras_levels(low: float, high: float, count: int, rho: float) -> Tensor:
+    """`count` noise levels from `high` down to `low`, equally spaced in sigma^(1/rho) (Karras et al. 2022, Eq. 5),
+    (count,) float64. Raises ValueError unless 0 < low < high and count >= 2.
+    """
+    if not (0 < low < high and count >= 2):
+        raise ValueError(f"need 0 < low < high and count >= 2, got {low=}, {high=}, {count=}")
+    ends = high ** (1 / rho), low ** (1 / rho)
+    return torch.linspace(*ends, count, dtype=torch.float64) ** rho
+
+
 def renoise(z: Tensor, sigma: float, sigma_next: float, n: Tensor) -> Tensor:
     """Add noise to z (B,C,H,W) until its level sigma has become sigma_next >= sigma.
 

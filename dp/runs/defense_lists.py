@@ -19,7 +19,7 @@ from dp.runs.targets import RESERVED
 
 MEASURED = ROOT / "results" / "tables" / "defenses.csv"  # scripts/studies/defenses.py writes it
 DATASETS = ("digits", "cifar10", "imagenet")  # whose values are shown
-LEFT_OUT = {"_target_", "_partial_", "denoiser", "clamp", *RESERVED}  # no values of a method, or equal for all
+LEFT_OUT = {"_target_", "_partial_", "denoiser", "net", "clamp", *RESERVED}  # no values of a method, or equal for all
 SETUP = "digits, 128 images, 3 seeds"  # of the study
 LINE = re.compile(r"( *)([\w]+):[^#]*(?:# (.*))?")  # of a yaml: indent, key, comment
 BRACKETED, CITED = re.compile(r"\(deviation (\d+): [^)]*\)"), re.compile(r"(?<!\[)\bdeviation (\d+)")
@@ -47,7 +47,8 @@ class Entry(NamedTuple):
     def words(self) -> tuple[str, ...]:
         """The words of a command that choose it."""
         own = f"{self.group}={self.option}"
-        return (own,) if self.group == "purifier" else ("purifier=none", own)
+        before = {"denoiser": ("purifier=diffpure", "purifier.steps=1"), "classifier": ("purifier=none",)}
+        return (*before.get(self.group, ()), own)
 
 
 NIE, ZHANG, PEI = "Nie et al. 2022", "Zhang et al. 2023", "Pei et al. 2025"
@@ -109,6 +110,26 @@ ENTRIES = (
         "with LM's gradient mode",
         group="classifier",
         datasets=DATASETS[:2],
+    ),
+    Entry(
+        "digits_consistency",
+        "Consistency Purification",
+        "Li et al. 2024",
+        ("consistency model",),
+        (),
+        "none: certified",
+        group="denoiser",
+        datasets=DATASETS[:1],
+    ),
+    Entry(
+        "digits_at",
+        "Adversarial training",
+        "Madry et al. 2018",
+        ("adversarial training", "adversarial training, DiffPure"),
+        (),
+        "PGD on the exact gradient",
+        group="classifier",
+        datasets=DATASETS[:1],
     ),
 )
 

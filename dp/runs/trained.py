@@ -12,7 +12,7 @@ from torch import nn
 
 from dp.classifiers import Classifier
 from dp.diffusion.denoisers import Denoiser
-from dp.files.cache import ASSETS, cache_folder
+from dp.files.cache import ASSETS, cache_folder, digest, is_there, locate
 from dp.purifiers.module import PurifierModule
 from dp.runs import compose
 from dp.runs.errors import unknown_option
@@ -20,6 +20,7 @@ from dp.runs.help import options
 from dp.runs.validate import check_call
 from dp.training.trainer import Training
 from dp.weights import checkpoints
+from dp.weights.needed import needed
 
 MODELS = ("denoiser", "classifier", "purifier")  # what can be trained: a group of the configuration
 # Keys of the training yaml that are no arguments of the training loop.
@@ -104,12 +105,13 @@ def others_of(config: dict, names: Any, folders: Sequence[str]) -> dict[str, dic
 
 
 def key_of(config: dict, model: str) -> str:
-    """The key of a training. Equal networks, data and recipes have equal keys."""
+    """The key of a training. Equal networks, data, recipes and weights at the start have equal keys."""
     node = {k: v for k, v in compose.arguments(config[model]).items() if k != "net"}
     recipe = {k: v for k, v in config["training"].items() if k not in ("log_every", "save_every", "files")}
-    hashed = [config["dataset"]["name"], model, node, config[model]["net"]["net"], recipe, config["others"]]
-    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:10]
-    return f"train-{config['dataset']['name']}-{model}-{digest}"
+    start = [digest(locate(asset)) for asset in needed(recipe.get("start")) if is_there(asset)]
+    hashed = [config["dataset"]["name"], model, node, config[model]["net"]["net"], recipe, config["others"], start]
+    key = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:10]
+    return f"train-{config['dataset']['name']}-{model}-{key}"
 
 
 def destination(config: dict, model: str, out: Path | None) -> Path:

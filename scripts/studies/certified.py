@@ -1,4 +1,5 @@
-"""Certified accuracy on digits: one-shot denoising, DensePure and the bare classifier, by sigma and number of samples.
+"""Certified accuracy on digits: one-shot denoising, a consistency model, DensePure and the bare classifier, by sigma
+and number of samples.
 
 Every cell is a certification that is archived in results/measured/certified/ when it ends, so that the same command
 goes on where it stopped. `--only` limits the cells of this start, `--at-once` says how many run side by side, each in a
@@ -29,6 +30,7 @@ TEXT, PICTURE = TABLE.with_suffix(".md"), RESULTS / "figures" / "certified.png"
 MEASURED, NEW = RESULTS / "measured" / "certified", RESULTS / "certified"
 TINY = ("certificate.images=4", "certificate.n0=20", "certificate.n=50", "certificate.batch=10")
 TITLES = {"one_shot": "one-shot", "densepure": "DensePure", "none": "bare classifier"}
+TITLES["digits_consistency"] = "consistency model"
 console = Console(width=150, highlight=False)
 
 
@@ -39,15 +41,22 @@ class Cell(NamedTuple):
     sigma: float
     n: int
     images: int
+    denoiser: str = "digits"
+
+    @property
+    def title(self) -> str:
+        """The base classifier in words."""
+        return TITLES[self.certificate if self.denoiser == "digits" else self.denoiser]
 
     @property
     def name(self) -> str:
         """The cell in words."""
-        return f"{TITLES[self.certificate]}, sigma {self.sigma:g}, N {self.n}, {self.images} images"
+        return f"{self.title}, sigma {self.sigma:g}, N {self.n}, {self.images} images"
 
     def words(self, tiny: bool) -> list[str]:
         """The words of its command."""
         given = [f"dataset=digits certificate={self.certificate} certificate.sigma={self.sigma:g}"]
+        given += [] if self.denoiser == "digits" else [f"denoiser={self.denoiser}"]
         given += [f"certificate.n={self.n} certificate.images={self.images} device=cpu"]
         return [*" ".join(given).split(), *(TINY if tiny else ())]
 
@@ -55,6 +64,7 @@ class Cell(NamedTuple):
 CELLS = [  # the cheapest first
     *(Cell("none", sigma, 1000, 512) for sigma in (0.25, 0.5, 0.75)),
     *(Cell("one_shot", sigma, 1000, 512) for sigma in (0.25, 0.5, 0.75)),
+    *(Cell("one_shot", sigma, 1000, 512, "digits_consistency") for sigma in (0.25, 0.5, 0.75)),
     Cell("densepure", 0.5, 1000, 64),
     Cell("one_shot", 0.5, 10_000, 64),
 ]
@@ -88,7 +98,11 @@ def missing(tiny: bool) -> list[Cell]:
 
 def line(cell: Cell, summary: dict, tiny: bool) -> dict:
     """A cell as data, accuracies in percent."""
-    found: dict = {"certificate": cell.certificate, **{key: summary[key] for key in ("sigma", "n", "images", "cap")}}
+    found: dict = {
+        "base": cell.title,
+        "certificate": cell.certificate,
+        **{key: summary[key] for key in ("sigma", "n", "images", "cap")},
+    }
     for at in summary["certified"]:
         found |= {f"{key} at {at['radius']:g}": at[key] for key in ("accuracy", "low", "high")}
     found |= {key: summary[key] for key in ("abstained", "mean_radius", "evaluations", "seconds")}
@@ -102,7 +116,7 @@ def text(lines: list[dict], total: int) -> str:
     columns += ["largest possible radius", "mean radius", "abstentions", "evaluations per image", "time"]
     table = []
     for one in lines:
-        cells = [TITLES[one["certificate"]], f"{one['sigma']:g}", f"{one['n']}", f"{one['images']}"]
+        cells = [one["base"], f"{one['sigma']:g}", f"{one['n']}", f"{one['images']}"]
         for at in radii:
             values = [f"{one[f'{key} at {at}']:.1f}" for key in ("accuracy", "low", "high")]
             cells.append(f"{values[0]} ({values[1]} to {values[2]})")
@@ -132,7 +146,7 @@ def draw(path: Path, done: list[tuple[Cell, dict, Path]]) -> None:
     for axis, sigma in zip(axes[0], sigmas, strict=True):
         mine = [each for each in done if each[0].sigma == sigma]
         curves = [
-            curve(f"{TITLES[cell.certificate]}, N {summary['n']}, {summary['images']} images", read, summary["cap"])
+            curve(f"{cell.title}, N {summary['n']}, {summary['images']} images", read, summary["cap"])
             for cell, summary, folder in mine
             for read in [rows.read(folder / rows.ALL)]
         ]

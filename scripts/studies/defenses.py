@@ -68,6 +68,8 @@ def pgd(grad: str, attack: str = "pgd_eot") -> tuple[str, ...]:
 
 METHODS = (
     Method("no defense", ("purifier=none",), 0.1),
+    Method("adversarial training", ("purifier=none", "classifier=digits_at"), 0.1),
+    Method("adversarial training, DiffPure", ("purifier=diffpure", "classifier=digits_at"), 1.0),
     Method("DiffPure, DDIM", ("purifier=diffpure",), 1.0, pgd("surrogate")),
     Method("DiffPure, DDPM", ("purifier=diffpure_ddpm",), 1.0, BPDA),
     Method("DiffPure, DDPM, x0 clipped", ("purifier=diffpure_guided",), 1.0, BPDA),
@@ -75,6 +77,7 @@ METHODS = (
     Method("DiffPure, ODE", ("purifier=diffpure_ode",), 2.0, pgd("adjoint")),
     Method("DiffPure, LDSDE", ("purifier=diffpure_ldsde",), 2.0, pgd("adjoint")),
     Method("one-shot denoising", ("purifier=one_shot",), 0.3),
+    Method("consistency model", ("purifier=diffpure", "purifier.steps=1", "denoiser=digits_consistency"), 0.3),
     Method("Lee and Kim", ("purifier=lee_kim",), 1.6, pgd("surrogate")),
     Method("GDMP, MSE", ("purifier=gdmp",), 2.0, BPDA),
     Method("GDMP, SSIM", ("purifier=gdmp_ssim",), 3.0, BPDA, by_seed=True, rough=True),
@@ -106,7 +109,7 @@ METHODS = (
         by_seed=True,
     ),
 )
-BASELINE = METHODS[1]
+BASELINE = next(method for method in METHODS if method.name == "DiffPure, DDIM")
 TITLES = {
     "strict": "Under strict with the converged budget",
     "authors": "Under the attack that was published for each",

@@ -347,6 +347,9 @@ def test_a_consistency_model_keeps_the_image_at_its_smallest_noise():
     adapter = Consistency(Recording(torch.randn(2, 3, 4, 4)))
     torch.testing.assert_close(adapter(z, 0.002), z)
     assert adapter.net.seen[1].tolist() == pytest.approx([250 * math.log(0.002)])
+    other = Consistency(Recording(torch.ones(2, 3, 4, 4)), clock=0.25)
+    other(z, 0.7)
+    assert other.net.seen[1].tolist() == pytest.approx([0.25 * math.log(0.7)])
     plain = Consistency(Recording(torch.ones(2, 3, 4, 4)), boundary=False)
     torch.testing.assert_close(plain(z, 0.7), EDM(Recording(torch.ones(2, 3, 4, 4)))(z, 0.7))
 

@@ -67,8 +67,8 @@ def test_the_values_on_the_page_are_those_that_compose(one, dataset):
         assert read(text, value) == value, key
     shown = {key.partition(".")[0] for key, _ in told}
     assert shown
-    if one.group == "classifier" or parent(one.option) is None:
-        assert shown == {*node} - {*RESERVED, "_target_", "_partial_", "denoiser", "clamp"}
+    if one.group != "purifier" or parent(one.option) is None:
+        assert shown == {*node} - {*RESERVED, "_target_", "_partial_", "denoiser", "net", "clamp"}
 
 
 def read(text: str, like: Any) -> Any:

@@ -31,8 +31,9 @@ KINDS = {  # defenses by the settings in their files; the first that fits
     "scoreopt": {"lr", "low", "high", "t"},
     "likelihood": {"lr", "low", "high"},
     "diffpure": {"variance", "t"},
+    "consistency": {"num_scales", "loss_norm"},
 }
-OTHERS = {"adp", "ebm+langevin", "impure", "consistency", "me-net"}  # methods of files for which there is no test
+OTHERS = {"adp", "ebm+langevin", "impure", "me-net"}  # methods of files for which there is no test
 
 
 @functools.cache

@@ -170,6 +170,7 @@ SLOW = {
         test_a_faulty_plug_in_fails_its_contract_in_sentences
         test_a_plug_in_is_found_in_the_working_folder
         test_a_run_with_an_attack_without_a_method_is_one_line
+        test_a_task_trains_outside_the_tree
         test_the_audit_warns_of_what_is_declared_and_does_not_fail
         test_an_example_runs_outside_the_tree
         test_what_is_outside_the_tree_passes_the_contract_tests
@@ -408,17 +409,28 @@ SLOW = {
         test_no_attack_runs_under_every_threat_model_and_a_gradient_mode_under_its_attacks
         test_the_papers_settings
     """,
+    "training/test_adversarial.py": """
+        test_resume_is_exact
+        test_the_attack_ends_in_the_worst_corner_of_a_linear_classifier
+        test_the_judges_table_is_the_share_of_margins_beyond_the_perturbation
+    """,
     "training/test_assets.py": "*",
+    "training/test_consistency.py": """
+        test_the_end_of_the_flow_has_no_loss_and_the_posterior_mean_has_one
+        test_the_judge_sets_the_model_beside_the_posterior_mean
+    """,
     "training/test_tasks.py": """
         test_eps_loss_of_gaussian_data
     """,
     "training/test_trainer.py": """
         test_a_recipe_outside_the_tree
+        test_a_training_begins_with_the_given_weights_and_its_others_are_frozen
         test_classifier_from_the_command_line
         test_every_recipe_fits_its_signatures
         test_killed_and_started_again_it_ends_with_the_same_bytes
         test_mistakes_are_one_line
         test_resume_is_exact
+        test_the_network_of_a_purifier_is_trained
         test_two_processes_compute_what_one_does
         test_weights_go_where_the_configuration_finds_them
     """,

@@ -94,6 +94,8 @@ def test_small_unet_repeats_one_noise_label():
         ("digits_classifier.safetensors", lambda: WideResNet(depth=10, widen=1, channels=1), 78),
         ("digits_denoiser.safetensors", lambda: SmallUNet(channels=1), 184),
         ("digits_conditional.safetensors", lambda: SmallUNet(channels=1, classes=10), 184),
+        ("digits_at.safetensors", lambda: WideResNet(depth=10, widen=1, channels=1), 78),
+        ("digits_consistency.safetensors", lambda: SmallUNet(channels=1), 184),
     ],
 )
 def test_embedded_weights(file, build, thousands):

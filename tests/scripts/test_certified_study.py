@@ -9,13 +9,21 @@ from dp.runs.certified import configured
 
 
 def test_the_cells():
-    by_sigma = {(cell.certificate, cell.sigma): (cell.n, cell.images) for cell in CELLS if cell.n == 1000}
+    by_sigma = {
+        (cell.certificate, cell.sigma): (cell.n, cell.images)
+        for cell in CELLS
+        if (cell.n, cell.denoiser) == (1000, "digits")
+    }
     assert [by_sigma["one_shot", sigma] for sigma in (0.25, 0.5, 0.75)] == [(1000, 512)] * 3
     assert by_sigma["none", 0.25] == (1000, 512)
     assert by_sigma["densepure", 0.5] == (1000, 64)
     assert Cell("one_shot", 0.5, 10_000, 64) in CELLS
+    consistency = [cell for cell in CELLS if cell.denoiser == "digits_consistency"]
+    assert [(cell.certificate, cell.sigma) for cell in consistency] == [("one_shot", s) for s in (0.25, 0.5, 0.75)]
     for cell in CELLS:
-        one = configured(cell.words(tiny=False)).smoothing
+        job = configured(cell.words(tiny=False))
+        assert ("digits_consistency" in str(job.config.get("denoiser"))) == (cell in consistency)
+        one = job.smoothing
         assert (one.sigma, one.n, one.images, one.n0, one.alpha) == (cell.sigma, cell.n, cell.images, 100, 0.001)
 
 
@@ -24,7 +32,7 @@ def test_a_tiny_study_goes_on_and_writes_its_files(tmp_path, monkeypatch, capsys
     for name in ("MEASURED", "NEW"):
         monkeypatch.setattr(study, name, tmp_path / name)
     monkeypatch.setattr(study.outputs, "NEW", tmp_path)
-    monkeypatch.setattr(study, "CELLS", [CELLS[0], CELLS[3], CELLS[6]])
+    monkeypatch.setattr(study, "CELLS", [CELLS[0], CELLS[6], CELLS[9]])
     monkeypatch.setattr(study, "side_by_side", lambda f, calls, at_once: ((k, f(*v)) for k, v in calls.items()))
     monkeypatch.setattr("sys.argv", ["certified", "--tiny", "--only", "2"])
     assert study.main() == 0
@@ -34,6 +42,7 @@ def test_a_tiny_study_goes_on_and_writes_its_files(tmp_path, monkeypatch, capsys
     assert "1 cells to run, 1 of them now" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "certified-2.csv")
     assert table["certificate"].tolist() == ["none", "one_shot", "densepure"]
+    assert table["base"].tolist() == ["bare classifier", "consistency model", "DensePure"]
     assert (table["accuracy at 0"] >= table["accuracy at 1"]).all()
     assert (tmp_path / "certified-2.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "MEASURED").exists()

@@ -66,3 +66,8 @@ def correct(classifier: Classifier, data: Subset, batch: int = 128) -> Tensor:
     device = next(classifier.parameters()).device
     parts = zip(data.x.split(batch), data.y.split(batch), strict=True)
     return torch.cat([classifier(x.to(device)).argmax(1).cpu() == y for x, y in parts])
+
+
+def accuracy(classifier: Classifier, data: Subset) -> float:
+    """Percent of images that are classified correctly."""
+    return 100 * correct(classifier, data).float().mean().item()
