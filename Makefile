@@ -10,7 +10,7 @@ SHELL := bash
 DOTS := awk '/^Collecting/ { printf "."; fflush() } /^Installing collected/ { printf " fetched, now unpacking"; fflush() } END { print "" }'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-fast coverage fmt lint type docs tables figures bench clean
+.PHONY: help setup run test test-all test-fast coverage fmt lint type docs tables figures canvas bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ tables: setup  ## write results/tables from results/measured and results/publish
 
 figures: setup  ## draw results/figures from results/measured
 	$(BIN)/python scripts/figures.py
+
+canvas: setup  ## draw images of the embedded benchmark canvas in build/canvas.png
+	$(BIN)/python scripts/canvas.py
 
 bench: setup  ## measure speed and memory as ratios
 	$(BIN)/python scripts/studies/bench.py

@@ -15,6 +15,7 @@ COMMANDS = {
     "archive": "copy finished runs to results/measured/",
     "tables": "write results/tables/ from results/measured/",
     "figures": "draw results/figures/ from results/measured/",
+    "canvas": "draw images of the embedded benchmark canvas",
     "reference": "write the lists in docs/ that come from the code",
 }
 USAGE = "usage: dp COMMAND ...      dp COMMAND --help says more\n\n" + "\n".join(

@@ -18,7 +18,7 @@ FLOORS = (  # from the top; a room may import the rooms below it, and those besi
     ("attacks",),
     ("defense",),
     ("purifiers", "threat_models"),
-    ("diffusion", "weights", "datasets", "classifiers"),
+    ("diffusion", "weights", "datasets", "canvas", "classifiers"),
     ("files", "statistics", "nets", "rng", "subset", "objectives", "adam", "spelling", "assets"),
 )
 FLOOR = {room: -k for k, rooms in enumerate(FLOORS) for room in rooms}

@@ -58,8 +58,8 @@ def plug_ins(group: str) -> list[str]:
 
 
 def loadable(group: str) -> list[str]:
-    """The options of a group that need no download: those of the embedded digits, and those of plug-ins."""
-    return ["digits", *plug_ins(group)]
+    """The options of a group that need no download: those of the embedded benchmarks, and those of plug-ins."""
+    return ["digits", "canvas", *plug_ins(group)]
 
 
 def on_its_dataset(group: str, name: str) -> list[str]:

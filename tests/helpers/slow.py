@@ -398,6 +398,17 @@ SLOW = {
         test_coverage
         test_paired_coverage
     """,
+    "test_canvas.py": """
+        test_composed_images_keep_the_rules
+        test_composing_twice_gives_the_same
+        test_p_ties_photographs_to_classes_and_larger_p_adds_to_smaller
+        test_the_builder_makes_the_embedded_file
+        test_the_classifier_reads_clean_images_and_none_that_are_attacked
+        test_the_denoiser_removes_noise_from_test_images
+        test_the_picture_shows_images_and_marks
+        test_training_and_tied_test_images_come_from_different_parts_of_a_photograph
+        test_an_image_is_a_crop_outside_its_strokes
+    """,
     "test_local_datasets.py": "*",
     "test_rng.py": """
         test_distribution

@@ -23,7 +23,7 @@ from dp.runs.keys import run_key
 from dp.runs.validate import check_setup, check_targets
 from tests.helpers.compose import CONFIG_DIRS, composed, options, setup
 
-DATASETS = ("digits", "cifar10", "svhn", "imagenet", "imagenette", "celebahq")
+DATASETS = ("digits", "canvas", "cifar10", "svhn", "imagenet", "imagenette", "celebahq")
 HUNG = GROUPS[3:]  # groups whose values may depend on the dataset; the others are chosen by it
 YAMLS = sorted(p.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml"))
 SENTENCE = 110  # characters of a yaml's first line
@@ -128,7 +128,7 @@ def test_comments_cite_nothing_outside_the_repository():
 def test_gradient_variants_and_tables_are_no_arguments():
     node = composed("dataset=cifar10", "purifier=hetero")["purifier"]
     assert node["gradients"]["surrogate"] == {
-        "per_dataset": {"digits": {"steps": 3}, "default": {"steps": 10}},
+        "per_dataset": {"digits": {"steps": 3}, "canvas": {"steps": 3}, "default": {"steps": 10}},
         "steps": 10,
     }
     assert not {"per_dataset", "gradients", "published"} & set(arguments(node))
@@ -232,6 +232,9 @@ class Eyes(torch.nn.Module):
         ("hetero_official_rev_b", "cifar10", 50, 2),  # deviation 33: 50-step DDIM at t = .1
         ("hetero_official_rev_b", "imagenet", 100, 4),
         ("hetero", "digits", 7, 5),
+        ("hetero", "canvas", 6, 5),
+        ("hetero_official", "canvas", 10, 2),
+        ("diffpure", "canvas", 4, 2),
         ("diffpure", "cifar10", 100, 20),
         ("diffpure_ddpm", "celebahq", 500, 20),
         ("lee_kim", "digits", 8, 5),
