@@ -12,7 +12,7 @@ COMMANDS = {
     "sanitize": "poison a training set, sanitize it with a diffusion model, and measure what that changes",
     "rescore": "score the attacked images of a finished run again, also by other defenses",
     "fetch": "download the weights and data that a configuration needs into the cache",
-    "train": "train a denoiser or a classifier",
+    "train": "train a denoiser, a classifier or the network of a purifier",
     "archive": "copy finished runs to results/measured/",
     "tables": "write results/tables/ from results/measured/",
     "figures": "draw results/figures/ from results/measured/",

@@ -1,4 +1,4 @@
-"""Train a denoiser or a classifier: the same as `dp train`; see dp/commands/train.py."""
+"""Train a denoiser, a classifier or the network of a purifier: the same as `dp train`; see dp/commands/train.py."""
 
 import sys
 

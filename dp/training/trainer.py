@@ -1,4 +1,4 @@
-"""Seeded training on one process or several that resumes to the bit. What is trained is a task of tasks.py."""
+"""Seeded training on one process or several that resumes to the bit. What is trained is a `Task`."""
 
 import copy
 import hashlib
@@ -9,7 +9,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,17 +18,7 @@ from torch import Generator, Tensor, nn
 
 from dp.output.record import write_atomic
 from dp.training.distributed import average_gradients, share_norms, world
-
-
-class Task(Protocol):
-    """A network, how a global batch of it is drawn on the CPU, and its loss. `state` is what `draw` remembers."""
-
-    net: nn.Module
-
-    def draw(self, b: int, generator: Generator) -> tuple[Tensor, ...]: ...
-    def loss(self, *batch: Tensor) -> Tensor: ...
-    def state(self) -> dict: ...
-    def restore(self, state: dict) -> None: ...
+from dp.training.task import Task
 
 
 def warm(step: int, batch: int, *, decay: float) -> float:
@@ -133,6 +123,7 @@ class Training:
                     slow.copy_(fast)
         self.sum = self.sum.to(loss.device) + loss
         self.step += 1
+        self.task.after_step(self.step)
 
     def note(self) -> None:
         """Append the mean loss since the last note, over all processes, to the history.

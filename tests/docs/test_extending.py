@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from dp.commands import train
 from dp.commands.run import main
 from tests.docs import examples
 
@@ -60,7 +61,7 @@ def folder(tmp_path_factory) -> Path:
     """A working folder with the page's files, and what its script makes of them."""
     made = tmp_path_factory.mktemp("outside")
     examples.write(PAGE, made)
-    (script,) = [command[1] for command in COMMANDS if command[1] != "run.py"]
+    (script,) = [command[1] for command in COMMANDS if command[0] == "python" and command[1] != "run.py"]
     subprocess.run([sys.executable, script], cwd=made, check=True, capture_output=True)
     return made
 
@@ -92,10 +93,10 @@ def assert_row(results: Path, command: list[str]) -> None:
 
 def test_every_kind_has_an_example():
     groups = {Path(name).parts[1] for name in examples.files(PAGE) if name.startswith("mine/")}
-    assert groups == {"purifier", "attack", "dataset", "classifier", "denoiser", "threat_model", "protocol"}
+    assert groups == {"purifier", "attack", "dataset", "classifier", "denoiser", "threat_model", "protocol", "training"}
     assert all("--config-dir" in command for command in RUNS)
     run = {word.partition("=")[0] for command in RUNS for word in command[4:]}
-    assert groups - {"classifier", "denoiser"} <= run  # these two go with their dataset
+    assert groups - {"classifier", "denoiser", "training"} <= run  # the first two go with their dataset
 
 
 @pytest.mark.parametrize("command", RUNS, ids=lambda command: " ".join(command[4:]))
@@ -114,6 +115,16 @@ def test_an_example_runs_outside_the_tree(command, inside, tmp_path, monkeypatch
     else:
         kink = "the purifier median has a derivative that is not the slope everywhere (median: kink at ties)"
         assert declared == ({f"declared: {kink}"} if "purifier=median" in command else set())
+
+
+def test_a_task_trains_outside_the_tree(inside, tmp_path):
+    """The page's command, with two steps, writes weights, and the judge its table."""
+    (command,) = [command for command in COMMANDS if command[:2] == ["dp", "train"]]
+    small = ["training.steps=2", "training.batch=8", "training.test_images=8", "+training.log_every=1"]
+    assert train.main([*command[2:], *small, f"results={tmp_path}"]) == 0
+    assert (inside / "noisy.safetensors").exists()
+    (table,) = tmp_path.glob("train-digits-classifier-*/judge.csv")
+    assert table.read_text().startswith("class,images,accuracy\n")
 
 
 def test_a_plug_in_is_found_in_the_working_folder(folder, tmp_path):

@@ -5,10 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from dp.diffusion.denoisers import EDM, VE, EpsNet, Gaussian
-from dp.diffusion.sampling import LEVELS, vp_sigmas
+from dp.diffusion.sampling import LEVELS, to_pm1, vp_sigmas
 from dp.nets.blocks import ClassConditional
 from dp.subset import Subset
-from dp.training import tasks as losses
+from dp.training.augment import flip, shift
+from dp.training.outputs import grid
+from dp.training.tasks import denoising as losses
 
 EDM_LEVELS = {"p_mean": -1.2, "p_std": 1.2, "clamp": None}
 
@@ -116,7 +118,7 @@ def test_the_loss_is_that_of_each_images_class():
     task = losses.Denoising(EDM(GainOfClass([0.0, 1.0, 2.0])), gaussian_data(4, 0.5), **EDM_LEVELS)
     data = gaussian_data(4096, 0.5)
     for label, cost in ((0, 1), (1, 2), (-1, 5)):
-        batch = losses.to_pm1(data.x), torch.full((4096, 1, 1, 1), 0.4), torch.randn(data.x.shape)
+        batch = to_pm1(data.x), torch.full((4096, 1, 1, 1), 0.4), torch.randn(data.x.shape)
         assert task.loss(*batch, torch.full((4096,), label)).item() == pytest.approx(cost, rel=0.02)
     halves = Subset(data.ids, data.x, torch.arange(4096) % 2)
     assert losses.held_out(task, halves, (0.2,), seed=0).popitem()[1] == pytest.approx(1.5, rel=0.02)
@@ -144,13 +146,13 @@ def test_other_adapters_are_refused():
 
 def test_shift_and_flip():
     x, generator = torch.rand(200, 2, 5, 7), torch.Generator().manual_seed(0)
-    assert torch.equal(losses.shift(x, generator, reach=0, mode="constant"), x)
-    moved = losses.shift(x, generator, reach=2, mode="constant")
+    assert torch.equal(shift(x, generator, reach=0, mode="constant"), x)
+    moved = shift(x, generator, reach=2, mode="constant")
     corners = [nn.functional.pad(x, [2] * 4)[:, :, dy : dy + 5, dx : dx + 7] for dy in range(5) for dx in range(5)]
     hits = torch.stack([(moved == corner).flatten(1).all(1) for corner in corners])
     assert hits.any(0).all()
     assert hits.any(1).all()  # every shift occurs
-    mirrored = losses.flip(x, generator)
+    mirrored = flip(x, generator)
     same, other = (mirrored == x).flatten(1).all(1), (mirrored == x.flip(3)).flatten(1).all(1)
     assert (same ^ other).all()
     assert 60 < other.sum() < 140
@@ -173,7 +175,7 @@ class Around(Gaussian):
 
 def test_grid_of_images():
     x = torch.rand(6, 1, 4, 5)
-    picture = losses.grid(x, columns=3, times=2)
+    picture = grid(x, columns=3, times=2)
     assert picture.shape == (2 * 5 * 2, 3 * 6 * 2, 3)
     assert torch.equal(picture[10:18:2, 12:22:2, 0], x[4, 0])
     assert (picture[8:10] == 1).all()

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,19 +17,24 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import yaml
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dp.classifiers import Classifier
 from dp.commands import train
-from dp.diffusion.denoisers import EDM
+from dp.datasets import digits_train
+from dp.diffusion.denoisers import EDM, Denoiser
 from dp.nets.small_unet import SmallUNet
 from dp.nets.wrn import WideResNet
+from dp.runs import trained
 from dp.runs.compose import CONF
-from dp.runs.validate import check_call
 from dp.subset import Subset
-from dp.training import tasks as losses
 from dp.training import trainer as training
+from dp.training.augment import flip, shift
 from dp.training.distributed import SharedNorm, average_gradients, share_norms
+from dp.training.tasks.classifying import Classifying
+from dp.training.tasks.denoising import Denoising
 from dp.training.trainer import Training
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +80,7 @@ def unet() -> SmallUNet:
 
 def denoiser_training(net: nn.Module | None = None, **changes) -> Training:
     torch.manual_seed(0)
-    task = losses.Denoising(EDM(net or Noisy()), small_data(), **EDM_LEVELS, augment=[losses.flip])
+    task = Denoising(EDM(net or Noisy()), small_data(), **EDM_LEVELS, augment=[flip])
     given = {
         "optimizer": functools.partial(torch.optim.Adam, lr=1e-2),
         "schedule": functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2, total_steps=8),
@@ -86,8 +92,8 @@ def denoiser_training(net: nn.Module | None = None, **changes) -> Training:
 def classifier_training(**changes) -> Training:
     torch.manual_seed(0)
     net = WideResNet(depth=10, widen=1, channels=1)
-    shift = functools.partial(losses.shift, reach=1, mode="replicate")
-    task = losses.Classifying(Classifier(net), small_data(), augment=[shift])
+    moved = functools.partial(shift, reach=1, mode="replicate")
+    task = Classifying(Classifier(net), small_data(), augment=[moved])
     given = {
         "optimizer": functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
         "schedule": functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=8),
@@ -231,21 +237,19 @@ def test_two_processes_compute_what_one_does(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((CONF / "training").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_fits_its_signatures(path):
-    dataset, model = path.stem.split("_")[0], "classifier" if path.stem.endswith("_classifier") else "denoiser"
-    own = [f"denoiser={path.stem}"] if (CONF / "denoiser" / path.name).exists() else []
-    words = [f"dataset={dataset}", f"model={model}", f"training={path.stem}", "out=a.safetensors"]
-    config, found, out = train.composed([*words, *own])
-    assert (found, out) == (model, Path("a.safetensors"))
-    check_call({"training": {k: v for k, v in config["training"].items() if k not in train.OWN}})
-    check_call({k: config["training"][k] for k in ("data", "task")}, "training")
-    assert set(train.OWN) - {"samples", "files"} <= set(config["training"])
-    assert train.key_of(config, model).startswith(f"train-{dataset}-{model}-")
+    """Its first lines say the command that uses it."""
+    words = re.findall(r"# python scripts/train.py (.*)", path.read_text())[0].split()
+    config, model, _ = trained.composed(words)
+    assert trained.recipe_of(dict(word.split("=") for word in words), model, ()) == path.stem
+    trained.check_recipe(config)
+    assert {*trained.OWN} - {"files", "others", "start"} <= set(config["training"])
+    assert trained.key_of(config, model).startswith(f"train-{path.stem.partition('_')[0]}-{model}-")
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], "need model=denoiser or model=classifier, got none"),
+        ([], "need model=denoiser or model=classifier or model=purifier, got none"),
         (["model=vae"], "got model=vae"),
         (["model=denoiser", "out=a.pt"], "need out=FILE.safetensors, got out=a.pt"),
         (["model=denoiser", "denoiser.net.file=a.pkl"], "need out=FILE.safetensors, got none"),
@@ -255,6 +259,17 @@ def test_every_recipe_fits_its_signatures(path):
         (["model=denoiser", "+training.accumulate=3"], "a multiple of accumulate x processes"),
         (["model=denoiser", "training.steps=20"], "need more steps for this schedule, got steps=20"),
         (["model=denoiser", "denoiser.net.net=null"], "need a network under denoiser.net.net, got none"),
+        (["model=purifier"], "need a network under purifier.net.net, got none in purifier=hetero"),
+        (["model=purifier", "purifier=none", "training=digits_denoiser"], "got none in purifier=none: choose purifier"),
+        (["model=denoiser", "denoiser=none"], "need a network under denoiser.net.net, got none in denoiser=none"),
+        (["model=denoiser", "+training.others.a=denoiser/mars"], "training.others.a: unknown option denoiser=mars; "),
+        (["model=denoiser", "+training.others.a=attack/none"], "need training.others.a as one of denoiser/NAME"),
+        (["model=denoiser", "+training.others=digits"], "need training.others as a mapping"),
+        (["model=denoiser", "+training.others.a=denoiser/digits"], "unknown key training.task.a"),
+        (["model=denoiser", "+training.start.file=mars.safetensors"], "missing 1 of 1 files: "),
+        (["model=denoiser", "+training.start.file=digits_classifier.safetensors"], "to hold the tensors of SmallUNet"),
+        (["model=denoiser", "+training.start.files=a"], "unknown key training.start.files (did you mean file?)"),
+        (["model=denoiser", "+training.start=a"], "need training.start as a mapping"),
         (["model=classifier", "training.precision=half"], "need training.precision float32 or bfloat16, got half"),
         (["model=denoiser", "training=none"], "unknown option training=none; there are: cifar10_classifier"),
     ],
@@ -269,10 +284,10 @@ def test_mistakes_are_one_line(args, words, capsys, monkeypatch, tmp_path):
 
 def test_weights_go_where_the_configuration_finds_them(monkeypatch, tmp_path):
     monkeypatch.setenv("DP_CACHE", str(tmp_path))
-    config, model, out = train.composed(["model=denoiser"])
-    assert train.destination(config, model, out) == train.ASSETS / "digits_denoiser.safetensors"
-    config, model, out = train.composed(["model=classifier", "dataset=svhn"])
-    assert train.destination(config, model, out) == tmp_path / "svhn_wrn_28_10.safetensors"
+    config, model, out = trained.composed(["model=denoiser"])
+    assert trained.destination(config, model, out) == trained.ASSETS / "digits_denoiser.safetensors"
+    config, model, out = trained.composed(["model=classifier", "dataset=svhn"])
+    assert trained.destination(config, model, out) == tmp_path / "svhn_wrn_28_10.safetensors"
 
 
 def test_help_says_all(capsys):
@@ -338,3 +353,143 @@ def test_a_recipe_outside_the_tree(tmp_path, capsys):
     assert (tmp_path / "w.safetensors").exists()
     assert train.main(words) == 2
     assert "unknown option training=mine" in capsys.readouterr().err
+
+
+class Counting(Classifying):
+    """A task with a state that changes in `after_step`, and a loss that depends on it."""
+
+    def __init__(self, classifier: Classifier, data: Subset, *, helper: Denoiser):
+        super().__init__(classifier, data)
+        self.helper, self.steps = helper, []
+
+    def loss(self, *batch: Tensor) -> Tensor:
+        return super().loss(*batch) * (1 + len(self.steps))
+
+    def after_step(self, step: int) -> None:
+        self.steps.append(step)
+
+    def state(self) -> dict:
+        return {**super().state(), "steps": list(self.steps)}
+
+    def restore(self, state: dict) -> None:
+        super().restore(state)
+        self.steps = list(state["steps"])
+
+
+def counting_training() -> Training:
+    torch.manual_seed(0)
+    net = WideResNet(depth=10, widen=1, channels=1)
+    task = Counting(Classifier(net), small_data(), helper=EDM(Gain()))
+    sgd, constant = torch.optim.SGD, torch.optim.lr_scheduler.ConstantLR
+    given = {"optimizer": functools.partial(sgd, lr=0.1), "schedule": functools.partial(constant, factor=1.0)}
+    return Training(task, seed=1, steps=4, batch=10, save_every=2, log_every=2, **given)
+
+
+def test_a_tasks_state_is_told_each_step_and_restored(tmp_path):
+    def stop(now: Training) -> None:
+        if now.step == 3:
+            raise KeyboardInterrupt
+
+    whole, path = counting_training(), tmp_path / "state.pt"
+    whole.run(tmp_path / "whole.pt", lambda _: None, lambda _: None)
+    assert whole.task.state()["steps"] == [1, 2, 3, 4]
+    with pytest.raises(KeyboardInterrupt):
+        counting_training().run(path, stop, lambda _: None)
+    again = counting_training()
+    again.restore(path)
+    assert (again.step, again.task.state()["steps"]) == (2, [1, 2])
+    again.run(path, lambda _: None, lambda _: None)
+    assert all(torch.equal(a, b) for a, b in zip(bits(whole), bits(again), strict=True))
+
+
+def test_a_training_begins_with_the_given_weights_and_its_others_are_frozen(tmp_path):
+    """`training.start`: the file's numbers, in float32. `training.others`: from files, in evaluation mode, frozen; they
+    change the key.
+    """
+    words = ["model=classifier", "+training.start.file=digits_classifier.safetensors"]
+    config, model, _ = trained.composed([*words, "+training.others.helper=denoiser/digits_conditional"])
+    plain, _, _ = trained.composed(words)
+    assert (
+        trained.key_of(config, model)
+        != trained.key_of(plain, model)
+        != trained.key_of(trained.composed(words[:1])[0], model)
+    )
+    adapter = trained.adapter_of(config, model, "cpu")
+    file = load_file(trained.ASSETS / "digits_classifier.safetensors")
+    state = adapter.net.state_dict()
+    assert all(torch.equal(state[name], tensor.to(state[name].dtype)) for name, tensor in file.items())
+    assert state["fc.weight"].dtype == torch.float32
+    helper = trained.others_on(config, "cpu")["helper"]
+    assert helper.classes == 10
+    assert not helper.training
+    assert not any(p.requires_grad for p in helper.parameters())
+    node = {"_target_": "dp.training.tasks.classifying.Classifying", "_partial_": True}
+    with pytest.raises(ValueError, match=r"unknown key training\.task\.helper"):
+        trained.check_recipe({**config, "training": {**config["training"], "task": node}})
+
+
+PURIFIER = """
+from torch import nn
+import torch.nn.functional as F
+from dp.purifiers.module import PurifierModule
+from dp.training.outputs import write_table
+from dp.training.task import Task
+
+
+class Filter(PurifierModule):
+    def __init__(self, net, std: float):
+        super().__init__()
+        self.net, self.std = net, std
+
+    def forward(self, x, denoiser, classifier, rng, *, on_step=None):
+        return self.evaluate(self.net, x + self.std * rng.randn_like(x)).clamp(0, 1)
+
+
+class Wiener(Task):
+    def __init__(self, purifier, data, *, teacher):
+        self.purifier, self.net, self.data, self.teacher = purifier, purifier.net, data, teacher
+
+    def draw(self, b, generator):
+        x = self.data.x[:b]
+        return x, x + self.purifier.std * x.new_empty(x.shape).normal_(generator=generator)
+
+    def loss(self, x, noisy):
+        return ((self.net(noisy) - x) ** 2).mean()
+
+    def judge(self, test, folder, seed):
+        write_table(folder / "judge.csv", ("kernel", "sum"), [("all", self.net.weight.sum().item())])
+        assert not self.net.training
+        assert self.teacher is not None
+        return {"weight": self.net.weight.flatten()[0].item()}
+"""
+
+
+def test_the_network_of_a_purifier_is_trained(tmp_path, monkeypatch, capsys):
+    """A purifier outside the tree: the file has the network alone, and the judge sees its numbers.
+    One weight against noise of the images' own power: the least squares solution is |x|^2 / (|x|^2 + std^2).
+    """
+    (tmp_path / "mine" / "purifier").mkdir(parents=True)
+    (tmp_path / "mine" / "training").mkdir()
+    (tmp_path / "one_weight.py").write_text(PURIFIER)
+    net = "{_target_: torch.nn.Conv2d, in_channels: 1, out_channels: 1, kernel_size: 1, bias: false}"
+    loaded = f"net: {{_target_: dp.weights.checkpoints.load, file: mine.safetensors, net: {net}}}"
+    purifier = f"# A filter.\n_target_: one_weight.Filter\nstd: 0.3\n{loaded}\n"
+    (tmp_path / "mine" / "purifier" / "wiener.yaml").write_text(purifier)
+    recipe = yaml.safe_load((CONF / "training" / "digits_classifier.yaml").read_text())["training"]
+    recipe["task"] = {"_target_": "one_weight.Wiener", "_partial_": True}
+    recipe["optimizer"] = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.5}
+    recipe |= {"embedded": False, "others": {"teacher": "denoiser/digits"}}
+    text = "# @package _global_\n" + yaml.safe_dump({"device": "cpu", "training": recipe})
+    (tmp_path / "mine" / "training" / "digits_wiener.yaml").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("DP_CACHE", str(tmp_path / "cache"))
+    words = ["model=purifier", "purifier=wiener", f"results={tmp_path}", f"--config-dir={tmp_path / 'mine'}"]
+    small = ["training.test_images=8", "training.steps=200", "training.batch=256"]
+    assert train.main([*words, *small]) == 0, capsys.readouterr().err
+    (summary,) = tmp_path.glob("train-digits-purifier-*/summary.json")
+    found = json.loads(summary.read_text())
+    (weight,) = load_file(tmp_path / "cache" / "mine.safetensors").values()
+    power = digits_train().x[:256].square().mean().item()
+    assert weight.item() == found["weight"] == pytest.approx(power / (power + 0.09), abs=0.01)
+    assert found["config"]["others"]["teacher"]["_target_"].endswith("EDM")
+    assert (summary.parent / "judge.csv").read_text() == f"kernel,sum\nall,{weight.item():.6g}\n"

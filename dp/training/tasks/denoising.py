@@ -1,37 +1,25 @@
-"""Training tasks: batches in a seeded order, their loss, and the quality on held-out images."""
+"""Denoising: the training of diffusion models."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from dp.classifiers import Classifier
 from dp.diffusion.denoisers import EDM, Denoiser, EpsNet
-from dp.diffusion.sampling import LEVELS, ancestral_step, time_grid, to_pm1, vp_sigmas
+from dp.diffusion.sampling import LEVELS, ancestral_step, time_grid, to_01, to_pm1, vp_sigmas
+from dp.output.console import console
 from dp.subset import Subset
+from dp.training.augment import Augment
+from dp.training.outputs import write_images, write_table
+from dp.training.task import Task
 
-Augment = Callable[[Tensor, Generator], Tensor]
-
-
-def shift(x: Tensor, generator: Generator, *, reach: int, mode: str) -> Tensor:
-    """Move each image of x (B,C,H,W) by up to `reach` pixels along both axes. `mode`: how F.pad fills the border."""
-    b, c, h, w = x.shape
-    padded = F.pad(x, [reach] * 4, mode=mode)
-    dy, dx = torch.randint(0, 2 * reach + 1, (2, b), generator=generator)
-    rows = (dy[:, None] + torch.arange(h))[:, None, :, None].expand(b, c, h, w + 2 * reach)
-    cols = (dx[:, None] + torch.arange(w))[:, None, None, :].expand(b, c, h, w)
-    return padded.gather(2, rows).gather(3, cols)
+TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 1.0)  # noise times at which the judge evaluates
 
 
-def flip(x: Tensor, generator: Generator) -> Tensor:
-    """Mirror each image of x (B,C,H,W) left to right with probability 1/2."""
-    mirrored = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
-    return torch.where(mirrored, x.flip(3), x)
-
-
-class Denoising:
+class Denoising(Task):
     """Denoising: the mean of weight(sigma) (D(x + sigma n; sigma) - x)^2 over images x in [-1,1].
 
     Images are drawn with replacement. For an `EDM` adapter ln sigma ~ N(p_mean, p_std^2), and the weight is
@@ -40,6 +28,7 @@ class Denoising:
     of the linear schedule, and the weight is 1 / sigma^2, so that the loss is |eps - n|^2 (Ho et al. 2020, Eq. 14).
     A network with classes is given the class of each image; with probability `label_dropout` it is given none, so that
     it also learns to denoise without a class (Ho and Salimans 2022, Alg. 1).
+    `samples`: time `t` and number of `steps` of the images that the judge generates; None generates none.
     Raises ValueError for another adapter, and for a `label_dropout` outside [0,1) or of a network without classes.
     """
 
@@ -53,6 +42,7 @@ class Denoising:
         p_std: float,
         clamp: Sequence[float] | None,
         label_dropout: float = 0.0,
+        samples: Mapping[str, Any] | None = None,
     ):
         if not 0 <= label_dropout < 1 or (label_dropout and not denoiser.classes):
             raise ValueError(
@@ -66,6 +56,7 @@ class Denoising:
         self.x, self.y, self.augment = to_pm1(data.x), data.y, augment
         self.label_dropout = label_dropout
         self.p_mean, self.p_std, self.clamp = p_mean, p_std, clamp
+        self.samples = samples
 
     def levels(self, b: int, generator: Generator) -> Tensor:
         """Random noise levels (b,1,1,1)."""
@@ -103,57 +94,16 @@ class Denoising:
         z = x + sigma.to(device) * n.to(device)
         return (weight * (self.denoiser.denoise(z, sigma, *labels) - x) ** 2).mean()
 
-    def state(self) -> dict:
-        """What `draw` remembers between batches: nothing."""
-        return {}
-
-    def restore(self, state: dict) -> None:
-        """Continue from what `state` returned."""
-        assert not state, f"need no state for a denoiser, got {list(state)}"
-
-
-class Classifying:
-    """Classification by cross entropy. Each epoch is a seeded permutation; an incomplete last batch is left out."""
-
-    def __init__(self, classifier: Classifier, data: Subset, *, augment: Sequence[Augment] = ()):
-        self.classifier, self.net = classifier, classifier.net
-        self.data, self.augment = data, augment
-        self.order = torch.empty(0, dtype=torch.long)  # the rest of the epoch
-
-    def draw(self, b: int, generator: Generator) -> tuple[Tensor, ...]:
-        """Draw a batch on the CPU: x (b,C,H,W) in [0,1], y (b,). Raises ValueError for too few images."""
-        if b > len(self.data.x):
-            raise ValueError(f"need a batch of at most {len(self.data.x)} images, got batch={b}")
-        if len(self.order) < b:
-            self.order = torch.randperm(len(self.data.x), generator=generator)
-        index, self.order = self.order[:b], self.order[b:]
-        x = self.data.x[index]
-        for change in self.augment:
-            x = change(x, generator)
-        return x, self.data.y[index]
-
-    def loss(self, *batch: Tensor) -> Tensor:
-        """The mean cross entropy of a batch as drawn."""
-        x, y = batch
-        device = next(self.net.parameters()).device
-        return F.cross_entropy(self.classifier(x.to(device)), y.to(device))
-
-    def state(self) -> dict:
-        """What `draw` remembers between batches."""
-        return {"order": self.order.clone()}
-
-    def restore(self, state: dict) -> None:
-        """Continue from what `state` returned."""
-        self.order = state["order"]
-
-
-@torch.no_grad()
-def accuracy(classifier: Classifier, data: Subset, batch: int = 128) -> float:
-    """Percent of images that are classified correctly."""
-    device = next(classifier.parameters()).device
-    parts = zip(data.x.split(batch), data.y.split(batch), strict=True)
-    right = sum((classifier(x.to(device)).argmax(1).cpu() == y).sum().item() for x, y in parts)
-    return 100 * right / len(data.x)
+    def judge(self, test: Subset, folder: Path, seed: int) -> dict[str, float]:
+        """The loss at each of `TIMES`, as judge.csv, and generated images, as samples.png."""
+        losses = held_out(self, test, TIMES, seed)
+        write_table(folder / "judge.csv", ("sigma", "loss"), losses.items())
+        words = ", ".join(f"{loss:.3f} at {sigma:.3g}" for sigma, loss in losses.items())
+        console.print(f"denoiser: loss on {len(test.x)} test images by sigma: {words}")
+        if self.samples:
+            x = samples(self.denoiser, (64, *test.x.shape[1:]), **self.samples, seed=seed)
+            write_images(folder / "samples.png", to_01(x))
+        return {f"loss/sigma={sigma:.4g}": loss for sigma, loss in losses.items()}
 
 
 @torch.no_grad()
@@ -184,10 +134,3 @@ def samples(denoiser: Denoiser, shape: Sequence[int], *, t: float, steps: int, s
     for sigma, sigma_next in pairwise(sigmas):
         z = ancestral_step(z, denoiser(z, sigma, label), sigma, sigma_next, None, eta=0.0)
     return z.cpu()
-
-
-def grid(x: Tensor, columns: int, times: int) -> Tensor:
-    """One picture (rows,columns,3) of images (B,C,H,W) in [0,1] in white frames, enlarged `times` times."""
-    x = F.pad(x.expand(-1, 3, -1, -1), (0, 1, 0, 1), value=1.0)
-    tiles = x.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2)  # (rows,H,columns,W,3)
-    return tiles.flatten(2, 3).flatten(0, 1).repeat_interleave(times, 0).repeat_interleave(times, 1)
