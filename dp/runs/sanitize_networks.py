@@ -75,10 +75,22 @@ class Workshop:
     def probed(self, name: str, data: Subset, group: str) -> tuple[Any, float]:
         """A new adapter in evaluation mode, and the time of one step of its training, measured."""
         adapter, training = self.training(name, data, group)
+        if group == "classifier":
+            check_classifier(adapter, data, self.device)
         training.advance()  # the first call also loads what the next ones have
         began = time.perf_counter()
         training.advance()
         return adapter.eval().requires_grad_(False), time.perf_counter() - began
+
+
+def check_classifier(classifier: Classifier, data: Subset, device: str) -> None:
+    """Raises ValueError for a classifier without attention features, and for one with fewer logits than labels."""
+    x, labels = data.x[:2].to(device), int(data.y.max()) + 1
+    with torch.no_grad():
+        classifier.features(x)
+        logits = classifier(x).shape[1]
+    if logits < labels:
+        raise ValueError(f"need a logit for every label, got {logits} logits and labels up to {labels - 1}")
 
 
 class Cost(NamedTuple):
@@ -106,14 +118,11 @@ def cost_of(shop: Workshop, data: Subset) -> Cost:
             denoiser = network({**shop.job.config, "dtype": "float32"}, "denoiser", device)
         x = data.x[next(chunks(len(data.x), sanitizer.batch))[1]].to(device, memory_format=torch.channels_last)
         with torch.no_grad():
-            classes, seeing = classifier(x).shape[1], seconds(lambda: classifier(x))
-            classifier.features(x[:1])
+            seeing = seconds(lambda: classifier(x))
             denoiser(x[:1], 1.0)
             denoising = seconds(lambda: denoiser(x, 1.0))
     except RuntimeError as error:
         raise ValueError(f"need networks for images of {shape}, got one that says: {error}") from error
-    if classes <= int(data.y.max()):
-        raise ValueError(f"need a logit for every label, got {classes} logits for labels up to {int(data.y.max())}")
     nfe = sanitizer.rounds.nfe(denoiser.sigma)
     chunk = nfe * denoising + (1 + sanitizer.rounds.kept) * seeing
     return Cost(nfe, chunk * math.ceil(len(data.x) / sanitizer.batch), trainings)

@@ -22,7 +22,8 @@ class Rounds:
     `t`: the noise time of a round, with the noise of index 1000 t - 1 of the 1000-level schedule (deviation 157: the
     first noise level). `coarse`: equal steps from t to time last / 1000. `last`: steps of one index each, after these;
     their states are kept. `count`: rounds. `variance`: of an ancestral step, `small` or `large`, see
-    `dp.diffusion.ddpm`.
+    `dp.diffusion.ddpm`; `large` is for rounds that skip no index, since after a long step it leaves more noise than
+    the next level has.
     Raises ValueError for values outside these ranges.
     """
 

@@ -89,6 +89,7 @@ training:
   test_images: 30
 """
 WORDS = ["dataset=shades", "device=cpu", "sanitizer.batch=16", "sanitizer.rounds.coarse=3", "poison.rate=0.15"]
+WORDS += ["sanitizer.rounds.variance=small", "sanitizer.rounds.t=0.05"]
 
 
 @pytest.fixture(scope="module")
@@ -233,10 +234,8 @@ def test_the_second_pass_makes_the_states_of_the_first(mine):
     shutil.rmtree(folder)
 
 
-def test_a_set_as_it_is(tmp_path, capsys):
+def test_a_set_as_it_is(tmp_path):
     """Without a poison of ours there is neither an attack success nor a rate of true positives."""
-    assert go(tmp_path, "poison=none", "~poison.rate") == 2 or True
-    capsys.readouterr()
     words = [word for word in WORDS if not word.startswith("poison")]
     assert command.main(["--config-dir", "plug", *words, f"results={tmp_path}", "poison=none"]) == 0
     (folder,) = tmp_path.iterdir()
@@ -261,8 +260,8 @@ def test_what_changes_the_result_changes_the_key():
 
     first = key()
     assert first == key("sanitizer=dataelixir", "poison=patch", "device=cpu", "overwrite=true")
-    words = ["sanitizer.seed=1", "poison=blended", "poison.rate=0.05", "poison.trigger.side=2", "sanitizer.images=100"]
-    words += ["sanitizer.rounds.count=4", "sanitizer.denoiser_trained_on=poisoned", "sanitizer.classifier.steps=9"]
+    words = ["sanitizer.seed=1", "poison=blended", "poison.trigger.side=2", "sanitizer.denoiser_trained_on=poisoned"]
+    words.append("sanitizer.classifier.steps=9")
     others = [key(word) for word in words]
     assert len({first, *others}) == 1 + len(words)
 
