@@ -29,7 +29,7 @@ from dp.sanitizing import report
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns 0 if all is done, 2 after a user's error, 130 if interrupted."""
     arguments = parser(__doc__, "the configuration (default: digits, dataelixir, patch)")
-    words = "copy summary, report, picture and changed labels to results/measured/sanitized/, which is in git"
+    words = "copy summary, report and changed labels to results/measured/sanitized/, which is in git"
     arguments.add_argument("--archive", action="store_true", help=words)
     args = arguments.parse_intermixed_args(argv)
 

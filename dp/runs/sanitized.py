@@ -156,11 +156,11 @@ def read_summary(folder: Path) -> dict | None:
 
 
 def archive(folder: Path, measured: Path = ARCHIVE) -> Path:
-    """Copy the summary, the report, the picture and the changed labels of a finished sanitizing below `measured`."""
+    """Copy the summary, the report and the changed labels of a finished sanitizing below `measured`."""
     if read_summary(folder) is None:
         raise ValueError(f"need a finished sanitizing in {folder}, got none: its command goes on where it stopped")
     copy = measured / folder.name
     copy.mkdir(parents=True, exist_ok=True)
-    for name in (f"{CHANGES}.csv", REPORT, PICTURE, record.SUMMARY):  # the summary last: it says that all are there
+    for name in (f"{CHANGES}.csv", REPORT, record.SUMMARY):  # the summary last: it says that all are there
         record.write_atomic(copy / name, (folder / name).read_bytes())
     return copy
