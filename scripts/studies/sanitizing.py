@@ -2,12 +2,13 @@
 
 Every cell is a sanitizing that is archived in results/measured/sanitized/ when it ends, so that the same command goes
 on where it stopped: a minute or two of one thread each. `--only` limits the cells of this start, `--at-once` says how
-many run side by side, each in a process of one thread, and `--list` shows which are missing. `--tiny` has 200 images
+many run side by side, each in a process of one thread, and `--list` shows which are missing. `--tiny` has 64 images
 and short trainings in each cell, to try the study out, and archives nothing. The study writes
 results/tables/sanitizing.md, .csv, results/figures/sanitizing.png, and the rounds of one image in
 results/figures/sanitizing_clean.png and sanitizing_poisoned.png.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 from itertools import product
@@ -84,10 +85,10 @@ CELLS = [Cell(*values) for values in product(SEEDS, RATES, TRIGGERS, SOURCES)]
 
 def finished(cell: Cell, tiny: bool) -> dict:
     """The summary of a cell. It is read if it is archived; otherwise the cell runs now, or goes on."""
-    job = job_of(cell, tiny)
-    summary = None if tiny else sanitized.read_summary(MEASURED / job.folder.name)
+    summary = None if tiny else sanitized.read_summary(MEASURED / key_of(cell, tiny))
     if summary is not None:
         return summary
+    job = job_of(cell, tiny)
     start = job.folder / record.START
     if start.exists() and record.read_start(job.folder)["code"] != job.code:
         job.config["overwrite"] = True
@@ -106,10 +107,16 @@ def job_of(cell: Cell, tiny: bool) -> sanitized.Job:
     return sanitized.configured([*cell.words(tiny), f"results={NEW}"])
 
 
+@functools.cache
+def key_of(cell: Cell, tiny: bool) -> str:
+    """The key of a cell. Composing it takes a second."""
+    return job_of(cell, tiny).folder.name
+
+
 def missing(tiny: bool) -> list[Cell]:
     """The cells that are not finished."""
     where = NEW if tiny else MEASURED
-    return [cell for cell in CELLS if not (where / job_of(cell, tiny).folder.name / record.SUMMARY).exists()]
+    return [cell for cell in CELLS if not (where / key_of(cell, tiny) / record.SUMMARY).exists()]
 
 
 def line(cell: Cell, summary: dict, tiny: bool) -> dict[str, Any]:
@@ -150,11 +157,11 @@ def text(lines: list[dict], total: int) -> str:
         cells = [trigger, f"{rate:g}", source, f"{len(mine)}", *(over_seeds(mine, name) for name in NAMES)]
         table.append([*cells, f"{sum(each['found'] for each in mine)} of {len(mine)}"])
     note = (
-        "Percent, as the mean over seeds, with 95 % Wilson intervals for the images of one seed. A seed changes the choice "
-        "of the poisoned images, all trainings and the noise. 1285 training images; accuracy on 512 test images, attack "
-        "success on those outside the target class 0, with the trigger. A positive is an image whose label is changed. "
-        "A clean denoiser is the embedded one, which was trained on the same images before they were poisoned. A "
-        "poisoned one was trained on the poisoned set itself, by a shorter training.\n"
+        "Percent, as the mean over seeds, with 95 % Wilson intervals for the images of one seed. A seed changes the "
+        "choice of the poisoned images, all trainings and the noise. 1285 training images; accuracy on 512 test "
+        "images, attack success on those outside the target class 0, with the trigger. A positive is an image whose "
+        "label is changed. A clean denoiser is the embedded one, which was trained on the same images before they were "
+        "poisoned. A poisoned one was trained on the poisoned set itself, by a shorter training.\n"
     )
     left = total - len(lines)
     end = f"\n{left} of {total} cells are not measured yet.\n" if left else ""
@@ -191,7 +198,7 @@ def main() -> int:
     parser.add_argument("--only", type=int, default=None, metavar="N", help="at most N cells in this start")
     parser.add_argument("--at-once", type=outputs.at_least_one, default=1, metavar="N", help="cells side by side (1)")
     parser.add_argument("--list", action="store_true", help="show the cells that are not archived, and run nothing")
-    parser.add_argument("--tiny", action="store_true", help="200 images, short trainings; never with --write")
+    parser.add_argument("--tiny", action="store_true", help="64 images, short trainings; never with --write")
     args = parser.parse_args()
     if args.tiny and args.write:
         raise ValueError("need --tiny without --write, got both: a tiny table is no result")
