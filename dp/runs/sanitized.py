@@ -1,5 +1,7 @@
 """A sanitizing from its command to its configuration: words, checks, recipes, and the folder of its files."""
 
+import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,7 +100,7 @@ def composed(words: Sequence[str], config_dirs: Sequence[str]) -> tuple[dict, di
     config = setup.config
     check_setup(setup._replace(config={key: value for key, value in config.items() if key not in DEFAULTS}))
     same = [f"{group}={config['choices'][group]}" for group in NETWORKS]
-    default = compose.composed(*REST, *groups, *same, config_dirs=config_dirs)
+    default = plain((*REST, *groups, *same), tuple(map(str, config_dirs)))
     for group in DEFAULTS:
         check_keys({group: config[group]}, {group: default[group]})
         check_kinds({group: config[group]}, {group: default[group]})
@@ -128,9 +130,19 @@ def recipe_of(config: dict, name: str, recipe: Recipe, seed: int) -> dict:
         raise ValueError(f"sanitizer.{name}.name: {unknown_option('training', recipe.name, [*known])}")
     same = [f"{group}={config['choices'][group]}" for group in NETWORKS]
     words = [f"+training={recipe.name}", *recipe.words(seed)]
-    node = compose.composed(*REST, *same, *words, config_dirs=folders)["training"]
+    node = plain((*REST, *same, *words), tuple(folders))["training"]
     check_call({key: node[key] for key in ("data", "task")}, f"training of {recipe.name}", config["plugins"]["modules"])
     return node
+
+
+def plain(words: tuple[str, ...], folders: tuple[str, ...]) -> dict:
+    """The plain configuration of these words, a copy of its own. Equal words are composed once in a process."""
+    return json.loads(_composed(words, folders))
+
+
+@functools.cache
+def _composed(words: tuple[str, ...], folders: tuple[str, ...]) -> str:
+    return json.dumps(compose.composed(*words, config_dirs=folders))
 
 
 def unweighted(node: dict) -> dict:

@@ -114,9 +114,14 @@ def key_of(cell: Cell, tiny: bool) -> str:
 
 
 def missing(tiny: bool) -> list[Cell]:
-    """The cells that are not finished."""
-    where = NEW if tiny else MEASURED
-    return [cell for cell in CELLS if not (where / key_of(cell, tiny) / record.SUMMARY).exists()]
+    """The cells that are not finished. Only those with a summary of the same settings are composed."""
+    where, names = NEW if tiny else MEASURED, {}
+    for path in sorted(where.glob(f"*/{record.SUMMARY}")):
+        summary = sanitized.read_summary(path.parent)
+        assert summary is not None, "its file is there"
+        cell = Cell(*(summary[key] for key in ("seed", "rate", "poison", "denoiser_trained_on")))
+        names.setdefault(cell, set()).add(path.parent.name)
+    return [cell for cell in CELLS if cell not in names or key_of(cell, tiny) not in names[cell]]
 
 
 def line(cell: Cell, summary: dict, tiny: bool) -> dict[str, Any]:
