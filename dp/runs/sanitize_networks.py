@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from dp.classifiers import Classifier
 from dp.output import record
 from dp.output.console import console
 from dp.output.progress import Bar
+from dp.rng import Streams
 from dp.runs.build import network
 from dp.runs.sanitized import Job, make
 from dp.runs.trained import OWN, adapter_of
@@ -40,7 +41,7 @@ class Workshop:
         """
         recipe = self.job.recipes[name]
         config = {**self.job.config, "training": recipe}
-        adapter = adapter_of(config, group, self.device)
+        adapter: Any = adapter_of(config, group, self.device)
         if start is not None:
             adapter.net.load_state_dict(start.net.state_dict())
         task = make(config, recipe["task"])(adapter, data)
@@ -119,8 +120,9 @@ def cost_of(shop: Workshop, data: Subset) -> Cost:
         x = data.x[next(chunks(len(data.x), sanitizer.batch))[1]].to(device, memory_format=torch.channels_last)
         with torch.no_grad():
             seeing = seconds(lambda: classifier(x))
-            denoiser(x[:1], 1.0)
-            denoising = seconds(lambda: denoiser(x, 1.0))
+            short, rng = replace(sanitizer.rounds, coarse=1, last=1, count=1), Streams(range(len(x)), 0, "probe")
+            short.states(x[:1], denoiser, rng.select([0]))
+            denoising = seconds(lambda: short.states(x, denoiser, rng)) / short.nfe(denoiser.sigma)
     except RuntimeError as error:
         raise ValueError(f"need networks for images of {shape}, got one that says: {error}") from error
     nfe = sanitizer.rounds.nfe(denoiser.sigma)

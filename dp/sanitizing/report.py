@@ -13,6 +13,7 @@ MODELS = {
     "benign": "benign model of the method",
     "sanitized": "trained on the sanitized set",
 }
+WEAK = 50.0  # percent of attack success before sanitizing
 COLUMNS = {"accuracy": "accuracy", "success": "attack success", "right": "right in spite of the trigger"}
 
 
@@ -82,6 +83,8 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
             f"false positive rate {percent(found['false_positive'])} %; "
             f"true label restored in {percent(found['restored'])} % of the poisoned images with a changed label",
         ]
+        if summary["models"]["poisoned"]["success"]["value"] < WEAK:
+            lines.append("the attack itself had little success, so this run says little about the method")
         if summary["target"] not in summary["flagged"]:
             lines.append(f"the target class {summary['target']} was not found: the poison is still in the set")
     return lines

@@ -80,7 +80,7 @@ training:
   optimizer: {_target_: torch.optim.Adam, _partial_: true, lr: 0.02}
   schedule: {_target_: torch.optim.lr_scheduler.ConstantLR, _partial_: true, factor: 1.0}
   log_every: 10
-  save_every: 20
+  save_every: 60
   data: {_target_: shades_for_test.train}
   task: {_target_: CLASSIFYING, _partial_: true}
   precision: float32
