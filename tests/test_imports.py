@@ -12,7 +12,7 @@ FLOORS = (  # from the top; a room may import the rooms below it, and those besi
     ("cli",),
     ("commands",),
     ("runs",),
-    ("audit", "training", "certification"),
+    ("audit", "training", "certification", "sanitizing"),
     ("output",),
     ("evaluation", "contracts"),
     ("attacks",),
@@ -26,6 +26,8 @@ APART = {("training", "audit"), ("audit", "training"), ("attacks", "purifiers"),
 APART |= {("evaluation", "contracts")}
 APART |= {("certification", "audit"), ("certification", "training")}
 APART |= {("audit", "certification"), ("training", "certification")}
+APART |= {(one, "sanitizing") for one in ("audit", "training", "certification")}
+APART |= {("sanitizing", one) for one in ("audit", "training", "certification")}
 APART |= {("purifiers", "nets"), ("purifiers", "threat_models")}
 APART |= {("threat_models", "purifiers"), ("cli", "commands")}  # the console command imports them by name, when asked
 EXTERNAL = {"hydra": {"runs/compose.py", "runs/by_dataset.py", "runs/errors.py", "runs/words.py", "commands/run.py"}}

@@ -374,6 +374,15 @@ SLOW = {
         test_a_tiny_study_goes_on_and_writes_its_files
         test_the_cells
     """,
+    "sanitizing/test_chain.py": """
+        test_an_image_does_not_depend_on_its_mates
+    """,
+    "sanitizing/test_sanitize.py": "*",
+    "scripts/test_sanitizing_study.py": """
+        test_a_tiny_study_goes_on_and_writes_its_files
+        test_the_cells
+        test_the_figure_of_some_cells
+    """,
     "scripts/test_claim.py": """
         test_calibration_uses_images_that_no_run_uses
     """,

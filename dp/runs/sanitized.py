@@ -1,0 +1,178 @@
+"""A sanitizing from its command to its configuration: words, checks, recipes, and the folder of its files."""
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dp.output import record, shapes
+from dp.output.console import console
+from dp.runs import compose
+from dp.runs.errors import unknown_option
+from dp.runs.help import options
+from dp.runs.keys import digest_of
+from dp.runs.sources import sources_hash
+from dp.runs.validate import check_call, check_finite, check_keys, check_kinds, check_setup
+from dp.runs.words import words_of
+from dp.sanitizing.elixir import DataElixir, Recipe
+from dp.sanitizing.poison import Poison
+
+DEFAULTS = {"sanitizer": "dataelixir", "poison": "patch"}  # the groups of a sanitizing, with their default options
+FOLDER, ARCHIVE = Path("results/sanitized"), Path("results/measured/sanitized")
+NETWORKS = ("dataset", "classifier", "denoiser")
+TAKES = (*NETWORKS, *DEFAULTS, "results", "device", "overwrite")  # what a command may set
+# A configuration has these groups too, and nothing reads them here. The values are for any dataset.
+REST = ("purifier=diffpure", "purifier.t=0.2", "purifier.steps=1", "attack=none")
+FORMAT = 1  # of summary.json
+REPORT, PICTURE, CHANGES = "report.md", "rounds.png", "changes"  # files of a finished sanitizing
+LABELS, STATES = "labels-*.safetensors", "states-*.safetensors"  # the chunks of the two passes
+
+
+@dataclass
+class Job:
+    """A sanitizing. `config`: what can change its result, and how it is done, as plain data. `recipes`: nodes of the
+    trainings, by their keys in the sanitizer's node.
+    """
+
+    config: dict
+    recipes: dict[str, dict]
+    sanitizer: DataElixir
+    poison: Poison
+    folder: Path
+
+    @cached_property
+    def code(self) -> str:
+        """The hash of the code, the plug-ins and the weights."""
+        return sources_hash(self.config)
+
+    @property
+    def trains_denoiser(self) -> bool:
+        """True if the denoiser is trained on the set that is sanitized."""
+        return self.sanitizer.denoiser_trained_on == "poisoned"
+
+
+def configured(words: Sequence[str], config_dirs: Sequence[str] = ()) -> Job:
+    """The sanitizing of a command. Raises ValueError for words and values that do not fit."""
+    config, names = composed(words, config_dirs)
+    sanitizer: DataElixir = make(config, config["sanitizer"])
+    poison: Poison = make(config, config["poison"])
+    poisoned = sanitizer.denoiser_trained_on == "poisoned"
+    check_denoiser(config, poisoned)
+    recipes = {
+        name: recipe_of(config, name, recipe, sanitizer.seed)
+        for name, recipe in sanitizer.trainings.items()
+        if name != "denoiser" or poisoned
+    }
+    dataset = {key: config["dataset"][key] for key in ("name", "files", "loader") if key in config["dataset"]}
+    identity = {"dataset": dataset, **{group: config[group] for group in (*NETWORKS[1:], *DEFAULTS)}}
+    identity["classifier"] = unweighted(config["classifier"])
+    identity["denoiser"] = unweighted(config["denoiser"]) if poisoned else config["denoiser"]
+    identity["training"] = recipes
+    how = {key: config[key] for key in ("device", "overwrite", "plugins")}
+    choices = {group: config["choices"][group] for group in NETWORKS} | names
+    rate = f"-{poison.rate:g}" if poison.known else ""
+    key = f"{choices['dataset']}-{names['poison']}{rate}-{sanitizer.denoiser_trained_on}-{digest_of(identity)}"
+    folder = Path(config["results"]) / key.replace("/", "_")
+    return Job({**identity, **how, "choices": choices}, recipes, sanitizer, poison, folder)
+
+
+def composed(words: Sequence[str], config_dirs: Sequence[str]) -> tuple[dict, dict[str, str]]:
+    """The checked configuration of a command, and the options of its own groups. Raises ValueError for wrong words."""
+    names, rest = dict(DEFAULTS), []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in DEFAULTS:
+            names[key] = value
+        else:
+            rest.append(word)
+    for group, name in names.items():
+        known = options(group, config_dirs)
+        if name not in known:
+            raise ValueError(unknown_option(group, name, [*known]))
+    for key, word in words_of(rest).items():
+        if key.partition(".")[0] not in TAKES:
+            raise ValueError(f"need {', '.join(TAKES)}, got {word}: a sanitizing has no purifier and no attack")
+    groups = [f"+{group}={name}" for group, name in names.items()]
+    setup = compose.setup(*REST, *groups, f"results={FOLDER}", *rest, config_dirs=config_dirs)
+    config = setup.config
+    check_setup(setup._replace(config={key: value for key, value in config.items() if key not in DEFAULTS}))
+    same = [f"{group}={config['choices'][group]}" for group in NETWORKS]
+    default = plain((*REST, *groups, *same), tuple(map(str, config_dirs)))
+    for group in DEFAULTS:
+        check_keys({group: config[group]}, {group: default[group]})
+        check_kinds({group: config[group]}, {group: default[group]})
+        check_finite(config[group], group)
+        check_call(compose.arguments(config[group]), group, config["plugins"]["modules"])
+    for line in setup.notes:
+        console.print(line)
+    return config, names
+
+
+def check_denoiser(config: dict, trained: bool) -> None:
+    """Raises ValueError without a denoiser, and for one that needs a network to train and has none."""
+    node = config["denoiser"]
+    if "_target_" not in node:
+        raise ValueError("need a denoiser, got none: set denoiser=NAME")
+    for group in ("classifier", "denoiser") if trained else ("classifier",):
+        net = compose.arguments(config[group]).get("net")
+        if not isinstance(net, dict) or not net.get("net"):
+            name = config["choices"][group]
+            raise ValueError(f"need a network to train under {group}.net.net, got none in {group}={name}")
+
+
+def recipe_of(config: dict, name: str, recipe: Recipe, seed: int) -> dict:
+    """The node `training` of a recipe with its changes. Raises ValueError for a recipe that does not exist or fit."""
+    folders, known = config["plugins"]["folders"], options("training", config["plugins"]["folders"])
+    if recipe.name not in known:
+        raise ValueError(f"sanitizer.{name}.name: {unknown_option('training', recipe.name, [*known])}")
+    same = [f"{group}={config['choices'][group]}" for group in NETWORKS]
+    words = [f"+training={recipe.name}", *recipe.words(seed)]
+    node = plain((*REST, *same, *words), tuple(folders))["training"]
+    check_call({key: node[key] for key in ("data", "task")}, f"training of {recipe.name}", config["plugins"]["modules"])
+    return node
+
+
+def plain(words: tuple[str, ...], folders: tuple[str, ...]) -> dict:
+    """The plain configuration of these words, a copy of its own. Equal words are composed once in a process."""
+    return json.loads(_composed(words, folders))
+
+
+@functools.cache
+def _composed(words: tuple[str, ...], folders: tuple[str, ...]) -> str:
+    return json.dumps(compose.composed(*words, config_dirs=folders))
+
+
+def unweighted(node: dict) -> dict:
+    """The node of a network without its weights, which are not used."""
+    net = {"net": node["net"]["net"]} if isinstance(node.get("net"), dict) and "net" in node["net"] else node.get("net")
+    return {**node, "net": net}
+
+
+def make(config: dict, node: Any, **more: Any) -> Any:
+    """The object of a node. See `compose.make`."""
+    return compose.make(node, modules=config["plugins"]["modules"], **more)
+
+
+def read_summary(folder: Path) -> dict | None:
+    """The summary of a finished sanitizing, or None. Raises ValueError for a file that is none."""
+    path = folder / record.SUMMARY
+    if not path.exists():
+        return None
+    summary = shapes.read_json(path, dict, "delete it and start again, which writes it again")
+    if summary.get("format") != FORMAT or not {"models", "labels", "flagged"} <= {*summary}:
+        raise ValueError(f"need {path} as dp sanitize writes it, got another file: move the folder away")
+    return summary
+
+
+def archive(folder: Path, measured: Path = ARCHIVE) -> Path:
+    """Copy the summary, the report and the changed labels of a finished sanitizing below `measured`."""
+    if read_summary(folder) is None:
+        raise ValueError(f"need a finished sanitizing in {folder}, got none: its command goes on where it stopped")
+    copy = measured / folder.name
+    copy.mkdir(parents=True, exist_ok=True)
+    for name in (f"{CHANGES}.csv", REPORT, record.SUMMARY):  # the summary last: it says that all are there
+        record.write_atomic(copy / name, (folder / name).read_bytes())
+    return copy

@@ -1,0 +1,1 @@
+"""Sanitizing of a training set that may be poisoned: poison, label transitions, and the figures of a report."""
