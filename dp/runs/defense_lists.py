@@ -60,7 +60,7 @@ ENERGY, BOTH = ("Langevin", "Langevin, BPDA"), ("bpda",)  # the rows of one defe
 MASKS = ("mask_soft", "mask_straight_through")
 STEPS, SCORE = "DiffPure with DDPM steps", "Score-based optimization, form"
 ENTRIES = (
-    Entry("diffpure", "DiffPure", NIE, ("DiffPure, DDIM",), SURROGATE, "Lee and Kim's attack on it"),
+    Entry("diffpure", "DiffPure", NIE, ("DiffPure, DDIM", "ADBM"), SURROGATE, "Lee and Kim's attack on it"),
     Entry("diffpure_ddpm", STEPS, NIE, ("DiffPure, DDPM",), BPDA),
     Entry("diffpure_guided", STEPS, NIE, ("DiffPure, DDPM, x0 clipped",), BPDA),
     Entry("diffpure_sde", "DiffPure, reverse SDE", NIE, ("DiffPure, SDE",), ADJOINT),

@@ -69,6 +69,7 @@ def pgd(grad: str, attack: str = "pgd_eot") -> tuple[str, ...]:
 METHODS = (
     Method("no defense", ("purifier=none",), 0.1),
     Method("DiffPure, DDIM", ("purifier=diffpure",), 1.0, pgd("surrogate")),
+    Method("ADBM", ("purifier=diffpure", "denoiser=digits_adbm"), 1.0),
     Method("DiffPure, DDPM", ("purifier=diffpure_ddpm",), 1.0, BPDA),
     Method("DiffPure, DDPM, x0 clipped", ("purifier=diffpure_guided",), 1.0, BPDA),
     Method("DiffPure, SDE", ("purifier=diffpure_sde",), 4.0, pgd("adjoint"), by_seed=True),
