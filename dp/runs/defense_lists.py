@@ -85,6 +85,7 @@ ENTRIES = (
     ),
     Entry("adp", "ADP", "Yoon et al. 2021", ("ADP", "ADP, BPDA"), BPDA, beside=BOTH, datasets=DATASETS[:2]),
     Entry("langevin", "Langevin dynamics", "Hill et al. 2021", ENERGY, BPDA, beside=BOTH, datasets=DATASETS[:2]),
+    Entry("flowpure", "FlowPure", "Collaert et al. 2025", ("FlowPure",), SURROGATE, "in DiffHammer"),
     Entry("likelihood", "Likelihood maximization", "Chen et al. 2024", ("LM",), (*DLR, *IDENTITY)),
     Entry("scoreopt", f"{SCORE} x0", ZHANG, ("ScoreOpt, x0",), IDENTITY),
     Entry("scoreopt_xt", f"{SCORE} xt", ZHANG, ("ScoreOpt, xt",), IDENTITY, "and `one_shot`"),

@@ -90,6 +90,7 @@ METHODS = (
     Method("ADP, BPDA", ("purifier=adp", "threat_model.grad=bpda"), 5.0, by_seed=True),
     Method("Langevin", ("purifier=langevin",), 25.0, BPDA, by_seed=True),
     Method("Langevin, BPDA", ("purifier=langevin", "threat_model.grad=bpda"), 12.0, by_seed=True),
+    Method("FlowPure", ("purifier=flowpure", "denoiser=digits_flow"), 1.0, pgd("surrogate")),
     Method("LM", ("purifier=likelihood",), 2.5, LM, by_seed=True, rough=True),
     Method("ScoreOpt, x0", ("purifier=scoreopt",), 5.0, pgd("identity"), by_seed=True, rough=True),
     Method("ScoreOpt, xt", ("purifier=scoreopt_xt",), 3.0, pgd("identity"), by_seed=True, rough=True),
