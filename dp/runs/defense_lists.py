@@ -62,7 +62,7 @@ ENERGY, BOTH = ("Langevin", "Langevin, BPDA"), ("bpda",)  # the rows of one defe
 MASKS = ("mask_soft", "mask_straight_through")
 STEPS, SCORE = "DiffPure with DDPM steps", "Score-based optimization, form"
 ENTRIES = (
-    Entry("diffpure", "DiffPure", NIE, ("DiffPure, DDIM",), SURROGATE, "Lee and Kim's attack on it"),
+    Entry("diffpure", "DiffPure", NIE, ("DiffPure, DDIM", "ADBM"), SURROGATE, "Lee and Kim's attack on it"),
     Entry("diffpure_ddpm", STEPS, NIE, ("DiffPure, DDPM",), BPDA),
     Entry("diffpure_guided", STEPS, NIE, ("DiffPure, DDPM, x0 clipped",), BPDA),
     Entry("diffpure_sde", "DiffPure, reverse SDE", NIE, ("DiffPure, SDE",), ADJOINT),
@@ -87,6 +87,7 @@ ENTRIES = (
     ),
     Entry("adp", "ADP", "Yoon et al. 2021", ("ADP", "ADP, BPDA"), BPDA, beside=BOTH, datasets=DATASETS[:2]),
     Entry("langevin", "Langevin dynamics", "Hill et al. 2021", ENERGY, BPDA, beside=BOTH, datasets=DATASETS[:2]),
+    Entry("flowpure", "FlowPure", "Collaert et al. 2025", ("FlowPure",), SURROGATE, "in DiffHammer"),
     Entry("likelihood", "Likelihood maximization", "Chen et al. 2024", ("LM",), (*DLR, *IDENTITY)),
     Entry("scoreopt", f"{SCORE} x0", ZHANG, ("ScoreOpt, x0",), IDENTITY),
     Entry("scoreopt_xt", f"{SCORE} xt", ZHANG, ("ScoreOpt, xt",), IDENTITY, "and `one_shot`"),
