@@ -9,7 +9,8 @@ import yaml
 
 from dp.commands.reference import BLOCK, DOCS
 from dp.contracts.declared import honest_gradient
-from dp.runs.defense_lists import ENTRIES, comments, lists, measured
+from dp.runs.defense_entries import ENTRIES
+from dp.runs.defense_lists import comments, lists, measured
 from dp.runs.help import options
 from dp.runs.targets import RESERVED
 from tests.helpers.compose import composed
