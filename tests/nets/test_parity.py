@@ -13,6 +13,7 @@ import torch
 
 from dp.diffusion import denoisers
 from dp.diffusion.sampling import ancestral_step, vp_sigmas
+from dp.nets.ncsnv2 import NCSNv2
 from tests.helpers import parity
 from tests.helpers.public import Fixture, Labeled, build, distance, with_gradient
 
@@ -216,6 +217,8 @@ def test_the_noise_levels_of_ncsnv2_are_those_of_its_file(path):
     found = fixture(path)
     net = build(found.arch, found.init)
     torch.testing.assert_close(net.get_buffer("sigmas"), found.state["sigmas"], rtol=1e-6, atol=0)
+    with torch.device("meta"):
+        assert sum(p.numel() for p in NCSNv2().parameters()) == 29_694_083  # the original's for CIFAR-10
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
