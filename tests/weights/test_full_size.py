@@ -82,7 +82,7 @@ def test_every_network_that_a_yaml_names_is_counted():
     by_dataset = {
         (group, path.stem) for group in ("denoiser", "classifier") for path in (CONF / "dataset").glob("*.yaml")
     }
-    small = {("classifier", "rdc"), *(pair for pair in named if pair[1].startswith("digits_"))}  # of digits
+    small = {("classifier", "rdc"), *(pair for pair in named if pair[1].startswith(("digits_", "canvas_")))}  # ours
     of_denoisers = {("classifier", "rdc_cifar10")}  # its network is that of edm_cifar10_cond
     assert (
         composed("dataset=cifar10", "classifier=rdc_cifar10")["classifier"]["denoiser"]["net"]["file"]
