@@ -237,6 +237,9 @@ SLOW = {
         test_the_head_learns_and_the_pull_is_the_gradient_of_the_loss
         test_values_are_equal_in_all_gradient_variants_and_without_autograd
     """,
+    "purifiers/test_flowpure.py": """
+        test_many_steps_follow_the_exact_flow
+    """,
     "purifiers/test_freqpure.py": """
         test_the_gradient_of_the_exchange_is_exact
         test_without_a_guide_it_is_the_plain_chain_bit_for_bit
