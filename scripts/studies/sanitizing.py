@@ -188,6 +188,7 @@ def draw(path: Path, lines: list[dict]) -> None:
                 places = [rate * (0.96 + 0.08 * k) for rate in rates]
                 axis.scatter(places, successes, color=COLORS[source], s=22, label=f"after, denoiser of {source} data")
         axis.set(title=trigger, xlabel="poisoned images, share of the set", ylim=(-4, 104), xscale="log")
+        axis.set_xlim(0.8 * min(RATES), 1.25 * max(RATES))
         axis.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
