@@ -247,11 +247,3 @@ def test_the_denoiser_removes_noise_from_test_images():
             error = (denoiser(z, sigma) - x0).square().mean().sqrt()
         assert error / 2 < prototype
         assert error < 0.5 * sigma * spread / (sigma**2 + spread**2).sqrt()
-
-
-@pytest.mark.parametrize("option", ["canvas_p50", "canvas_p90"])
-def test_the_classifiers_of_tied_photographs_read_untied_ones_too(option):
-    config = composed("dataset=canvas", "purifier=none", f"classifier={option}")
-    classifier, whole = build(config).arms["defended"].scored.classifier, canvas.canvas()
-    with torch.no_grad():
-        assert (classifier(whole.x).argmax(1) == whole.y).float().mean() > 0.8

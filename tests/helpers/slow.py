@@ -416,7 +416,6 @@ SLOW = {
         test_p_ties_photographs_to_classes_and_larger_p_adds_to_smaller
         test_the_builder_makes_the_embedded_file
         test_the_classifier_reads_clean_images_and_none_that_are_attacked
-        test_the_classifiers_of_tied_photographs_read_untied_ones_too
         test_the_denoiser_removes_noise_from_test_images
         test_the_picture_shows_images_and_marks
         test_training_and_tied_test_images_come_from_different_parts_of_a_photograph

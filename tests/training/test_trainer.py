@@ -271,7 +271,7 @@ def test_every_recipe_fits_its_signatures(path):
         (["model=denoiser", "+training.start.files=a"], "unknown key training.start.files (did you mean file?)"),
         (["model=denoiser", "+training.start=a"], "need training.start as a mapping"),
         (["model=classifier", "training.precision=half"], "need training.precision float32 or bfloat16, got half"),
-        (["model=denoiser", "training=none"], "unknown option training=none; there are: cifar10_classifier"),
+        (["model=denoiser", "training=none"], "unknown option training=none; there are: canvas_classifier"),
     ],
 )
 def test_mistakes_are_one_line(args, words, capsys, monkeypatch, tmp_path):
