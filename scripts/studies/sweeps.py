@@ -85,7 +85,8 @@ def draw(path: Path, found: dict[str, dict[tuple[Any, ...], dict]]) -> None:
     figure.colorbar(shown, ax=middle, label="robust accuracy (%)")
     for (row, column), value in np.ndenumerate(grid):
         if not np.isnan(value):
-            middle.text(column, row, f"{value:.1f}", ha="center", va="center", color="white", fontweight="bold")
+            color = "black" if shown.norm(value) > 0.5 else "white"
+            middle.text(column, row, f"{value:.1f}", ha="center", va="center", color=color, fontweight="bold")
     middle.set(xticks=range(len(STRONG)), xticklabels=STRONG, yticks=range(len(WEAK)), yticklabels=WEAK)
     middle.set(xlabel="t_l, strong noise", ylabel="t_s, weak noise", title="hetero over its noise times")
     for name, marker, words in (("t", "s", "uniform, over t"), ("t_l, t_s", "o", "hetero, over t_l and t_s")):

@@ -47,7 +47,7 @@ def show(runs: Sequence[Run], console: Console) -> None:
 def make(runs: Sequence[Run], only: int | None, console: Console) -> None:
     """Make the first `only` of the missing runs, or all, and archive each when it ends."""
     whole, done, begun = sum(run.cost for run in runs), 0.0, time.monotonic()
-    console.print(f"{len(runs)} runs are missing, {whole:.0f} times the cost of one; the first begins")
+    console.print(f"{len(runs)} runs are missing, {whole:.0f} times the cost of one")
     for run in runs[:only]:
         summary, _ = (by_seed if run.by_seed else finished)(run.given)
         done += run.cost
