@@ -159,14 +159,7 @@ def draw(path: Path, done: list[tuple[Cell, dict, Path]]) -> None:
 
 def main() -> int:
     """The command. Returns 0 when the tables and the figure are written."""
-    parser = outputs.parser(__doc__)
-    parser.add_argument("--only", type=int, default=None, metavar="N", help="at most N cells in this start")
-    parser.add_argument("--at-once", type=outputs.at_least_one, default=1, metavar="N", help="cells side by side (1)")
-    parser.add_argument("--list", action="store_true", help="show the cells that are not archived, and run nothing")
-    parser.add_argument("--tiny", action="store_true", help="4 images and 50 samples in each cell; never with --write")
-    args = parser.parse_args()
-    if args.tiny and args.write:
-        raise ValueError("need --tiny without --write, got both: a tiny table is no result")
+    args = outputs.cell_arguments(outputs.cell_parser(__doc__, "4 images and 50 samples in each cell"))
     todo = missing(args.tiny)
     for cell in todo if args.list else ():
         console.print(cell.name)

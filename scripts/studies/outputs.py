@@ -15,6 +15,27 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def cell_parser(description: str | None, tiny: str) -> argparse.ArgumentParser:
+    """The parser of a study whose cells run side by side: --write, --only, --at-once, --list and --tiny.
+
+    `tiny`: what a cell has with --tiny.
+    """
+    made = parser(description)
+    made.add_argument("--only", type=int, default=None, metavar="N", help="at most N cells in this start")
+    made.add_argument("--at-once", type=at_least_one, default=1, metavar="N", help="cells side by side (1)")
+    made.add_argument("--list", action="store_true", help="show the cells that are not archived, and run nothing")
+    made.add_argument("--tiny", action="store_true", help=f"{tiny}; never with --write")
+    return made
+
+
+def cell_arguments(made: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of the command for `cell_parser`. Raises ValueError for --tiny with --write."""
+    args = made.parse_args()
+    if args.tiny and args.write:
+        raise ValueError("need --tiny without --write, got both: a tiny table is no result")
+    return args
+
+
 def target(path: Path, write: bool) -> Path:
     """`path` if `write`, else a new file of that name in results/studies/. Its folder is made."""
     if not write:
