@@ -18,7 +18,7 @@ from dp.certification.smoothing import SELECT, Smoothing
 from dp.classifiers import Classifier, RandomizedClassifier
 from dp.defense.defended import Defended
 from dp.diffusion.denoisers import Denoiser, Gaussian
-from dp.output import record, shapes
+from dp.output import record
 from dp.output.console import console
 from dp.output.progress import Bar
 from dp.output.report import clock
@@ -26,7 +26,7 @@ from dp.output.row_table import count_of
 from dp.output.run_files import Timing
 from dp.purifiers import none
 from dp.rng import Streams
-from dp.runs import compose
+from dp.runs import compose, job_files
 from dp.runs.build import check_images, network, set_repeatable
 from dp.runs.errors import unknown_option
 from dp.runs.help import options
@@ -278,21 +278,13 @@ def summarize(job: Job, networks: Networks) -> dict | None:
 
 def read_summary(folder: Path) -> dict | None:
     """The summary of a finished certification, or None. Raises ValueError for a file that is none."""
-    path = folder / record.SUMMARY
-    if not path.exists():
-        return None
-    summary = shapes.read_json(path, dict, "delete it and start again, which writes it from the rows")
-    if summary.get("format") != FORMAT or not {GROUP, "shape"} <= {*summary}:
-        raise ValueError(f"need {path} as dp certify writes it, got another file: move the folder away")
-    return summary
+    return job_files.read_summary(
+        folder, FORMAT, {GROUP, "shape"}, "dp certify", "delete it and start again, which writes it from the rows"
+    )
 
 
 def archive(folder: Path, measured: Path = ARCHIVE) -> Path:
     """Copy the rows and the summary of a finished certification below `measured`, and return the copy's folder."""
     if read_summary(folder) is None:
         raise ValueError(f"need a finished certification in {folder}, got none: its command goes on where it stopped")
-    copy = measured / folder.name
-    copy.mkdir(parents=True, exist_ok=True)
-    for name in (rows.ALL, record.SUMMARY):
-        record.write_atomic(copy / name, (folder / name).read_bytes())
-    return copy
+    return job_files.copy_files(folder, measured, (rows.ALL,))

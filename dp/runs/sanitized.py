@@ -8,9 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dp.output import record, shapes
 from dp.output.console import console
-from dp.runs import compose
+from dp.runs import compose, job_files
 from dp.runs.errors import unknown_option
 from dp.runs.help import options
 from dp.runs.keys import digest_of
@@ -158,21 +157,17 @@ def make(config: dict, node: Any, **more: Any) -> Any:
 
 def read_summary(folder: Path) -> dict | None:
     """The summary of a finished sanitizing, or None. Raises ValueError for a file that is none."""
-    path = folder / record.SUMMARY
-    if not path.exists():
-        return None
-    summary = shapes.read_json(path, dict, "delete it and start again, which writes it again")
-    if summary.get("format") != FORMAT or not {"models", "labels", "flagged"} <= {*summary}:
-        raise ValueError(f"need {path} as dp sanitize writes it, got another file: move the folder away")
-    return summary
+    return job_files.read_summary(
+        folder,
+        FORMAT,
+        {"models", "labels", "flagged"},
+        "dp sanitize",
+        "delete it and start again, which writes it again",
+    )
 
 
 def archive(folder: Path, measured: Path = ARCHIVE) -> Path:
     """Copy the summary, the report and the changed labels of a finished sanitizing below `measured`."""
     if read_summary(folder) is None:
         raise ValueError(f"need a finished sanitizing in {folder}, got none: its command goes on where it stopped")
-    copy = measured / folder.name
-    copy.mkdir(parents=True, exist_ok=True)
-    for name in (f"{CHANGES}.csv", REPORT, record.SUMMARY):  # the summary last: it says that all are there
-        record.write_atomic(copy / name, (folder / name).read_bytes())
-    return copy
+    return job_files.copy_files(folder, measured, (f"{CHANGES}.csv", REPORT))
