@@ -9,7 +9,6 @@ comment `<!-- figures ... -->` under a paragraph, list or table has a line `QUOT
     least of A; B ... | most of A; B  the smallest or largest of several sources
     table FILE | KEY | KEY : C [N]    the N-th number of column C in the row of results/tables/FILE that begins so
     adjoint METHOD END DT COLUMN      a cell of results/measured/adjoint.csv, float64
-    grid T_L T_S STEPS                the first time of the grid below t_s;   power T U: noise power at T over that at U
     given WHY | unfiled WHY           a parameter, or a figure that no file holds
 """
 
@@ -22,7 +21,6 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from dp.diffusion.sampling import time_grid, vp_sigma
 from dp.statistics.intervals import interval, paired, wilson
 
 ROOT = Path(__file__).parents[2]
@@ -166,12 +164,6 @@ def value(source: str, named: dict[str, Path]) -> float | None:
         return cell(rest)
     if first == "adjoint":
         return adjoint(*rest.split())
-    if first == "grid":
-        t_l, t_s, steps = rest.split()
-        return next(t for t in time_grid(float(t_l), int(steps)) if t < float(t_s))
-    if first == "power":
-        one_time, other = map(float, rest.split())
-        return 100 * (vp_sigma(one_time) / vp_sigma(other)) ** 2
     words = source.split()
     end = {"low": 1, "high": 2}.get(words[-1], 0)
     words = words[:-1] if end else words
