@@ -10,6 +10,8 @@ DP = Path(__file__).parents[1] / "dp"
 FLOORS = (  # from the top; a room may import the rooms below it, and those beside it unless APART says otherwise
     ("__main__",),
     ("cli",),
+    ("__init__",),
+    ("api",),
     ("commands",),
     ("runs",),
     ("audit", "training", "certification", "sanitizing"),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dp.defense.defended import Defended
 from dp.diffusion.denoisers import Denoiser, Gaussian
@@ -65,7 +65,7 @@ def check_variance(model: Defended, one: Subset) -> None:
     cheap = Counted(model.denoiser.sigma)
     dry_run(model, one, cheap)
     if cheap.asked is not None:
-        size, device = model.denoiser.size or one.x.shape[2:], next(model.classifier.parameters()).device
+        size, device = model.denoiser.size or one.x.shape[2:], _device(model.classifier)
         with torch.no_grad():
             model.denoiser.with_variance(F.interpolate(one.x.to(device), size), cheap.asked)
 
@@ -91,10 +91,15 @@ def dry_run(model: Defended, one: Subset, cheap: Counted | None = None) -> Dry:
 def _dry_run(model: Defended, denoiser: Denoiser | None, one: Subset) -> Dry:
     classifier, rng = model.classifier, Streams(one.ids, 0, "dry")
     cheap = Defended(model.purifier, denoiser, classifier)
-    x = one.x.to(next(classifier.parameters()).device)
+    x = one.x.to(_device(classifier))
     with torch.no_grad():
         if cheap.classifier_nfe == 0:
             cheap(x, rng)
             return Dry(cheap.nfe, rng.used)
         cheap.purify(x, rng)
     return Dry(cheap.nfe + cheap.classifier_nfe, True, cheap.classifier_nfe)
+
+
+def _device(network: nn.Module) -> torch.device:
+    """Where a network's weights are; the CPU for a network without weights."""
+    return next((weight.device for weight in (*network.parameters(), *network.buffers())), torch.device("cpu"))

@@ -4,6 +4,12 @@ Together they take nine tenths of the processor time. What loads scipy, torchvis
 """
 
 SLOW = {
+    "test_api.py": """
+        test_three_lines_of_python_give_the_bytes_of_the_command
+        test_a_finished_run_is_read_and_changed_weights_are_another_run
+        test_given_images_may_take_the_settings_of_a_dataset
+        test_the_page_about_python_runs
+    """,
     "attacks/test_apgd.py": """
         test_l2_reaches_the_closed_form_optimum
         test_linf_reaches_the_corner_with_the_box_active
