@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,22 +66,27 @@ def purify(
     return to_01(z, clamp)
 
 
-def facts(
+def strong_pixels(
     x: Tensor,
     denoiser: Denoiser,
     classifier: Classifier,
     *,
-    t_l: float,
-    t_s: float,
     tau: float,
     phi: str = "softmax_max",
     eq8_literal: bool = False,
     taps: Sequence[int] | None = None,
     **_: object,
+) -> Tensor:
+    """The mask (B,1,H,W) of x (B,C,H,W) in [0,1]: 1 where a pixel gets the strong noise, else 0."""
+    mask = _mask(x, classifier, taps, phi, tau, "constant", 1.0, None)
+    return 1 - mask if eq8_literal else mask
+
+
+def facts(
+    x: Tensor, denoiser: Denoiser, classifier: Classifier, *, t_l: float, t_s: float, **settings: Any
 ) -> dict[str, float]:
     """The share of pixels of x (B,C,H,W) in [0,1] that get the strong noise, in percent, and both noise levels."""
-    mask = _mask(x, classifier, taps, phi, tau, "constant", 1.0, None)
-    return noise_facts(1 - mask if eq8_literal else mask, denoiser, t_l, t_s)
+    return noise_facts(strong_pixels(x, denoiser, classifier, **settings), denoiser, t_l, t_s)
 
 
 def two_stage_grid(t_l: float, t_s: float, steps: int) -> list[float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,6 +80,22 @@ def purify(
     return to_01(z / (1 + denoiser.sigma(0.0) ** 2) ** 0.5, clamp)
 
 
+def strong_pixels(
+    x: Tensor,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    *,
+    tau: float | None,
+    top: float | None,
+    mask_input_bug: bool,
+    taps: Sequence[int] | None = None,
+    **_: object,
+) -> Tensor:
+    """The mask (B,1,H,W) of x (B,C,H,W) in [0,1]: 1 where a pixel gets the strong noise, else 0."""
+    seen = _imagenet_normalized(to_pm1(x)) if mask_input_bug else x
+    return _mask(seen, classifier, taps, tau, top, "constant", 1.0)
+
+
 def facts(
     x: Tensor,
     denoiser: Denoiser,
@@ -88,21 +105,16 @@ def facts(
     t_s: float,
     jump: int,
     n: int,
-    tau: float | None,
-    top: float | None,
-    mask_input_bug: bool,
-    taps: Sequence[int] | None = None,
-    **_: object,
+    **settings: Any,
 ) -> dict[str, float]:
     """The share of pixels of x (B,C,H,W) in [0,1] that get the strong noise, in percent, and the times that the grid
     leaves of t_l and t_s: the first index, and the last one at which known pixels are inserted, with the jump (0 if
     they never are; deviation 17: weak noise that remains).
     """
-    seen = _imagenet_normalized(to_pm1(x)) if mask_input_bug else x
-    mask, grid = _mask(seen, classifier, taps, tau, top, "constant", 1.0), index_grid(n, t_l)
+    grid = index_grid(n, t_l)
     inserted = [k + jump for k, k_next in pairwise(grid) if k_next >= LEVELS * t_s]
     weak = min(inserted, default=0) / LEVELS
-    return noise_facts(mask, denoiser, grid[0] / LEVELS, weak)
+    return noise_facts(strong_pixels(x, denoiser, classifier, **settings), denoiser, grid[0] / LEVELS, weak)
 
 
 def _mask(

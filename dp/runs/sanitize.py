@@ -24,7 +24,7 @@ from dp.runs.sanitized import CHANGES, FORMAT, LABELS, PICTURE, REPORT, STATES, 
 from dp.sanitizing import report
 from dp.sanitizing.chain import to_bytes, to_floats
 from dp.sanitizing.elixir import DataElixir, States, put
-from dp.sanitizing.picture import Strip, draw
+from dp.output.strips import Strip, draw
 from dp.sanitizing.transitions import Found
 from dp.subset import Subset
 

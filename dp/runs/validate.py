@@ -101,7 +101,7 @@ def check_keys(node: dict, default: dict, name: str = "", argument: bool = False
             )
         if key not in default and not free and where not in OPTIONAL:
             raise ValueError(f"unknown key {where}{near_matches(str(key), map(str, default))}: nothing reads it")
-        if key == "facts" and value not in (there, None):
+        if key in ("facts", "mask") and value not in (there, None):
             raise ValueError(f"need {where} as its yaml has it or null, got another one")
         if key == "per_dataset" and isinstance(value, dict):
             _check_tables(where, value, node, there)

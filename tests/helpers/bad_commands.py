@@ -30,6 +30,7 @@ FREE += (
     "choices",
     "plugins",
     "facts",
+    "mask",
     "version",
     "model",
     "entry",

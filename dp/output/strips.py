@@ -1,4 +1,4 @@
-"""The picture of a sanitizing: what the rounds make of some images."""
+"""Pictures of images in rows, each with words above it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class Strip(NamedTuple):
-    """A row of the picture. `name`: of the row; `images`: (n,C,H,W) in [0,1]; `words`: n texts below them."""
+    """A row of the picture. `name`: of the row; `images`: n images (C,H,W) in [0,1]; `words`: n texts below them."""
 
     name: str
-    images: Tensor
+    images: Tensor | Sequence[Tensor]
     words: Sequence[str]
 
 
