@@ -73,9 +73,14 @@ def padding_lines(images: int, lanes: int) -> list[str]:
 
 def work_line(evaluations: float) -> str:
     """The work of a run in words. `evaluations`: of the denoiser, or of the classifier where there is none."""
-    size, word = next((pair for pair in SIZES if evaluations >= pair[0]), (1, ""))
-    about = float(f"{evaluations / size:.2g}")
-    return f"work: about {about:g}{word} network evaluations of one image; a backward pass counts as about one"
+    counted = words_of_count(evaluations)
+    return f"work: about {counted} network evaluations of one image; a backward pass counts as about one"
+
+
+def words_of_count(count: float) -> str:
+    """A large count with two digits, such as `6.1 million`."""
+    size, word = next((pair for pair in SIZES if count >= pair[0]), (1, ""))
+    return f"{float(f'{count / size:.2g}'):g}{word}"
 
 
 def through(grad: str, caveats: dict) -> str:
