@@ -20,4 +20,4 @@ def schedule(units: Sequence[float], workers: int) -> Schedule:
     for seconds in units:
         heapq.heapreplace(free, free[0] + seconds)
     end = max(free)
-    return Schedule(end, 1 - sum(units) / (workers * end) if end else 0.0)
+    return Schedule(end, max(0.0, 1 - sum(units) / (workers * end)) if end else 0.0)

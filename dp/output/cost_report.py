@@ -11,6 +11,7 @@ from dp.output.report import clock, words_of_count
 from dp.output.row_table import count_of
 
 LONG = 600.0  # seconds: a run of more says so before its first iteration
+FLOPS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 NAMES = {"defended": "the defense", "undefended": "the undefended classifier", "null": "the null control"}
 
 
@@ -24,17 +25,19 @@ def parts_table(found: Estimate, title: str) -> Table:
 
 def untrained_line(files: int) -> str:
     """A line where files are missing, so that the networks have random weights."""
-    return f"{count_of(files, 'file')} of this configuration missing: networks with random weights and gray images cost the same"
+    absent = f"missing: {count_of(files, 'file')} of this configuration"
+    return f"{absent}; networks with random weights and gray images cost the same"
 
 
 def measured_lines(images: int, whole: bool, device: str) -> Iterator[str]:
     """What was measured."""
     if whole:
-        yield f"measured on {device}: one gradient and one forward pass of the defense and of the bare classifier, {count_of(images, 'image')} in a call"
+        what = "one gradient and one forward pass of the defense and of the bare classifier"
+        yield f"measured on {device}: {what}, {count_of(images, 'image')} in a call"
         return
     yield (
-        f"measured on {device}: single calls of the networks, {count_of(images, 'image')} in a call, because a gradient of "
-        "the defense takes too long here; what the purifier does between its calls is left out"
+        f"measured on {device}: single calls of the networks, {count_of(images, 'image')} in each, because a gradient "
+        "of the defense takes too long here; what the purifier does between its calls is left out"
     )
 
 
@@ -54,7 +57,8 @@ def here_lines(found: Estimate, start: float, workers: int, memory: float) -> It
 
 def precision_line(dtype: str, ratio: float, found: Estimate) -> str:
     """What another precision would take. `ratio`: of the times of a call of the denoiser."""
-    return f"dtype={dtype}: a call of the denoiser takes {ratio:.2f} times as long here, so that the work takes about {clock(ratio * found.seconds)}"
+    work = clock(ratio * found.seconds)
+    return f"dtype={dtype}: a call of the denoiser takes {ratio:.2f} times as long here, and so the work about {work}"
 
 
 def bounds(stops: bool, audited: bool) -> Iterator[str]:
@@ -76,7 +80,8 @@ def counted_lines(found: Counted, nfe: int, images: int) -> Iterator[str]:
     """The arithmetic of an estimate by FLOPs."""
     call, gradient = (_flops(value) for value in found.call)
     answer, both = (_flops(value) for value in found.answer)
-    yield f"counted: a call of the denoiser {call}, with its input gradient {gradient}; of the classifier {answer} and {both}"
+    denoiser, classifier = f"{call}, with its input gradient {gradient}", f"{answer} and {both}"
+    yield f"counted: a call of the denoiser is {denoiser}; one of the classifier is {classifier}"
     yield (
         f"the attack asks for {words_of_count(found.attacked)} purifications of {nfe} NFE, "
         f"the scores for {words_of_count(found.scored)}; together {_flops(found.flops)}"
@@ -99,7 +104,8 @@ def gpu_table(name: str, kinds: Sequence[OnGpus], counts: Sequence[int]) -> Tabl
 def gpu_lines(own: OnGpus, counts: Sequence[int], source: str) -> Iterator[str]:
     """What the table means, and what limits it."""
     units = own.estimate.units
-    yield f"not measured: the peak is that of the {source}; the share of it is assumed; a call that is not stored is computed twice"
+    yield f"not measured: the peak is that of the {source}"
+    yield "the share of it is assumed; a network call whose activations are not stored is computed twice"
     idle = ", ".join(f"{100 * own.estimate.on(count).idle:.0f} % on {count}" for count in counts)
     yield f"idle at the end, of all GPU time: {idle}"
     yield f"{count_of(len(units), 'unit')}; the longest takes {clock(max(units))}, so that no number of GPUs takes less"
@@ -114,7 +120,5 @@ def _hours(plan: Schedule) -> str:
 
 
 def _flops(value: float) -> str:
-    size, unit = next(
-        pair for pair in ((1e18, "EFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (0.0, "MFLOP")) if value >= pair[0]
-    )
-    return f"{value / (size or 1e6):.3g} {unit}"
+    size, unit = next((pair for pair in FLOPS if value >= pair[0]), FLOPS[-1])
+    return f"{value / size:.3g} {unit}"

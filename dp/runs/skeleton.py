@@ -41,7 +41,7 @@ def _without_files(node: Any) -> Any:
 
 
 def denoiser_on_meta(config: dict) -> Denoiser | None:
-    """The denoiser of a configuration `without_files`, with its network on the meta device, where it takes no memory."""
+    """The denoiser of a configuration `without_files`. Its network is on the meta device, where it takes no memory."""
     node = config["denoiser"]
     if "_target_" not in node:
         return None

@@ -66,8 +66,9 @@ def long_line(config: dict, evaluation: Evaluation, evaluations: float) -> Itera
     """
     workers, scored = workers_of(config), evaluation.arms["defended"].scored
     z = images_of(evaluation.subset, 1, evaluation.device).x
-    forward, _ = _calls(scored.classifier.brief() if scored.denoiser is None else lambda z: scored.denoiser(z, 1.0), z)
-    if scored.classifier_nfe == 0 and evaluations * Clock(evaluation.device)(forward) / workers <= LONG:
+    denoiser = scored.denoiser
+    forward, _ = _calls(scored.classifier if denoiser is None else lambda z: denoiser(z, 1.0), z)
+    if not scored.classifier_nfe and evaluations * Clock(evaluation.device)(forward) / workers <= LONG:
         return
     _, here = here_of(config, evaluation)
     if (seconds := here.on(workers).seconds) > LONG:
