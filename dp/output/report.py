@@ -96,6 +96,12 @@ def difference_words(key: str, attacked: Any, scored: Any) -> str:
     return f"{key}={attacked}" + ("" if scored is None else f" instead of {scored}")
 
 
+def budget_line(budget: int, spent: float, iterations: int) -> str:
+    """What an attack spends of its budget: the fields of `caveats.Spent`."""
+    spends = f"{count_of(iterations, 'iteration')} spend {spent:g} of {budget} network evaluations of an image"
+    return f"budget: {spends}; one more would not fit"
+
+
 def short_steps_line(attack: str, reach: float, needed: float) -> str:
     """A line about an attack whose steps may be too short: the fields of `caveats.ShortSteps`."""
     lengths = f"cover {reach:.3g} together and may need {needed:.3g}"
@@ -160,6 +166,7 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
         lines.append("the purifier has no surrogate: the attack takes its exact gradient")
     for c in caveats["departures"]:
         lines.append(f"departs from protocol {protocol}: {c['key']} {c['value']} instead of {c['reference']}")
+    lines += [budget_line(**fields) for fields in caveats.get("budget", [])]
     lines += [stronger_line(protocol, **fields) for fields in caveats.get("stronger", [])]
     lines += [short_steps_line(**fields) for fields in caveats["short_steps"]]
     lines += [f"the purifier's mask is not attacked: add attack={attack}" for attack in caveats["masks_spared"]]

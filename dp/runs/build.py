@@ -13,6 +13,7 @@ from dp.classifiers import Classifier
 from dp.defense.defended import Defended, brief, unbound
 from dp.defense.memory import bytes_per_call
 from dp.diffusion.denoisers import Denoiser
+from dp.evaluation.budget import within
 from dp.evaluation.caveats import gradients
 from dp.evaluation.dry import check_variance, dry_nfe
 from dp.evaluation.evaluate import Arm, Evaluation, null_control
@@ -55,7 +56,7 @@ def assembled(config: dict, scored: Defended, device: str) -> Evaluation:
     for modes in gradients(attack, threat.grad):
         if modes != (VALUES,):
             scored.gradient_modes(modes)  # raises ValueError for a mode that this purifier does not have
-    return Evaluation(
+    evaluation = Evaluation(
         subset=subset,
         arms={
             "defended": Arm(attacked, scored, attack),
@@ -72,6 +73,8 @@ def assembled(config: dict, scored: Defended, device: str) -> Evaluation:
         known_draws=protocol["known_draws"],
         window=config["window"],
     )
+    budget = config.get("budget")  # the configuration of an older run has none
+    return evaluation if budget is None else within(evaluation, budget)
 
 
 def set_repeatable(device: str) -> None:

@@ -34,3 +34,9 @@ SHARE = {"float32": 0.7, "tf32": 0.4, "bfloat16": 0.4}
 BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2}  # of one number that is kept for the backward pass
 ROOM = 0.5  # the share of the memory that activations may take, as in `dp.runs.build.set_memory`
 COUNTS = (1, 8, 64, 512)  # of GPUs, for which the time is given
+
+
+def check_cost(cost: object) -> None:
+    """Raises ValueError unless the key `cost` is true, false or the name of a GPU."""
+    if not isinstance(cost, bool) and cost not in GPUS:
+        raise ValueError(f"need cost true, false, {' or '.join(GPUS)}, got cost={cost}")

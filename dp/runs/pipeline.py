@@ -16,6 +16,7 @@ from dp.output import record, report
 from dp.output.console import console
 from dp.output.progress import Bar, Display, Downloads
 from dp.output.snapshots import Snapshots
+from dp.output.starts import note_start
 from dp.output.tracking import Tracker
 from dp.runs.build import build
 from dp.runs.caveats import Caveats, caveats_of
@@ -111,6 +112,8 @@ def prepare(setup: Setup, folder: Path) -> Job:
     own = len(job.shard.subset.ids)
     for line in report.announcement(folder.name, setup, job.evaluation, facts, workers_of(job.config), own):
         console.print(line)
+    each = {arm: found.total for arm, found in job.work.items()}
+    note_start(folder, str(job.config["shard"]), workers_of(job.config), len(job.rows), each)
     evaluations = total(job.shard.plan(), job.work, job.evaluation.lanes)
     console.print(report.work_line(evaluations))
     for line in long_line(job.config, job.evaluation, evaluations):

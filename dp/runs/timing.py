@@ -3,7 +3,7 @@
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dp.attacks.base import VALUES
-from dp.defense.defended import Defended, unbound
+from dp.defense.defended import Defended
 from dp.diffusion.denoisers import Denoiser
-from dp.evaluation.caveats import bound
 from dp.evaluation.dry import dry_run
 from dp.evaluation.estimate import Estimate, estimate
 from dp.evaluation.evaluate import Evaluation
+from dp.evaluation.remembered import remembered
 from dp.evaluation.work import BACKWARD, Costs, Price, Rates, costs, priced
 from dp.output.cost_report import LONG, long_run_line
 from dp.rng import Streams
@@ -127,21 +127,13 @@ class Clock:
 
 
 class Samples:
-    """Prices in seconds, see `work.Price`: each defense that is asked is measured, once."""
+    """Prices in seconds, see `work.Price`: each defense that is asked is measured."""
 
     def __init__(self, evaluation: Evaluation):
         self.evaluation, self.clock = evaluation, Clock(evaluation.device)
-        self.known: dict[Hashable, Price] = {}
 
     def __call__(self, model: Defended) -> Price:
         """The price of one sample of one image, in calls as wide as the run's."""
-        settings = sorted((key, repr(value)) for key, value in bound(model.purifier).items())
-        key = (unbound(model.purifier), tuple(settings), model.bpda)
-        if key not in self.known:
-            self.known[key] = self._price(model)
-        return self.known[key]
-
-    def _price(self, model: Defended) -> Price:
         evaluation = self.evaluation
         attack, one = evaluation.arms["defended"].attack, evaluation.first
         ids, x, y = images_of(evaluation.subset, evaluation.lanes, evaluation.device)
@@ -175,7 +167,7 @@ def _measured(evaluation: Evaluation) -> Measured:
     one = network_rates(evaluation, 1)
     gradient = nfe * (one.denoiser + one.denoiser_backward) + one.classifier + one.classifier_backward
     if width * gradient <= PATIENCE:
-        return Measured(priced(evaluation, Samples(evaluation)), width, True)
+        return Measured(priced(evaluation, remembered(Samples(evaluation))), width, True)
     images = int(max(1, min(width, PART / max(one.denoiser + one.denoiser_backward, 1e-9))))
     rates = one if images == 1 else network_rates(evaluation, images)
     return Measured(costs(evaluation, rates), images, False)

@@ -9,11 +9,12 @@ from typing import Any, get_args, get_origin
 
 from dp.attacks.base import FULL, VALUES
 from dp.contracts.declared import check_declared
+from dp.evaluation.budget import check_budget
 from dp.evaluation.evaluate import check_counts
 from dp.runs.by_dataset import shipped
 from dp.runs.compose import Setup, arguments
 from dp.runs.errors import unknown_option
-from dp.runs.gpus import GPUS
+from dp.runs.gpus import check_cost
 from dp.runs.help import options
 from dp.runs.machine import device_of, shard_of, workers_of
 from dp.runs.targets import RESERVED, target_of
@@ -79,8 +80,8 @@ def check_run(config: dict) -> None:
         raise ValueError(f"need save_every > 0, in seconds, got save_every={every}")
     if config["audit"] != "auto" and not isinstance(config["audit"], bool):
         raise ValueError(f"need audit auto, true or false, got audit={config['audit']}")
-    if not isinstance(config["cost"], bool) and config["cost"] not in GPUS:
-        raise ValueError(f"need cost true, false, {' or '.join(GPUS)}, got cost={config['cost']}")
+    check_cost(config["cost"])
+    check_budget(config["budget"])
     for read in (device_of, workers_of, shard_of):
         read(config)
 
