@@ -99,7 +99,7 @@ def difference_words(key: str, attacked: Any, scored: Any) -> str:
 def budget_line(budget: int, spent: float, iterations: int) -> str:
     """What an attack spends of its budget: the fields of `caveats.Spent`."""
     spends = f"{count_of(iterations, 'iteration')} spend {spent:g} of {budget} network evaluations of an image"
-    return f"budget: {spends}; one more would not fit"
+    return f"budget: {spends}, the most that fit"
 
 
 def short_steps_line(attack: str, reach: float, needed: float) -> str:
