@@ -1,4 +1,4 @@
-"""Robust accuracy over the network evaluations that each attack spent: runs with a `budget`, a curve for each attack."""
+"""Robust accuracy over the network evaluations that attacks spent: runs with a `budget`, one curve for each attack."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -112,8 +112,6 @@ def prepare(setup: Setup, folder: Path) -> Job:
     own = len(job.shard.subset.ids)
     for line in report.announcement(folder.name, setup, job.evaluation, facts, workers_of(job.config), own):
         console.print(line)
-    each = {arm: found.total for arm, found in job.work.items()}
-    note_start(folder, str(job.config["shard"]), workers_of(job.config), len(job.rows), each)
     evaluations = total(job.shard.plan(), job.work, job.evaluation.lanes)
     console.print(report.work_line(evaluations))
     for line in long_line(job.config, job.evaluation, evaluations):
@@ -147,6 +145,8 @@ def execute(job: Job) -> None:
         job.folder.name, job.folder, job.config
     )
     job.tracker = tracker
+    each = {arm: found.total for arm, found in job.work.items()}
+    note_start(job.folder, str(job.config["shard"]), workers, len(job.rows), each)
     try:
         audit_first(job)
         with Display(console, shard, units, rows.values(), tracker, job.work, begun, workers) as display:
