@@ -1,14 +1,14 @@
 """dp: diffusion-based adversarial purification, reproduced and judged.
 
-`dp.evaluate`, `dp.load` and `dp.Result` are those of `dp.api`, which is imported when one of them is asked for.
+`dp.evaluate`, `dp.load`, `dp.purify` and `dp.Result` are those of `dp.api`, which is imported when one of them is asked for.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dp.api import Result, evaluate, load
+    from dp.api import Result, evaluate, load, purify
 
-__all__ = ["Result", "evaluate", "load"]
+__all__ = ["Result", "evaluate", "load", "purify"]
 
 
 def __getattr__(name: str) -> Any:

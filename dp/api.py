@@ -28,6 +28,7 @@ from dp.output.report import show
 from dp.output.row_table import row_table
 from dp.runs import compose, given
 from dp.runs.pipeline import folder_of, judged
+from dp.runs.purified import Purified, purified
 from dp.subset import Subset
 
 EPS = {"linf": "8/255", "l2": 0.5}  # of given images, where the call names no threat
@@ -111,6 +112,28 @@ def evaluate(
     if summary is None:
         raise ValueError(f"need settings without a shard, got a shard: the others are not finished in {folder}")
     return Result(folder, summary)
+
+
+def purify(
+    images: Any,
+    purifier: str = "hetero",
+    dataset: str = "digits",
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    config_dirs: Sequence[str | Path] = (),
+) -> Purified:
+    """Purify images of one's own, (B,C,H,W) in [0,1], an array or a tensor, with the networks of a dataset.
+
+    `purifier`, `dataset`: names of options. `samples`: how often each image is purified, each time with other noise.
+    `seed`: of the noise. `settings`: further keys of the command line, such as {"purifier.t": 0.1}. `config_dirs`:
+    folders of plug-ins. `dp purify` does the same with image files. Raises ValueError or OSError with one line.
+    """
+    x = _subset((images, np.zeros(len(images), dtype=np.int64))).x
+    words = [f"{key}={_text(value)}" for key, value in (settings or {}).items()]
+    config = compose.composed(f"dataset={dataset}", f"purifier={purifier}", *words, config_dirs=config_dirs)
+    return purified(config, x, samples, seed)
 
 
 def load(pattern: str | Path = "results/runs/*") -> list[Result]:

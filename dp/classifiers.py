@@ -52,9 +52,10 @@ class Classifier(nn.Module):
             x = F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
         if self.mean is not None and self.std is not None:
             x = (x - self.mean) / self.std
-        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.net(x)
-        return logits.to(x.dtype)
+        if self.dtype == torch.float32:
+            return self.net(x).to(x.dtype)
+        with torch.autocast(x.device.type, self.dtype):
+            return self.net(x).to(x.dtype)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The features (B,C,h,w) at each tap, shallow to deep, read by hooks that exist during this call only.

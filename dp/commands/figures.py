@@ -1,7 +1,7 @@
 """dp figures: draw results/figures/ from results/measured/.
 
-It draws tradeoff_<dataset>.png, the standard and robust accuracy over the noise time, and adjoint_error.png, the error
-of the adjoint gradient.
+It draws tradeoff_<dataset>.png, the standard and robust accuracy over the noise time, adjoint_error.png, the error of
+the adjoint gradient, and, of runs with a budget, budget.png, the robust accuracy over what each attack spent.
 """
 
 import argparse
@@ -17,7 +17,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from dp.output import record
+from dp.output import budget_figure, record
 from dp.output.console import console
 from dp.output.shapes import contents, misfit
 from dp.runs.errors import DONE, command
@@ -200,6 +200,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def draw() -> int:
         console.print(tradeoff(args.dataset, args.images))
         console.print(adjoint_error())
+        panels, path = budget_figure.budget_runs(MEASURED), FIGURES / "budget.png"
+        if panels:
+            budget_figure.draw(panels, path)
+            console.print(path)
         return DONE
 
     return command(draw)

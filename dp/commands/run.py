@@ -40,6 +40,11 @@ def one(cfg: DictConfig) -> None:
     folder, summary, error = None, None, None
     try:
         setup = compose.setup_of(cfg)
+        if setup.config["cost"] is not False:
+            from dp.runs.cost import show_cost
+
+            show_cost(setup)
+            return
         folder = folder_of(setup)
         summary = judged(setup, folder)
         if summary is None:

@@ -50,7 +50,8 @@ def line(summary: dict, key: str, side: str, rule: str) -> dict:
         "dataset": choices["dataset"],
         "purifier": version_name(config, "purifier"),
         "settings": settings(config["purifier"]),
-        "attack": version_name(config, "attack"),
+        "attack": version_name(config, "attack")
+        + "".join(f", budget {b['budget']}" for b in caveats.get("budget", [])),
         "threat": f"{config['threat_model']['norm']} {config['threat_model']['eps']}",
         "gradient": gradient_words(caveats),
         "protocol": version_name(config, "protocol"),

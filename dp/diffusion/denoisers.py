@@ -92,9 +92,11 @@ class Denoiser(nn.Module):
         return self.recompute(functools.partial(self._net, noise=noise, label=label), x)
 
     def _net(self, x: Tensor, noise: Tensor, label: Tensor | None) -> Tensor:
-        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            out = self.net(x, noise) if label is None else self.net(x, noise, label)
-        return out.to(x.dtype)
+        call = functools.partial(self.net, x, noise) if label is None else functools.partial(self.net, x, noise, label)
+        if self.dtype == torch.float32:
+            return call().to(x.dtype)
+        with torch.autocast(x.device.type, self.dtype):
+            return call().to(x.dtype)
 
 
 class EDM(Denoiser):

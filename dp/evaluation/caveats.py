@@ -55,6 +55,16 @@ class Stronger(NamedTuple):
     most: float
 
 
+class Spent(NamedTuple):
+    """The budget of an attack, and what it spends of it, in network evaluations of an image. `iterations`: of the
+    attack, or of the longest of its parts.
+    """
+
+    budget: int
+    spent: float
+    iterations: int
+
+
 class Fact(NamedTuple):
     """A number that a purifier tells of itself on the run's images, such as the share of pixels in its mask."""
 
@@ -77,7 +87,7 @@ class Caveats:
     `attack_nfe`: network evaluations of one scored sample, and of one sample in the costliest gradient mode. `facts`:
     what the scored purifier tells of itself on the first images. `exceptions`: the properties of the contract that its
     yaml declares as not holding. `stronger`: the converged budget of the protocol on this dataset, if this run has a
-    quick one.
+    quick one. `budget`: what the attack spends, if its iterations are set by a budget.
     """
 
     gradients: tuple[Modes, ...]
@@ -96,6 +106,7 @@ class Caveats:
     facts: tuple[Fact, ...]
     exceptions: tuple[str, ...] = ()
     stronger: tuple[Stronger, ...] = ()
+    budget: tuple[Spent, ...] = ()
 
     def as_data(self) -> dict:
         """The caveats as plain data for a summary. Named tuples become mappings."""
@@ -103,7 +114,7 @@ class Caveats:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Difference | Change | ShortSteps | Fact | Stronger):
+    if isinstance(value, Difference | Change | ShortSteps | Fact | Stronger | Spent):
         return value._asdict()
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -79,6 +79,12 @@ class Evaluation:
                 f"need images in [0, 1], got NaN or values outside in ids {self.subset.ids[bad].tolist()[:5]}"
             )
 
+    @property
+    def first(self) -> Subset:
+        """The first image, on the device."""
+        ids, x, y = self.subset.select(slice(0, 1))
+        return Subset(ids, x.to(self.device), y.to(self.device))
+
     def plan(self, done: Iterable[tuple[str, int, int]] = (), begun: Iterable[Unit] = ()) -> list[Unit]:
         """The units that are not yet done, by seed and then by condition. `done`: (arm, seed, id) of finished rows.
 
@@ -97,6 +103,14 @@ class Evaluation:
                 size = self.lanes * (self.window if self._refills(arm) else 1)
                 units += [Unit(arm, seed, tuple(left[k : k + size])) for k in range(0, len(left), size)]
         return units
+
+    def of_shard(self, part: int, parts: int, workers: int) -> "Evaluation":
+        """The evaluation of the `part`-th of `parts` shares of the images, counted from 1.
+
+        Its window is smaller if there are few images, so that every worker has work.
+        """
+        subset = self.subset.select(slice(part - 1, None, parts))
+        return replace(self, subset=subset, window=max(1, min(self.window, len(subset.ids) // (self.lanes * workers))))
 
     def restored(self, unit: Unit, saved: Packed) -> Snapshot:
         """The saved state of a unit's attack. Raises ValueError if it does not fit the attack."""

@@ -30,10 +30,23 @@ MOST_STEPS = 3000  # of an attack's own code
 MOST_CALLS = 100_000  # of it to the stand-in; an attack that waits for a wrong answer would never end
 
 
+class Rates(NamedTuple):
+    """What one network evaluation of one image costs, in a unit of choice: a call of the denoiser and of the
+    classifier, their backward pass to the input alone, and a call of the denoiser that is computed again.
+    """
+
+    denoiser: float
+    classifier: float
+    denoiser_backward: float
+    classifier_backward: float
+    again: float
+
+
 class Price(NamedTuple):
-    """What one sample of a defense costs: the purification, the whole forward pass, and the backward pass."""
+    """What one sample of a defense costs: the purification, its backward pass, the whole forward pass and its own."""
 
     purify: float
+    purify_backward: float
     forward: float
     backward: float
     most: float  # samples that are computed at most; without noise, when all are equal, those of one call
@@ -61,21 +74,28 @@ class Costs(NamedTuple):
         return self.attack(self.steps) + self.score
 
 
-class Pricing:
-    """The prices of defenses. `classifier`: the cost of one evaluation of the classifier, in those of the denoiser,
-    beside what the classifier itself asks of a denoiser.
-    """
+Prices = Callable[[Defended], Price]
 
-    def __init__(self, one: Subset, classifier: float):
-        self.one, self.classifier = one, classifier
+
+class Pricing:
+    """The prices of defenses, found by a dry run on one image."""
+
+    def __init__(self, one: Subset, rates: Rates):
+        self.one, self.rates = one, rates
 
     def __call__(self, model: Defended) -> Price:
         nfe, draws, own = dry_run(model, self.one)
-        purify = nfe - own
-        through = 0.0 if model.bpda else BACKWARD * purify + _again([model.denoiser], purify)
-        through += BACKWARD * (own + self.classifier) + _again(model.classifier.modules(), own)
-        most = float("inf") if draws else model.draws_per_call
-        return Price(purify, nfe + self.classifier, through, most)
+        rates, purify = self.rates, nfe - own
+        back = rates.denoiser_backward * purify + rates.again * _again([model.denoiser], purify)
+        through = 0.0 if model.bpda else back
+        through += rates.denoiser_backward * own + rates.again * _again(model.classifier.modules(), own)
+        return Price(
+            purify=rates.denoiser * purify,
+            purify_backward=back,
+            forward=rates.denoiser * nfe + rates.classifier,
+            backward=through + rates.classifier_backward,
+            most=float("inf") if draws else model.draws_per_call,
+        )
 
 
 def _again(modules: Iterable[Any], calls: int) -> int:
@@ -87,7 +107,7 @@ def _again(modules: Iterable[Any], calls: int) -> int:
 class Counting:
     """A defense that answers at once, never wrongly, and counts what its answers would have cost for one image."""
 
-    def __init__(self, model: Defended, pricing: Pricing, y: Tensor, classes: int, known: int | None):
+    def __init__(self, model: Defended, pricing: Prices, y: Tensor, classes: int, known: int | None):
         self.model, self.pricing, self.price = model, pricing, pricing(model)
         self.y, self.classes, self.known = y, classes, known
         self.spent, self.calls = [0.0], [0]  # shared by all gradient modes
@@ -131,7 +151,7 @@ class Counting:
         return x.expand(samples, *x.shape)
 
     def vjp(self, x: Tensor, rng: Streams, which: Sequence[int], direction: Tensor) -> Tensor:
-        self._count(self.price.purify * (1 + BACKWARD), 1)
+        self._count(self.price.purify + self.price.purify_backward, 1)
         return direction
 
     def _count(self, cost: float, samples: int, queries: int = 1) -> None:
@@ -142,20 +162,35 @@ class Counting:
         self.spent[0] += cost * queries * min(samples, self.price.most)
 
     def _logits(self, y: Tensor) -> Tensor:
-        """(B,K): the label's is the largest by far, and no two are equal."""
+        """(B,K): the label's is the largest by far, and no two are equal. Under noise no two calls agree: some attacks
+        ask twice to see whether they do.
+        """
         falling = -0.01 * torch.arange(self.classes, dtype=torch.float32, device=y.device)
-        return 4.0 * F.one_hot(y, self.classes) + falling
+        noisy = self.price.most == float("inf") and self.known is None
+        return (4.0 + 0.01 * (self.calls[0] % 7) * noisy) * F.one_hot(y, self.classes) + falling
 
 
-def costs(evaluation: Evaluation, classifier: float | None = None) -> dict[str, Costs]:
-    """The work for one image under every condition. `classifier`: see `Pricing`; by default it is measured."""
-    one = evaluation.subset.select(slice(0, 1))
-    one = Subset(one.ids, one.x.to(evaluation.device), one.y.to(evaluation.device))
-    scored = evaluation.arms["defended"].scored
-    ratio = relative_cost(scored, one.x) if classifier is None else classifier
+def in_evaluations(classifier: float) -> Rates:
+    """The rates whose unit is one call of the denoiser. `classifier`: the cost of a call of the classifier, in that
+    unit, beside what the classifier itself asks of a denoiser.
+    """
+    return Rates(1.0, classifier, BACKWARD, BACKWARD * classifier, 1.0)
+
+
+def costs(evaluation: Evaluation, rates: Rates | None = None) -> dict[str, Costs]:
+    """The work for one image under every condition, in the unit of the rates. By default the unit is one call of the
+    denoiser, and the cost of the classifier is measured.
+    """
+    one = evaluation.first
+    ratio = relative_cost(evaluation.arms["defended"].scored, one.x) if rates is None else 0.0
+    return priced(evaluation, Pricing(one, rates or in_evaluations(ratio)))
+
+
+def priced(evaluation: Evaluation, pricing: Prices) -> dict[str, Costs]:
+    """The same at the prices of samples."""
+    one = evaluation.first
     with torch.no_grad():
-        classes = brief(scored)(one.x, Streams(one.ids, 0, "dry")).shape[1]
-    pricing = Pricing(one, ratio)
+        classes = brief(evaluation.arms["defended"].scored)(one.x, Streams(one.ids, 0, "dry")).shape[1]
     return {name: _costs(evaluation, name, arm, pricing, one, classes) for name, arm in evaluation.arms.items()}
 
 
@@ -191,7 +226,7 @@ def total(units: Sequence[Unit], work: Mapping[str, Costs], lanes: int) -> float
     return sum(slots(unit, lanes) * work[unit.arm].total for unit in units)
 
 
-def _costs(evaluation: Evaluation, name: str, arm: Arm, pricing: Pricing, one: Subset, classes: int) -> Costs:
+def _costs(evaluation: Evaluation, name: str, arm: Arm, pricing: Prices, one: Subset, classes: int) -> Costs:
     price = pricing(arm.scored)
     known = evaluation.votes if evaluation.known_draws else None
     attack, spent = _attack(arm, pricing, one, classes, known, evaluation), price.forward
@@ -202,7 +237,7 @@ def _costs(evaluation: Evaluation, name: str, arm: Arm, pricing: Pricing, one: S
 
 
 def _attack(
-    arm: Arm, pricing: Pricing, one: Subset, classes: int, known: int | None, evaluation: Evaluation
+    arm: Arm, pricing: Prices, one: Subset, classes: int, known: int | None, evaluation: Evaluation
 ) -> list[float]:
     """The work of an attack up to each of its first steps, from 0 on.
 

@@ -73,9 +73,14 @@ def padding_lines(images: int, lanes: int) -> list[str]:
 
 def work_line(evaluations: float) -> str:
     """The work of a run in words. `evaluations`: of the denoiser, or of the classifier where there is none."""
-    size, word = next((pair for pair in SIZES if evaluations >= pair[0]), (1, ""))
-    about = float(f"{evaluations / size:.2g}")
-    return f"work: about {about:g}{word} network evaluations of one image; a backward pass counts as about one"
+    counted = words_of_count(evaluations)
+    return f"work: about {counted} network evaluations of one image; a backward pass counts as about one"
+
+
+def words_of_count(count: float) -> str:
+    """A large count with two digits, such as `6.1 million`."""
+    size, word = next((pair for pair in SIZES if count >= pair[0]), (1, ""))
+    return f"{float(f'{count / size:.2g}'):g}{word}"
 
 
 def through(grad: str, caveats: dict) -> str:
@@ -89,6 +94,12 @@ def through(grad: str, caveats: dict) -> str:
 def difference_words(key: str, attacked: Any, scored: Any) -> str:
     """A difference between the attacked and the scored purifier in words: the fields of `caveats.Difference`."""
     return f"{key}={attacked}" + ("" if scored is None else f" instead of {scored}")
+
+
+def budget_line(budget: int, spent: float, iterations: int) -> str:
+    """What an attack spends of its budget: the fields of `caveats.Spent`."""
+    spends = f"{count_of(iterations, 'iteration')} spend {spent:g} of {budget} network evaluations of an image"
+    return f"budget: {spends}, the most that fit"
 
 
 def short_steps_line(attack: str, reach: float, needed: float) -> str:
@@ -155,6 +166,7 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
         lines.append("the purifier has no surrogate: the attack takes its exact gradient")
     for c in caveats["departures"]:
         lines.append(f"departs from protocol {protocol}: {c['key']} {c['value']} instead of {c['reference']}")
+    lines += [budget_line(**fields) for fields in caveats.get("budget", [])]
     lines += [stronger_line(protocol, **fields) for fields in caveats.get("stronger", [])]
     lines += [short_steps_line(**fields) for fields in caveats["short_steps"]]
     lines += [f"the purifier's mask is not attacked: add attack={attack}" for attack in caveats["masks_spared"]]

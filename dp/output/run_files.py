@@ -139,6 +139,14 @@ class Stronger(TypedDict):
     most: float
 
 
+class Spent(TypedDict):
+    """See `dp.evaluation.caveats.Spent`."""
+
+    budget: int
+    spent: float
+    iterations: int
+
+
 class CaveatData(TypedDict):
     """See `dp.evaluation.caveats.Caveats`."""
 
@@ -156,6 +164,7 @@ class CaveatData(TypedDict):
     facts: NotRequired[list[Fact]]
     exceptions: NotRequired[list[str]]
     stronger: NotRequired[list[Stronger]]
+    budget: NotRequired[list[Spent]]
     nfe: int
     attack_nfe: int
 

@@ -13,6 +13,7 @@ from dp.classifiers import Classifier
 from dp.defense.defended import Defended, brief, unbound
 from dp.defense.memory import bytes_per_call
 from dp.diffusion.denoisers import Denoiser
+from dp.evaluation.budget import within
 from dp.evaluation.caveats import gradients
 from dp.evaluation.dry import check_variance, dry_nfe
 from dp.evaluation.evaluate import Arm, Evaluation, null_control
@@ -30,9 +31,22 @@ from dp.threat_models.ball import ThreatModel
 def build(config: dict) -> Evaluation:
     """All objects of a run, from plain configuration. Raises ValueError for settings that do not fit together."""
     check_config(config)
-    device, protocol = device_of(config), config["protocol"]
+    device = device_of(config)
     set_repeatable(device)
-    scored = defense(config, device)
+    evaluation = assembled(config, defense(config, device), device)
+    attacked, scored, _ = evaluation.arms["defended"]
+    first = evaluation.subset.select(slice(0, 1))
+    check_images(scored, evaluation.subset, device)
+    nfe = dry_nfe(attacked, first)  # this call also finds bad hyperparameters before any work
+    dry_nfe(scored, first)
+    check_variance(scored, first)
+    set_memory(config, scored, first, nfe, device)
+    return evaluation
+
+
+def assembled(config: dict, scored: Defended, device: str) -> Evaluation:
+    """The objects of a run around its scored defense, whose denoiser is not called. Raises ValueError as `build`."""
+    protocol = config["protocol"]
     subset: Subset = _make(config, config["dataset"]["loader"])
     attack, threat, judge = attacker(config)
     check_lengths(config["attack"], threat, subset.x[:1])
@@ -42,20 +56,13 @@ def build(config: dict) -> Evaluation:
     for modes in gradients(attack, threat.grad):
         if modes != (VALUES,):
             scored.gradient_modes(modes)  # raises ValueError for a mode that this purifier does not have
-    arms = {
-        "defended": Arm(attacked, scored, attack),
-        "undefended": Arm(bare, bare, attack),
-        "null": Arm(attacked, scored, null_control(attack, judge)),
-    }
-    first = subset.select(slice(0, 1))
-    check_images(scored, subset, device)
-    nfe = dry_nfe(attacked, first)  # this call also finds bad hyperparameters before any work
-    dry_nfe(scored, first)
-    check_variance(scored, first)
-    set_memory(config, scored, first, nfe, device)
-    return Evaluation(
+    evaluation = Evaluation(
         subset=subset,
-        arms=arms,
+        arms={
+            "defended": Arm(attacked, scored, attack),
+            "undefended": Arm(bare, bare, attack),
+            "null": Arm(attacked, scored, null_control(attack, judge)),
+        },
         threat=threat,
         seeds=protocol["seeds"],
         votes=protocol["votes"],
@@ -66,6 +73,8 @@ def build(config: dict) -> Evaluation:
         known_draws=protocol["known_draws"],
         window=config["window"],
     )
+    budget = config.get("budget")  # the configuration of an older run has none
+    return evaluation if budget is None else within(evaluation, budget)
 
 
 def set_repeatable(device: str) -> None:
@@ -124,8 +133,13 @@ def check_images(scored: Defended, subset: Subset, device: str) -> None:
 
 def defense(config: dict, device: str) -> Defended:
     """The scored defense. Its networks are on the device, in the memory format and precision of the run."""
-    classifier: Classifier = network(config, "classifier", device)
     denoiser: Denoiser | None = network(config, "denoiser", device) if "_target_" in config["denoiser"] else None
+    return defense_around(denoiser, config, device)
+
+
+def defense_around(denoiser: Denoiser | None, config: dict, device: str) -> Defended:
+    """The scored defense with this denoiser. Its other networks are as `defense` makes them."""
+    classifier: Classifier = network(config, "classifier", device)
     purify, nodes = _make(config, config["purifier"]), config["purifier"].get("gradients") or {}
     variants = {name: _variant(config, node) for name, node in nodes.items() if node}
     size = config["dataset"]["draws_per_call"]

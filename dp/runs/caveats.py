@@ -8,6 +8,7 @@ import torch
 
 from dp.contracts.declared import exceptions, honest_gradient
 from dp.defense.defended import Defended
+from dp.evaluation.budget import spent_of
 from dp.evaluation.caveats import (
     FULL,
     VALUES,
@@ -53,6 +54,7 @@ def caveats_of(setup: Setup, evaluation: Evaluation) -> Caveats:
         facts=_facts(config, evaluation),
         exceptions=tuple(exceptions(config["purifier"])),
         stronger=_stronger(config),
+        budget=() if config.get("budget") is None else (spent_of(evaluation, config["budget"]),),
     )
 
 

@@ -10,10 +10,10 @@ from dp.runs.compose import nodes
 # Keys that cannot change a row: tables whose values are in other keys, labels and declarations; by path, facts of a
 # dataset; and in a node that names a file, its address.
 NOT_HASHED = ("per_dataset", "facts", "mask", "published", "exceptions", "gradient", "trained_with")
-NOT_HASHED_PATHS = ("dataset.files", "dataset.full_size", "dataset.scaled_from")
+NOT_HASHED_PATHS = ("dataset.files", "dataset.full_size", "dataset.scaled_from", "dataset.shape")
 NOT_HASHED_OF_FILES = ("url", "megabytes")
 # Options that were added later, by path, with the value that changes nothing. They are hashed only if they differ.
-NEUTRAL: dict[str, Any] = {"protocol.attack_variants": [], "dataset.budget": "quick"}
+NEUTRAL: dict[str, Any] = {"protocol.attack_variants": [], "dataset.budget": "quick", "budget": None}
 NEUTRAL_OF_TARGETS: dict[tuple[str, str], Any] = {  # the same for arguments, wherever the node stands
     ("pgd_eot.PGD", "momentum"): 0.0,
     ("hetero.purify", "taps"): None,

@@ -1,6 +1,6 @@
 """A run from its configuration to its summary: resume, prepare, execute, summarize."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from dp.output import record, report
 from dp.output.console import console
 from dp.output.progress import Bar, Display, Downloads
 from dp.output.snapshots import Snapshots
+from dp.output.starts import note_start
 from dp.output.tracking import Tracker
 from dp.runs.build import build
 from dp.runs.caveats import Caveats, caveats_of
@@ -24,6 +25,7 @@ from dp.runs.early import check_early
 from dp.runs.keys import run_key
 from dp.runs.machine import shard_of, workers_of
 from dp.runs.sources import sources_hash
+from dp.runs.timing import long_line
 from dp.runs.validate import check_setup
 from dp.runs.workers import run_units
 from dp.statistics import metrics
@@ -63,14 +65,8 @@ class Job:
 
     @property
     def shard(self) -> Evaluation:
-        """The evaluation of this process's share of the images.
-
-        Its window is smaller if there are few images, so that every worker has work.
-        """
-        (part, parts), evaluation = shard_of(self.config), self.evaluation
-        subset = evaluation.subset.select(slice(part - 1, None, parts))
-        window = max(1, min(evaluation.window, len(subset.ids) // (evaluation.lanes * workers_of(self.config))))
-        return replace(evaluation, subset=subset, window=window)
+        """The evaluation of this process's share of the images."""
+        return self.evaluation.of_shard(*shard_of(self.config), workers_of(self.config))
 
 
 def folder_of(setup: Setup) -> Path:
@@ -116,7 +112,10 @@ def prepare(setup: Setup, folder: Path) -> Job:
     own = len(job.shard.subset.ids)
     for line in report.announcement(folder.name, setup, job.evaluation, facts, workers_of(job.config), own):
         console.print(line)
-    console.print(report.work_line(total(job.shard.plan(), job.work, job.evaluation.lanes)))
+    evaluations = total(job.shard.plan(), job.work, job.evaluation.lanes)
+    console.print(report.work_line(evaluations))
+    for line in long_line(job.config, job.evaluation, evaluations):
+        console.print(line)
     return job
 
 
@@ -146,6 +145,8 @@ def execute(job: Job) -> None:
         job.folder.name, job.folder, job.config
     )
     job.tracker = tracker
+    each = {arm: found.total for arm, found in job.work.items()}
+    note_start(job.folder, str(job.config["shard"]), workers, len(job.rows), each)
     try:
         audit_first(job)
         with Display(console, shard, units, rows.values(), tracker, job.work, begun, workers) as display:

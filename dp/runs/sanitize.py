@@ -15,6 +15,7 @@ from dp.output import record
 from dp.output.console import console
 from dp.output.report import clock
 from dp.output.row_table import count_of
+from dp.output.strips import Strip, draw
 from dp.runs.build import network, set_repeatable
 from dp.runs.machine import device_of
 from dp.runs.pipeline import fetch_missing
@@ -24,7 +25,6 @@ from dp.runs.sanitized import CHANGES, FORMAT, LABELS, PICTURE, REPORT, STATES, 
 from dp.sanitizing import report
 from dp.sanitizing.chain import to_bytes, to_floats
 from dp.sanitizing.elixir import DataElixir, States, put
-from dp.output.strips import Strip, draw
 from dp.sanitizing.transitions import Found
 from dp.subset import Subset
 

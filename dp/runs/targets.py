@@ -12,7 +12,17 @@ from typing import Any, Union, get_args, get_origin
 PACKAGES = ("dp", "torch.nn", "torch.optim", "torchvision.models")
 
 # Keys of a node that are no arguments of its `_target_`. They are removed before the call.
-RESERVED = ("per_dataset", "gradients", "gradient", "exceptions", "facts", "mask", "published", "trained_with", "version")
+RESERVED = (
+    "per_dataset",
+    "gradients",
+    "gradient",
+    "exceptions",
+    "facts",
+    "mask",
+    "published",
+    "trained_with",
+    "version",
+)
 
 NUMBER = r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
 FRACTION = re.compile(f"{NUMBER}/{NUMBER}")

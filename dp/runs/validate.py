@@ -9,10 +9,12 @@ from typing import Any, get_args, get_origin
 
 from dp.attacks.base import FULL, VALUES
 from dp.contracts.declared import check_declared
+from dp.evaluation.budget import check_budget
 from dp.evaluation.evaluate import check_counts
 from dp.runs.by_dataset import shipped
 from dp.runs.compose import Setup, arguments
 from dp.runs.errors import unknown_option
+from dp.runs.gpus import check_cost
 from dp.runs.help import options
 from dp.runs.machine import device_of, shard_of, workers_of
 from dp.runs.targets import RESERVED, target_of
@@ -28,7 +30,15 @@ SIMPLE = {int: (int,), float: (int, float), str: (str,), bool: (bool,), NoneType
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 WORDS[Sequence] = "a list"
 # Keys that a yaml may leave out, of nodes without a `_target_`.
-OPTIONAL = ("dataset.budget", "dataset.files", "dataset.full_size", "dataset.scaled_from", "protocol.version")
+OPTIONAL = (
+    "dataset.budget",
+    "dataset.files",
+    "dataset.full_size",
+    "dataset.scaled_from",
+    "dataset.shape",
+    "protocol.version",
+)
+DTYPES = ("float32", "bfloat16")
 PROTOCOL_KEYS = ("seeds", "votes", "ties", "report", "grad", "attack", "attack_variants", "known_draws", "judge")
 
 
@@ -70,6 +80,8 @@ def check_run(config: dict) -> None:
         raise ValueError(f"need save_every > 0, in seconds, got save_every={every}")
     if config["audit"] != "auto" and not isinstance(config["audit"], bool):
         raise ValueError(f"need audit auto, true or false, got audit={config['audit']}")
+    check_cost(config["cost"])
+    check_budget(config["budget"])
     for read in (device_of, workers_of, shard_of):
         read(config)
 
@@ -132,7 +144,7 @@ def _check_tables(name: str, tables: dict, node: dict, default: Any) -> None:
 
 def check_precision(config: dict) -> None:
     """Raises ValueError for a precision or a memory mode that does not exist."""
-    if config["dtype"] not in ("float32", "bfloat16") or config["memory"] not in ("auto", "store", "recompute"):
+    if config["dtype"] not in DTYPES or config["memory"] not in ("auto", "store", "recompute"):
         given = f"{config['dtype']}, {config['memory']}"
         raise ValueError(f"need dtype float32 or bfloat16 and memory auto, store or recompute, got {given}")
 

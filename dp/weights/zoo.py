@@ -34,10 +34,17 @@ def robustbench(model: str, dataset: str = "cifar10", threat: str = "Linf") -> n
     asset = robustbench_asset(model, dataset, threat)
     path = locate(asset)
     verify(path, asset)
-    state = _weights(path, ("last", *ENTRIES) if model.startswith(LAST) else ENTRIES)
-    entry = _entry(model, dataset, threat)
-    net = entry["model"]() if entry is not None else _of_timm(model, dataset, threat)
+    state, net = (
+        _weights(path, ("last", *ENTRIES) if model.startswith(LAST) else ENTRIES),
+        untrained(model, dataset, threat),
+    )
     return fit(net, _named(state, net), path.name)
+
+
+def untrained(model: str, dataset: str = "cifar10", threat: str = "Linf") -> nn.Module:
+    """RobustBench's network of this id with random weights. It needs no file."""
+    entry = _entry(model, dataset, threat)
+    return entry["model"]() if entry is not None else _of_timm(model, dataset, threat)
 
 
 def robustbench_asset(model: str, dataset: str = "cifar10", threat: str = "Linf") -> Asset:
@@ -58,13 +65,20 @@ def timm(model: str, taps: Sequence[str] = (), dtype: torch.dtype = torch.float3
     It has its pretrained weights, which must fit exactly, and the mean, std and size that they were trained with.
     `taps`, `dtype`: see `Classifier`. Raises ValueError for a name without published weights.
     """
-    import timm as library  # imported here because it takes seconds
-
-    asset, settings = timm_asset(model), _settings(model)
+    asset = timm_asset(model)
     path = locate(asset)
     verify(path, asset)
+    classifier = untrained_timm(model, taps, dtype)
+    fit(classifier.net, _todays_names(_weights(path, ENTRIES), classifier.net), path.name)
+    return classifier
+
+
+def untrained_timm(model: str, taps: Sequence[str] = (), dtype: torch.dtype = torch.float32) -> Classifier:
+    """timm's model of this name as a classifier, with random weights. It needs no file."""
+    import timm as library  # imported here because it takes seconds
+
+    settings = _settings(model)
     net = library.create_model(model, pretrained=False, num_classes=settings.num_classes)
-    net = fit(net, _todays_names(_weights(path, ENTRIES), net), path.name)
     return Classifier(net, taps, settings.mean, settings.std, settings.input_size[-1], dtype)
 
 

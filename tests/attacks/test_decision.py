@@ -10,7 +10,7 @@ from dp.attacks.pgd_eot import PGD
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
 from dp.evaluation.dry import dry_nfe
-from dp.evaluation.work import Counting, Pricing, _counted
+from dp.evaluation.work import Counting, Pricing, _counted, in_evaluations
 from dp.purifiers import none
 from dp.rng import Streams
 from dp.subset import Subset
@@ -265,7 +265,7 @@ def test_the_work_is_counted_and_the_count_ends():
     one = Subset(torch.tensor([0]), X[:1], Y[:1])
     model = Defended(jitter, None, Classifier(Linear(W)), draws_per_call=2)
     attack, threat = Decision(8, 3, 30, 10000, 2, theta=0.1), ThreatModel("l2", 0.3)
-    counting = Counting(model, Pricing(one, 1.0), one.y, 2, None)
+    counting = Counting(model, Pricing(one, in_evaluations(1.0)), one.y, 2, None)
     work = _counted(attack, counting, one, threat, attack.steps)
     assert len(work) == attack.steps + 1
     spent = states(attack, model, X, Y, threat)[-1].queries.float().mean()

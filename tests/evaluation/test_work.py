@@ -13,7 +13,7 @@ from torch import Tensor
 from dp.attacks.base import Attack
 from dp.evaluation import work as counted_work
 from dp.evaluation.rows import Event
-from dp.evaluation.work import BACKWARD, MOST_STEPS, Costs, costs, total
+from dp.evaluation.work import BACKWARD, MOST_STEPS, Costs, costs, in_evaluations, total
 from dp.output.progress import Bar, Display
 from dp.output.tracking import NoTracking
 from dp.runs.build import build
@@ -75,7 +75,7 @@ def test_the_time_to_go_is_right_from_the_first_line(overrides, monkeypatch):
     known = composed(*overrides)["attack"]
     small = [word for word in TINY if not word.startswith("attack.") or word[7:].partition("=")[0] in known]
     evaluation = build(composed(*small, *overrides))
-    work = costs(evaluation, RATIO)
+    work = costs(evaluation, in_evaluations(RATIO))
     told, end = estimates(evaluation, work, monkeypatch)
     assert told[0][0] < end / 4, "the first line comes late"
     for now, left in told:
@@ -87,7 +87,7 @@ def test_the_time_to_go_is_right_from_the_first_line(overrides, monkeypatch):
 def test_the_work_of_a_plain_attack_by_hand():
     """PGD, 2 steps of 2 samples, 3 votes: two gradients and twice three forward passes a sample, 7 NFE each."""
     evaluation = build(composed(*TINY, "memory=store"))
-    work = costs(evaluation, RATIO)
+    work = costs(evaluation, in_evaluations(RATIO))
     forward, gradient = 7 + RATIO, (1 + BACKWARD) * (7 + RATIO)
     assert work["defended"].counted == pytest.approx((0, 2 * gradient, 4 * gradient))
     assert work["defended"].score == pytest.approx(2 * 3 * forward)
@@ -103,7 +103,7 @@ def test_steps_that_are_not_counted_cost_as_much_as_the_others():
     assert long.attack(10) == 5 + 2 * 10
     assert long.total == 5 + 2e9 + 3
     evaluation = build(composed(*TINY, f"attack.iterations={10 * MOST_STEPS}", "purifier=none"))
-    work = costs(evaluation, RATIO)
+    work = costs(evaluation, in_evaluations(RATIO))
     assert work["defended"].attack(10 * MOST_STEPS) == pytest.approx(10 * work["defended"].attack(MOST_STEPS))
 
 
@@ -160,6 +160,6 @@ def test_no_attacks_own_code_stops_the_count(attack, monkeypatch):
     one = evaluation.subset
     large = one._replace(x=torch.nn.functional.interpolate(one.x, size=(48, 48)))
     arms = {name: arm._replace(attack=attack) for name, arm in evaluation.arms.items()}
-    work = costs(dataclasses.replace(evaluation, subset=large, arms=arms), RATIO)
+    work = costs(dataclasses.replace(evaluation, subset=large, arms=arms), in_evaluations(RATIO))
     gradient = 3 * (1 + BACKWARD) * RATIO  # its three samples are in one call of four
     assert work["defended"].counted == pytest.approx((0, gradient, 2 * gradient))

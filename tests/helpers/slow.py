@@ -10,6 +10,20 @@ SLOW = {
         test_given_images_may_take_the_settings_of_a_dataset
         test_the_page_about_python_runs
     """,
+    "evaluation/test_budget.py": "*",
+    "output/test_status.py": "*",
+    "runs/test_cost.py": """
+        test_a_convolution_by_hand
+        test_a_gpu_needs_neither_itself_nor_files
+        test_hours_are_flops_over_the_assumed_speed
+        test_no_network_of_a_purifier_needs_a_file
+        test_nothing_is_attacked_or_written
+        test_on_the_meta_device_the_same_is_counted_as_in_a_real_call
+        test_only_a_long_run_says_how_long
+        test_the_estimate_is_the_time_that_the_run_then_takes
+        test_the_estimate_of_a_shard_is_its_share
+        test_without_room_calls_are_computed_twice
+    """,
     "attacks/test_apgd.py": """
         test_l2_reaches_the_closed_form_optimum
         test_linf_reaches_the_corner_with_the_box_active

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from dp.evaluation.rows import Event, Unit
-from dp.evaluation.work import Costs, costs
+from dp.evaluation.work import Costs, costs, in_evaluations
 from dp.output.progress import Bar, Display
 from dp.runs.build import build
 
@@ -29,7 +29,7 @@ class Log:
 def shown(config, monkeypatch, terminal: bool, done=()):
     """What is printed while one defended unit comes in, three quarters of its images right."""
     evaluation = build(config)
-    units, work = evaluation.plan(), costs(evaluation, 0.5)
+    units, work = evaluation.plan(), costs(evaluation, in_evaluations(0.5))
     out, log = io.StringIO(), Log()
     clock = iter(range(0, 10_000, 60))
     monkeypatch.setattr("dp.output.progress.time.monotonic", lambda: next(clock))
