@@ -1,6 +1,6 @@
 """dp: diffusion-based adversarial purification, reproduced and judged.
 
-`dp.evaluate`, `dp.load`, `dp.purify` and `dp.Result` are those of `dp.api`, which is imported when one of them is asked for.
+`dp.evaluate`, `dp.load`, `dp.purify` and `dp.Result` are those of `dp.api`, which is imported when one is asked for.
 """
 
 from typing import TYPE_CHECKING, Any
