@@ -27,7 +27,7 @@ class Start(TypedDict):
 
 
 def note_start(folder: Path, shard: str, workers: int, rows: int, work: Mapping[str, float]) -> None:
-    """Add the line of this process to the folder of a run. Raises ValueError for a directory in the place of the file."""
+    """Add the line of this process to the folder of a run. Raises ValueError for a directory in the file's place."""
     if (folder / STARTS).is_dir():
         raise ValueError(f"need the file {folder / STARTS}, got a directory: move it away")
     who = {"host": socket.gethostname(), "pid": os.getpid(), "at": round(time.time(), 1)}
