@@ -10,6 +10,7 @@ COMMANDS = {
     "audit": "check on a few images whether a configuration's number can be trusted",
     "certify": "certify within which radius no attack can change the prediction",
     "sanitize": "poison a training set, sanitize it with a diffusion model, and measure what that changes",
+    "sweep": "print the table of a sweep whose shell is gone",
     "rescore": "score the attacked images of a finished run again, also by other defenses",
     "fetch": "download the weights and data that a configuration needs into the cache",
     "train": "train a denoiser, a classifier or the network of a purifier",

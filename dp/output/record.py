@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from dp.evaluation.rows import Group, Row
+from dp.files.cache import NO_LOCKS
 from dp.output import shapes
 from dp.output.run_files import Start, Summary, Timing, without_figure
 
@@ -84,14 +85,15 @@ class Writer:
     """Writes the results of a shard. Each shard has only one writer at a time.
 
     `label` is part of the names of the shard's files. `patience`: seconds to wait for another writer of this shard.
-    Raises OSError if another process still writes the same shard after that time.
+    `locked`: False on a disk without file locks, where nothing keeps a second writer out. Raises OSError if another
+    process still writes the same shard after that time.
     """
 
     def __init__(self, folder: Path, label: str, patience: float = 10.0):
         self.folder, self.label = folder, label
         self.rows, self.timing = folder / f"rows-{label}.jsonl", folder / f"timing-{label}.jsonl"
         self._lock = (folder / f".lock-{label}").open("w")
-        take_lock(self._lock, f"{folder} (shard {label})", patience)
+        self.locked = take_lock(self._lock, f"{folder} (shard {label})", patience)
         drop_torn_lines(self.rows, Row)
         drop_torn_lines(self.timing, Timing)
         self.next = self._drop_orphans()
@@ -148,18 +150,26 @@ def _stored(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.float32 if logits.shape[-1] <= 100 else torch.float16).contiguous()
 
 
-def take_lock(lock: TextIO, what: str, patience: float) -> None:
-    """Lock an open file. Waits up to `patience` seconds, because the workers of a killed run need a moment to end."""
+def take_lock(lock: TextIO, what: str, patience: float) -> bool:
+    """Lock an open file. Waits up to `patience` seconds, because the workers of a killed run need a moment to end.
+
+    Returns False if the disk has no file locks.
+    """
     until = time.monotonic() + patience
     while True:
         try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
             if time.monotonic() > until:
                 raise OSError(
                     f"need {what} for one run at a time, got another process writing it: wait for it or stop it"
                 ) from None
             time.sleep(0.1)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            return False
 
 
 def read_part(path: Path) -> dict:
