@@ -1,6 +1,5 @@
 """The files of a run: parts and rows, which survive a kill at any moment; the sorted file of all rows; the summary."""
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -10,18 +9,17 @@ import secrets
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from dp.evaluation.rows import Group, Row
-from dp.files.cache import NO_LOCKS
 from dp.output import shapes
+from dp.output.locks import take_lock
 from dp.output.run_files import Start, Summary, Timing, without_figure
 
 ROOT = Path(__file__).parents[2]
@@ -148,28 +146,6 @@ def drop_torn_lines(path: Path, shape: type) -> None:
 
 def _stored(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.float32 if logits.shape[-1] <= 100 else torch.float16).contiguous()
-
-
-def take_lock(lock: TextIO, what: str, patience: float) -> bool:
-    """Lock an open file. Waits up to `patience` seconds, because the workers of a killed run need a moment to end.
-
-    Returns False if the disk has no file locks.
-    """
-    until = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise OSError(
-                    f"need {what} for one run at a time, got another process writing it: wait for it or stop it"
-                ) from None
-            time.sleep(0.1)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            return False
 
 
 def read_part(path: Path) -> dict:

@@ -1,4 +1,4 @@
-"""The table of a sweep. The process of each run writes a note, and the table is made of the notes and the runs' folders.
+"""The table of a sweep. The process of each run writes a note; the table is made of the notes and the runs' folders.
 
 So the table needs no process that has seen the whole sweep: after its end `dp sweep` makes it too.
 """
