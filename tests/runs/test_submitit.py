@@ -92,8 +92,8 @@ def test_shards_as_jobs_are_one_row(tmp_path):
     assert "1 runs, 0 failed" in done.stdout
     (table,) = (tmp_path / "results" / "sweeps").iterdir()
     assert pd.read_csv(table)["error"].isna().all()
-    (folder,) = (tmp_path / "results" / "runs").iterdir()
-    assert len((folder / "images.jsonl").read_text().splitlines()) == 4 * 3
+    (rows,) = (tmp_path / "results" / "runs").glob("*/images.jsonl")
+    assert len(rows.read_text().splitlines()) == 4 * 3
 
 
 def test_a_lost_job_is_one_line(tmp_path, monkeypatch, capsys):
