@@ -1,13 +1,15 @@
 """Sweeps through submitit: jobs that a scheduler takes the machine from go on, and shards end in one row."""
 
+import errno
+import fcntl
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import submitit.local.local as submitit_local
 from kills import count_evaluations, counted, new_counter
 from submitit.core.submission import process_job
@@ -17,8 +19,7 @@ from dp.commands.run import main
 from tests.helpers.compose import TINY
 from tests.helpers.processes import ended, forked, wait
 
-ROOT = Path(__file__).parents[2]
-LONG = [*TINY, "protocol.seeds=[5]", "attack.iterations=20", "save_every=1000", "audit=false", "workers=1"]
+LONG = [*TINY, "protocol.seeds=[5]", "attack.iterations=12", "save_every=1000", "audit=false", "workers=1"]
 REQUEUE = submitit_local.LOCAL_REQUEUE_RETURN_CODE
 
 
@@ -31,10 +32,13 @@ class Controller:
     def __init__(self, folder: Path, counter: Path, moments: list[int]):
         self.folder, self.counter, self.moments = folder, counter, moments
         self.starts = new_counter(counter.with_suffix(".starts"))
+        self.code: int | None = None
         self.pid = forked(self.run, counter.with_suffix(".out"))
 
     def poll(self) -> int | None:
-        return 0 if ended(self.pid) else None
+        if self.code is None and ended(self.pid):
+            self.code = wait(self.pid)
+        return self.code
 
     def run(self) -> int:
         os.environ |= {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": str(os.getpid())}
@@ -61,39 +65,52 @@ class Controller:
             os.kill(os.getpid(), signal.SIGUSR2)
 
 
-def test_a_preempted_job_goes_on_twice(tmp_path, monkeypatch):
-    controllers = []
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """Runs `python run.py -m +slurm=local overrides...` with such controllers. Returns the exit code and these."""
+    monkeypatch.chdir(tmp_path)
 
-    def run(name: str, moments: list[int]) -> tuple[int, bytes]:
+    def run(name: str, *overrides: str, moments=()) -> tuple[int, list[Controller]]:
+        controllers = []
+
         def start(folder, **given):
-            controllers.append(Controller(folder, new_counter(tmp_path / f"{name}.count"), moments))
+            counter = new_counter(tmp_path / f"{name}{len(controllers)}.count")
+            controllers.append(Controller(folder, counter, moments))
             return controllers[-1]
 
         monkeypatch.setattr(submitit_local, "start_controller", start)
         jobs = f"hydra.launcher.submitit_folder={tmp_path}/{name}.jobs/%j"
-        monkeypatch.setattr(sys, "argv", ["run.py", "-m", "+slurm=local", jobs, *LONG, f"results={name}"])
-        assert main() == 0
-        return counted(tmp_path / f"{name}.count"), next(Path(name).glob("*/images.jsonl")).read_bytes()
+        monkeypatch.setattr(sys, "argv", ["run.py", "-m", "+slurm=local", jobs, *overrides, f"results={name}"])
+        return main(), controllers
 
-    monkeypatch.chdir(tmp_path)
-    plain, rows = run("plain", [])
-    preempted, again = run("preempted", [plain // 4, plain // 2])
-    assert [counted(controller.starts) for controller in controllers] == [1, 3]
-    assert again == rows
-    assert plain < preempted <= 1.3 * plain
+    return run
 
 
-def test_shards_as_jobs_are_one_row(tmp_path):
-    """By submitit's own processes."""
-    words = [*TINY, "protocol.seeds=[5]", "attack.iterations=1", "protocol.votes=1", "audit=false", "workers=1"]
-    command = [sys.executable, str(ROOT / "run.py"), "-m", "+slurm=local", *words, "shard=1/2,2/2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "1 runs, 0 failed" in done.stdout
-    (table,) = (tmp_path / "results" / "sweeps").iterdir()
-    assert pd.read_csv(table)["error"].isna().all()
-    (rows,) = (tmp_path / "results" / "runs").glob("*/images.jsonl")
-    assert len(rows.read_text().splitlines()) == 4 * 3
+def test_a_preempted_job_goes_on_twice(sweep):
+    code, (whole,) = sweep("whole", *LONG)
+    plain = counted(whole.counter)
+    again, (preempted,) = sweep("preempted", *LONG, moments=[plain // 4, plain // 2])
+    assert (code, again) == (0, 0)
+    assert (counted(whole.starts), counted(preempted.starts)) == (1, 3)
+    one, two = (next(Path(name).glob("*/images.jsonl")).read_bytes() for name in ("whole", "preempted"))
+    assert one == two
+    assert plain < counted(preempted.counter) <= 1.3 * plain
+
+
+def no_locks(file, operation):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+def test_cells_and_shards_as_jobs(sweep, capsys, monkeypatch):
+    """Four jobs: two runs, each in two shards. The disk has no file locks."""
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    words = ["protocol.images=4", "protocol.votes=1", "attack=none", "audit=false", "workers=1", "purifier=none"]
+    code, controllers = sweep("jobs", *words, "protocol.seeds=[5],[6]", "shard=1/2,2/2")
+    assert (code, len(controllers)) == (0, 4)
+    assert "2 runs, 0 failed" in capsys.readouterr().out
+    (table,) = Path("results/sweeps").iterdir()
+    assert pd.read_csv(table)["overrides"].str.contains("shard").sum() == 0
+    assert [len(path.read_text().splitlines()) for path in Path("jobs").glob("*/images.jsonl")] == [12, 12]
 
 
 def test_a_lost_job_is_one_line(tmp_path, monkeypatch, capsys):
