@@ -124,6 +124,24 @@ def test_a_killed_driver_and_a_killed_worker_change_no_row(head, killed, monkeyp
     assert not list(killed.glob("*state-*"))
 
 
+def test_a_stopped_driver_saves_the_states_of_its_workers(head, tmp_path):
+    """No state is due by time."""
+    config = composed(*GIVEN, "workers=1", "attack.iterations=200", "save_every=1000")
+    evaluation, seen = build(config), []
+    work = Work(build, config, evaluation.plan()[:1], tmp_path, "1of1")
+
+    def stop(event):
+        seen.append(event.step)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Ray(head[1]).run(work, evaluation, stop)
+    (unit,), _ = Snapshots(tmp_path, run_key(config), sources_hash(config)).begun(())
+    assert unit == work.units[0]
+    saved = Snapshots(tmp_path, run_key(config), sources_hash(config)).read(unit)
+    assert saved.fields["outcomes"][0][1] >= seen[0] - 1  # an event comes just before the state of its iteration
+
+
 def failing(config):
     raise FileNotFoundError("missing weights: need x")
 

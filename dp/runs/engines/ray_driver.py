@@ -132,12 +132,14 @@ class Driver:
                 self._answered(member, answer)
 
     def _heard(self, member: Member, news: News) -> None:
-        """Show and save the news, if they are of the unit that the worker still has."""
-        if member.unit is None or news.unit != member.unit:
-            return
-        if news.event is not None:
+        """Save and show the news."""
+        self._keep(member, news)
+        if news.event is not None and news.unit == member.unit:
             self.on_event(news.event)
-        if news.state is not None:
+
+    def _keep(self, member: Member, news: News) -> None:
+        """Save the state, if there is one of the unit that the worker still has."""
+        if news.state is not None and member.unit is not None and news.unit == member.unit:
             self.snapshots.write_packed(member.unit, news.state)
             self.deaths.pop(member.unit, None)
 
@@ -190,6 +192,6 @@ class Driver:
         ready = self.ray.wait([*asked], num_returns=len(asked), timeout=PATIENCE)[0] if asked else []
         for reference in ready:
             try:
-                self._heard(asked[reference], self.ray.get(reference))
+                self._keep(asked[reference], self.ray.get(reference))
             except self.ray.exceptions.RayError:  # a worker that has died keeps its earlier state
                 continue
