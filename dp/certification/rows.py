@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from dp.output.record import take_lock, write_atomic
+from dp.output.locks import take_lock
+from dp.output.record import write_atomic
 from dp.output.shapes import contents
 
 

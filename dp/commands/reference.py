@@ -20,7 +20,7 @@ BLOCK = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTA
 
 def lists() -> dict[str, Callable[[], str]]:
     """What makes the Markdown for every marker `<!-- generated: NAME -->` in docs/, by its name."""
-    groups = (*GROUPS, "experiment", "certificate", "sanitizer", "poison")
+    groups = (*GROUPS, "slurm", "experiment", "certificate", "sanitizer", "poison")
     tables: dict[str, Callable[[], str]] = {f"options {g}": functools.partial(_options, g) for g in groups}
     tables["options run"] = lambda: _table(("key", "default", "meaning"), _run_keys())
     tables["metrics"] = lambda: _table(

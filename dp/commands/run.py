@@ -37,7 +37,7 @@ def one(cfg: DictConfig) -> None:
     from dp.output.report import show  # imported here: --help needs neither torch nor pandas
     from dp.runs.pipeline import folder_of, judged
 
-    folder, summary, error = None, None, None
+    hydra, folder, error = HydraConfig.get(), None, None
     try:
         setup = compose.setup_of(cfg)
         if setup.config["cost"] is not False:
@@ -46,35 +46,45 @@ def one(cfg: DictConfig) -> None:
             show_cost(setup)
             return
         folder = folder_of(setup)
+        if hydra.mode == RunMode.MULTIRUN:
+            note_cell(hydra.job.num, hydra.overrides.task, folder)
         summary = judged(setup, folder)
-        if summary is None:
-            error = "waiting for the other shards"
-        else:
+        if summary is not None:
             show(summary, console)
         console.print(f"results: {folder}")
     except USER_ERRORS as caught:
         error = sentence(caught)
         print(f"error: {error}", file=sys.stderr)
         failures.append(error)
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        note_cell(HydraConfig.get().overrides.task, folder, summary, error)
+    if hydra.mode == RunMode.MULTIRUN and error is not None:
+        note_cell(hydra.job.num, hydra.overrides.task, folder, error)
+
+
+def launcher_errors() -> tuple[type[BaseException], ...]:
+    """The errors that tell of a lost job. There are none if no launcher of a cluster was loaded."""
+    submitit = sys.modules.get("submitit.core.utils")
+    return () if submitit is None else (submitit.UncompletedJobError, submitit.FailedSubmissionError)
 
 
 def main() -> int:
     """The command. Returns 0 if all is done, 2 after a user's error, 130 if interrupted."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises errors instead of printing them
     failures.clear()
-    notes = begin_sweep()
+    notes, ended = begin_sweep(), False
     try:
         with stoppable():
             words.check_words(sys.argv[1:], words.check_flags(sys.argv[1:]))
             job()
+        ended = True
     except KeyboardInterrupt as interrupt:
         console.print(str(interrupt) or "interrupted before anything was scored; the same command starts again")
         return INTERRUPTED
     except USER_ERRORS as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         return MISTAKE
+    except launcher_errors() as error:
+        print(f"error: a job was lost, the others go on (dp sweep shows them): {sentence(error)}", file=sys.stderr)
+        return MISTAKE
     finally:
-        failed = finish_sweep(notes)
+        failed = finish_sweep(notes, ended)
     return MISTAKE if failures or failed else DONE

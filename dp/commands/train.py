@@ -51,7 +51,7 @@ def start(config: dict) -> str:
     """Join the other processes if torchrun started this one. Returns the device of this process."""
     device = device_of(config)
     if "LOCAL_RANK" in os.environ:
-        if device == "cuda":
+        if device.startswith("cuda"):
             device = f"cuda:{os.environ['LOCAL_RANK']}"
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")

@@ -148,6 +148,12 @@ class Evaluation:
         ]
         return Group(unit, rows, x_adv.cpu(), clean, adv, before + time.perf_counter() - start_time)
 
+    def release(self) -> None:
+        """Free the memory of all networks, because other processes run the units. From now on it can only plan."""
+        for arm in self.arms.values():
+            for model in (arm.attacked, arm.scored):
+                model.to("meta")
+
     def _refills(self, arm: str) -> bool:
         return self.judge is not None and self.judge.retire and not self.arms[arm].attack.batch_bound
 

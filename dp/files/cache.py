@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import re
+import secrets
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from dp.files.addresses import direct, is_address
 
 ASSETS = Path(__file__).parents[1] / "assets"  # embedded files
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # what a disk without file locks answers
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def note(asset: Asset, sha256: str) -> str:
                 write_whole(_notes(), json.dumps(noted, indent=1, sort_keys=True) + "\n")
             return noted[asset.file]
     except OSError as error:
-        if error.errno not in READ_ONLY:
+        if error.errno not in (*READ_ONLY, *NO_LOCKS):
             raise
         return sha256
 
@@ -179,7 +182,7 @@ def _noted() -> dict[str, str]:
 
 def write_whole(path: Path, text: str) -> None:
     """Replace a small file atomically. Callers hold a lock, so that there is one writer at a time."""
-    new = path.with_name(path.name + ".new")
+    new = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.new")
     try:
         new.write_text(text)
         sync(new)

@@ -1,6 +1,5 @@
 """The files of a run: parts and rows, which survive a kill at any moment; the sorted file of all rows; the summary."""
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -10,10 +9,9 @@ import secrets
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +19,7 @@ from safetensors.torch import save
 
 from dp.evaluation.rows import Group, Row
 from dp.output import shapes
+from dp.output.locks import take_lock
 from dp.output.run_files import Start, Summary, Timing, without_figure
 
 ROOT = Path(__file__).parents[2]
@@ -84,14 +83,15 @@ class Writer:
     """Writes the results of a shard. Each shard has only one writer at a time.
 
     `label` is part of the names of the shard's files. `patience`: seconds to wait for another writer of this shard.
-    Raises OSError if another process still writes the same shard after that time.
+    `locked`: False on a disk without file locks, where nothing keeps a second writer out. Raises OSError if another
+    process still writes the same shard after that time.
     """
 
     def __init__(self, folder: Path, label: str, patience: float = 10.0):
         self.folder, self.label = folder, label
         self.rows, self.timing = folder / f"rows-{label}.jsonl", folder / f"timing-{label}.jsonl"
         self._lock = (folder / f".lock-{label}").open("w")
-        take_lock(self._lock, f"{folder} (shard {label})", patience)
+        self.locked = take_lock(self._lock, f"{folder} (shard {label})", patience)
         drop_torn_lines(self.rows, Row)
         drop_torn_lines(self.timing, Timing)
         self.next = self._drop_orphans()
@@ -146,20 +146,6 @@ def drop_torn_lines(path: Path, shape: type) -> None:
 
 def _stored(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.float32 if logits.shape[-1] <= 100 else torch.float16).contiguous()
-
-
-def take_lock(lock: TextIO, what: str, patience: float) -> None:
-    """Lock an open file. Waits up to `patience` seconds, because the workers of a killed run need a moment to end."""
-    until = time.monotonic() + patience
-    while True:
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise OSError(
-                    f"need {what} for one run at a time, got another process writing it: wait for it or stop it"
-                ) from None
-            time.sleep(0.1)
 
 
 def read_part(path: Path) -> dict:

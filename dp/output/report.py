@@ -183,6 +183,7 @@ def quick_budget_line(setup: Any, images: int) -> list[str]:
         return []
     idle = (
         "experiment",
+        "slurm",
         "protocol.images",
         "protocol.votes",
         "attack.iterations",

@@ -36,7 +36,11 @@ class Snapshots:
 
     def write(self, unit: Unit, snapshot: Snapshot) -> None:
         """Save the state of a unit in place of its earlier one."""
-        tensors, fields = packed(snapshot)
+        self.write_packed(unit, packed(snapshot))
+
+    def write_packed(self, unit: Unit, state: Packed) -> None:
+        """The same for a state that another process has packed."""
+        tensors, fields = state
         about = {"key": self.key, "code": self.code, "unit": unit, "snapshot": fields}
         text = json.dumps(about, separators=(",", ":"))
         data = save(tensors, metadata={"about": text, "sha256": _digest(text, tensors)})

@@ -22,7 +22,7 @@ from dp.purifiers import none
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
 from dp.runs.compose import make, nodes
-from dp.runs.machine import device_of, free_bytes, workers_of
+from dp.runs.machine import device_of, free_bytes, sharing
 from dp.runs.validate import check_config
 from dp.subset import Subset
 from dp.threat_models.ball import ThreatModel
@@ -192,7 +192,7 @@ def set_memory(config: dict, scored: Defended, one: Subset, nfe: int, device: st
     if config["memory"] != "auto" or not networks:
         return
     x = one.x.to(device, memory_format=torch.channels_last)
-    room = 0.5 * free_bytes(device) / workers_of(config)
+    room = 0.5 * free_bytes(device) / sharing(config)
     each = bytes_per_call(scored, x, Streams(one.ids, 0, "probe"), room)
     at_once = config["dataset"]["lanes"] * config["dataset"]["draws_per_call"]
     fit = int(max(0, room / at_once - each.classifier) / max(1, each.call))

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dp.runs.by_dataset import CONF, DATASET_KEYS, is_quick, unvalued  # also the resolvers
 from dp.runs.errors import unknown_option
 from dp.runs.targets import PACKAGES, RESERVED, is_below, target_of, typed
-from dp.runs.words import GROUPS, check_folder, check_overrides, check_words, words_of
+from dp.runs.words import GROUPS, UNCHOSEN, check_folder, check_overrides, check_words, words_of
 
 VERSION_BASE = "1.3"  # of Hydra's behavior
 FALLBACKS = {"classifier": "local", "denoiser": "none"}  # for a dataset without an option of its name
@@ -62,7 +62,7 @@ def resolved(cfg: DictConfig, choices: Mapping[str, str]) -> dict:
         raise ValueError(f"need results as a folder, such as results/runs, got results={results}")
     if not isinstance(ignored, list) or not all(isinstance(key, str) for key in ignored):
         raise ValueError(f"need key_ignores as a list of keys, such as [results], got key_ignores={ignored}")
-    return {**plain, "choices": {group: choices[group] for group in GROUPS if group != "tracking"}}  # pyright: ignore[reportReturnType]
+    return {**plain, "choices": {group: choices[group] for group in GROUPS if group not in UNCHOSEN}}  # pyright: ignore[reportReturnType]
 
 
 def with_fallbacks(config: dict, folders: Sequence[str]) -> tuple[dict, tuple[str, ...]]:

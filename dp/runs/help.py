@@ -18,6 +18,7 @@ EXAMPLES = (
     ("+experiment=table1/hetero", "a row of a published table, with weights that are fetched"),
     ("+experiment=table7/hetero dataset=digits", "table 7 on digits; other rows: purifier=NAME dataset=digits"),
     ("-m purifier.tau=0.8,0.9 attack=pgd_eot,spsa", "a sweep: one run for each combination, and a table"),
+    ("-m +slurm=h200 purifier=hetero,diffpure", "its runs as jobs of a SLURM cluster (docs/cluster.md)"),
     ("--config-dir mine purifier=my_method", "a method of your own, from yamls in the folder mine"),
 )
 HEAD = """\

@@ -1,20 +1,30 @@
 """What a configuration needs of this machine: a device, processes, a share of the images."""
 
 import os
-import re
+from collections.abc import Sequence
 
 import torch
 
 
-def device_of(config: dict) -> str:
-    """The name of the device. `auto` becomes `cuda` if there is one, else `cpu`.
+def gpus() -> list[str]:
+    """The names of the visible GPUs."""
+    return [f"cuda:{k}" for k in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
 
-    Raises ValueError for an unknown device, and for `cuda` on a machine without one.
+
+def devices_of(config: dict) -> list[str]:
+    """The devices that a run may use on this machine: `auto` and `cuda` are all visible GPUs, else it is one device.
+
+    Without a GPU `auto` is the CPU. Raises ValueError for an unknown device, and for a GPU that is not there.
     """
-    device, has_cuda = str(config["device"]), torch.cuda.is_available()
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) or (device.startswith("cuda") and not has_cuda):
+    device, there = str(config["device"]), gpus()
+    if device not in ("auto", "cpu", *there) and not (device == "cuda" and there):
         raise ValueError(f"need device auto, cpu or, if there is one, cuda, got device={device}")
-    return ("cuda" if has_cuda else "cpu") if device == "auto" else device
+    return [device] if device not in ("auto", "cuda") else there or ["cpu"]
+
+
+def device_of(config: dict) -> str:
+    """The first of the devices of a run, on which a single process works. Raises ValueError as `devices_of` does."""
+    return devices_of(config)[0]
 
 
 def free_bytes(device: str) -> float:
@@ -25,7 +35,7 @@ def free_bytes(device: str) -> float:
 
 
 def workers_of(config: dict) -> int:
-    """The number of worker processes. `auto` means one per core on a CPU, and one on a GPU.
+    """The number of worker processes on this machine. `auto` means one per GPU, or else one per core.
 
     Raises ValueError for other text and for numbers below 1.
     """
@@ -34,9 +44,25 @@ def workers_of(config: dict) -> int:
         if not whole or config["workers"] < 1:
             raise ValueError(f"need workers auto or >= 1, got workers={config['workers']}")
         return config["workers"]
-    if device_of(config) != "cpu":
-        return 1
+    if (devices := devices_of(config)) != ["cpu"]:
+        return len(devices)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def places_of(config: dict) -> list[str]:
+    """The device of each worker process: the devices of the run in turn."""
+    devices = devices_of(config)
+    return [devices[k % len(devices)] for k in range(workers_of(config))]
+
+
+def at_place(config: dict, places: Sequence[str], k: int) -> dict:
+    """The configuration of the k-th of several worker processes. Its `workers` are those that share its device."""
+    return {**config, "device": places[k], "workers": places.count(places[k])}
+
+
+def sharing(config: dict) -> int:
+    """How many worker processes share a device at most."""
+    return -(-workers_of(config) // len(devices_of(config)))
 
 
 def shard_of(config: dict) -> tuple[int, int]:

@@ -22,12 +22,12 @@ from dp.runs.build import build
 from dp.runs.caveats import Caveats, caveats_of
 from dp.runs.compose import Setup, make
 from dp.runs.early import check_early
+from dp.runs.engines.interface import Engine, Work
 from dp.runs.keys import run_key
-from dp.runs.machine import shard_of, workers_of
+from dp.runs.machine import shard_of
 from dp.runs.sources import sources_hash
 from dp.runs.timing import long_line
 from dp.runs.validate import check_setup
-from dp.runs.workers import run_units
 from dp.statistics import metrics
 from dp.subset import Subset
 
@@ -41,12 +41,18 @@ class Job:
     code: str
     evaluation: Evaluation
     caveats: Caveats
+    engine: Engine
     tracker: Tracker | None = None
 
     @cached_property
     def work(self) -> dict[str, Costs]:
         """What an image costs under each condition."""
         return costs(self.evaluation)
+
+    @cached_property
+    def workers(self) -> int:
+        """How many units are under way at once."""
+        return self.engine.workers(self.config)
 
     @property
     def config(self) -> dict:
@@ -66,7 +72,7 @@ class Job:
     @property
     def shard(self) -> Evaluation:
         """The evaluation of this process's share of the images."""
-        return self.evaluation.of_shard(*shard_of(self.config), workers_of(self.config))
+        return self.evaluation.of_shard(*shard_of(self.config), self.workers)
 
 
 def folder_of(setup: Setup) -> Path:
@@ -110,7 +116,7 @@ def prepare(setup: Setup, folder: Path) -> Job:
     record.begin(folder, job.config, job.code, job.config["overwrite"])
     facts = job.caveats.as_data()
     own = len(job.shard.subset.ids)
-    for line in report.announcement(folder.name, setup, job.evaluation, facts, workers_of(job.config), own):
+    for line in report.announcement(folder.name, setup, job.evaluation, facts, job.workers, own):
         console.print(line)
     evaluations = total(job.shard.plan(), job.work, job.evaluation.lanes)
     console.print(report.work_line(evaluations))
@@ -122,12 +128,13 @@ def prepare(setup: Setup, folder: Path) -> Job:
 def built(setup: Setup, folder: Path, code: str) -> Job:
     """The objects of a run, and its caveats."""
     evaluation = build(setup.config)
-    return Job(setup, folder, code, evaluation, caveats_of(setup, evaluation))
+    engine: Engine = make(setup.config["engine"], modules=setup.config["plugins"]["modules"])
+    return Job(setup, folder, code, evaluation, caveats_of(setup, evaluation), engine)
 
 
 def execute(job: Job) -> None:
     """Attack and score what is left of this process's shard. Every unit is saved when it is finished."""
-    (part, parts), workers, shard = shard_of(job.config), workers_of(job.config), job.shard
+    (part, parts), shard = shard_of(job.config), job.shard
     rows = record.read_rows(job.folder)
     begun, unused = job.snapshots.begun(rows)
     units = shard.plan(rows, begun)
@@ -146,12 +153,12 @@ def execute(job: Job) -> None:
     )
     job.tracker = tracker
     each = {arm: found.total for arm, found in job.work.items()}
-    note_start(job.folder, str(job.config["shard"]), workers, len(job.rows), each)
+    note_start(job.folder, str(job.config["shard"]), job.workers, len(job.rows), each)
     try:
         audit_first(job)
-        with Display(console, shard, units, rows.values(), tracker, job.work, begun, workers) as display:
-            label = f"{part}of{parts}"
-            run_units(build, job.config, job.evaluation, units, job.folder, label, min(workers, len(units)), display)
+        with Display(console, shard, units, rows.values(), tracker, job.work, begun, job.workers) as display:
+            work = Work(build, job.config, units, job.folder, f"{part}of{parts}")
+            job.engine.run(work, job.evaluation, display)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted: {saved(job)}; the same command goes on") from None
 
@@ -178,7 +185,7 @@ def summarize(job: Job) -> dict | None:
         "format": record.FORMAT,
         **metrics.summarize(rows, evaluation.votes, rule, samples, screen, evaluation.ties),
         "seconds": record.seconds(job.folder),
-        "workers": workers_of(config),
+        "workers": job.workers,
         "device": torch.cuda.get_device_name() if evaluation.device.startswith("cuda") else "cpu",
         "config": config,
         **record.provenance(),

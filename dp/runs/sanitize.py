@@ -13,6 +13,7 @@ from dp.datasets import fixed_ids
 from dp.diffusion.denoisers import Denoiser
 from dp.output import record
 from dp.output.console import console
+from dp.output.locks import take_lock
 from dp.output.report import clock
 from dp.output.row_table import count_of
 from dp.output.strips import Strip, draw
@@ -86,7 +87,7 @@ def judged(job: Job) -> dict:
     cost = cost_of(run.workshop, run.sets.data)
     record.begin(job.folder, job.config, job.code, job.config["overwrite"], LABELS)
     with (job.folder / ".lock").open("w") as lock:
-        record.take_lock(lock, str(job.folder), 10.0)
+        take_lock(lock, str(job.folder), 10.0)
         for line in announcement(run, cost):
             console.print(line)
         try:

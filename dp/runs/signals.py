@@ -50,3 +50,15 @@ def stoppable() -> Iterator[None]:
     finally:
         for each, handler in zip(STOPS, before, strict=True):
             signal.signal(each, handler)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """These signals do nothing to what is done inside, such as saving a state after the first of them."""
+    before = [signal.getsignal(each) for each in STOPS]
+    ignore_stops()
+    try:
+        yield
+    finally:
+        for each, handler in zip(STOPS, before, strict=True):
+            signal.signal(each, handler)

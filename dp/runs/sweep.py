@@ -1,8 +1,12 @@
-"""The table of a sweep. The process of each run notes a line, and the table is printed when the sweep has ended."""
+"""The table of a sweep. The process of each run writes a note; the table is made of the notes and the runs' folders.
+
+So the table needs no process that has seen the whole sweep: after its end `dp sweep` makes it too.
+"""
 
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,40 +14,73 @@ from pathlib import Path
 from dp.output.console import console
 
 FOLDER = Path("results/sweeps")
-NOTES = "DP_SWEEP"  # environment variable: the file in which the runs of this sweep are noted
+NOTES = "DP_SWEEP"  # environment variable: the folder in which the runs of this sweep are noted
+PRESETS = ("+experiment", "+slurm")  # words that say nothing about one run
+SHARD = "shard="
+UNFINISHED = "not finished: it is under way, or the same command goes on"
 
 
 def begin_sweep() -> Path:
-    """The file for the notes of a sweep. Its name is given to all processes that this one starts.
+    """The folder for the notes of a sweep. Its name is given to all processes that this one starts.
 
-    The first note makes the file and its folder.
+    The first note makes the folder.
     """
-    notes = FOLDER.absolute() / f".notes-{os.getpid()}.jsonl"
+    notes = FOLDER.absolute() / hashlib.sha256(json.dumps(sys.argv[1:]).encode()).hexdigest()[:10]
     os.environ[NOTES] = str(notes)
     return notes
 
 
-def note_cell(overrides: Sequence[str], folder: Path | None, summary: dict | None, error: str | None) -> None:
-    """Note one run of a sweep: its overrides, folder and summary, or its error."""
-    words = [o for o in overrides if not o.startswith("+experiment")]
-    line = {"overrides": words, "folder": str(folder), "summary": summary, "error": error}
+def note_cell(number: int, overrides: Sequence[str], folder: Path | None, error: str | None = None) -> None:
+    """Note one run of a sweep: its number, overrides and folder, and its error if it has ended with one.
+
+    Each run has a file of its own, because the runs may be on several machines.
+    """
+    from dp.output.record import write_atomic  # imported here: --help does not need torch
+
+    words = [o for o in overrides if not o.startswith(PRESETS)]
+    line = {"number": number, "overrides": words, "folder": None if folder is None else str(folder), "error": error}
     notes = Path(os.environ[NOTES])
-    notes.parent.mkdir(parents=True, exist_ok=True)
-    with notes.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    notes.mkdir(parents=True, exist_ok=True)
+    write_atomic(notes / f"{number}.json", json.dumps(line).encode())
 
 
-def finish_sweep(notes: Path) -> int:
-    """Print the table of a sweep and write it to results/sweeps/. Returns how many runs failed."""
-    if not notes.exists():
+def runs_of(notes: Path) -> list[dict]:
+    """The runs of a sweep by their notes: overrides, folder, and the summary or an error. Shards are one run."""
+    from dp.output.record import read_summary
+
+    lines = [json.loads(path.read_text()) for path in notes.glob("[0-9]*.json")]
+    runs: dict[tuple, dict] = {}
+    for line in sorted(lines, key=lambda line: line["number"]):
+        words = [word for word in line["overrides"] if not word.startswith(SHARD)]
+        run = {"overrides": words, "folder": line["folder"], "summary": None, "error": line["error"]}
+        same = runs.setdefault((line["folder"], *words), run)
+        same["error"] = same["error"] or line["error"]
+    for run in runs.values():
+        try:
+            if run["error"] is None and run["folder"] is not None:
+                run["summary"] = read_summary(Path(run["folder"]))
+        except ValueError as error:
+            run["error"] = str(error)
+        if run["summary"] is None and run["error"] is None:
+            run["error"] = UNFINISHED
+    return list(runs.values())
+
+
+def finish_sweep(notes: Path, ended: bool) -> int:
+    """Print the table of a sweep and write it to results/sweeps/. Returns how many runs have no summary.
+
+    `ended`: no run is under way any more, so that the notes are not needed.
+    """
+    if not notes.is_dir():
         return 0
     from dp.output import sweep_table  # imported here: --help does not need pandas
 
-    runs = [json.loads(line) for line in notes.read_text().splitlines()]
-    notes.unlink()
+    runs = runs_of(notes)
     failed = sum(run["summary"] is None for run in runs)
-    path = FOLDER / f"{hashlib.sha256(json.dumps(sys.argv[1:]).encode()).hexdigest()[:10]}.csv"
+    path = notes.with_suffix(".csv")
     sweep_table.sweep_frame(runs).to_csv(path, index=False, float_format="%.2f")
     console.print(sweep_table.sweep_table(runs, f"{len(runs)} runs, {failed} failed"))
-    console.print(f"sweep: {path}")
+    console.print(f"sweep: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    if ended:
+        shutil.rmtree(notes)
     return failed

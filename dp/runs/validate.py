@@ -84,6 +84,7 @@ def check_run(config: dict) -> None:
     check_budget(config["budget"])
     for read in (device_of, workers_of, shard_of):
         read(config)
+    check_call(arguments(config["engine"]), "engine", config["plugins"]["modules"])
 
 
 def check_finite(value: Any, name: str = "") -> None:
@@ -176,7 +177,8 @@ def check_targets(config: dict) -> None:
     """
     modules = config["plugins"]["modules"]
     for group in GROUPS:
-        check_call(arguments(config[group]), group, modules)
+        if group != "engine":  # no part of an evaluation, and older runs name none
+            check_call(arguments(config[group]), group, modules)
     purifier = config["purifier"]
     variants = purifier.get("gradients") or {}
     if not isinstance(variants, dict):

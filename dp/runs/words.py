@@ -11,7 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from dp.runs.by_dataset import CONF
 from dp.runs.errors import unknown_option
 
-GROUPS = ("dataset", "classifier", "denoiser", "purifier", "attack", "threat_model", "protocol", "tracking")
+GROUPS = ("dataset", "classifier", "denoiser", "purifier", "attack", "threat_model", "protocol", "engine", "tracking")
+UNCHOSEN = ("engine", "tracking")  # groups that cannot change a row, and are no part of a run's choices
 PRESETS = "experiment"
 HYDRA = ("launcher", "sweeper", "mode", "searchpath", "verbose")  # what a command may change of Hydra's own node
 OPTION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*")  # the name of an option: that of a yaml below the folder of its group

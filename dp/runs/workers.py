@@ -6,9 +6,7 @@ import queue
 import signal
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -18,48 +16,41 @@ from dp.evaluation.snapshot import Snapshot
 from dp.output.console import console
 from dp.output.record import Writer
 from dp.output.snapshots import Keeper, Snapshots, unused
+from dp.runs.engines.interface import OnEvent, Work, sendable
 from dp.runs.keys import run_key
-from dp.runs.signals import ignore_stops, spared, stop_when_told
+from dp.runs.machine import at_place
+from dp.runs.signals import ignore_stops, spared, stop_when_told, undisturbed
 from dp.runs.sources import sources_hash
 
-Build = Callable[[dict], Evaluation]
 PATIENCE = 30.0  # seconds that a stopped worker has to save its state, as long as SLURM waits before it kills
+OWN_SIGNAL = 5.0  # seconds in which a signal that was sent to all processes reaches this one, too
 
 
-def run_units(
-    build: Build,
-    config: dict,
-    evaluation: Evaluation,
-    units: Sequence[Unit],
-    folder: Path,
-    shard: str,
-    workers: int,
-    on_event: Callable[[Event], None],
-) -> None:
-    """Do all units in `workers` processes and save them under `folder`.
+def run_units(work: Work, evaluation: Evaluation, places: Sequence[str], on_event: OnEvent) -> None:
+    """Do all units in one process for each place and save them. `places`: names of devices.
 
-    One worker is this process with its `evaluation`. Of several, each makes its own from `config` by `build`. `shard`
-    is part of the names of the files. `on_event` gets the progress. Raises the ValueError or OSError of a worker,
-    and OSError if a worker died.
+    One worker is this process with its `evaluation`. Of several, each makes its own by `work.build`. `on_event` gets
+    the progress. Raises the ValueError or OSError of a worker, and OSError if a worker died.
     """
-    if workers == 1:
-        _work_through(evaluation, config, units, Writer(folder, f"{shard}-0"), on_event)
+    if len(places) <= 1:
+        _work_through(evaluation, work.config, work.units, _writer(work, 0), on_event)
         return
     context = multiprocessing.get_context("spawn")
     with spared():
         tasks, events = context.Queue(), context.Queue()
-        for unit in [*units, *[None] * workers]:
+        for unit in [*work.units, *[None] * len(places)]:
             tasks.put(unit)
         processes = [
-            context.Process(target=_worker, args=(build, config, folder, f"{shard}-{w}", tasks, events), daemon=True)
-            for w in range(workers)
+            context.Process(target=_worker, args=(work._replace(units=()), places, w, tasks, events), daemon=True)
+            for w in range(len(places))
         ]
         for process in processes:
             process.start()
     try:
         _listen(processes, events, on_event)
     finally:
-        _end(processes)
+        with undisturbed():
+            _end(processes)
 
 
 def _end(processes: list) -> None:
@@ -74,7 +65,7 @@ def _end(processes: list) -> None:
             process.join()
 
 
-def _listen(processes: list, events, on_event: Callable[[Event], None]) -> None:
+def _listen(processes: list, events, on_event: OnEvent) -> None:
     working = len(processes)
     while working:
         try:
@@ -90,26 +81,30 @@ def _listen(processes: list, events, on_event: Callable[[Event], None]) -> None:
         if event is None:
             working -= 1
         elif isinstance(event, BaseException):
+            if isinstance(event, KeyboardInterrupt):
+                time.sleep(OWN_SIGNAL)  # the handler of this process may do more, such as start the job again
             raise event
         else:
             on_event(event)
 
 
-def _worker(build: Build, config: dict, folder: Path, label: str, tasks, events) -> None:
+def _worker(work: Work, places: Sequence[str], w: int, tasks, events) -> None:
     follow_parent()
     stop_when_told()
     try:
-        units = iter(tasks.get, None)
-        _work_through(build(config), config, units, Writer(folder, label), events.put)
+        evaluation, units = work.build(at_place(work.config, places, w)), iter(tasks.get, None)
+        _work_through(evaluation, work.config, units, _writer(work, w), events.put)
         events.put(None)
     except KeyboardInterrupt:  # by the parent; or by the system, and then the parent has to stop too
         events.put(KeyboardInterrupt())
-    except (ValueError, OSError) as error:  # sent as these two types, because not every subclass can be pickled
-        events.put((ValueError if isinstance(error, ValueError) else OSError)(str(error)))
-    except BaseException:
-        events.put(RuntimeError(f"in a worker process:\n{traceback.format_exc()}"))
+    except BaseException as error:
+        events.put(sendable(error))
     finally:
         ignore_stops()  # there is nothing left to save, and the parent ends its workers by such a signal
+
+
+def _writer(work: Work, w: int) -> Writer:
+    return Writer(work.folder, f"{work.shard}-{w}")
 
 
 def follow_parent() -> None:
@@ -129,11 +124,13 @@ def _end_with_parent() -> None:
 
 
 def _work_through(
-    evaluation: Evaluation, config: dict, units: Iterable[Unit], writer: Writer, on_event: Callable[[Event], None]
+    evaluation: Evaluation, config: dict, units: Iterable[Unit], writer: Writer, on_event: OnEvent
 ) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a sum's last bits depend on it
     snapshots = Snapshots(writer.folder, run_key(config), sources_hash(config))
+    if not writer.locked:
+        console.print(f"note: {writer.folder} is on a disk without file locks: start this command only once at a time")
     try:
         for unit in units:
             group = _work(evaluation, unit, Keeper(snapshots, unit, config["save_every"]), writer, on_event)
@@ -144,16 +141,15 @@ def _work_through(
         writer.close()
 
 
-def _work(
-    evaluation: Evaluation, unit: Unit, keeper: Keeper, writer: Writer, on_event: Callable[[Event], None]
-) -> Group:
+def _work(evaluation: Evaluation, unit: Unit, keeper: Keeper, writer: Writer, on_event: OnEvent) -> Group:
     """Attack and score a unit, from its saved state on if there is one. Its state is saved if the run is stopped."""
     begun = _begun(evaluation, unit, keeper.snapshots)
     try:
         group = evaluation.run(unit, lambda step, steps: on_event(Event(unit, step, steps)), begun, keeper)
         writer.write(group)
     except (KeyboardInterrupt, SystemExit):  # launchers of schedulers have handlers of their own, which exit
-        keeper.save()
+        with undisturbed():
+            keeper.save()
         raise
     keeper.snapshots.drop(unit)
     return group

@@ -21,6 +21,7 @@ from dp.rng import Streams
 from dp.runs.compose import CONF, GROUPS, VERSION_BASE, arguments, make, resolved, with_plugins
 from dp.runs.keys import run_key
 from dp.runs.validate import check_setup, check_targets
+from dp.runs.words import UNCHOSEN
 from tests.helpers.compose import CONFIG_DIRS, composed, options, setup
 
 DATASETS = ("digits", "canvas", "cifar10", "svhn", "imagenet", "imagenette", "celebahq")
@@ -63,7 +64,10 @@ def test_every_option_composes_and_binds_for_every_dataset(group, option):
     for dataset in DATASETS:
         config = on(dataset, f"{group}={option}")
         check_targets(config)
-        assert (config["dataset"]["name"], {**config["choices"], "tracking": option}[group]) == (dataset, option)
+        assert (config["dataset"]["name"], {**dict.fromkeys(UNCHOSEN, option), **config["choices"]}[group]) == (
+            dataset,
+            option,
+        )
         assert not list(unused(config[group], dataset, group))
 
 

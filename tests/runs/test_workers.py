@@ -7,6 +7,7 @@ import pytest
 from dp.output.record import merge, read_rows
 from dp.output.snapshots import Snapshots
 from dp.runs.build import build as evaluation_of
+from dp.runs.engines.interface import Work
 from dp.runs.keys import run_key
 from dp.runs.sources import sources_hash
 from dp.runs.workers import run_units
@@ -36,14 +37,16 @@ def broken(config: dict):
 )
 def test_what_goes_wrong_in_a_worker_is_raised(build, error, said, tmp_path):
     with pytest.raises(error, match=said):
-        run_units(build, {}, evaluation_of(composed(*TINY)), [], tmp_path, "1of1", 2, lambda event: None)
+        run_units(
+            Work(build, {}, [], tmp_path, "1of1"), evaluation_of(composed(*TINY)), ["cpu"] * 2, lambda event: None
+        )
 
 
 def test_events_tell_every_iteration_and_then_the_rows(tmp_path):
     config = composed(*TINY, "protocol.seeds=[5]")
     evaluation, events = evaluation_of(config), []
     units = evaluation.plan()
-    run_units(evaluation_of, config, evaluation, units, tmp_path, "1of1", 1, events.append)
+    run_units(Work(evaluation_of, config, units, tmp_path, "1of1"), evaluation, ["cpu"], events.append)
     assert [e.step for e in events if e.unit.arm == "defended"] == [1, 2, 2]
     assert [e.rows is not None for e in events if e.unit.arm == "defended"] == [False, False, True]
     assert len(read_rows(tmp_path)) == 12
@@ -63,7 +66,8 @@ def test_a_stopped_run_saves_its_state_and_goes_on(workers, stopped_by, tmp_path
     snapshots = Snapshots(tmp_path / "stopped", run_key(config), sources_hash(config))
     for folder in ("whole", "stopped"):
         (tmp_path / folder).mkdir()
-    run_units(evaluation_of, config, evaluation, units, tmp_path / "whole", "1of1", 1, lambda event: None)
+    whole, stopped = (Work(evaluation_of, config, units, tmp_path / name, "1of1") for name in ("whole", "stopped"))
+    run_units(whole, evaluation, ["cpu"], lambda event: None)
 
     def stop(event):
         steps[event.unit] = event.step if event.rows is None else 0
@@ -71,7 +75,7 @@ def test_a_stopped_run_saves_its_state_and_goes_on(workers, stopped_by, tmp_path
             raise stopped_by
 
     with pytest.raises(stopped_by):
-        run_units(evaluation_of, config, evaluation, units, tmp_path / "stopped", "1of1", workers, stop)
+        run_units(stopped, evaluation, ["cpu"] * workers, stop)
     begun, lines = snapshots.begun(read_rows(tmp_path / "stopped"))
     assert lines == []
     assert 1 <= len(begun) <= workers
@@ -79,7 +83,7 @@ def test_a_stopped_run_saves_its_state_and_goes_on(workers, stopped_by, tmp_path
     assert done[0] >= 2
     left, again = evaluation.plan(read_rows(tmp_path / "stopped"), begun), []
     left = [unit for unit in left if unit.arm == "defended"]
-    run_units(evaluation_of, config, evaluation, left, tmp_path / "stopped", "1of1", 1, again.append)
+    run_units(stopped._replace(units=left), evaluation, ["cpu"], again.append)
     assert next(event.step for event in again if event.unit == begun[0]) == done[0] + 1
     assert merge(tmp_path / "stopped") == merge(tmp_path / "whole")
     whole, stopped = ((tmp_path / name / "images.jsonl").read_bytes() for name in ("whole", "stopped"))
@@ -94,6 +98,6 @@ def test_a_state_that_does_not_fit_the_attack_is_not_used(tmp_path, capsys):
     (unit, *_), taken = evaluation.plan(), []
     other.run(unit, on_snapshot=taken.append)
     Snapshots(tmp_path, run_key(config), sources_hash(config)).write(unit, taken[3])
-    run_units(evaluation_of, config, evaluation, [unit], tmp_path, "1of1", 1, lambda event: None)
+    run_units(Work(evaluation_of, config, [unit], tmp_path, "1of1"), evaluation, ["cpu"], lambda event: None)
     assert "is not used, because need the attack's own state" in " ".join(capsys.readouterr().out.split())
     assert list(read_rows(tmp_path).values()) == evaluation.run(unit).rows

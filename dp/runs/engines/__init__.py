@@ -1,0 +1,1 @@
+"""What runs the units of a run: processes of this machine, or a Ray cluster."""

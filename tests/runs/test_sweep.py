@@ -1,0 +1,74 @@
+"""The table of a sweep is made of files alone: by its command, and by `dp sweep` when that is gone."""
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dp.commands.run import main
+from dp.commands.sweep import main as sweep
+from dp.runs.sweep import note_cell
+from tests.helpers.compose import TINY
+
+GIVEN = [*TINY, "protocol.seeds=[5]", "attack=none", "purifier=none", "audit=false", "workers=1"]
+GIVEN = [word for word in GIVEN if not word.startswith("attack.")]
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    """Exit code and output of `python run.py overrides...` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*overrides: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["run.py", *overrides])
+        return main(), capsys.readouterr().out
+
+    return run
+
+
+def tables() -> list[pd.DataFrame]:
+    return [pd.read_csv(path) for path in Path("results/sweeps").glob("*.csv")]
+
+
+def test_shards_are_one_row_and_code_0(cli):
+    code, out = cli("-m", *GIVEN, "shard=1/2,2/2")
+    assert code == 0
+    assert "1 runs, 0 failed" in out
+    (table,) = tables()
+    assert len(table) == 1
+    assert "shard" not in table["overrides"][0]
+    summary = json.loads((Path(table["folder"][0]) / "summary.json").read_text())
+    assert table["standard_single"][0] == pytest.approx(summary["standard"]["single"]["value"], abs=0.01)
+    code, out = cli(*GIVEN, "results=whole")
+    whole, parts = (next(Path(f).glob("*/images.jsonl")).read_bytes() for f in ("whole", "results/runs"))
+    assert whole == parts
+
+
+def test_a_missing_shard_is_said(cli):
+    code, out = cli("-m", *GIVEN, "shard=1/2")
+    assert code == 2
+    assert "not finished: it is under way, or the same command goes on" in " ".join(out.split())
+
+
+def test_the_table_of_a_sweep_whose_shell_is_gone(cli, monkeypatch, capsys):
+    """As a job of a cluster leaves it: a note of a run that is finished, of one that is not, and of one that failed."""
+    cli(*GIVEN)
+    (folder,) = Path("results/runs").iterdir()
+    monkeypatch.setenv("DP_SWEEP", str(Path("results/sweeps/abc").absolute()))
+    note_cell(10, ["+slurm=h200", "purifier=a"], folder)
+    note_cell(2, ["+slurm=h200", "purifier=b"], Path("results/runs/other"))
+    note_cell(1, ["+slurm=h200", "purifier=c"], None, "unknown option purifier=c")
+    capsys.readouterr()
+    assert sweep([]) == 0
+    out = capsys.readouterr().out
+    assert "3 runs, 2 failed" in out
+    assert "sweep: results/sweeps/abc.csv" in out
+    table = pd.read_csv("results/sweeps/abc.csv")
+    assert table["overrides"].tolist() == ["purifier=c", "purifier=b", "purifier=a"]
+    assert table["error"].tolist()[0] == "unknown option purifier=c"
+    assert table["error"].notna().tolist() == [True, True, False]
+    assert table["standard_single"].notna().tolist() == [False, False, True]
+    assert sweep(["results/sweeps/abc"]) == 0
+    assert sweep(["results/sweeps/none"]) == 2
