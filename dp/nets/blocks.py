@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dp.nets.backward import affine
+
 
 class ClassConditional(nn.Module):
     """A diffusion network that may take the class of each image: net(x, noise label, label), label (B,) int64.
@@ -84,10 +86,10 @@ def kernel(taps: Sequence[float], like: Tensor | None = None) -> Tensor:
 
 def halve(x: Tensor, f: Tensor, padding: int) -> Tensor:
     """Filter x (B,C,H,W) with f (1,1,n,n) and keep every other pixel."""
-    return F.conv2d(x, f.expand(x.shape[1], 1, -1, -1), groups=x.shape[1], stride=2, padding=padding)
+    return affine(F.conv2d, x, f.expand(x.shape[1], 1, -1, -1), groups=x.shape[1], stride=2, padding=padding)
 
 
 def double(x: Tensor, f: Tensor, padding: int) -> Tensor:
     """Put zeros between the pixels of x (B,C,H,W) and filter it with f (1,1,n,n) times 4: twice the side."""
     weight = (4 * f).expand(x.shape[1], 1, -1, -1)
-    return F.conv_transpose2d(x, weight, groups=x.shape[1], stride=2, padding=padding)
+    return affine(F.conv_transpose2d, x, weight, groups=x.shape[1], stride=2, padding=padding)

@@ -204,6 +204,10 @@ SLOW = {
         test_the_list_has_plugins
         test_two_processes_download_once
     """,
+    "nets/test_backward.py": """
+        test_derivatives_have_the_bits_of_plain_autograd
+        test_less_is_kept
+    """,
     "nets/test_nets.py": """
         test_attention_has_torchs_own_bits_and_a_second_derivative
         test_the_attribute_net_scales_and_pools_as_published
