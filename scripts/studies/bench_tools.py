@@ -77,6 +77,19 @@ def gradient_of(config: dict) -> Callable[[], object]:
     return gradient(build(config))
 
 
+def gradient_with_all_kept(config: dict) -> Callable[[], object]:
+    """`gradient_of` networks that keep all that autograd keeps by default."""
+    return gradient(all_kept(build(config)))
+
+
+def all_kept(evaluation: Evaluation) -> Evaluation:
+    """The same evaluation with weights that need a gradient: its networks keep all that autograd keeps by default. The
+    gradient of the weights itself is not computed, because an attack asks for that of the images alone.
+    """
+    evaluation.arms["defended"].attacked.requires_grad_(True)
+    return evaluation
+
+
 def floor(evaluation: Evaluation, nfe: int, memory_format: torch.memory_format) -> Callable[[], object]:
     """A function of the bare network calls in one attack gradient, forward and backward.
 
