@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dp.nets.backward import Conv1d, Conv2d, activated, affine
-from dp.nets.blocks import ClassConditional, attend, sinusoid
+from dp.nets.blocks import ClassConditional, attend, sinusoid, wide
+from dp.nets.precision import WideLinear
 
 
 class UNetModel(ClassConditional):
@@ -43,7 +44,7 @@ class UNetModel(ClassConditional):
         self.classes = num_classes or 0
         self.model_channels = model_channels
         emb = 4 * model_channels
-        self.time_embed = nn.Sequential(nn.Linear(model_channels, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.time_embed = nn.Sequential(WideLinear(model_channels, emb), nn.SiLU(), WideLinear(emb, emb))
         self.label_emb = None if num_classes is None else nn.Embedding(num_classes, emb)
         widths = [int(mult * model_channels) for mult in channel_mult]
         top = len(widths) - 1
@@ -87,7 +88,7 @@ class UNetModel(ClassConditional):
         self.out = nn.Sequential(_norm(c), nn.SiLU(), Conv2d(c, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        sin, cos = sinusoid(timesteps.to(x.dtype), self.model_channels, endpoint=False)
+        sin, cos = sinusoid(wide(timesteps, x), self.model_channels, endpoint=False)
         emb = self.time_embed(torch.cat([cos, sin], dim=1))
         if self.label_emb is not None and y is not None:
             emb = emb + self.label_emb(y)
@@ -119,7 +120,7 @@ class _Res(nn.Module):
     def __init__(self, c_in: int, c_out: int, emb: int, dropout: float, scale_shift: bool, resample: str):
         super().__init__()
         self.in_layers = nn.Sequential(_norm(c_in), nn.SiLU(), Conv2d(c_in, c_out, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, 2 * c_out if scale_shift else c_out))
+        self.emb_layers = nn.Sequential(nn.SiLU(), WideLinear(emb, 2 * c_out if scale_shift else c_out))
         self.out_layers = nn.Sequential(
             _norm(c_out), nn.SiLU(), nn.Dropout(dropout), _zero(Conv2d(c_out, c_out, 3, padding=1))
         )

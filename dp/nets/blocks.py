@@ -25,6 +25,11 @@ def one_hot(label: Tensor, classes: int, like: Tensor) -> Tensor:
     return (label.to(like.device)[:, None] == torch.arange(classes, device=like.device)).to(like.dtype)
 
 
+def wide(labels: Tensor, like: Tensor) -> Tensor:
+    """Noise labels in float32, or in float64 if `like` is: a network may be narrower than its labels."""
+    return labels.to(torch.promote_types(like.dtype, torch.float32))
+
+
 def sinusoid(t: Tensor, channels: int, endpoint: bool) -> tuple[Tensor, Tensor]:
     """sin and cos, each (B, channels / 2), of labels t (B,) times 10000^(-j / half) for j = 0 ... half - 1.
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dp.nets.backward import Conv2d, activated, affine
-from dp.nets.blocks import attend, sinusoid
+from dp.nets.blocks import attend, sinusoid, wide
+from dp.nets.precision import WideLinear
 
 
 class DDPMUNet(nn.Module):
@@ -58,7 +59,7 @@ class DDPMUNet(nn.Module):
         self.conv_out = Conv2d(c, out_ch, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        emb = self.temb(t.to(x.dtype))
+        emb = self.temb(wide(t, x))
         x = self.conv_in(x)
         skips = [x]
         for stage in self.down:
@@ -85,7 +86,7 @@ class _Time(nn.Module):
     def __init__(self, ch: int):
         super().__init__()
         self.ch = ch
-        self.dense = nn.ModuleList([nn.Linear(ch, 4 * ch), nn.Linear(4 * ch, 4 * ch)])
+        self.dense = nn.ModuleList([WideLinear(ch, 4 * ch), WideLinear(4 * ch, 4 * ch)])
 
     def forward(self, t: Tensor) -> Tensor:
         emb = torch.cat(sinusoid(t, self.ch, endpoint=True), dim=1)
@@ -131,7 +132,7 @@ class _Res(nn.Module):
         super().__init__()
         self.norm1 = _norm(c_in)
         self.conv1 = Conv2d(c_in, c_out, 3, padding=1)
-        self.temb_proj = nn.Linear(emb, c_out)
+        self.temb_proj = WideLinear(emb, c_out)
         self.norm2 = _norm(c_out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = Conv2d(c_out, c_out, 3, padding=1)

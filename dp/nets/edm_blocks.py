@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dp.nets.backward import activated, affine
 from dp.nets.blocks import attend, double, halve, kernel
+from dp.nets.precision import WideLinear
 
 
 class Conv(nn.Module):
@@ -112,8 +113,8 @@ def norm(channels: int, norm_eps: float) -> nn.GroupNorm:
 
 
 def linear(c_in: int, c_out: int, bias: bool = True) -> nn.Linear:
-    """A linear layer with Xavier-uniform weights and a bias of zero."""
-    layer = nn.Linear(c_in, c_out, bias)
+    """A linear layer of embeddings, with Xavier-uniform weights and a bias of zero."""
+    layer = WideLinear(c_in, c_out, bias)
     nn.init.xavier_uniform_(layer.weight)
     if bias:
         nn.init.zeros_(layer.bias)

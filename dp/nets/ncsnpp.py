@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dp.nets.backward import Conv2d, activated, affine
-from dp.nets.blocks import attend, double, halve, kernel, sinusoid
+from dp.nets.blocks import attend, double, halve, kernel, sinusoid, wide
+from dp.nets.precision import Wide, WideLinear
 
 ACTIVATIONS = {
     "swish": F.silu,
@@ -95,7 +96,7 @@ class NCSNpp(nn.Module):
 
         parts: list[nn.Module] = [_Fourier(nf, fourier_scale)] if embedding_type == "fourier" else []
         if conditional:
-            parts += [nn.Linear(2 * nf if embedding_type == "fourier" else nf, emb), nn.Linear(emb, emb)]
+            parts += [WideLinear(2 * nf if embedding_type == "fourier" else nf, emb), WideLinear(emb, emb)]
         parts.append(_conv(num_channels, nf))
         c, pyramid, skips = nf, num_channels, [nf]
         for level, mult in enumerate(ch_mult):
@@ -128,7 +129,7 @@ class NCSNpp(nn.Module):
 
     def forward(self, x: Tensor, time_cond: Tensor) -> Tensor:
         parts = iter(self.all_modules)
-        emb = self.embedding(parts, time_cond.to(x.dtype))
+        emb = self.embedding(parts, wide(time_cond, x))
         if not self.centered:
             x = 2 * x - 1
         pyramid, first = x, next(parts)
@@ -184,7 +185,7 @@ class NCSNpp(nn.Module):
         return labels if self.embedding_type == "fourier" else self.sigmas[labels.long()]
 
 
-class _Fourier(nn.Module):
+class _Fourier(Wide):
     """Fourier features, sin then cos, of frozen random frequencies."""
 
     def __init__(self, channels: int, scale: float):
@@ -218,7 +219,7 @@ class _Res(nn.Module):
         super().__init__()
         self.GroupNorm_0 = _norm(c_in)
         self.Conv_0 = _conv(c_in, c_out)
-        self.Dense_0 = nn.Linear(emb, c_out)
+        self.Dense_0 = WideLinear(emb, c_out)
         self.GroupNorm_1 = _norm(c_out)
         self.Dropout_0 = nn.Dropout(dropout)
         self.Conv_1 = _conv(c_out, c_out)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dp.nets.backward import Conv2d, activated
 from dp.nets.blocks import ClassConditional, one_hot
+from dp.nets.precision import WideLinear
 
 
 class _Res(nn.Module):
@@ -17,7 +18,7 @@ class _Res(nn.Module):
         super().__init__()
         self.norm1 = nn.GroupNorm(8, c_in)
         self.conv1 = Conv2d(c_in, c_out, 3, padding=1)
-        self.affine = nn.Linear(emb, 2 * c_out)
+        self.affine = WideLinear(emb, 2 * c_out)
         self.norm2 = nn.GroupNorm(8, c_out)
         self.conv2 = Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Identity() if c_in == c_out else Conv2d(c_in, c_out, 1)
@@ -25,7 +26,7 @@ class _Res(nn.Module):
         nn.init.zeros_(self.conv2.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        scale, shift = self.affine(emb)[:, :, None, None].chunk(2, dim=1)  # (b,c,1,1), b = B or 1
+        scale, shift = self.affine(emb)[:, :, None, None].to(h.dtype).chunk(2, dim=1)  # (b,c,1,1), b = B or 1
         r = self.conv1(activated(self.norm1, F.silu, h))
         r = self.conv2(activated(self.norm2, F.silu, r, scale, shift))
         return self.skip(h) + r
@@ -43,7 +44,7 @@ class SmallUNet(ClassConditional):
         self.classes = classes
         self.freqs: Tensor
         self.register_buffer("freqs", torch.exp(torch.linspace(math.log(0.25), math.log(16.0), emb // 2)))
-        self.embed = nn.Sequential(nn.Linear(emb, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
+        self.embed = nn.Sequential(WideLinear(emb, emb), nn.SiLU(), WideLinear(emb, emb), nn.SiLU())
         self.first = Conv2d(4 * channels, width, 3, padding=1)
         self.enc = _Res(width, width, emb)
         self.down = Conv2d(width, wide, 3, stride=2, padding=1)
@@ -55,7 +56,7 @@ class SmallUNet(ClassConditional):
         self.last = Conv2d(width, 4 * channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # pyright: ignore[reportArgumentType]
-        self.map_label = nn.Linear(classes, emb, bias=False) if classes else None
+        self.map_label = WideLinear(classes, emb, bias=False) if classes else None
 
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
         angle = noise[:, None] * self.freqs

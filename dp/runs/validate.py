@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 from dp.attacks.base import FULL, VALUES
 from dp.contracts.declared import check_declared
 from dp.evaluation.evaluate import check_counts
+from dp.nets.precision import DTYPES
 from dp.runs.by_dataset import shipped
 from dp.runs.compose import Setup, arguments
 from dp.runs.errors import unknown_option
@@ -132,9 +133,9 @@ def _check_tables(name: str, tables: dict, node: dict, default: Any) -> None:
 
 def check_precision(config: dict) -> None:
     """Raises ValueError for a precision or a memory mode that does not exist."""
-    if config["dtype"] not in ("float32", "bfloat16") or config["memory"] not in ("auto", "store", "recompute"):
-        given = f"{config['dtype']}, {config['memory']}"
-        raise ValueError(f"need dtype float32 or bfloat16 and memory auto, store or recompute, got {given}")
+    for key, known in (("dtype", DTYPES), ("scored_dtype", DTYPES), ("memory", ("auto", "store", "recompute"))):
+        if config[key] not in known:
+            raise ValueError(f"need {key} one of {', '.join(known)}, got {key}={config[key]}")
 
 
 def check_dataset(dataset: dict) -> None:
