@@ -14,7 +14,7 @@ from dp.classifiers import Classifier, RandomizedClassifier
 from dp.defense.interface import AuxiliaryLoss
 from dp.diffusion.denoisers import Denoiser
 from dp.diffusion.sampling import with_identity
-from dp.nets.precision import tensor_cores
+from dp.nets.precision import narrowed, tensor_cores
 from dp.objectives import Loss, cross_entropy
 from dp.purifiers import none
 from dp.purifiers.module import PurifierModule
@@ -83,6 +83,11 @@ class Defended(nn.Module):
         """The purifier itself, if it is a module."""
         purify = unbound(self.purifier)
         return purify if isinstance(purify, nn.Module) else None
+
+    @property
+    def precision(self) -> tuple[torch.dtype, bool]:
+        """The dtype of the classifier's weights (and of all networks that a run casts), and True if it uses TF32."""
+        return narrowed(torch.empty(0), self.classifier.net).dtype, self.tf32
 
     def gradient_mode(self, name: str) -> "Defended":
         """See `Defense.gradient_mode`. Raises ValueError for a variant that this purifier does not have."""

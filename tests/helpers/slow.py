@@ -105,6 +105,9 @@ SLOW = {
         test_noise_in_a_part_of_the_ball_is_compared_with_noise_in_that_part
         test_noise_of_the_threat_model_has_its_size
     """,
+    "audit/test_audit_precision.py": """
+        test_a_bfloat16_attack_has_no_failure
+    """,
     "audit/test_audit_randomness.py": """
         test_clean_images_that_the_attacked_defense_decides_otherwise
         test_declared_surrogate_of_another_step_count_passes
@@ -341,6 +344,14 @@ SLOW = {
     "runs/test_kills.py": "*",
     "runs/test_own_dataset.py": "*",
     "runs/test_papers_command.py": "*",
+    "runs/test_precision.py": """
+        test_a_row_says_both
+        test_bfloat16_networks_lead_about_the_same_way
+        test_by_default_one_object_is_attacked_and_scored
+        test_the_key_names_a_precision_only_where_it_departs_from_the_default
+        test_tf32_shares_the_networks_and_switches_the_products_for_its_own_calls_alone
+        test_two_dtypes_have_networks_of_their_own
+    """,
     "runs/test_protocols.py": """
         test_contract
         test_a_protocol_sets_its_attack_and_its_gradient
