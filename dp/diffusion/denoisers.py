@@ -22,7 +22,7 @@ class Denoiser(nn.Module):
     Without a label a network with classes is asked for no class.
     `nfe` counts network evaluations per image: a call counts once, whatever its batch, and recomputation not at all.
     `memory`: `store` keeps all activations for the backward pass. `recompute` is activation checkpointing: the newest
-    `recompute.keep` calls (2) keep their activations, of the others only the network's input is kept. Values, first and
+    `recompute.keep` calls (3) keep their activations, of the others only the network's input is kept. Values, first and
     second derivatives are the same, bit for bit.
     `size`: the side of the images that it was trained on, to which a defense resizes others; None resizes nothing.
     Raises ValueError for another `memory`.

@@ -38,7 +38,7 @@ def narrowed(x: Tensor, net: nn.Module) -> Tensor:
 
 @contextmanager
 def tensor_cores(on: bool) -> Iterator[None]:
-    """Within it, if `on`, float32 products on a GPU are TF32: their factors are rounded to 10 bits."""
+    """Within it, if `on`, float32 products on a GPU are TF32: their factors are rounded to 11 bits."""
     if not on:
         yield
         return

@@ -21,6 +21,8 @@ from dp.runs import compose
 from dp.runs.build import build
 from dp.subset import Subset
 
+M_MMAP_THRESHOLD = -3  # of mallopt: larger tensors get pages of their own, so that holes in the heap are not measured
+
 
 def in_turn(turns: int, *functions: Callable[[], object], warm: bool = True) -> list[float]:
     """The median seconds of each function, called in the order A B A B ...
@@ -169,6 +171,7 @@ def peak(make: Callable[..., Callable[[], object]], *args: object) -> float:
 
 
 def _peak(make: Callable[..., Callable[[], object]], args: tuple) -> float:
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
     function = make(*args)
     gc.collect()
     if torch.cuda.is_initialized():

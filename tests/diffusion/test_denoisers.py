@@ -192,13 +192,13 @@ def test_recompute_equals_store_bit_for_bit(adapter, dtype):
         inner, z = net(), images(requires_grad=True)
         denoiser = adapter(inner, memory=memory)
         cast(denoiser.net, dtype)
-        out = denoiser(denoiser(denoiser(z, 9.0), 2.0), 0.7)
+        out = denoiser(denoiser(denoiser(denoiser(z, 9.0), 2.0), 0.7), 0.5)
         inner_calls = len(inner.calls)
         (g,) = torch.autograd.grad(out.square().sum(), z)
         results.append((out.detach(), g))
-        assert inner_calls == 3
-        assert len(inner.calls) == (3 if memory == "store" else 4)  # the two newest calls are kept
-        assert denoiser.nfe == 3
+        assert inner_calls == 4
+        assert len(inner.calls) == (4 if memory == "store" else 5)  # the three newest calls are kept
+        assert denoiser.nfe == 4
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
     assert results[0][1].abs().sum() > 0

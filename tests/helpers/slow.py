@@ -154,6 +154,7 @@ SLOW = {
         test_straight_through_clamp_is_not_the_derivative
     """,
     "defense/test_memory.py": """
+        test_the_bytes_are_those_that_the_allocator_does_not_get_back
         test_what_auto_keeps_fits_into_half_of_the_free_memory
     """,
     "diffusion/test_checkpointing.py": """
