@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dp.nets.precision import narrowed
 from dp.rng import Streams
 
 
@@ -16,7 +17,6 @@ class Classifier(nn.Module):
     `taps`: names of the modules whose outputs are the attention features, shallow to deep.
     `mean`, `std`: per channel, or None for a network that takes raw [0,1].
     `size`: the side to which images are resized (bilinear), or None.
-    `dtype`: precision of the network alone (autocast).
     Raises ValueError for a mean without a std and for taps that the network does not have.
     """
 
@@ -27,7 +27,6 @@ class Classifier(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         size: int | None = None,
-        dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
         if (mean is None) != (std is None):
@@ -41,7 +40,6 @@ class Classifier(nn.Module):
             )
         self.taps = tuple(taps)
         self.size = size
-        self.dtype = dtype
         self.mean: Tensor | None
         self.std: Tensor | None
         self.register_buffer("mean", None if mean is None else torch.tensor(mean).view(1, -1, 1, 1))
@@ -52,10 +50,7 @@ class Classifier(nn.Module):
             x = F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
         if self.mean is not None and self.std is not None:
             x = (x - self.mean) / self.std
-        if self.dtype == torch.float32:
-            return self.net(x).to(x.dtype)
-        with torch.autocast(x.device.type, self.dtype):
-            return self.net(x).to(x.dtype)
+        return self.net(narrowed(x, self.net)).to(x.dtype)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The features (B,C,h,w) at each tap, shallow to deep, read by hooks that exist during this call only.

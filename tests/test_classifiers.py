@@ -7,6 +7,7 @@ from torch import nn
 
 from dp.classifiers import Classifier
 from dp.contracts import networks
+from dp.nets.precision import cast
 from dp.nets.wrn import WideResNet
 from dp.runs.build import defense
 from tests.helpers.compose import composed, images_of, loadable, on_its_dataset
@@ -157,7 +158,8 @@ def test_the_net_is_frozen_and_in_eval_mode():
 def test_bfloat16_is_for_the_net_alone():
     x = images(2, 3, 16, 16).requires_grad_(True)
     exact = Classifier(wrn(), taps=TAPS, mean=MEAN, std=STD)(x)
-    classifier = Classifier(wrn(), taps=TAPS, mean=MEAN, std=STD, dtype=torch.bfloat16)
+    classifier = Classifier(wrn(), taps=TAPS, mean=MEAN, std=STD)
+    cast(classifier.net, torch.bfloat16)
     low = classifier(x)
     assert low.dtype == torch.float32
     assert torch.autograd.grad(low.sum(), x)[0].dtype == torch.float32
@@ -167,9 +169,14 @@ def test_bfloat16_is_for_the_net_alone():
 
 def test_a_double_model_stays_double():
     x = images(2, 3, 16, 16, dtype=torch.float64)
-    low = Classifier(wrn().double(), mean=MEAN, std=STD, dtype=torch.bfloat16)(x)
-    assert low.dtype == torch.float64
-    assert torch.equal(low, Classifier(wrn().double(), mean=MEAN, std=STD)(x))
+    low, narrow = Classifier(wrn(), mean=MEAN, std=STD), wrn()
+    cast(low.net, torch.bfloat16)
+    for p in narrow.parameters():
+        if p.ndim == 4:
+            p.data = p.data.bfloat16().float()
+    narrow.fc.weight.data, narrow.fc.bias.data = (p.bfloat16().float() for p in (narrow.fc.weight, narrow.fc.bias))
+    assert low.double()(x).dtype == torch.float64  # the weights are rounded, and nothing else
+    assert torch.equal(low(x), Classifier(narrow.double(), mean=MEAN, std=STD).double()(x))
 
 
 def test_mean_and_std_are_no_trainable_weights_but_move_with_the_model():

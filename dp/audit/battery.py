@@ -14,6 +14,7 @@ from dp.audit import (
     gradients,
     memory,
     outputs,
+    precision,
     radius,
     randomness,
     returned_images,
@@ -29,6 +30,7 @@ from dp.output.shapes import read_json
 
 MODULES = (
     gradients,
+    precision,
     dead_pixels,
     budgets,
     radius,

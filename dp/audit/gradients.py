@@ -79,12 +79,12 @@ def _beside(subject: Subject, claims: Sequence[tuple[str, ...]]) -> str:
     texts = []
     for modes in claims:
         other = differentiated(subject, modes).loss_gradient(images.x, images.y, rng, samples, margin)[1]
-        along, _, length = _likeness(own, other)
+        along, _, length = likeness(own, other)
         texts.append(f"{mode_name(modes)} has a cosine of {along:.3f} with it and {length:.3g} of its length")
     return "; ".join(texts)
 
 
-def _likeness(exact: Tensor, other: Tensor) -> tuple[float, float, float]:
+def likeness(exact: Tensor, other: Tensor) -> tuple[float, float, float]:
     """Mean cosine over images, share of pixels with the same sign, and median ratio of the lengths, of (B,C,H,W)."""
     signs = float((exact.sign() == other.sign()).float().mean())
     lengths = [g.flatten(1).norm(dim=1) for g in (other, exact)]
@@ -105,8 +105,11 @@ def _differences(subject: Subject, images: Subset, modes: tuple[str, ...]) -> tu
 
     The directions are random, and the last one is the sign of the gradient.
     """
+    attacked, scored = differentiated(subject, modes), subject.arm.scored
+    if attacked.precision != scored.precision:  # the check `precision` has the difference
+        attacked = scored.gradient_modes(modes)
     # One deepcopy of both, so that networks that they share stay shared.
-    attacked, scored = copy.deepcopy((differentiated(subject, modes), subject.arm.scored))
+    attacked, scored = copy.deepcopy((attacked, scored))
     attacked, scored, samples = attacked.double(), scored.double(), 1 if subject.quick else 2
     noise, rng = streams(subject, images, Stage.DIRECTIONS), streams(subject, images, Stage.DERIVATIVE)
     x = _point(subject, images, torch.float64)
@@ -196,7 +199,7 @@ def methods(subject: Subject) -> Finding:
         return Finding("methods", "the defense's own gradient is zero", "-", "INFO", f"{len(images.ids)} images", 0.0)
     lines, cosines = [], []
     for name, model in modes.items():
-        along, signs, length = _likeness(exact, model.loss_gradient(images.x, images.y, rng, samples, margin)[1])
+        along, signs, length = likeness(exact, model.loss_gradient(images.x, images.y, rng, samples, margin)[1])
         cosines.append(along)
         lines.append(f"{name} {along:.2f}/{signs:.2f}/{length:.2g}")
     value = f"cosine/same signs/length: {', '.join(lines)}"

@@ -135,7 +135,7 @@ def _normalized(subject: Subject, model: Defended) -> list[str]:
     if reached is None or reached.shape != once.shape or classifier.mean is None:
         return []  # nothing to compare with: no mean and std, or the first layer gets no image
     off = float((reached.to(once) - once).abs().max())
-    far = off > (0.05 if classifier.dtype != torch.float32 else CLOSE) * float(once.abs().max())
+    far = off > (0.05 if reached.dtype.itemsize < 4 else CLOSE) * float(once.abs().max())
     return [f"the first layer's input differs from (x - mean) / std by {off:.2g}: is it applied twice?"] if far else []
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dp.audit.check import Finding, Subject, audited, plural
 from dp.audit.returned_images import differentiated_by_attack
@@ -57,9 +58,15 @@ def _networks(attacked: Defended, scored: Defended) -> list[str]:
         if first is None or second is None or first is second:
             continue
         a, b = first.state_dict(), second.state_dict()
-        if a.keys() != b.keys() or not all(torch.equal(a[key], b[key]) for key in a):
+        if a.keys() != b.keys() or not all(_equal(a[key], b[key]) for key in a):
             lines.append(f"not declared: another {name}")
     return lines
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    """True if two tensors are equal, or would be if both had the narrower of their dtypes."""
+    narrow = min(first.dtype, second.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(first.to(narrow), second.to(narrow))
 
 
 def _levels(subject: Subject) -> list[str]:

@@ -21,6 +21,7 @@ class Stage(StrEnum):
     METHODS = "audit-methods"  # gradients of several gradient modes
     NOISE = "audit-noise"  # purifications that are compared bit for bit
     NOISE_SIZE = "audit-noise-size"  # noise of the threat model, to compare the null control's with
+    PRECISION = "audit-precision"  # gradients in two precisions
     RADIUS = "audit-radius"  # the attack whose iterates are followed
     REACH = "audit-reach"  # whether a gradient reaches the image
     RECOMPUTE = "audit-recompute"  # gradients with and without activation checkpointing

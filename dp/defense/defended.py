@@ -4,7 +4,7 @@ other gradients that attackers have used.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,25 @@ from dp.classifiers import Classifier, RandomizedClassifier
 from dp.defense.interface import AuxiliaryLoss
 from dp.diffusion.denoisers import Denoiser
 from dp.diffusion.sampling import with_identity
+from dp.nets.precision import narrowed, tensor_cores
 from dp.objectives import Loss, cross_entropy
 from dp.purifiers import none
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams, cat_draws, draws_of
 
 Variant = Mapping[str, Any] | Callable[..., Tensor]  # changed hyperparameters, or another purifier
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def in_own_precision(method: Method) -> Method:
+    """A decorator of the methods of `Defended` that call networks or differentiate them: they use TF32 if it does."""
+
+    @functools.wraps(method)
+    def inside(self: "Defended", *args: Any, **more: Any) -> Any:
+        with tensor_cores(self.tf32):
+            return method(self, *args, **more)
+
+    return cast(Method, inside)
 
 
 class Defended(nn.Module):
@@ -29,8 +42,8 @@ class Defended(nn.Module):
     None only where the purifier uses none; `draws_per_call`: how many samples of every image share one network call,
     which changes the last bit of a result; `variants`: the method's own gradient variants by name, each a mapping of
     hyperparameters to change or a purifier to differentiate instead; `bpda`: put the identity in place of the
-    purification's derivative (BPDA, Athalye et al. 2018). `nfe`: network evaluations of the last answer, per image and
-    sample; those of a randomized classifier count, too.
+    purification's derivative (BPDA, Athalye et al. 2018); `tf32`: multiply in TF32, on a GPU. `nfe`: network
+    evaluations of the last answer, per image and sample; those of a randomized classifier count, too.
     """
 
     def __init__(
@@ -41,6 +54,7 @@ class Defended(nn.Module):
         draws_per_call: int = 1,
         variants: Mapping[str, Variant] | None = None,
         bpda: bool = False,
+        tf32: bool = False,
     ):
         if draws_per_call < 1:
             raise ValueError(f"need draws_per_call >= 1, got draws_per_call={draws_per_call}")
@@ -55,6 +69,7 @@ class Defended(nn.Module):
         self.classifier = classifier
         self.draws_per_call = draws_per_call
         self.bpda = bpda
+        self.tf32 = tf32
         self.nfe = 0
         self.on_purified: Callable[[Streams, Tensor], None] | None = None  # called with the noise and every x_hat
 
@@ -68,6 +83,11 @@ class Defended(nn.Module):
         """The purifier itself, if it is a module."""
         purify = unbound(self.purifier)
         return purify if isinstance(purify, nn.Module) else None
+
+    @property
+    def precision(self) -> tuple[torch.dtype, bool]:
+        """The dtype of the classifier's weights (and of all networks that a run casts), and True if it uses TF32."""
+        return narrowed(torch.empty(0), self.classifier.net).dtype, self.tf32
 
     def gradient_mode(self, name: str) -> "Defended":
         """See `Defense.gradient_mode`. Raises ValueError for a variant that this purifier does not have."""
@@ -91,10 +111,11 @@ class Defended(nn.Module):
     def _with(self, purify: Callable[..., Tensor], denoiser: Denoiser | None, bpda: bool) -> "Defended":
         variants = {} if purify is none.purify else self.variants
         size = self.draws_per_call
-        other = Defended(purify, denoiser, self.classifier, draws_per_call=size, variants=variants, bpda=bpda)
+        other = Defended(purify, denoiser, self.classifier, size, variants, bpda, self.tf32)
         other.on_purified = self.on_purified
         return other
 
+    @in_own_precision
     def purify(self, x: Tensor, rng: Streams, *, on_step: Callable | None = None) -> Tensor:
         """x (B,C,H,W) in [0,1] -> x_hat in [0,1], with its graph; at the denoiser's own size, if it has one.
         `on_step(i, sigma, z, x0)` is called after every step of the purification.
@@ -124,6 +145,7 @@ class Defended(nn.Module):
         """Network evaluations of one answer of the classifier, per image: 0 unless it asks a denoiser."""
         return self.classifier.evaluations if isinstance(self.classifier, RandomizedClassifier) else 0
 
+    @in_own_precision
     def classify(self, x_hat: Tensor, rng: Streams) -> Tensor:
         """Logits (B,K) of purified images (B,C,H,W). A randomized classifier draws its noise after the purifier."""
         if not isinstance(self.classifier, RandomizedClassifier):
@@ -172,6 +194,7 @@ class Defended(nn.Module):
         logits = self.logits(x, rng, samples)  # (samples,B,K)
         return finite(loss(logits.flatten(0, 1), y.repeat(samples)).unflatten(0, (samples, len(x))).mean(dim=0))
 
+    @in_own_precision
     def loss_gradient(
         self,
         x: Tensor,
@@ -215,6 +238,7 @@ class Defended(nn.Module):
             ]
         return torch.cat(parts)
 
+    @in_own_precision
     def vjp(self, x: Tensor, rng: Streams, which: Sequence[int], direction: Tensor) -> Tensor:
         """The vector-Jacobian product direction^T dx_hat / dx, (B,C,H,W), of sample which[b] of each image.
         `direction`: of x_hat's shape.

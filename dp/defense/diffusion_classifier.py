@@ -56,7 +56,6 @@ class DiffusionClassifier(RandomizedClassifier):
         weight: Callable[[float], float],
         spacing: str = "linear",
         temperature: float = 1.0,
-        dtype: torch.dtype = torch.float32,
     ):
         if not denoiser.classes:
             raise ValueError("need a denoiser with classes for a diffusion classifier, got one without: choose another")
@@ -67,8 +66,7 @@ class DiffusionClassifier(RandomizedClassifier):
             )
         if spacing not in ("linear", "log"):
             raise ValueError(f"need spacing linear or log, got spacing={spacing!r}")
-        super().__init__(denoiser, size=denoiser.size, dtype=dtype)
-        denoiser.dtype = dtype
+        super().__init__(denoiser, size=denoiser.size)
         self.denoiser = denoiser
         self.temperature = temperature
         ends = torch.linspace(0, 1, levels + 1, dtype=torch.float64)

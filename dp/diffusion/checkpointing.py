@@ -23,7 +23,7 @@ class ActivationCheckpointing:
     differentiated once more; a third derivative raises ValueError.
     """
 
-    def __init__(self, keep: int = 2):
+    def __init__(self, keep: int = 3):
         """`keep`: how many of the newest calls keep their activations, at least 1."""
         if keep < 1:
             raise ValueError(f"need keep >= 1, got keep={keep}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dp.diffusion.checkpointing import ActivationCheckpointing
 from dp.diffusion.sampling import vp_sigma, vp_sigmas
 from dp.nets.blocks import ClassConditional
+from dp.nets.precision import narrowed
 
 
 class Denoiser(nn.Module):
@@ -21,9 +22,8 @@ class Denoiser(nn.Module):
     Without a label a network with classes is asked for no class.
     `nfe` counts network evaluations per image: a call counts once, whatever its batch, and recomputation not at all.
     `memory`: `store` keeps all activations for the backward pass. `recompute` is activation checkpointing: the newest
-    `recompute.keep` calls (2) keep their activations, of the others only the network's input is kept. Values, first and
+    `recompute.keep` calls (3) keep their activations, of the others only the network's input is kept. Values, first and
     second derivatives are the same, bit for bit.
-    `dtype`: the precision of the network alone (autocast); states stay float32 or wider.
     `size`: the side of the images that it was trained on, to which a defense resizes others; None resizes nothing.
     Raises ValueError for another `memory`.
     """
@@ -32,7 +32,6 @@ class Denoiser(nn.Module):
         self,
         net: nn.Module,
         memory: str = "store",
-        dtype: torch.dtype = torch.float32,
         size: int | None = None,
     ):
         if memory not in ("store", "recompute"):
@@ -40,7 +39,6 @@ class Denoiser(nn.Module):
         super().__init__()
         self.net = net.eval().requires_grad_(False)
         self.memory = memory
-        self.dtype = dtype
         self.size = size
         self.classes = net.classes if isinstance(net, ClassConditional) else 0
         self.nfe = 0
@@ -92,11 +90,9 @@ class Denoiser(nn.Module):
         return self.recompute(functools.partial(self._net, noise=noise, label=label), x)
 
     def _net(self, x: Tensor, noise: Tensor, label: Tensor | None) -> Tensor:
-        call = functools.partial(self.net, x, noise) if label is None else functools.partial(self.net, x, noise, label)
-        if self.dtype == torch.float32:
-            return call().to(x.dtype)
-        with torch.autocast(x.device.type, self.dtype):
-            return call().to(x.dtype)
+        given = narrowed(x, self.net)  # the noise label stays wide
+        out = self.net(given, noise) if label is None else self.net(given, noise, label)
+        return out.to(x.dtype)
 
 
 class EDM(Denoiser):
@@ -110,12 +106,11 @@ class EDM(Denoiser):
         net: nn.Module,
         sigma_data: float = 0.5,
         memory: str = "store",
-        dtype: torch.dtype = torch.float32,
         size: int | None = None,
     ):
         if sigma_data <= 0:
             raise ValueError(f"need sigma_data > 0, got sigma_data={sigma_data}")
-        super().__init__(net, memory, dtype, size)
+        super().__init__(net, memory, size)
         self.sigma_data = sigma_data
 
     def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
@@ -184,10 +179,9 @@ class VP(Denoiser):
         beta_min: float = 0.1,
         levels: int = 1000,
         memory: str = "store",
-        dtype: torch.dtype = torch.float32,
         size: int | None = None,
     ):
-        super().__init__(net, memory, dtype, size)
+        super().__init__(net, memory, size)
         self.beta_d, self.beta_min, self.levels = beta_d, beta_min, levels
 
     def sigma(self, t: float) -> float:
@@ -225,10 +219,9 @@ class IDDPM(NoisePredictor):
         c_2: float = 0.008,
         levels: int = 1000,
         memory: str = "store",
-        dtype: torch.dtype = torch.float32,
         size: int | None = None,
     ):
-        super().__init__(net, memory, dtype, size)
+        super().__init__(net, memory, size)
         cosine = [math.sin(math.pi / 2 * j / (levels * (c_2 + 1))) ** 2 for j in range(levels + 1)]
         u = [0.0]  # from the last index, the clean image, back to the first
         for j in range(levels, 0, -1):
@@ -265,12 +258,11 @@ class Consistency(Denoiser):
         sigma_min: float = 0.002,
         clock: float = 250.0,
         memory: str = "store",
-        dtype: torch.dtype = torch.float32,
         size: int | None = None,
     ):
         if sigma_data <= 0:
             raise ValueError(f"need sigma_data > 0, got sigma_data={sigma_data}")
-        super().__init__(net, memory, dtype, size)
+        super().__init__(net, memory, size)
         self.sigma_data, self.low, self.clock = sigma_data, sigma_min if boundary else 0.0, clock
 
     def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:

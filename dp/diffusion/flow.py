@@ -19,12 +19,11 @@ class Flow(Denoiser):
         net: nn.Module,
         high: float,
         memory: str = "store",
-        dtype: torch.dtype = torch.float32,
         size: int | None = None,
     ):
         if high <= 0:
             raise ValueError(f"need high > 0, got high={high}")
-        super().__init__(net, memory, dtype, size)
+        super().__init__(net, memory, size)
         self.high = high
 
     def velocity(self, z: Tensor, t: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dp.nets.blocks import ClassConditional, attend, sinusoid
+from dp.nets.backward import Conv1d, Conv2d, activated, affine
+from dp.nets.blocks import ClassConditional, attend, sinusoid, wide
+from dp.nets.precision import WideLinear
 
 
 class UNetModel(ClassConditional):
@@ -42,7 +44,7 @@ class UNetModel(ClassConditional):
         self.classes = num_classes or 0
         self.model_channels = model_channels
         emb = 4 * model_channels
-        self.time_embed = nn.Sequential(nn.Linear(model_channels, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.time_embed = nn.Sequential(WideLinear(model_channels, emb), nn.SiLU(), WideLinear(emb, emb))
         self.label_emb = None if num_classes is None else nn.Embedding(num_classes, emb)
         widths = [int(mult * model_channels) for mult in channel_mult]
         top = len(widths) - 1
@@ -59,7 +61,7 @@ class UNetModel(ClassConditional):
 
         c, factor = widths[0], 1
         skips = [c]
-        self.input_blocks = nn.ModuleList([_Steps([nn.Conv2d(in_channels, c, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList([_Steps([Conv2d(in_channels, c, 3, padding=1)])])
         for level, width in enumerate(widths):
             for _ in range(num_res_blocks):
                 parts = [block(c, width)]
@@ -83,10 +85,10 @@ class UNetModel(ClassConditional):
                 parts.append(change(c, "up"))
                 factor //= 2
             self.output_blocks.append(_Steps(parts))
-        self.out = nn.Sequential(_norm(c), nn.SiLU(), nn.Conv2d(c, out_channels, 3, padding=1))
+        self.out = nn.Sequential(_norm(c), nn.SiLU(), Conv2d(c, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        sin, cos = sinusoid(timesteps.to(x.dtype), self.model_channels, endpoint=False)
+        sin, cos = sinusoid(wide(timesteps, x), self.model_channels, endpoint=False)
         emb = self.time_embed(torch.cat([cos, sin], dim=1))
         if self.label_emb is not None and y is not None:
             emb = emb + self.label_emb(y)
@@ -97,7 +99,7 @@ class UNetModel(ClassConditional):
         x = self.middle_block(x, emb)
         for part in self.output_blocks:
             x = part(torch.cat([x, skips.pop()], dim=1), emb)
-        return self.out(x)
+        return self.out[2](activated(self.out[0], self.out[1], x))
 
 
 class _Steps(nn.ModuleList):
@@ -117,25 +119,26 @@ class _Res(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, emb: int, dropout: float, scale_shift: bool, resample: str):
         super().__init__()
-        self.in_layers = nn.Sequential(_norm(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, 2 * c_out if scale_shift else c_out))
+        self.in_layers = nn.Sequential(_norm(c_in), nn.SiLU(), Conv2d(c_in, c_out, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), WideLinear(emb, 2 * c_out if scale_shift else c_out))
         self.out_layers = nn.Sequential(
-            _norm(c_out), nn.SiLU(), nn.Dropout(dropout), _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+            _norm(c_out), nn.SiLU(), nn.Dropout(dropout), _zero(Conv2d(c_out, c_out, 3, padding=1))
         )
-        self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+        self.skip_connection = nn.Identity() if c_in == c_out else Conv2d(c_in, c_out, 1)
         self.scale_shift, self.resample = scale_shift, resample
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.in_layers[:2](x)
+        h = activated(self.in_layers[0], self.in_layers[1], x)
         if self.resample:
             h, x = (_resampled(a, self.resample) for a in (h, x))
         h = self.in_layers[2](h)
         e = self.emb_layers(emb)[:, :, None, None].to(h.dtype)  # (b,c,1,1), b = B or 1
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
-            h = self.out_layers[1:](torch.addcmul(shift, self.out_layers[0](h), scale + 1))
+            h = activated(self.out_layers[0], self.out_layers[1], h, scale, shift)
         else:
-            h = self.out_layers(h + e)
+            h = activated(self.out_layers[0], self.out_layers[1], h + e)
+        h = self.out_layers[2:](h)
         return self.skip_connection(x) + h
 
 
@@ -144,7 +147,7 @@ class _Attention(nn.Module):
 
     def __init__(self, channels: int, heads: int, new_order: bool, square: bool):
         super().__init__()
-        conv = nn.Conv2d if square else nn.Conv1d  # 4-D or 3-D kernels in the file
+        conv = Conv2d if square else Conv1d  # 4-D or 3-D kernels in the file
         self.norm = _norm(channels)
         self.qkv = conv(channels, 3 * channels, 1)
         self.proj_out = _zero(conv(channels, channels, 1))
@@ -167,7 +170,7 @@ class _Down(nn.Module):
 
     def __init__(self, channels: int, learned: bool):
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if learned else nn.AvgPool2d(2)
+        self.op = Conv2d(channels, channels, 3, stride=2, padding=1) if learned else nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
@@ -178,14 +181,14 @@ class _Up(nn.Module):
 
     def __init__(self, channels: int, learned: bool):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if learned else nn.Identity()
+        self.conv = Conv2d(channels, channels, 3, padding=1) if learned else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(_resampled(x, "up"))
 
 
 def _resampled(x: Tensor, way: str) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="nearest") if way == "up" else F.avg_pool2d(x, 2)
+    return F.interpolate(x, scale_factor=2, mode="nearest") if way == "up" else affine(F.avg_pool2d, x, 2)
 
 
 def _norm(channels: int) -> nn.GroupNorm:

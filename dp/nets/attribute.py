@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dp.nets.backward import Conv2d, affine
+
 
 class AttributeNet(nn.Module):
     """(B,3,R,R) in [-1,1], R = resolution, a power of two from 8 on (else ValueError) -> (B,2) logits (l, -l).
@@ -25,7 +27,7 @@ class AttributeNet(nn.Module):
         self.lod_in: Tensor
         self.register_buffer("lod_in", torch.zeros((), dtype=torch.float64))  # the files hold it; it has no effect
         self.fromrgb_lod0 = nn.Module()
-        self.fromrgb_lod0.add_module("conv", _Scaled(nn.Conv2d(3, width[-1], 1, bias=False)))
+        self.fromrgb_lod0.add_module("conv", _Scaled(Conv2d(3, width[-1], 1, bias=False)))
         for level in range(levels, 2, -1):
             self.add_module(f"{2**level}x{2**level}", _Down(width[level - 1], width[level - 2]))
         self.add_module("4x4", _Head(width[1], width[0]))
@@ -65,12 +67,12 @@ class _Down(nn.Module):
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
-        self.conv0 = _Scaled(nn.Conv2d(c_in, c_in, 3, padding=1, bias=False))
-        self.conv1 = _Scaled(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False))
+        self.conv0 = _Scaled(Conv2d(c_in, c_in, 3, padding=1, bias=False))
+        self.conv1 = _Scaled(Conv2d(c_in, c_out, 3, padding=1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.leaky_relu(self.conv0(x), 0.2)
-        return F.leaky_relu(F.avg_pool2d(self.conv1(x), 2), 0.2)
+        return F.leaky_relu(affine(F.avg_pool2d, self.conv1(x), 2), 0.2)
 
 
 class _Head(nn.Module):
@@ -78,7 +80,7 @@ class _Head(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.conv = _Scaled(nn.Conv2d(width, width, 3, padding=1, bias=False))
+        self.conv = _Scaled(Conv2d(width, width, 3, padding=1, bias=False))
         self.dense0 = _Scaled(nn.Linear(16 * width, hidden, bias=False))
         self.dense1 = _Scaled(nn.Linear(hidden, 1, bias=False), gain=1.0)
 

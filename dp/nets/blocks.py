@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dp.nets.backward import affine
+
 
 class ClassConditional(nn.Module):
     """A diffusion network that may take the class of each image: net(x, noise label, label), label (B,) int64.
@@ -21,6 +23,11 @@ class ClassConditional(nn.Module):
 def one_hot(label: Tensor, classes: int, like: Tensor) -> Tensor:
     """(B,) int64 as (B,classes) of the dtype and device of `like`; a row of zeros for a label of -1, no class."""
     return (label.to(like.device)[:, None] == torch.arange(classes, device=like.device)).to(like.dtype)
+
+
+def wide(labels: Tensor, like: Tensor) -> Tensor:
+    """Noise labels in float32, or in float64 if `like` is: a network may be narrower than its labels."""
+    return labels.to(torch.promote_types(like.dtype, torch.float32))
 
 
 def sinusoid(t: Tensor, channels: int, endpoint: bool) -> tuple[Tensor, Tensor]:
@@ -84,10 +91,10 @@ def kernel(taps: Sequence[float], like: Tensor | None = None) -> Tensor:
 
 def halve(x: Tensor, f: Tensor, padding: int) -> Tensor:
     """Filter x (B,C,H,W) with f (1,1,n,n) and keep every other pixel."""
-    return F.conv2d(x, f.expand(x.shape[1], 1, -1, -1), groups=x.shape[1], stride=2, padding=padding)
+    return affine(F.conv2d, x, f.expand(x.shape[1], 1, -1, -1), groups=x.shape[1], stride=2, padding=padding)
 
 
 def double(x: Tensor, f: Tensor, padding: int) -> Tensor:
     """Put zeros between the pixels of x (B,C,H,W) and filter it with f (1,1,n,n) times 4: twice the side."""
     weight = (4 * f).expand(x.shape[1], 1, -1, -1)
-    return F.conv_transpose2d(x, weight, groups=x.shape[1], stride=2, padding=padding)
+    return affine(F.conv_transpose2d, x, weight, groups=x.shape[1], stride=2, padding=padding)

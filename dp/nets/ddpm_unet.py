@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dp.nets.blocks import attend, sinusoid
+from dp.nets.backward import Conv2d, activated, affine
+from dp.nets.blocks import attend, sinusoid, wide
+from dp.nets.precision import WideLinear
 
 
 class DDPMUNet(nn.Module):
@@ -30,7 +32,7 @@ class DDPMUNet(nn.Module):
         super().__init__()
         emb, widths, top = 4 * ch, [ch * mult for mult in ch_mult], len(ch_mult) - 1
         self.temb = _Time(ch)
-        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        self.conv_in = Conv2d(in_channels, ch, 3, padding=1)
         c, skips, down, up = ch, [ch], [], []
         for level, width in enumerate(widths):
             stage = _Stage()
@@ -54,10 +56,10 @@ class DDPMUNet(nn.Module):
             up.insert(0, stage)  # named by level; the last level runs first
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
         self.norm_out = _norm(c)
-        self.conv_out = nn.Conv2d(c, out_ch, 3, padding=1)
+        self.conv_out = Conv2d(c, out_ch, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        emb = self.temb(t.to(x.dtype))
+        emb = self.temb(wide(t, x))
         x = self.conv_in(x)
         skips = [x]
         for stage in self.down:
@@ -75,7 +77,7 @@ class DDPMUNet(nn.Module):
                 x = stage(i, torch.cat([x, skips.pop()], dim=1), emb)
             if stage.upsample is not None:
                 x = stage.upsample(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(activated(self.norm_out, F.silu, x))
 
 
 class _Time(nn.Module):
@@ -84,7 +86,7 @@ class _Time(nn.Module):
     def __init__(self, ch: int):
         super().__init__()
         self.ch = ch
-        self.dense = nn.ModuleList([nn.Linear(ch, 4 * ch), nn.Linear(4 * ch, 4 * ch)])
+        self.dense = nn.ModuleList([WideLinear(ch, 4 * ch), WideLinear(4 * ch, 4 * ch)])
 
     def forward(self, t: Tensor) -> Tensor:
         emb = torch.cat(sinusoid(t, self.ch, endpoint=True), dim=1)
@@ -129,17 +131,17 @@ class _Res(nn.Module):
     def __init__(self, c_in: int, c_out: int, emb: int, dropout: float):
         super().__init__()
         self.norm1 = _norm(c_in)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.temb_proj = nn.Linear(emb, c_out)
+        self.conv1 = Conv2d(c_in, c_out, 3, padding=1)
+        self.temb_proj = WideLinear(emb, c_out)
         self.norm2 = _norm(c_out)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
-        self.nin_shortcut = None if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+        self.conv2 = Conv2d(c_out, c_out, 3, padding=1)
+        self.nin_shortcut = None if c_in == c_out else Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(activated(self.norm1, F.silu, x))
         h = h + self.temb_proj(F.silu(emb))[:, :, None, None].to(h.dtype)
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv2(self.dropout(activated(self.norm2, F.silu, h)))
         return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
 
 
@@ -149,7 +151,7 @@ class _Attention(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.norm = _norm(channels)
-        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+        self.q, self.k, self.v, self.proj_out = (Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
@@ -162,10 +164,10 @@ class _Down(nn.Module):
 
     def __init__(self, channels: int, learned: bool):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2) if learned else None
+        self.conv = Conv2d(channels, channels, 3, stride=2) if learned else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 2) if self.conv is None else self.conv(F.pad(x, (0, 1, 0, 1)))
+        return affine(F.avg_pool2d, x, 2) if self.conv is None else self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class _Up(nn.Module):
@@ -173,7 +175,7 @@ class _Up(nn.Module):
 
     def __init__(self, channels: int, learned: bool):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if learned else nn.Identity()
+        self.conv = Conv2d(channels, channels, 3, padding=1) if learned else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))

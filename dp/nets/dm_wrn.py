@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dp.nets.backward import Conv2d, activated
+
 
 class DMWideResNet(nn.Module):
     """(B,channels,H,W), H and W multiples of 4, already normalized -> (B,classes) logits.
@@ -20,14 +22,14 @@ class DMWideResNet(nn.Module):
         super().__init__()
         n, w = (depth - 4) // 6, [16, 16 * width, 32 * width, 64 * width]
         act = nn.SiLU if activation == "silu" else nn.ReLU
-        self.init_conv = nn.Conv2d(channels, w[0], 3, padding=1, bias=False)
+        self.init_conv = Conv2d(channels, w[0], 3, padding=1, bias=False)
         self.layer = nn.Sequential(*(_Group(n, w[i], w[i + 1], 1 if i == 0 else 2, act) for i in range(3)))
         self.batchnorm = nn.BatchNorm2d(w[3])
         self.relu = act()
         self.logits = nn.Linear(w[3], classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.relu(self.batchnorm(self.layer(self.init_conv(x))))
+        h = activated(self.batchnorm, self.relu, self.layer(self.init_conv(x)))
         return self.logits(F.adaptive_avg_pool2d(h, 1).flatten(1))
 
 
@@ -50,14 +52,15 @@ class _Unit(nn.Module):
         super().__init__()
         self.batchnorm_0 = nn.BatchNorm2d(c_in)
         self.relu_0 = act()
-        self.conv_0 = nn.Conv2d(c_in, c_out, 3, stride=stride, bias=False)
+        self.conv_0 = Conv2d(c_in, c_out, 3, stride=stride, bias=False)
         self.batchnorm_1 = nn.BatchNorm2d(c_out)
         self.relu_1 = act()
-        self.conv_1 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
-        self.shortcut = None if c_in == c_out else nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False)
+        self.conv_1 = Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.shortcut = None if c_in == c_out else Conv2d(c_in, c_out, 1, stride=stride, bias=False)
         self.pad = (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.relu_0(self.batchnorm_0(x))
+        h = activated(self.batchnorm_0, self.relu_0, x)
         skip = x if self.shortcut is None else self.shortcut(h)
-        return skip + self.conv_1(self.relu_1(self.batchnorm_1(self.conv_0(F.pad(h, self.pad)))))
+        h = activated(self.batchnorm_1, self.relu_1, self.conv_0(F.pad(h, self.pad)))
+        return skip + self.conv_1(h)

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dp.nets.backward import activated, affine
 from dp.nets.blocks import attend, double, halve, kernel
+from dp.nets.precision import WideLinear
 
 
 class Conv(nn.Module):
@@ -44,9 +46,9 @@ class Conv(nn.Module):
             f = f.to(x.dtype)
             pad = (f.shape[-1] - 1) // 2
             if self.fused and w is not None and b is not None:
-                return halve(F.conv2d(x, w, padding=reach + pad), f, 0) + b[:, None, None]
+                return halve(affine(F.conv2d, x, w, padding=reach + pad), f, 0) + b[:, None, None]
             x = double(x, f, pad) if self.up else halve(x, f, pad)
-        return x if w is None else F.conv2d(x, w, b, padding=reach)
+        return x if w is None else affine(F.conv2d, x, w, b, padding=reach)
 
 
 class Block(nn.Module):
@@ -89,13 +91,13 @@ class Block(nn.Module):
         self.heads, self.dropout, self.adaptive, self.skip_scale = heads, dropout, adaptive, skip_scale
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv0(F.silu(self.norm0(x)))
+        h = self.conv0(activated(self.norm0, F.silu, x))
         e = self.affine(emb)[:, :, None, None].to(h.dtype)  # (b,c,1,1), b = B or 1
         if self.adaptive:
             scale, shift = e.chunk(2, dim=1)
-            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+            h = activated(self.norm1, F.silu, h, scale, shift)
         else:
-            h = F.silu(self.norm1(h + e))
+            h = activated(self.norm1, F.silu, h + e)
         h = self.conv1(F.dropout(h, self.dropout, self.training))
         x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
         if self.heads:
@@ -111,8 +113,8 @@ def norm(channels: int, norm_eps: float) -> nn.GroupNorm:
 
 
 def linear(c_in: int, c_out: int, bias: bool = True) -> nn.Linear:
-    """A linear layer with Xavier-uniform weights and a bias of zero."""
-    layer = nn.Linear(c_in, c_out, bias)
+    """A linear layer of embeddings, with Xavier-uniform weights and a bias of zero."""
+    layer = WideLinear(c_in, c_out, bias)
     nn.init.xavier_uniform_(layer.weight)
     if bias:
         nn.init.zeros_(layer.bias)

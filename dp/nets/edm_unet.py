@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dp.nets.backward import activated
 from dp.nets.blocks import ClassConditional, one_hot, sinusoid
 from dp.nets.edm_blocks import Block, Conv, linear, norm
 
@@ -138,7 +139,7 @@ class SongUNet(ClassConditional):
             if "aux_up" in name:
                 out = part(out)
             elif "aux_norm" in name:
-                normed = F.silu(part(x))
+                normed = activated(part, F.silu, x)
             elif "aux_conv" in name:
                 out = part(normed) if out is None else part(normed) + out
             else:
@@ -228,7 +229,7 @@ class DhariwalUNet(ClassConditional):
             skips.append(x)
         for name, part in self.dec.items():
             x = part(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
-        return self.out_conv(F.silu(self.out_norm(x)))
+        return self.out_conv(activated(self.out_norm, F.silu, x))
 
 
 class _Positional(nn.Module):

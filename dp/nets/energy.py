@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from dp.nets.backward import Conv2d
+
 
 class EnergyNet(nn.Module):
     """(B,channels,size,size) in [-1,1] -> energies (B,). A low energy means a likely image.
@@ -17,10 +19,10 @@ class EnergyNet(nn.Module):
         if halvings < 0 or 4 << halvings != size:
             raise ValueError(f"need a size of 4, 8, 16, ..., got size={size}")
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1)]
+        layers: list[nn.Module] = [Conv2d(channels, width, 3, padding=1)]
         for i in range(halvings):
-            layers += [_activation(leak), nn.Conv2d(width << i, width << (i + 1), 4, stride=2, padding=1)]
-        self.f = nn.Sequential(*layers, _activation(leak), nn.Conv2d(width << halvings, 1, 4))
+            layers += [_activation(leak), Conv2d(width << i, width << (i + 1), 4, stride=2, padding=1)]
+        self.f = nn.Sequential(*layers, _activation(leak), Conv2d(width << halvings, 1, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sum(self.f(x), dim=(1, 2, 3))

@@ -23,12 +23,12 @@ class _Masked(nn.Conv2d):
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d(input, self.weight * self.mask, self.bias, padding=self.padding)
+        return F.conv2d(input, self.weight * self.mask.to(self.weight), self.bias, padding=self.padding)
 
     def inner(self, x: Tensor) -> Tensor:
         """The same without padding, of the rows that end with the last one of x."""
         rows = self.weight.shape[2] // 2 + 1  # the others are masked
-        return F.conv2d(x, (self.weight * self.mask)[:, :, :rows], self.bias)
+        return F.conv2d(x, (self.weight * self.mask.to(self.weight))[:, :, :rows], self.bias)
 
 
 class _Res(nn.Module):

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dp.nets.blocks import attend, double, halve, kernel, sinusoid
+from dp.nets.backward import Conv2d, activated, affine
+from dp.nets.blocks import attend, double, halve, kernel, sinusoid, wide
+from dp.nets.precision import Wide, WideLinear
 
 ACTIVATIONS = {
     "swish": F.silu,
-    "relu": F.relu,
+    "relu": nn.ReLU(),
     "elu": F.elu,
     "lrelu": functools.partial(F.leaky_relu, negative_slope=0.2),
 }
@@ -94,7 +96,7 @@ class NCSNpp(nn.Module):
 
         parts: list[nn.Module] = [_Fourier(nf, fourier_scale)] if embedding_type == "fourier" else []
         if conditional:
-            parts += [nn.Linear(2 * nf if embedding_type == "fourier" else nf, emb), nn.Linear(emb, emb)]
+            parts += [WideLinear(2 * nf if embedding_type == "fourier" else nf, emb), WideLinear(emb, emb)]
         parts.append(_conv(num_channels, nf))
         c, pyramid, skips = nf, num_channels, [nf]
         for level, mult in enumerate(ch_mult):
@@ -127,7 +129,7 @@ class NCSNpp(nn.Module):
 
     def forward(self, x: Tensor, time_cond: Tensor) -> Tensor:
         parts = iter(self.all_modules)
-        emb = self.embedding(parts, time_cond.to(x.dtype))
+        emb = self.embedding(parts, wide(time_cond, x))
         if not self.centered:
             x = 2 * x - 1
         pyramid, first = x, next(parts)
@@ -157,13 +159,13 @@ class NCSNpp(nn.Module):
             if h.shape[-1] in self.attn_resolutions:
                 h = next(parts)(h)
             if self.progressive == "output_skip":
-                head = self.act(next(parts)(h))
+                head = activated(next(parts), self.act, h)
                 head = next(parts)(head)
                 out = head if out is None else _resampled(out, "up", self.taps) + head
             if level:
                 h = next(parts)(h, emb)
         if out is None:
-            h = self.act(next(parts)(h))
+            h = activated(next(parts), self.act, h)
             out = next(parts)(h)
         return out / self.levels_of(time_cond).to(out.dtype)[:, None, None, None] if self.scale_by_sigma else out
 
@@ -183,7 +185,7 @@ class NCSNpp(nn.Module):
         return labels if self.embedding_type == "fourier" else self.sigmas[labels.long()]
 
 
-class _Fourier(nn.Module):
+class _Fourier(Wide):
     """Fourier features, sin then cos, of frozen random frequencies."""
 
     def __init__(self, channels: int, scale: float):
@@ -217,25 +219,25 @@ class _Res(nn.Module):
         super().__init__()
         self.GroupNorm_0 = _norm(c_in)
         self.Conv_0 = _conv(c_in, c_out)
-        self.Dense_0 = nn.Linear(emb, c_out)
+        self.Dense_0 = WideLinear(emb, c_out)
         self.GroupNorm_1 = _norm(c_out)
         self.Dropout_0 = nn.Dropout(dropout)
         self.Conv_1 = _conv(c_out, c_out)
         if biggan and (c_in != c_out or way):
-            self.Conv_2 = nn.Conv2d(c_in, c_out, 1)
+            self.Conv_2 = Conv2d(c_in, c_out, 1)
         elif c_in != c_out:
             self.NIN_0 = _NIN(c_in, c_out)
         self.scale, self.way, self.taps, self.act = scale, way, taps, act
         self.skip = "Conv_2" if hasattr(self, "Conv_2") else "NIN_0" if hasattr(self, "NIN_0") else ""
 
     def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
-        h = self.act(self.GroupNorm_0(x))
+        h = activated(self.GroupNorm_0, self.act, x)
         if self.way:
             h, x = (_resampled(a, self.way, self.taps) for a in (h, x))
         h = self.Conv_0(h)
         if emb is not None:
             h = h + self.Dense_0(self.act(emb))[:, :, None, None].to(h.dtype)
-        h = self.Conv_1(self.Dropout_0(self.act(self.GroupNorm_1(h))))
+        h = self.Conv_1(self.Dropout_0(activated(self.GroupNorm_1, self.act, h)))
         return (h + (self.get_submodule(self.skip)(x) if self.skip else x)) * self.scale
 
 
@@ -264,7 +266,7 @@ class _NIN(nn.Module):
         nn.init.xavier_uniform_(self.W, 0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.W.t()[:, :, None, None], self.b)
+        return affine(F.conv2d, x, self.W.t()[:, :, None, None], self.b)
 
 
 class _Combine(nn.Module):
@@ -272,7 +274,7 @@ class _Combine(nn.Module):
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
-        self.Conv_0 = nn.Conv2d(c_in, c_out, 1)
+        self.Conv_0 = Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.Conv_0(x)
@@ -286,7 +288,7 @@ class _Resample(nn.Module):
             raise ValueError("need resamp_with_conv=false or fir=false for resblock_type=ddpm, got both true")
         super().__init__()
         if learned:
-            self.add_module("Conv2d_0" if fir else "Conv_0", nn.Conv2d(c_in, c_out, 3))
+            self.add_module("Conv2d_0" if fir else "Conv_0", Conv2d(c_in, c_out, 3))
         self.way, self.learned, self.fir, self.taps = way, learned, fir, taps
 
     def forward(self, x: Tensor, _emb: Tensor | None = None) -> Tensor:
@@ -297,18 +299,18 @@ class _Resample(nn.Module):
         assert isinstance(w, Tensor)
         assert isinstance(b, Tensor)
         if self.way == "up":
-            return F.conv2d(_resampled(x, "up", self.taps), w, b, padding=1)
+            return affine(F.conv2d, _resampled(x, "up", self.taps), w, b, padding=1)
         if not self.fir:
-            return F.conv2d(F.pad(x, (0, 1, 0, 1)), w, b, stride=2)
+            return affine(F.conv2d, F.pad(x, (0, 1, 0, 1)), w, b, stride=2)
         f = kernel(self.taps, x).expand(x.shape[1], 1, -1, -1)  # the filter first, then every other pixel of the conv
-        x = F.conv2d(x, f, groups=x.shape[1], padding=len(self.taps) // 2)
-        return F.conv2d(x, w, b, stride=2)
+        x = affine(F.conv2d, x, f, groups=x.shape[1], padding=len(self.taps) // 2)
+        return affine(F.conv2d, x, w, b, stride=2)
 
 
 def _resampled(x: Tensor, way: str, taps: Sequence[float]) -> Tensor:
     """Resample by 2: repetition or the 2x2 mean for taps (1, 1), else a separable filter of an even number of taps."""
     if tuple(taps) == (1, 1):
-        return F.interpolate(x, scale_factor=2, mode="nearest") if way == "up" else F.avg_pool2d(x, 2)
+        return F.interpolate(x, scale_factor=2, mode="nearest") if way == "up" else affine(F.avg_pool2d, x, 2)
     return (double if way == "up" else halve)(x, kernel(taps, x), len(taps) // 2 - 1)
 
 
@@ -316,5 +318,5 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
 
 
-def _conv(c_in: int, c_out: int) -> nn.Conv2d:
-    return nn.Conv2d(c_in, c_out, 3, padding=1)
+def _conv(c_in: int, c_out: int) -> Conv2d:
+    return Conv2d(c_in, c_out, 3, padding=1)

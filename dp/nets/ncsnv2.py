@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dp.nets.backward import Conv2d, activated, affine
+
 
 class NCSNv2(nn.Module):
     """(B,channels,H,W) in [0,1], H and W even -> the score times the noise level, of the same shape.
@@ -23,9 +25,9 @@ class NCSNv2(nn.Module):
         super().__init__()
         self.sigmas: Tensor
         self.register_buffer("sigmas", torch.linspace(math.log(high), math.log(low), levels).exp())
-        self.begin_conv = nn.Conv2d(channels, width, 3, padding=1)
+        self.begin_conv = Conv2d(channels, width, 3, padding=1)
         self.normalizer = _Norm(width)
-        self.end_conv = nn.Conv2d(width, channels, 3, padding=1)
+        self.end_conv = Conv2d(width, channels, 3, padding=1)
         wide = 2 * width
         self.res1 = nn.ModuleList([_Residual(width, width), _Residual(width, width)])
         self.res2 = nn.ModuleList([_Pooled(width, wide), _Residual(wide, wide)])
@@ -45,7 +47,7 @@ class NCSNv2(nn.Module):
         h = self.refine1([skips[3]])
         for refine, skip in ((self.refine2, skips[2]), (self.refine3, skips[1]), (self.refine4, skips[0])):
             h = refine([skip, h])
-        return self.end_conv(F.elu(self.normalizer(h)))
+        return self.end_conv(activated(self.normalizer, F.elu, h))
 
 
 class _Norm(nn.Module):
@@ -72,9 +74,9 @@ class _Residual(nn.Module):
         super().__init__()
         between = self.between(c_in, c_out)
         self.normalize1 = _Norm(c_in)
-        self.conv1 = nn.Conv2d(c_in, between, 3, padding=dilation, dilation=dilation)
+        self.conv1 = Conv2d(c_in, between, 3, padding=dilation, dilation=dilation)
         self.normalize2 = _Norm(between)
-        self.conv2: nn.Module = nn.Conv2d(between, c_out, 3, padding=dilation, dilation=dilation)
+        self.conv2: nn.Module = Conv2d(between, c_out, 3, padding=dilation, dilation=dilation)
         self.shortcut: nn.Module = nn.Identity()
 
     @staticmethod
@@ -82,8 +84,8 @@ class _Residual(nn.Module):
         return c_out
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.elu(self.normalize1(x)))
-        return self.shortcut(x) + self.conv2(F.elu(self.normalize2(h)))
+        h = self.conv1(activated(self.normalize1, F.elu, x))
+        return self.shortcut(x) + self.conv2(activated(self.normalize2, F.elu, h))
 
 
 class _Dilated(_Residual):
@@ -91,7 +93,7 @@ class _Dilated(_Residual):
 
     def __init__(self, c_in: int, c_out: int, dilation: int):
         super().__init__(c_in, c_out, dilation)
-        self.shortcut = nn.Conv2d(c_in, c_out, 3, padding=dilation, dilation=dilation)
+        self.shortcut = Conv2d(c_in, c_out, 3, padding=dilation, dilation=dilation)
 
     @staticmethod
     def between(c_in: int, c_out: int) -> int:
@@ -114,10 +116,10 @@ class _Pooled(_Residual):
 class _ConvMean(nn.Module):
     def __init__(self, c_in: int, c_out: int, kernel: int):
         super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
+        self.conv = Conv2d(c_in, c_out, kernel, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(self.conv(x), 2)
+        return affine(F.avg_pool2d, self.conv(x), 2)
 
 
 class _Units(nn.Module):
@@ -127,7 +129,7 @@ class _Units(nn.Module):
         super().__init__()
         self.names = [[f"{i + 1}_{j + 1}_conv" for j in range(2)] for i in range(blocks)]
         for name in (name for pair in self.names for name in pair):
-            self.add_module(name, nn.Conv2d(channels, channels, 3, padding=1, bias=False))
+            self.add_module(name, Conv2d(channels, channels, 3, padding=1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         for first, second in self.names:
@@ -141,7 +143,7 @@ class _Sum(nn.Module):
 
     def __init__(self, widths: Sequence[int], channels: int):
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(width, channels, 3, padding=1) for width in widths)
+        self.convs = nn.ModuleList(Conv2d(width, channels, 3, padding=1) for width in widths)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         size, total = inputs[0].shape[2:], torch.zeros(())
@@ -155,7 +157,7 @@ class _Pool(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+        self.convs = nn.ModuleList(Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         x = path = F.elu(x)

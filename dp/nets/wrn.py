@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dp.nets.backward import Conv2d, activated
+
 
 class _Unit(nn.Module):
     """BN-ReLU-conv twice plus a skip.
@@ -14,17 +16,17 @@ class _Unit(nn.Module):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(c_in)
         self.relu1 = nn.ReLU(inplace=True)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(c_out)
         self.relu2 = nn.ReLU(inplace=True)
         self.dropout = dropout
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
-        self.convShortcut = None if c_in == c_out else nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False)
+        self.conv2 = Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.convShortcut = None if c_in == c_out else Conv2d(c_in, c_out, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.relu1(self.bn1(x))
+        h = activated(self.bn1, self.relu1, x)
         skip = x if self.convShortcut is None else self.convShortcut(h)
-        h = self.relu2(self.bn2(self.conv1(h)))
+        h = activated(self.bn2, self.relu2, self.conv1(h))
         return skip + self.conv2(F.dropout(h, self.dropout, self.training))
 
 
@@ -52,7 +54,7 @@ class WideResNet(nn.Module):
             raise ValueError(f"need depth = 6 n + 4 with n >= 1, got depth={depth}")
         super().__init__()
         n, w = (depth - 4) // 6, [16, 16 * widen, 32 * widen, 64 * widen]
-        self.conv1 = nn.Conv2d(channels, w[0], 3, padding=1, bias=False)
+        self.conv1 = Conv2d(channels, w[0], 3, padding=1, bias=False)
         self.block1 = _Block(n, w[0], w[1], 1, dropout)
         self.block2 = _Block(n, w[1], w[2], 2, dropout)
         self.block3 = _Block(n, w[2], w[3], 2, dropout)
@@ -62,5 +64,5 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.block3(self.block2(self.block1(self.conv1(x))))
-        h = self.relu(self.bn1(h))
+        h = activated(self.bn1, self.relu, h)
         return self.fc(F.adaptive_avg_pool2d(h, 1).flatten(1))

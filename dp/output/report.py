@@ -161,6 +161,9 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
     if caveats["straight_through"]:
         clamp = "the gradient ignores the last clamp (clamp=straight_through)"
         lines.append(f"attacked differs from scored: {clamp}")
+    attacked, scored = config["dtype"], config.get("scored_dtype", config["dtype"])  # older runs had one for both
+    if (attacked, scored) != ("float32", "float32"):
+        lines.append(f"the networks' precision: attacked in {attacked}, scored in {scored}")
     lines += declared_lines(config, caveats)
     if caveats["no_surrogate"]:
         lines.append("the purifier has no surrogate: the attack takes its exact gradient")

@@ -84,4 +84,4 @@ class Atop(PurifierModule):
         """What the network makes of images (B,C,H,W) in [-1,1] without their hidden pixels."""
         mask, label = hidden.to(image), image.new_zeros(1)
         seen = image * (1 - mask)
-        return self.evaluate(lambda seen: self.net(torch.cat([seen, mask], dim=1), label)[:, :-1], seen)
+        return self.evaluate(lambda seen: self.net(torch.cat([seen, mask.to(seen)], dim=1), label)[:, :-1], seen)

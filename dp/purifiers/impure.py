@@ -62,7 +62,7 @@ class ImpureTransformer(PurifierModule):
 
         def rebuilt(normal: Tensor) -> Tensor:
             noised = math.sqrt(self.image_abar) * normal + math.sqrt(1 - self.image_abar) * n
-            return net(normal, noised, order, math.sqrt(self.feature_abar), features)
+            return net(normal, noised.to(normal), order, math.sqrt(self.feature_abar), features.to(normal))
 
         out = self.evaluate(rebuilt, normal) * self.std + self.mean
         return to_01(to_pm1(out), self.clamp)
@@ -142,7 +142,7 @@ class Impure(PurifierModule):
         """
         z = torch.where(own, (image + sigma * n) / (1 + sigma**2).sqrt(), image)
         mask, label = own.to(image), sigma.flatten().log() / 4  # c_noise of Karras et al. 2022
-        out = self.evaluate(lambda z: self.net(torch.cat([z, mask], dim=1), label)[:, :-1], z)
+        out = self.evaluate(lambda z: self.net(torch.cat([z, mask.to(z)], dim=1), label)[:, :-1], z)
         return z, out
 
 

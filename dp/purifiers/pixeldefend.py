@@ -44,7 +44,7 @@ class PixelDefend(PurifierModule):
         given = self.quantized(x)
         low, high = given - self.reach, given + self.reach
         steps = torch.arange(self.net.levels, device=x.device)
-        out = self.image(given).to(next(self.net.parameters()).dtype)
+        out = self.image(given).to(x.dtype)
         for i in range(x.shape[2]):
             for j in range(x.shape[3]):
                 for k in range(x.shape[1]):

@@ -1,5 +1,6 @@
 """From plain configuration to objects. Every process that works on a run builds each object once."""
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from dp.evaluation.caveats import gradients
 from dp.evaluation.dry import check_variance, dry_nfe
 from dp.evaluation.evaluate import Arm, Evaluation, null_control
 from dp.evaluation.judge import Judge
+from dp.nets.precision import DTYPES, cast
 from dp.purifiers import none
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
@@ -33,35 +35,39 @@ def build(config: dict) -> Evaluation:
     check_config(config)
     device = device_of(config)
     set_repeatable(device)
-    evaluation = assembled(config, defense(config, device), device)
-    attacked, scored, _ = evaluation.arms["defended"]
-    first = evaluation.subset.select(slice(0, 1))
+    attacked, scored = defenses(config, device)
+    evaluation = assembled(config, attacked, scored, device)
+    first, differentiated = evaluation.subset.select(slice(0, 1)), evaluation.arms["defended"].attacked
     check_images(scored, evaluation.subset, device)
-    nfe = dry_nfe(attacked, first)  # this call also finds bad hyperparameters before any work
+    nfe = dry_nfe(differentiated, first)  # this call also finds bad hyperparameters before any work
     dry_nfe(scored, first)
     check_variance(scored, first)
-    set_memory(config, scored, first, nfe, device)
+    set_memory(config, attacked, scored, first, nfe, device)
     return evaluation
 
 
-def assembled(config: dict, scored: Defended, device: str) -> Evaluation:
-    """The objects of a run around its scored defense, whose denoiser is not called. Raises ValueError as `build`."""
+def assembled(config: dict, attacked: Defended, scored: Defended, device: str) -> Evaluation:
+    """The objects of a run around its defenses, see `defenses`. Their denoiser is not called. Raises ValueError as
+    `build`.
+    """
     protocol = config["protocol"]
     subset: Subset = _make(config, config["dataset"]["loader"])
     attack, threat, judge = attacker(config)
     check_lengths(config["attack"], threat, subset.x[:1])
     threat = threat.seen_by(scored.classifier)
-    attacked = scored.gradient_mode(threat.grad)
-    bare = Defended(none.purify, None, scored.classifier)
+    bare = Defended(none.purify, None, scored.classifier, tf32=scored.tf32)
+    same = attacked is scored
+    bare_attacked = bare if same else Defended(none.purify, None, attacked.classifier, tf32=attacked.tf32)
     for modes in gradients(attack, threat.grad):
         if modes != (VALUES,):
-            scored.gradient_modes(modes)  # raises ValueError for a mode that this purifier does not have
+            attacked.gradient_modes(modes)  # raises ValueError for a mode that this purifier does not have
+    differentiated = attacked.gradient_mode(threat.grad)
     evaluation = Evaluation(
         subset=subset,
         arms={
-            "defended": Arm(attacked, scored, attack),
-            "undefended": Arm(bare, bare, attack),
-            "null": Arm(attacked, scored, null_control(attack, judge)),
+            "defended": Arm(differentiated, scored, attack),
+            "undefended": Arm(bare_attacked, bare, attack),
+            "null": Arm(differentiated, scored, null_control(attack, judge)),
         },
         threat=threat,
         seeds=protocol["seeds"],
@@ -131,14 +137,38 @@ def check_images(scored: Defended, subset: Subset, device: str) -> None:
         raise ValueError(f"need a logit for every label, got {classes} logits, and {labels}")
 
 
+def defenses(config: dict, device: str) -> tuple[Defended, Defended]:
+    """The attacked defense, without a gradient mode, and the scored one. They are one object if their precision is one,
+    and have the same networks if only one of them uses TF32.
+    """
+    scored = defense(config, device)
+    names = config["dtype"], config["scored_dtype"]
+    if names[0] == names[1]:
+        return in_precision(scored, names[0]), scored
+    shared = DTYPES[names[0]] is DTYPES[names[1]]
+    attacked = copy.copy(scored) if shared else copy.deepcopy(scored)
+    return in_precision(attacked, names[0]), in_precision(scored, names[1])
+
+
+def in_precision(model: Defended, name: str) -> Defended:
+    """The defense, after its networks are cast to a precision of `DTYPES`."""
+    for module in model.modules():
+        if isinstance(module, Denoiser | Classifier):
+            cast(module.net, DTYPES[name])
+        elif isinstance(module, PurifierModule):
+            cast(module, DTYPES[name])
+    model.tf32 = name == "tf32"
+    return model
+
+
 def defense(config: dict, device: str) -> Defended:
-    """The scored defense. Its networks are on the device, in the memory format and precision of the run."""
+    """The defense in float32. Its networks are on the device, in the memory format of the run."""
     denoiser: Denoiser | None = network(config, "denoiser", device) if "_target_" in config["denoiser"] else None
     return defense_around(denoiser, config, device)
 
 
 def defense_around(denoiser: Denoiser | None, config: dict, device: str) -> Defended:
-    """The scored defense with this denoiser. Its other networks are as `defense` makes them."""
+    """The defense with this denoiser. Its other networks are as `defense` makes them."""
     classifier: Classifier = network(config, "classifier", device)
     purify, nodes = _make(config, config["purifier"]), config["purifier"].get("gradients") or {}
     variants = {name: _variant(config, node) for name, node in nodes.items() if node}
@@ -146,15 +176,13 @@ def defense_around(denoiser: Denoiser | None, config: dict, device: str) -> Defe
     for function in (purify, *(variant for variant in variants.values() if callable(variant))):
         check_networks(function)
     scored = Defended(purify, denoiser, classifier, draws_per_call=size, variants=variants)
-    for own in scored.networks.to(device).eval().requires_grad_(False):
-        own.dtype = getattr(torch, config["dtype"])
+    scored.networks.to(device).eval().requires_grad_(False)
     return scored
 
 
 def network(config: dict, group: str, device: str) -> Any:
-    """The classifier or the denoiser, on the device, in the memory format and precision of the run."""
-    made = _make(config, config[group], dtype=getattr(torch, config["dtype"]))
-    return made.to(device, memory_format=torch.channels_last)
+    """The classifier or the denoiser in float32, on the device, in the memory format of the run."""
+    return _make(config, config[group]).to(device, memory_format=torch.channels_last)
 
 
 def check_networks(purify: Callable) -> None:
@@ -180,20 +208,22 @@ def _make(config: dict, node: Any, **more: Any) -> Any:
     return make(node, modules=config["plugins"]["modules"], **more)
 
 
-def set_memory(config: dict, scored: Defended, one: Subset, nfe: int, device: str) -> None:
+def set_memory(config: dict, attacked: Defended, scored: Defended, one: Subset, nfe: int, device: str) -> None:
     """Set how the purification's networks keep activations for the backward pass, as the key `memory` says.
 
-    `store` keeps all of them, and `recompute` keeps those of the newest calls only. `auto` measures the scored
-    purification, and keeps the activations of as many calls as fit into half of the free memory with the classifier's.
+    `store` keeps all of them, and `recompute` keeps those of the newest calls only. `auto` measures the attacked
+    purification without a gradient mode, and keeps the activations of as many calls as fit into half of the free memory
+    with the classifier's.
     """
-    networks = [m for m in scored.modules() if isinstance(m, Denoiser | PurifierModule)]
+    models = nn.ModuleList([attacked, scored])
+    networks = [m for m in models.modules() if isinstance(m, Denoiser | PurifierModule)]
     for network in networks:
         network.memory = "store" if config["memory"] == "auto" else config["memory"]
     if config["memory"] != "auto" or not networks:
         return
     x = one.x.to(device, memory_format=torch.channels_last)
     room = 0.5 * free_bytes(device) / sharing(config)
-    each = bytes_per_call(scored, x, Streams(one.ids, 0, "probe"), room)
+    each = bytes_per_call(attacked, x, Streams(one.ids, 0, "probe"), room)
     at_once = config["dataset"]["lanes"] * config["dataset"]["draws_per_call"]
     fit = int(max(0, room / at_once - each.classifier) / max(1, each.call))
     for network in networks:

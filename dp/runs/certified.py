@@ -18,6 +18,7 @@ from dp.certification.smoothing import SELECT, Smoothing
 from dp.classifiers import Classifier, RandomizedClassifier
 from dp.defense.defended import Defended
 from dp.diffusion.denoisers import Denoiser, Gaussian
+from dp.nets.precision import tensor_cores
 from dp.output import record
 from dp.output.console import console
 from dp.output.progress import Bar
@@ -27,7 +28,7 @@ from dp.output.run_files import Timing
 from dp.purifiers import none
 from dp.rng import Streams
 from dp.runs import compose, job_files
-from dp.runs.build import check_images, network, set_repeatable
+from dp.runs.build import check_images, in_precision, network, set_repeatable
 from dp.runs.errors import unknown_option
 from dp.runs.help import options
 from dp.runs.keys import digest_of
@@ -146,10 +147,12 @@ def build(job: Job) -> Networks:
     denoiser: Denoiser | None = None if smoothing.bare else network(config, "denoiser", device)
     classifier: Classifier = network(config, "classifier", device)
     subset: Subset = _make(config, config["dataset"]["loader"])
-    check_images(Defended(none.purify, denoiser, classifier), subset, device)
+    model = in_precision(Defended(none.purify, denoiser, classifier), config["dtype"])
+    check_images(model, subset, device)
 
     def predict(noised: Tensor, rng: Streams) -> Tensor:
-        return smoothing.base(noised, smoothing.sigma, denoiser, classifier, rng)
+        with tensor_cores(model.tf32):
+            return smoothing.base(noised, smoothing.sigma, denoiser, classifier, rng)
 
     x, rng = sized(subset.x[:1], denoiser)[0].to(device), Streams(subset.ids[:1], smoothing.seed, SELECT)
     smoothing.call(predict, x, rng, 0)  # the first call also loads what the next ones have

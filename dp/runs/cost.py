@@ -9,11 +9,13 @@ import torch
 
 from dp.audit import battery
 from dp.defense.memory import bytes_per_call
+from dp.diffusion.checkpointing import ActivationCheckpointing
 from dp.diffusion.denoisers import Denoiser
 from dp.evaluation.dry import dry_nfe
 from dp.evaluation.estimate import Counted, OnGpus, estimate
 from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.work import Rates, costs, total
+from dp.nets.precision import DTYPES, cast, tensor_cores
 from dp.output import cost_report
 from dp.output.console import console
 from dp.purifiers.module import PurifierModule
@@ -27,7 +29,7 @@ from dp.runs.keys import run_key
 from dp.runs.machine import shard_of, workers_of
 from dp.runs.skeleton import denoiser_on_meta, without_files
 from dp.runs.timing import Measured, call_seconds, here_of
-from dp.runs.validate import DTYPES, check_setup
+from dp.runs.validate import check_setup
 from dp.weights.needed import missing
 
 
@@ -67,7 +69,8 @@ def show_here(config: dict) -> None:
 def show_on(config: dict, name: str) -> None:
     """Print the cost on a GPU of `GPUS`."""
     gpu, config = GPUS[name], without_files(config)
-    evaluation = assembled(config, defense_around(denoiser_on_meta(config), config, "cpu"), "cpu")
+    defense = defense_around(denoiser_on_meta(config), config, "cpu")
+    evaluation = assembled(config, defense, defense, "cpu")
     size = sizes(evaluation.arms["defended"].scored, evaluation.first)
     kinds = [on_gpu(config, evaluation, size, gpu, dtype) for dtype in gpu.peak]
     for line in cost_report.counted_lines(counted(evaluation, size), kinds[0].nfe, len(evaluation.subset.ids)):
@@ -86,7 +89,9 @@ def on_gpu(config: dict, evaluation: Evaluation, size: Sizes, gpu: Gpu, dtype: s
     width = evaluation.lanes * scored.draws_per_call * number
     room = ROOM * (gpu.memory - weights) / width - size.classifier.kept
     fit = nfe if not size.denoiser.kept else int(max(1, room / size.denoiser.kept))
-    kept = {"store": nfe, "recompute": min(nfe, 2), "auto": min(nfe, fit)}[config["memory"]]
+    kept = {"store": nfe, "recompute": min(nfe, ActivationCheckpointing().keep), "auto": min(nfe, fit)}[
+        config["memory"]
+    ]
     for module in scored.modules():
         if isinstance(module, Denoiser | PurifierModule):
             module.memory = "store" if kept >= nfe else "recompute"
@@ -130,11 +135,16 @@ def _memory(config: dict, evaluation: Evaluation, found: Measured, nfe: int) -> 
 
 def _other_precisions(config: dict, evaluation: Evaluation, images: int) -> Iterator[tuple[str, float]]:
     """Each other precision, and the time of a gradient through one call of the denoiser over the same in this one."""
-    denoiser, device = evaluation.arms["defended"].scored.denoiser, evaluation.device
+    denoiser, device = evaluation.arms["defended"].attacked.denoiser, evaluation.device
     if denoiser is None:
         return
-    for dtype in DTYPES:
-        if dtype != config["dtype"]:
-            other = network({**config, "dtype": dtype}, "denoiser", device)
-            pair = [call_seconds(each, evaluation, images)[1] for each in (other, denoiser)]
-            yield dtype, pair[0] / pair[1]
+    for dtype, kind in DTYPES.items():
+        if dtype == config["dtype"] or (device == "cpu" and kind is DTYPES[config["dtype"]]):
+            continue
+        other = network(config, "denoiser", device)
+        cast(other.net, kind)
+        seconds = []
+        for each, name in ((other, dtype), (denoiser, config["dtype"])):
+            with tensor_cores(name == "tf32"):
+                seconds.append(call_seconds(each, evaluation, images)[1])
+        yield dtype, seconds[0] / seconds[1]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import nn
 
@@ -44,15 +43,15 @@ def hold(value: Any) -> str:
     return sha256
 
 
-def classifier(name: str, sha256: str, taps: Sequence[str] = (), dtype: torch.dtype = torch.float32) -> Classifier:
+def classifier(name: str, sha256: str, taps: Sequence[str] = ()) -> Classifier:
     """A given network as a classifier, or a given `Classifier`. `taps`: see `Classifier`. See `_found` for errors."""
-    net = copy.deepcopy(_found(name, sha256, dtype))
+    net = copy.deepcopy(_found(name, sha256))
     return net if isinstance(net, Classifier) else Classifier(net, taps)
 
 
-def denoiser(name: str, sha256: str, dtype: torch.dtype = torch.float32) -> Denoiser:
+def denoiser(name: str, sha256: str) -> Denoiser:
     """A given denoiser. See `_found` for errors."""
-    return copy.deepcopy(_found(name, sha256, dtype))
+    return copy.deepcopy(_found(name, sha256))
 
 
 def purifier(name: str, sha256: str) -> Callable:
@@ -66,13 +65,11 @@ def images(name: str, sha256: str) -> Subset:
     return _found(name, sha256)
 
 
-def _found(name: str, sha256: str, dtype: torch.dtype = torch.float32) -> Any:
-    """Raises ValueError if this process was not given the object, and for another precision than float32."""
+def _found(name: str, sha256: str) -> Any:
+    """Raises ValueError if this process was not given the object."""
     if sha256 not in _held:
         raise ValueError(
             f"need {name} ({sha256[:10]}), which a Python program gave to dp.evaluate, got a process without it: call "
             "dp.evaluate again with it"
         )
-    if dtype != torch.float32:
-        raise ValueError(f"need dtype=float32 with {name}, which a Python program gave, got dtype={dtype}")
     return _held[sha256]

@@ -13,7 +13,12 @@ NOT_HASHED = ("per_dataset", "facts", "mask", "published", "exceptions", "gradie
 NOT_HASHED_PATHS = ("dataset.files", "dataset.full_size", "dataset.scaled_from", "dataset.shape")
 NOT_HASHED_OF_FILES = ("url", "megabytes")
 # Options that were added later, by path, with the value that changes nothing. They are hashed only if they differ.
-NEUTRAL: dict[str, Any] = {"protocol.attack_variants": [], "dataset.budget": "quick", "budget": None}
+NEUTRAL: dict[str, Any] = {
+    "protocol.attack_variants": [],
+    "dataset.budget": "quick",
+    "budget": None,
+    "scored_dtype": "float32",
+}
 NEUTRAL_OF_TARGETS: dict[tuple[str, str], Any] = {  # the same for arguments, wherever the node stands
     ("pgd_eot.PGD", "momentum"): 0.0,
     ("hetero.purify", "taps"): None,
@@ -26,6 +31,8 @@ NEUTRAL_OF_TARGETS: dict[tuple[str, str], Any] = {  # the same for arguments, wh
     ("apgd.APGD", "target"): None,
 }
 
+# Values by path whose numbers moved, with what is hashed for them. Before, bfloat16 was autocast of both defenses.
+MOVED: dict[tuple[str, Any], Any] = {("dtype", "bfloat16"): "bfloat16, version 2"}
 
 # Attacks whose null control moved only with some settings: there a second version is hashed.
 NULL_MOVED = {"pgd_eot.PGD": lambda node: node.get("select") == "best" or node.get("restarts", 1) > 1}
@@ -81,7 +88,8 @@ def _identity(value: Any, used: Set[str], path: str = "") -> Any:
             variants = {name: _identity(variant, used) for name, variant in child.items() if name in used}
             hashed |= {key: variants} if variants else {}
         else:
-            hashed[key] = _identity(child, used, where)
+            moved_value = MOVED.get((where, child)) if isinstance(child, str) else None
+            hashed[key] = moved_value or _identity(child, used, where)
     return hashed
 
 

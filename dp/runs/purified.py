@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dp.rng import Streams
-from dp.runs.build import defense
+from dp.runs.build import defense, in_precision
 from dp.runs.caveats import bound
 from dp.runs.compose import make
 from dp.runs.machine import device_of
@@ -40,7 +40,7 @@ def purified(config: dict, x: Tensor, samples: int, seed: int) -> Purified:
         raise ValueError(f"need samples >= 1, got samples={samples}")
     fetch_missing({**config, "dataset": {}})  # its images are not needed
     device = device_of(config)
-    scored, parts, masks = defense(config, device), [], []
+    scored, parts, masks = in_precision(defense(config, device), config["scored_dtype"]), [], []
     node = config["purifier"].get("mask")
     for at in range(0, len(x), config["dataset"]["lanes"]):
         some = x[at : at + config["dataset"]["lanes"]].to(device)

@@ -63,7 +63,7 @@ class Run:
         """The denoiser: as configured, or trained on the set as given."""
         if self.job.trains_denoiser:
             return self.workshop.trained("denoiser", "denoiser", self.sets.data, "denoiser")
-        return network({**self.job.config, "dtype": "float32"}, "denoiser", self.workshop.device)
+        return network(self.job.config, "denoiser", self.workshop.device)
 
     def labels_of(self, classifier: Classifier, x: Tensor) -> Tensor:
         """The classifier's labels (N,) of images x (N,C,H,W) in [0,1]."""

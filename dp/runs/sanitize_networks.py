@@ -70,7 +70,6 @@ class Workshop:
             keep(adapter.net, weights, half=False)
             note(self.job.folder, training.seconds - began)
             state.unlink(missing_ok=True)
-        adapter.dtype = torch.float32
         return adapter.eval().requires_grad_(False)
 
     def probed(self, name: str, data: Subset, group: str) -> tuple[Any, float]:
@@ -116,7 +115,7 @@ def cost_of(shop: Workshop, data: Subset) -> Cost:
             denoiser, step = shop.probed("denoiser", data, "denoiser")
             trainings += step * recipes["denoiser"]["steps"]
         else:
-            denoiser = network({**shop.job.config, "dtype": "float32"}, "denoiser", device)
+            denoiser = network(shop.job.config, "denoiser", device)
         x = data.x[next(chunks(len(data.x), sanitizer.batch))[1]].to(device, memory_format=torch.channels_last)
         with torch.no_grad():
             seeing = seconds(lambda: classifier(x))

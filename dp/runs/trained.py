@@ -170,13 +170,12 @@ def others_on(config: dict, device: str) -> dict[str, Any]:
 
 
 def _placed(network: Any, config: dict, device: str) -> Any:
-    """The adapter on the device, and on a GPU in the recipe's precision and memory format."""
+    """The adapter on the device, and on a GPU in the recipe's memory format."""
     precision = config["training"]["precision"]
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"need training.precision float32 or bfloat16, got {precision}")
     if not device.startswith("cuda"):
         return network
-    network.dtype = getattr(torch, precision)
     return network.to(device, memory_format=torch.channels_last)
 
 
@@ -193,7 +192,8 @@ def training_of(config: dict, adapter: Adapter, device: str) -> Training:
     check_recipe(config)
     recipe = config["training"]
     task = _make(config, recipe["task"])(adapter, _make(config, recipe["data"]), **others_on(config, device))
-    return _make(config, {k: v for k, v in recipe.items() if k not in OWN})(task)
+    narrow = torch.bfloat16 if recipe["precision"] == "bfloat16" and device.startswith("cuda") else None
+    return _make(config, {k: v for k, v in recipe.items() if k not in OWN})(task, autocast=narrow)
 
 
 def judged(config: dict, adapter: Adapter, training: Training, folder: Path) -> dict[str, float]:
@@ -202,7 +202,6 @@ def judged(config: dict, adapter: Adapter, training: Training, folder: Path) -> 
     test = _make(config, {**config["dataset"]["loader"], "images": recipe["test_images"]})
     training.task.net.load_state_dict(training.result.state_dict())
     adapter.eval().requires_grad_(False)
-    adapter.dtype = torch.float32
     return training.task.judge(test, folder, recipe["seed"])
 
 

@@ -11,6 +11,7 @@ from dp.attacks.base import FULL, VALUES
 from dp.contracts.declared import check_declared
 from dp.evaluation.budget import check_budget
 from dp.evaluation.evaluate import check_counts
+from dp.nets.precision import DTYPES
 from dp.runs.by_dataset import shipped
 from dp.runs.compose import Setup, arguments
 from dp.runs.errors import unknown_option
@@ -38,7 +39,6 @@ OPTIONAL = (
     "dataset.shape",
     "protocol.version",
 )
-DTYPES = ("float32", "bfloat16")
 PROTOCOL_KEYS = ("seeds", "votes", "ties", "report", "grad", "attack", "attack_variants", "known_draws", "judge")
 
 
@@ -145,9 +145,9 @@ def _check_tables(name: str, tables: dict, node: dict, default: Any) -> None:
 
 def check_precision(config: dict) -> None:
     """Raises ValueError for a precision or a memory mode that does not exist."""
-    if config["dtype"] not in DTYPES or config["memory"] not in ("auto", "store", "recompute"):
-        given = f"{config['dtype']}, {config['memory']}"
-        raise ValueError(f"need dtype float32 or bfloat16 and memory auto, store or recompute, got {given}")
+    for key, known in (("dtype", DTYPES), ("scored_dtype", DTYPES), ("memory", ("auto", "store", "recompute"))):
+        if config[key] not in known:
+            raise ValueError(f"need {key} one of {', '.join(known)}, got {key}={config[key]}")
 
 
 def check_dataset(dataset: dict) -> None:

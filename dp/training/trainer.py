@@ -40,7 +40,8 @@ class Training:
     `optimizer`: parameters -> optimizer. `schedule`: optimizer -> learning rate scheduler, stepped after every step.
     `ema`: (step, batch) -> decay of the averaged weights, which are the result; None keeps the last weights.
     `accumulate`: the number of parts in which a batch goes through the network (BatchNorm sees the parts).
-    `clip`: largest norm of the gradient, or None. `log_every`, `save_every`: in steps; they do not change the result.
+    `clip`: largest norm of the gradient, or None. `autocast`: the narrower dtype of products in the loss, or None.
+    `log_every`, `save_every`: in steps; they do not change the result.
     Raises ValueError for numbers below 1, a batch that cannot be divided, and a schedule that needs more steps.
     """
 
@@ -58,6 +59,7 @@ class Training:
         clip: float | None = None,
         log_every: int = 50,
         save_every: int = 1000,
+        autocast: torch.dtype | None = None,
     ):
         _, size = world()
         if min(steps, batch, accumulate, log_every, save_every) < 1 or batch % (accumulate * size):
@@ -68,7 +70,7 @@ class Training:
             )
         self.task, self.seed, self.steps, self.batch = task, seed, steps, batch
         self.accumulate, self.clip, self.ema = accumulate, clip, ema
-        self.log_every, self.save_every = log_every, save_every
+        self.log_every, self.save_every, self.autocast = log_every, save_every, autocast
         self.net = task.net.train().requires_grad_(True)  # adapters turn both off
         self.average = None if ema is None else copy.deepcopy(self.net).requires_grad_(False)
         if size > 1:
@@ -99,9 +101,10 @@ class Training:
         torch.manual_seed(int.from_bytes(key, "little"))  # dropout: no state to save, other noise in each process
         local = [part[rank::size] for part in self.task.draw(self.batch, self.generator)]
         self.optimizer.zero_grad()
-        total = torch.zeros(())
+        total, device = torch.zeros(()), next(self.net.parameters()).device.type
         for parts in zip(*(part.chunk(self.accumulate) for part in local), strict=True):
-            loss = self.task.loss(*parts) / self.accumulate
+            with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+                loss = self.task.loss(*parts) / self.accumulate
             loss.backward()
             total = total.to(loss.device) + loss.detach()
         average_gradients(self.net)

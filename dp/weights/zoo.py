@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dp.classifiers import Classifier
@@ -59,27 +58,27 @@ def robustbench_asset(model: str, dataset: str = "cifar10", threat: str = "Linf"
     return Asset(file, f"https://drive.google.com/uc?id={entry['gdrive_id']}")
 
 
-def timm(model: str, taps: Sequence[str] = (), dtype: torch.dtype = torch.float32) -> Classifier:
+def timm(model: str, taps: Sequence[str] = ()) -> Classifier:
     """timm's model of this name (`deit_small_patch16_224`, `wide_resnet50_2.tv_in1k`, ...) as a classifier.
 
     It has its pretrained weights, which must fit exactly, and the mean, std and size that they were trained with.
-    `taps`, `dtype`: see `Classifier`. Raises ValueError for a name without published weights.
+    `taps`: see `Classifier`. Raises ValueError for a name without published weights.
     """
     asset = timm_asset(model)
     path = locate(asset)
     verify(path, asset)
-    classifier = untrained_timm(model, taps, dtype)
+    classifier = untrained_timm(model, taps)
     fit(classifier.net, _todays_names(_weights(path, ENTRIES), classifier.net), path.name)
     return classifier
 
 
-def untrained_timm(model: str, taps: Sequence[str] = (), dtype: torch.dtype = torch.float32) -> Classifier:
+def untrained_timm(model: str, taps: Sequence[str] = ()) -> Classifier:
     """timm's model of this name as a classifier, with random weights. It needs no file."""
     import timm as library  # imported here because it takes seconds
 
     settings = _settings(model)
     net = library.create_model(model, pretrained=False, num_classes=settings.num_classes)
-    return Classifier(net, taps, settings.mean, settings.std, settings.input_size[-1], dtype)
+    return Classifier(net, taps, settings.mean, settings.std, settings.input_size[-1])
 
 
 def timm_asset(model: str, **_: object) -> Asset:

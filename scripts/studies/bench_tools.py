@@ -21,6 +21,8 @@ from dp.runs import compose
 from dp.runs.build import build
 from dp.subset import Subset
 
+M_MMAP_THRESHOLD = -3  # of mallopt: larger tensors get pages of their own, so that holes in the heap are not measured
+
 
 def in_turn(turns: int, *functions: Callable[[], object], warm: bool = True) -> list[float]:
     """The median seconds of each function, called in the order A B A B ...
@@ -75,6 +77,19 @@ def iteration(evaluation: Evaluation, **changes: Any) -> Callable[[], object]:
 def gradient_of(config: dict) -> Callable[[], object]:
     """`gradient` for a plain configuration, for use in another process."""
     return gradient(build(config))
+
+
+def gradient_with_all_kept(config: dict) -> Callable[[], object]:
+    """`gradient_of` networks that keep all that autograd keeps by default."""
+    return gradient(all_kept(build(config)))
+
+
+def all_kept(evaluation: Evaluation) -> Evaluation:
+    """The same evaluation with weights that need a gradient: its networks keep all that autograd keeps by default. The
+    gradient of the weights itself is not computed, because an attack asks for that of the images alone.
+    """
+    evaluation.arms["defended"].attacked.requires_grad_(True)
+    return evaluation
 
 
 def floor(evaluation: Evaluation, nfe: int, memory_format: torch.memory_format) -> Callable[[], object]:
@@ -156,6 +171,7 @@ def peak(make: Callable[..., Callable[[], object]], *args: object) -> float:
 
 
 def _peak(make: Callable[..., Callable[[], object]], args: tuple) -> float:
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
     function = make(*args)
     gc.collect()
     if torch.cuda.is_initialized():

@@ -46,6 +46,21 @@ def test_bytes_of_a_call_are_the_slope_of_what_a_chain_stores(purify):
     )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("purifier", ["diffpure", "gdmp"])
+def test_the_bytes_are_those_that_the_allocator_does_not_get_back(purifier, dtype):
+    """Torch's profiler counts what the whole forward pass allocates and keeps, and knows nothing of autograd."""
+    config = composed(f"purifier={purifier}", "purifier.steps=3", "protocol.images=1", "workers=1", f"dtype={dtype}")
+    evaluation = build(config)
+    model, x = evaluation.arms["defended"].attacked.gradient_mode("full"), evaluation.subset.x
+    counted = activation_bytes(model, x, Streams([0], 0, "probe"))
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        out = model(x.clone().requires_grad_(), Streams([0], 0, "probe"))
+    assert out.requires_grad
+    held = sum(event.self_cpu_memory_usage for event in profiled.key_averages())
+    assert counted == pytest.approx(held, rel=0.1)
+
+
 def test_guidance_is_not_taken_for_a_plain_call():
     probe = Streams([0], 0, "probe")
     plain_call, guided_call = (

@@ -125,6 +125,9 @@ SLOW = {
         test_noise_in_a_part_of_the_ball_is_compared_with_noise_in_that_part
         test_noise_of_the_threat_model_has_its_size
     """,
+    "audit/test_audit_precision.py": """
+        test_a_bfloat16_attack_has_no_failure
+    """,
     "audit/test_audit_randomness.py": """
         test_clean_images_that_the_attacked_defense_decides_otherwise
         test_declared_surrogate_of_another_step_count_passes
@@ -171,6 +174,7 @@ SLOW = {
         test_straight_through_clamp_is_not_the_derivative
     """,
     "defense/test_memory.py": """
+        test_the_bytes_are_those_that_the_allocator_does_not_get_back
         test_what_auto_keeps_fits_into_half_of_the_free_memory
     """,
     "diffusion/test_checkpointing.py": """
@@ -223,6 +227,10 @@ SLOW = {
         test_the_list
         test_the_list_has_plugins
         test_two_processes_download_once
+    """,
+    "nets/test_backward.py": """
+        test_derivatives_have_the_bits_of_plain_autograd
+        test_less_is_kept
     """,
     "nets/test_nets.py": """
         test_attention_has_torchs_own_bits_and_a_second_derivative
@@ -360,6 +368,14 @@ SLOW = {
     "runs/test_kills.py": "*",
     "runs/test_own_dataset.py": "*",
     "runs/test_papers_command.py": "*",
+    "runs/test_precision.py": """
+        test_a_row_says_both
+        test_bfloat16_networks_lead_about_the_same_way
+        test_by_default_one_object_is_attacked_and_scored
+        test_the_key_names_a_precision_only_where_it_departs_from_the_default
+        test_tf32_shares_the_networks_and_switches_the_products_for_its_own_calls_alone
+        test_two_dtypes_have_networks_of_their_own
+    """,
     "runs/test_protocols.py": """
         test_contract
         test_a_protocol_sets_its_attack_and_its_gradient

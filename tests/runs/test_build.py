@@ -75,11 +75,12 @@ def test_without_a_denoiser_none_is_fetched_or_built(outside, purifier):
 @pytest.mark.parametrize("memory", ["store", "recompute", "auto"])
 def test_a_purifiers_own_network_is_handled_as_a_denoisers(outside, memory):
     config = composed("purifier=gain", "protocol.images=2", f"memory={memory}", "dtype=bfloat16")
-    model = build(config).arms["defended"].scored
-    own = unbound(model.purifier)
+    arm = build(config).arms["defended"]
+    model, own, scored = arm.attacked, unbound(arm.attacked.purifier), unbound(arm.scored.purifier)
     assert isinstance(own, PurifierModule)
-    assert own.memory == ("store" if memory == "auto" else memory)
-    assert own.dtype == torch.bfloat16
+    assert isinstance(scored, PurifierModule)
+    assert own.memory == scored.memory == ("store" if memory == "auto" else memory)
+    assert [{p.dtype for p in each.parameters()} for each in (own, scored)] == [{torch.bfloat16}, {torch.float32}]
     with torch.no_grad():
         x = torch.full((1, 1, 2, 2), 1.001)
         out = own(x, None, None, None)

@@ -108,7 +108,7 @@ def test_workers_and_shards_give_the_same_bytes(tiny, monkeypatch, capsys):
         (["classifier.net.file=gone.safetensors"], "missing 1 of 1 files: need gone.safetensors in "),
         (["denoiser.net.sha256=abc"], "with SHA-256 abc..., got"),
         (["overwrite=no"], "need overwrite true or false, got overwrite=no"),
-        (["dtype=float8"], "need dtype float32 or bfloat16"),
+        (["dtype=float8"], "need dtype one of float32, tf32, bfloat16, got dtype=float8"),
         (["shard=3/2"], "need shard k/n with 1 <= k <= n, got shard=3/2"),
         (["workers=0"], "need workers auto or >= 1"),
         (["save_every=0"], "need save_every > 0, in seconds, got save_every=0"),

@@ -35,6 +35,9 @@ def test_recompute_store_and_floor_run_on_random_networks():
         assert bench_tools.iteration(evaluation)().x_adv.shape == (2, 3, 32, 32)
     assert torch.equal(grads["store"], grads["recompute"])
     assert grads["store"].abs().sum() > 0
+    torch.manual_seed(0)
+    plain = bench_tools.gradient_with_all_kept(bench_tools.random_config(*SMALL, "memory=store", images=2))
+    assert torch.equal(plain()[1], grads["store"])
     plain = bench_tools.in_format(evaluation, torch.contiguous_format)
     one, two = bench_tools.in_turn(1, lambda: None, bench_tools.floor(plain, 2, torch.contiguous_format))
     assert one < two

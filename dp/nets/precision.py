@@ -1,0 +1,50 @@
+"""The arithmetic of frozen networks: their weights are cast once, and their input at every call."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}  # tf32: only of products
+
+
+class Wide(nn.Module):
+    """A module whose weights are not cast: a narrow noise level would be another noise level."""
+
+
+class WideLinear(Wide, nn.Linear):
+    """A linear layer of embeddings, whose weights are not cast."""
+
+
+def cast(net: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the weights of a frozen network. Buffers, `Wide` modules and batch norms keep theirs: they cost no time."""
+    for module in net.modules():
+        if not isinstance(module, Wide | _BatchNorm):
+            for p in module.parameters(recurse=False):
+                if p.is_floating_point():
+                    p.data = p.data.to(dtype)
+
+
+def narrowed(x: Tensor, net: nn.Module) -> Tensor:
+    """x in the dtype of a network's weights, as a new tensor if it differs; of a network without weights x itself."""
+    for module in net.modules():
+        if not isinstance(module, Wide | _BatchNorm):
+            for p in module.parameters(recurse=False):
+                return x.to(p.dtype)
+    return x
+
+
+@contextmanager
+def tensor_cores(on: bool) -> Iterator[None]:
+    """Within it, if `on`, float32 products on a GPU are TF32: their factors are rounded to 11 bits."""
+    if not on:
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
