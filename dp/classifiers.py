@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dp.nets.precision import narrowed
+from dp.precision import narrowed
 from dp.rng import Streams
 
 

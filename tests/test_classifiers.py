@@ -7,8 +7,8 @@ from torch import nn
 
 from dp.classifiers import Classifier
 from dp.contracts import networks
-from dp.nets.precision import cast
 from dp.nets.wrn import WideResNet
+from dp.precision import cast
 from dp.runs.build import defense
 from tests.helpers.compose import composed, images_of, loadable, on_its_dataset
 from tests.helpers.contract import assert_held, in_one_line

@@ -14,8 +14,8 @@ from dp.classifiers import Classifier, RandomizedClassifier
 from dp.defense.interface import AuxiliaryLoss
 from dp.diffusion.denoisers import Denoiser
 from dp.diffusion.sampling import with_identity
-from dp.nets.precision import narrowed, tensor_cores
 from dp.objectives import Loss, cross_entropy
+from dp.precision import narrowed, tensor_cores
 from dp.purifiers import none
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams, cat_draws, draws_of

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dp.diffusion.checkpointing import ActivationCheckpointing
 from dp.diffusion.sampling import vp_sigma, vp_sigmas
 from dp.nets.blocks import ClassConditional
-from dp.nets.precision import narrowed
+from dp.precision import narrowed
 
 
 class Denoiser(nn.Module):

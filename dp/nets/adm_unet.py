@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dp.nets.backward import Conv1d, Conv2d, activated, affine
 from dp.nets.blocks import ClassConditional, attend, sinusoid, wide
-from dp.nets.precision import WideLinear
+from dp.precision import WideLinear
 
 
 class UNetModel(ClassConditional):

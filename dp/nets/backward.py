@@ -87,6 +87,9 @@ def activated(
 
 def _all_kept(x: Tensor, weights: Iterable[Tensor]) -> bool:
     """True if autograd must keep all that it keeps by default."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    device = x.device.type
+    if torch.compiler.is_compiling():
+        return True
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return True
     return any(w.requires_grad for w in weights)

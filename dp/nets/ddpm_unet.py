@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dp.nets.backward import Conv2d, activated, affine
 from dp.nets.blocks import attend, sinusoid, wide
-from dp.nets.precision import WideLinear
+from dp.precision import WideLinear
 
 
 class DDPMUNet(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dp.nets.backward import activated, affine
 from dp.nets.blocks import attend, double, halve, kernel
-from dp.nets.precision import WideLinear
+from dp.precision import WideLinear
 
 
 class Conv(nn.Module):

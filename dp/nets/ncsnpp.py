@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dp.nets.backward import Conv2d, activated, affine
 from dp.nets.blocks import attend, double, halve, kernel, sinusoid, wide
-from dp.nets.precision import Wide, WideLinear
+from dp.precision import Wide, WideLinear
 
 ACTIVATIONS = {
     "swish": F.silu,

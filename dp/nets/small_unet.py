@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dp.nets.backward import Conv2d, activated
 from dp.nets.blocks import ClassConditional, one_hot
-from dp.nets.precision import WideLinear
+from dp.precision import WideLinear
 
 
 class _Res(nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from dp.diffusion.checkpointing import ActivationCheckpointing
-from dp.nets.precision import narrowed
+from dp.precision import narrowed
 
 
 class PurifierModule(nn.Module):

@@ -19,7 +19,7 @@ from dp.evaluation.caveats import gradients
 from dp.evaluation.dry import check_variance, dry_nfe
 from dp.evaluation.evaluate import Arm, Evaluation, null_control
 from dp.evaluation.judge import Judge
-from dp.nets.precision import DTYPES, cast
+from dp.precision import DTYPES, cast
 from dp.purifiers import none
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams

@@ -18,13 +18,13 @@ from dp.certification.smoothing import SELECT, Smoothing
 from dp.classifiers import Classifier, RandomizedClassifier
 from dp.defense.defended import Defended
 from dp.diffusion.denoisers import Denoiser, Gaussian
-from dp.nets.precision import tensor_cores
 from dp.output import record
 from dp.output.console import console
 from dp.output.progress import Bar
 from dp.output.report import clock
 from dp.output.row_table import count_of
 from dp.output.run_files import Timing
+from dp.precision import tensor_cores
 from dp.purifiers import none
 from dp.rng import Streams
 from dp.runs import compose, job_files

@@ -15,9 +15,9 @@ from dp.evaluation.dry import dry_nfe
 from dp.evaluation.estimate import Counted, OnGpus, estimate
 from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.work import Rates, costs, total
-from dp.nets.precision import DTYPES, cast, tensor_cores
 from dp.output import cost_report
 from dp.output.console import console
+from dp.precision import DTYPES, cast, tensor_cores
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
 from dp.runs.build import assembled, build, defense_around, network
@@ -89,9 +89,8 @@ def on_gpu(config: dict, evaluation: Evaluation, size: Sizes, gpu: Gpu, dtype: s
     width = evaluation.lanes * scored.draws_per_call * number
     room = ROOM * (gpu.memory - weights) / width - size.classifier.kept
     fit = nfe if not size.denoiser.kept else int(max(1, room / size.denoiser.kept))
-    kept = {"store": nfe, "recompute": min(nfe, ActivationCheckpointing().keep), "auto": min(nfe, fit)}[
-        config["memory"]
-    ]
+    newest = ActivationCheckpointing().keep
+    kept = {"store": nfe, "recompute": min(nfe, newest), "auto": min(nfe, fit)}[config["memory"]]
     for module in scored.modules():
         if isinstance(module, Denoiser | PurifierModule):
             module.memory = "store" if kept >= nfe else "recompute"

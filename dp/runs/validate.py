@@ -11,7 +11,7 @@ from dp.attacks.base import FULL, VALUES
 from dp.contracts.declared import check_declared
 from dp.evaluation.budget import check_budget
 from dp.evaluation.evaluate import check_counts
-from dp.nets.precision import DTYPES
+from dp.precision import DTYPES
 from dp.runs.by_dataset import shipped
 from dp.runs.compose import Setup, arguments
 from dp.runs.errors import unknown_option
@@ -31,14 +31,8 @@ SIMPLE = {int: (int,), float: (int, float), str: (str,), bool: (bool,), NoneType
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 WORDS[Sequence] = "a list"
 # Keys that a yaml may leave out, of nodes without a `_target_`.
-OPTIONAL = (
-    "dataset.budget",
-    "dataset.files",
-    "dataset.full_size",
-    "dataset.scaled_from",
-    "dataset.shape",
-    "protocol.version",
-)
+OPTIONAL = ("dataset.budget", "dataset.files", "dataset.full_size", "dataset.scaled_from", "dataset.shape")
+OPTIONAL += ("protocol.version",)
 PROTOCOL_KEYS = ("seeds", "votes", "ties", "report", "grad", "attack", "attack_variants", "known_draws", "judge")
 
 

@@ -8,7 +8,7 @@ from dp.audit.precision import precision
 from dp.audit.same_defense import same_defense
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
-from dp.nets.precision import cast
+from dp.precision import cast
 from dp.purifiers import none
 from tests.helpers.audited import Linear, composed_subject, findings_of, made, planted, weights
 

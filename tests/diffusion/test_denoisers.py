@@ -13,7 +13,7 @@ from torch import nn
 from dp.contracts import networks
 from dp.diffusion.checkpointing import ActivationCheckpointing
 from dp.diffusion.denoisers import EDM, IDDPM, VE, VP, Consistency, EpsNet, Gaussian, ScoreVE
-from dp.nets.precision import cast
+from dp.precision import cast
 from dp.runs.build import defense
 from tests.helpers.compose import composed, images_of, loadable, on_its_dataset
 from tests.helpers.contract import assert_held, in_one_line

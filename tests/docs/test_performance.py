@@ -33,7 +33,8 @@ def agrees(printed: str, value: float) -> bool:
 @pytest.fixture(scope="module", params=GRADIENTS)
 def row(request):
     config = without_files(composed("+experiment=table1/hetero", f"threat_model.grad={GRADIENTS[request.param]}"))
-    evaluation = assembled(config, defense_around(denoiser_on_meta(config), config, "cpu"), "cpu")
+    defense = defense_around(denoiser_on_meta(config), config, "cpu")
+    evaluation = assembled(config, defense, defense, "cpu")
     size = flops.sizes(evaluation.arms["defended"].scored, evaluation.first)
     gpu = GPUS["h200"]
     return request.param, evaluation, size, {dtype: on_gpu(config, evaluation, size, gpu, dtype) for dtype in gpu.peak}

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from dp.nets.precision import DTYPES, narrowed
 from dp.objectives import margin
 from dp.output.report import caveat_lines
+from dp.precision import DTYPES, narrowed
 from dp.rng import Streams
 from dp.runs.build import build
 from dp.runs.caveats import caveats_of
