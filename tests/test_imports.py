@@ -11,6 +11,7 @@ FLOORS = (  # from the top; a room may import the rooms below it, and those besi
     ("__main__",),
     ("cli",),
     ("commands",),
+    ("page",),
     ("runs",),
     ("audit", "training", "certification", "sanitizing"),
     ("output",),

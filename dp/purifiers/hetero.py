@@ -79,8 +79,24 @@ def facts(
     **_: object,
 ) -> dict[str, float]:
     """The share of pixels of x (B,C,H,W) in [0,1] that get the strong noise, in percent, and both noise levels."""
+    return noise_facts(
+        strong_pixels(x, classifier, tau=tau, phi=phi, eq8_literal=eq8_literal, taps=taps), denoiser, t_l, t_s
+    )
+
+
+def strong_pixels(
+    x: Tensor,
+    classifier: Classifier,
+    *,
+    tau: float,
+    phi: str = "softmax_max",
+    eq8_literal: bool = False,
+    taps: Sequence[int] | None = None,
+    **_: object,
+) -> Tensor:
+    """The mask (B,1,H,W) of images x (B,C,H,W) in [0,1]: 1 where they get the strong noise."""
     mask = _mask(x, classifier, taps, phi, tau, "constant", 1.0, None)
-    return noise_facts(1 - mask if eq8_literal else mask, denoiser, t_l, t_s)
+    return 1 - mask if eq8_literal else mask
 
 
 def two_stage_grid(t_l: float, t_s: float, steps: int) -> list[float]:

@@ -98,11 +98,26 @@ def facts(
     leaves of t_l and t_s: the first index, and the last one at which known pixels are inserted, with the jump (0 if
     they never are; deviation 17: weak noise that remains).
     """
-    seen = _imagenet_normalized(to_pm1(x)) if mask_input_bug else x
-    mask, grid = _mask(seen, classifier, taps, tau, top, "constant", 1.0), index_grid(n, t_l)
+    mask = strong_pixels(x, classifier, tau=tau, top=top, mask_input_bug=mask_input_bug, taps=taps)
+    grid = index_grid(n, t_l)
     inserted = [k + jump for k, k_next in pairwise(grid) if k_next >= LEVELS * t_s]
     weak = min(inserted, default=0) / LEVELS
     return noise_facts(mask, denoiser, grid[0] / LEVELS, weak)
+
+
+def strong_pixels(
+    x: Tensor,
+    classifier: Classifier,
+    *,
+    tau: float | None,
+    top: float | None,
+    mask_input_bug: bool,
+    taps: Sequence[int] | None = None,
+    **_: object,
+) -> Tensor:
+    """The mask (B,1,H,W) of images x (B,C,H,W) in [0,1]: 1 where they get the strong noise."""
+    seen = _imagenet_normalized(to_pm1(x)) if mask_input_bug else x
+    return _mask(seen, classifier, taps, tau, top, "constant", 1.0)
 
 
 def _mask(
