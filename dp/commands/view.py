@@ -19,15 +19,20 @@ from dp.output.report import headline
 from dp.page.source import Run, folders_of, read
 from dp.page.write import begin, files_of, size_of, write_files, write_run
 from dp.runs.errors import DONE, command
+from dp.runs.repeat import changes_of
 
 DEFAULTS, PAGE = (Path("results/runs"), Path("results/measured")), Path("results/page")
 
 
 def run_line(run: Run) -> dict:
-    """The line of a run in the page's table: that of `dp tables` for the protocol's first decision rule."""
+    """The line of a run in the page's table: that of `dp tables` for the protocol's first decision rule, and what its
+    command changes.
+    """
     rule, side, _ = headline(run.summary)
+    config = run.summary["config"]
+    changed = " ".join(changes_of(config, tuple(config.get("plugins", {}).get("folders", ()))))
     cells = line(run.summary, run.key, side, rule)
-    return {name: None if value != value else value for name, value in cells.items()} | {"pictures": bool(run.groups)}
+    return {name: None if value != value else value for name, value in cells.items()} | {"changed": changed}
 
 
 def write(folders: Sequence[Path], out: Path, purify: int | None) -> int:

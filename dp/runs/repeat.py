@@ -45,20 +45,24 @@ def _options(config: dict) -> tuple[str, ...]:
 
 
 def words_of_run(config: dict, folders: tuple[str, ...] = ()) -> list[str]:
-    """The words of a command that has the values of `config`: its options, then each value that differs from theirs.
+    """The words of a command that has the values of `config`: its options, then each value that differs from theirs."""
+    return [*_options(config), *changes_of(config, folders)]
+
+
+def changes_of(config: dict, folders: tuple[str, ...] = ()) -> list[str]:
+    """A word for each value of `config` that is not that of its options.
 
     A key that the present yamls have and `config` lacks stays as it is: the run is older than the key.
     """
-    options = list(_options(config))
-    base = _base(tuple(options), folders)
     top = {key: value for key, value in config.items() if key not in (*config["key_ignores"], "choices", "plugins")}
-    changes = list(_changes(base, top, ""))
+    changes = list(_changes(_base(_options(config), folders), top, ""))
     values = {(where.rpartition(".")[2], json.dumps(value)) for _, where, value in changes if not _loads(where)}
-    for sign, where, value in changes:
+    return [
+        f"{sign}{where}={written(value)}"
+        for sign, where, value in changes
         # The value of a loader follows from a key of the same name, such as protocol.images.
-        if not _loads(where) or (where.rpartition(".")[2], json.dumps(value)) not in values:
-            options.append(f"{sign}{where}={written(value)}")
-    return options
+        if not _loads(where) or (where.rpartition(".")[2], json.dumps(value)) not in values
+    ]
 
 
 def _loads(where: str) -> bool:

@@ -16,24 +16,22 @@ from dp.commands.archive import archive
 from dp.output import record
 from dp.page import pictures, source
 from dp.page.facts import budget_curve
-from dp.runs.compose import composed
 from dp.runs.keys import run_key
-from dp.runs.pipeline import run
 from dp.runs.repeat import command_of, same_key, words_of_run, written
 from dp.runs.words import value_of
+from tests.helpers.compose import TINY, composed, finished
 
 MEASURED = Path("results/measured")
-SMALL = ("protocol.images=3", "protocol.seeds=[5]", "protocol.votes=3", "attack.iterations=1", "attack.eot=1")
+SMALL = (*TINY, "purifier=hetero", "protocol.images=3", "protocol.seeds=[5]", "workers=1")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """The folder of a small finished run of hetero."""
-    from dp.runs.compose import setup_of
-
-    results = tmp_path_factory.mktemp("runs")
-    run(setup_of(["purifier=hetero", *SMALL, f"results={results}", "workers=1", "audit=false"]))
-    return next(path for path in results.iterdir() if path.is_dir())
+def folder(tmp_path_factory) -> Path:
+    """A finished run of hetero on three images, in a folder of its key."""
+    config = composed(*SMALL)
+    folder = tmp_path_factory.mktemp("runs") / run_key(config)
+    assert finished(config, folder)
+    return folder
 
 
 def received(out: Path, name: str):
@@ -48,12 +46,12 @@ def pixels(address: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))))
 
 
-def test_the_page_holds_every_row_and_the_pictures(finished, tmp_path):
+def test_the_page_holds_every_row_and_the_pictures(folder, tmp_path):
     out = tmp_path / "page"
-    assert view.main([str(finished), "--out", str(out), "--no-open", "--bundle", "--purify", "2"]) == 0
-    key, groups = finished.name, source.read(finished).groups
+    assert view.main([str(folder), "--out", str(out), "--no-open", "--bundle", "--purify", "2"]) == 0
+    key, groups = folder.name, source.read(folder).groups
     data = received(out, key)
-    rows = [json.loads(line) for line in (finished / record.IMAGES).read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / record.IMAGES).read_text().splitlines()]
     table = data["rows"]
     for k, (arm, seed, i) in enumerate(zip(table["arm"], table["seed"], table["id"], strict=True)):
         row = next(r for r in rows if (r["arm"], r["seed"], r["id"]) == (arm, seed, i))
@@ -76,18 +74,18 @@ def test_the_page_holds_every_row_and_the_pictures(finished, tmp_path):
         assert {"index.html", ".nojekyll", f"data/{key}.js"} <= set(bundle.namelist())
 
 
-def test_an_archived_run_has_no_attacked_picture(finished, tmp_path):
-    archive(finished, tmp_path / "measured")
+def test_an_archived_run_has_no_attacked_picture(folder, tmp_path):
+    archive(folder, tmp_path / "measured")
     out = tmp_path / "page"
     assert view.main([str(tmp_path / "measured"), "--out", str(out), "--no-open"]) == 0
-    data = received(out, finished.name)
+    data = received(out, folder.name)
     assert data["archived"]
-    assert not list((out / "data" / finished.name).glob("defended-*"))
-    assert set(received(out, f"{finished.name}/clean-0")["%d" % data["ids"][0]]) == {"clean_mask"}
+    assert not list((out / "data" / folder.name).glob("defended-*"))
+    assert set(received(out, f"{folder.name}/clean-0")[str(data["ids"][0])]) == {"clean_mask"}
 
 
-def test_samples_that_the_row_does_not_have_are_counted(finished):
-    found = source.read(finished)
+def test_samples_that_the_row_does_not_have_are_counted(folder):
+    found = source.read(folder)
     material = source.shown(found)
     assert isinstance(material, pictures.Shown)
     group = next(g for g in found.groups if g.arm == "defended")
@@ -96,11 +94,11 @@ def test_samples_that_the_row_does_not_have_are_counted(finished):
     assert unequal == 3
 
 
-def test_the_mask_is_that_of_the_purifier(finished):
+def test_the_mask_is_that_of_the_purifier(folder):
     """The share of white pixels is the fact that the row states of the first batch."""
-    material = source.shown(source.read(finished))
+    material = source.shown(source.read(folder))
     assert isinstance(material, pictures.Shown)
-    config = record.read_summary(finished)["config"]["purifier"]  # pyright: ignore[reportOptionalSubscript]
+    config = record.read_summary(folder)["config"]["purifier"]  # pyright: ignore[reportOptionalSubscript]
     features = material.model.classifier.features(material.images)
     maps = [f.square().sum(1, keepdim=True).sqrt() for f in features]
     large = [torch.nn.functional.interpolate(m, size=(16, 16), mode="bilinear") for m in maps]
@@ -108,16 +106,16 @@ def test_the_mask_is_that_of_the_purifier(finished):
     assert torch.equal(material.masks(material.images).bool(), expected)
 
 
-def test_another_folder_is_not_overwritten(finished, tmp_path, capsys):
+def test_another_folder_is_not_overwritten(folder, tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("mine")
-    assert view.main([str(finished), "--out", str(tmp_path), "--no-open"]) == 2
+    assert view.main([str(folder), "--out", str(tmp_path), "--no-open"]) == 2
     assert "name another" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
-@pytest.mark.parametrize(("folder", "words"), [("none", "no such folder"), ("", "without one")])
-def test_a_folder_without_a_run_is_refused_in_one_line(tmp_path, capsys, folder, words):
-    assert view.main([str(tmp_path / folder), "--out", str(tmp_path / "page"), "--no-open"]) == 2
+@pytest.mark.parametrize(("name", "words"), [("none", "no such folder"), ("", "without one")])
+def test_a_folder_without_a_run_is_refused_in_one_line(tmp_path, capsys, name, words):
+    assert view.main([str(tmp_path / name), "--out", str(tmp_path / "page"), "--no-open"]) == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
@@ -133,9 +131,9 @@ def test_the_command_of_an_archived_run_gives_its_key():
 
 
 def test_a_command_states_what_was_changed():
-    config = composed("purifier=diffpure", "purifier.t=.2", "protocol.seeds=[1,2]", "threat_model.eps=.1")
+    config = composed("purifier=diffpure", "purifier.t=.3", "protocol.seeds=[1,2]", "threat_model.eps=.1")
     words = command_of(config).split()
-    assert {"purifier=diffpure", "purifier.t=0.2", "threat_model.eps=0.1"} <= set(words)
+    assert {"purifier=diffpure", "purifier.t=0.3", "threat_model.eps=0.1"} <= set(words)
     assert run_key(composed(*words_of_run(config))) == run_key(config)
 
 

@@ -1,7 +1,7 @@
 // The tables and plots of the page, drawn by BokehJS. Only the visible lines of a table are drawn.
 "use strict";
 
-Bokeh.set_log_level("warn");
+Bokeh.logger.set_level("warn"); // its notes of a drawn page are no news
 
 const look = {
   css: `:host { --t: #1c1c1c; --g: #fff; --h: #f2f2f2; --l: #ddd; --k: #0b5f86; --s: #dcebf3; font: 14px system-ui, sans-serif; }
