@@ -103,14 +103,13 @@ function imageTable(key, run) {
     distance: rows.distance, iterations: rows.iterations, lost_at: rows.lost_at,
   };
   const link = (text) => `<a href="#image/${key}/<%= arm %>/<%= seed %>/<%= id %>"><%= ${text} %></a>`;
-  const blank = (name) => `${name} === null ? "" : ${name}`;
   const columns = [
     { field: "id", title: "image", width: 65, template: link("id") }, { field: "label", title: "class", width: 55 },
     { field: "adv", title: "right, attacked", width: 110, template: link("adv_text") }, { field: "clean", title: "right, clean", width: 100, template: link("clean_text") },
-    { field: "adv_vote", title: "vote, attacked", width: 110, template: link("adv_vote") }, { field: "clean_vote", title: "vote, clean", width: 90, template: link(blank("clean_vote")) },
+    { field: "adv_vote", title: "vote, attacked", width: 110 }, { field: "clean_vote", title: "vote, clean", width: 90 },
     { field: "arm", title: "condition", width: 100 }, { field: "seed", title: "seed", width: 60 },
     { field: "distance", title: "distance", width: 80, template: `<%= value === null ? "" : value.toFixed(4) %>` },
-    { field: "iterations", title: "iterations", width: 80, template: link("iterations") }, { field: "lost_at", title: "broken at", width: 80, template: link(blank("lost_at")) },
+    { field: "iterations", title: "iterations", width: 80 }, { field: "lost_at", title: "broken at", width: 80 },
   ];
   const open = (k) => { location.hash = `image/${key}/${rows.arm[k]}/${rows.seed[k]}/${rows.id[k]}`; };
   const show = charts.table(document.getElementById("rows"), data, columns, open);
