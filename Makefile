@@ -10,7 +10,7 @@ SHELL := bash
 DOTS := awk '/^Collecting/ { printf "."; fflush() } /^Installing collected/ { printf " fetched, now unpacking"; fflush() } END { print "" }'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-fast coverage fmt lint type docs tables figures canvas bench clean
+.PHONY: help setup run demo report test test-all test-fast coverage fmt lint type docs tables figures canvas bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +32,13 @@ setup: $(STAMP)  ## make the virtual environment with pinned packages
 
 run: setup  ## attack and score the embedded benchmark (quick budget, two minutes)
 	$(BIN)/python run.py
+
+demo: setup  ## attack 16 images of the embedded benchmark and write the page of this run
+	$(BIN)/python run.py protocol.images=16
+	$(BIN)/python scripts/view.py results/runs
+
+report: setup  ## write results/page, every finished run as a page for the browser
+	$(BIN)/python scripts/view.py
 
 test: setup  ## run all checks: lint, types, tests
 	$(BIN)/ruff check .

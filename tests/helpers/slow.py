@@ -257,6 +257,12 @@ SLOW = {
     "output/test_tracking.py": """
         test_wandb_writes_offline_with_the_runs_key
     """,
+    "page/test_browser.py": "*",
+    "page/test_page.py": """
+        test_a_command_states_what_was_changed
+        test_the_command_of_an_archived_run_gives_its_key
+        test_the_page_holds_every_row_and_the_pictures
+    """,
     "purifiers/test_diffpure.py": """
         test_one_shot_is_the_posterior_mean_of_smoothed_images
     """,
