@@ -40,7 +40,7 @@ def one(cfg: DictConfig) -> None:
     hydra, folder, error = HydraConfig.get(), None, None
     try:
         setup = compose.setup_of(cfg)
-        if setup.config["cost"] is not False:
+        if setup.config.get("cost", False) is not False:  # a key that is taken out is refused later
             from dp.runs.cost import show_cost
 
             show_cost(setup)

@@ -163,13 +163,13 @@ def in_precision(model: Defended, name: str) -> Defended:
 
 def defense(config: dict, device: str) -> Defended:
     """The defense in float32. Its networks are on the device, in the memory format of the run."""
-    denoiser: Denoiser | None = network(config, "denoiser", device) if "_target_" in config["denoiser"] else None
-    return defense_around(denoiser, config, device)
-
-
-def defense_around(denoiser: Denoiser | None, config: dict, device: str) -> Defended:
-    """The defense with this denoiser. Its other networks are as `defense` makes them."""
     classifier: Classifier = network(config, "classifier", device)
+    denoiser: Denoiser | None = network(config, "denoiser", device) if "_target_" in config["denoiser"] else None
+    return defense_around(classifier, denoiser, config, device)
+
+
+def defense_around(classifier: Classifier, denoiser: Denoiser | None, config: dict, device: str) -> Defended:
+    """The defense of these networks. Those of the purifier itself are as `defense` makes them."""
     purify, nodes = _make(config, config["purifier"]), config["purifier"].get("gradients") or {}
     variants = {name: _variant(config, node) for name, node in nodes.items() if node}
     size = config["dataset"]["draws_per_call"]

@@ -69,7 +69,7 @@ def show_here(config: dict) -> None:
 def show_on(config: dict, name: str) -> None:
     """Print the cost on a GPU of `GPUS`."""
     gpu, config = GPUS[name], without_files(config)
-    defense = defense_around(denoiser_on_meta(config), config, "cpu")
+    defense = defense_around(network(config, "classifier", "cpu"), denoiser_on_meta(config), config, "cpu")
     evaluation = assembled(config, defense, defense, "cpu")
     size = sizes(evaluation.arms["defended"].scored, evaluation.first)
     kinds = [on_gpu(config, evaluation, size, gpu, dtype) for dtype in gpu.peak]

@@ -240,6 +240,7 @@ def test_recompute_twice_from_one_graph_and_after_another_chain():
     """Kept activations are used once, and belong to the newest calls of whichever chain."""
     inner, z = net(), images(requires_grad=True)
     denoiser = EDM(inner, memory="recompute")
+    denoiser.recompute.keep = 2
     loss = denoiser(denoiser(denoiser(z, 9.0), 2.0), 0.7).square().sum()
     (first,) = torch.autograd.grad(loss, z, retain_graph=True)
     denoiser(z, 1.0)

@@ -7,7 +7,7 @@ import pytest
 
 from dp.evaluation.schedule import schedule
 from dp.runs import flops
-from dp.runs.build import assembled, defense_around
+from dp.runs.build import assembled, defense_around, network
 from dp.runs.cost import counted, on_gpu
 from dp.runs.gpus import COUNTS, GPUS
 from dp.runs.skeleton import denoiser_on_meta, without_files
@@ -33,7 +33,7 @@ def agrees(printed: str, value: float) -> bool:
 @pytest.fixture(scope="module", params=GRADIENTS)
 def row(request):
     config = without_files(composed("+experiment=table1/hetero", f"threat_model.grad={GRADIENTS[request.param]}"))
-    defense = defense_around(denoiser_on_meta(config), config, "cpu")
+    defense = defense_around(network(config, "classifier", "cpu"), denoiser_on_meta(config), config, "cpu")
     evaluation = assembled(config, defense, defense, "cpu")
     size = flops.sizes(evaluation.arms["defended"].scored, evaluation.first)
     gpu = GPUS["h200"]

@@ -29,6 +29,8 @@ def config(dataset="cifar10", classifier="wrn_28_10", attack="pgd_eot", norm="li
             "attack": attack,
             "protocol": "official",
         },
+        "dtype": "float32",
+        "scored_dtype": "float32",
         "dataset": {"name": dataset},
         "classifier": {},
         "attack": {},

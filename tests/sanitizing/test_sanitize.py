@@ -62,8 +62,8 @@ def network():
     return nn.Sequential(nn.Conv2d(1, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))
 
 class Flat(Denoiser):
-    def __init__(self, dtype=torch.float32):
-        super().__init__(nn.Identity(), dtype=dtype)
+    def __init__(self):
+        super().__init__(nn.Identity())
 
     def denoise(self, z, sigma, label=None):
         return z.median(dim=3).values.median(dim=2).values[:, :, None, None].expand_as(z)
