@@ -21,6 +21,7 @@ from dp.runs.build import build
 from dp.runs.caveats import Caveats, caveats_of
 from dp.runs.compose import Setup, make
 from dp.runs.early import check_early
+from dp.runs.faster import faster_lines
 from dp.runs.keys import run_key
 from dp.runs.machine import shard_of, workers_of
 from dp.runs.sources import sources_hash
@@ -115,6 +116,8 @@ def prepare(setup: Setup, folder: Path) -> Job:
     facts = job.caveats.as_data()
     own = len(job.shard.subset.ids)
     for line in report.announcement(folder.name, setup, job.evaluation, facts, workers_of(job.config), own):
+        console.print(line)
+    for line in faster_lines(job.evaluation, job.config):
         console.print(line)
     console.print(report.work_line(total(job.shard.plan(), job.work, job.evaluation.lanes)))
     return job
