@@ -23,6 +23,7 @@ from dp.runs.caveats import Caveats, caveats_of
 from dp.runs.compose import Setup, make
 from dp.runs.early import check_early
 from dp.runs.engines.interface import Engine, Work
+from dp.runs.faster import faster_lines
 from dp.runs.keys import run_key
 from dp.runs.machine import shard_of
 from dp.runs.sources import sources_hash
@@ -121,6 +122,8 @@ def prepare(setup: Setup, folder: Path) -> Job:
     evaluations = total(job.shard.plan(), job.work, job.evaluation.lanes)
     console.print(report.work_line(evaluations))
     for line in long_line(job.config, job.evaluation, evaluations):
+        console.print(line)
+    for line in faster_lines(job.evaluation, job.config):
         console.print(line)
     return job
 

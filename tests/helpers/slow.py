@@ -378,6 +378,7 @@ SLOW = {
         test_a_row_says_both
         test_bfloat16_networks_lead_about_the_same_way
         test_by_default_one_object_is_attacked_and_scored
+        test_other_precisions_are_measured_on_copies_and_said_where_they_help
         test_the_key_names_a_precision_only_where_it_departs_from_the_default
         test_tf32_shares_the_networks_and_switches_the_products_for_its_own_calls_alone
         test_two_dtypes_have_networks_of_their_own

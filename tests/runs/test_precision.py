@@ -9,6 +9,7 @@ from dp.precision import DTYPES, narrowed
 from dp.rng import Streams
 from dp.runs.build import build
 from dp.runs.caveats import caveats_of
+from dp.runs.faster import faster_lines, speedups, told
 from dp.runs.keys import run_key
 from tests.helpers.compose import composed, setup
 
@@ -91,3 +92,20 @@ def test_a_row_says_both():
     assert said in caveat_lines(made.config, facts)
     plain = {**made.config, "dtype": "float32"}
     assert not any("precision" in line for line in caveat_lines(plain, facts))
+
+
+def test_other_precisions_are_measured_on_copies_and_said_where_they_help():
+    config = composed(*SMALL, "purifier=diffpure")
+    evaluation = build(config)
+    model = evaluation.arms["defended"].attacked
+    before = [p.clone() for p in model.parameters()]
+    asked, factors = model.evaluations, speedups(evaluation)
+    assert model.evaluations == asked
+    assert set(factors) == {"tf32", "bfloat16"}
+    assert all(factor > 0 for factor in factors.values())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert faster_lines(evaluation, config) == []  # on a CPU
+    (line,) = told({"tf32": 1.04, "bfloat16": 3.21})
+    assert "3.2 times as fast with dtype=bfloat16" in line
+    assert "tf32" not in line
+    assert told({"tf32": 1.0, "bfloat16": 0.9}) == []
