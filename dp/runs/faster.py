@@ -6,7 +6,7 @@ import time
 import torch
 
 from dp.evaluation.evaluate import Evaluation
-from dp.nets.precision import DTYPES, cast, tensor_cores
+from dp.precision import DTYPES, cast, tensor_cores
 
 OTHERS = ("tf32", "bfloat16")
 WORTH = 1.1  # a smaller factor is not said
