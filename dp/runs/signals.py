@@ -1,8 +1,8 @@
 """Signals that stop a run: a termination, and SIGUSR2, by which schedulers announce that they take the machine away."""
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 STOPS = (signal.SIGTERM, signal.SIGUSR2)
@@ -41,24 +41,22 @@ def spared() -> Iterator[None]:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def _handled(take: Callable[[], None]) -> Iterator[None]:
+    """`take` sets the handlers of these signals. Afterwards the earlier ones are back."""
+    before = [signal.getsignal(each) for each in STOPS]
+    take()
+    try:
+        yield
+    finally:
+        for each, handler in zip(STOPS, before, strict=True):
+            signal.signal(each, handler)
+
+
+def stoppable() -> AbstractContextManager[None]:
     """These signals stop what is done inside."""
-    before = [signal.getsignal(each) for each in STOPS]
-    stop_when_told()
-    try:
-        yield
-    finally:
-        for each, handler in zip(STOPS, before, strict=True):
-            signal.signal(each, handler)
+    return _handled(stop_when_told)
 
 
-@contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed() -> AbstractContextManager[None]:
     """These signals do nothing to what is done inside, such as saving a state after the first of them."""
-    before = [signal.getsignal(each) for each in STOPS]
-    ignore_stops()
-    try:
-        yield
-    finally:
-        for each, handler in zip(STOPS, before, strict=True):
-            signal.signal(each, handler)
+    return _handled(ignore_stops)
