@@ -41,6 +41,9 @@ def _parts(value: Any, known: dict[int, Any]) -> Iterator[bytes]:
     yield type(value).__qualname__.encode()
     if isinstance(value, ModuleType):
         yield value.__name__.encode()
+        file = getattr(value, "__file__", None)
+        if file is not None and not _is_installed_name(value.__name__):
+            yield Path(file).read_bytes()
     elif isinstance(value, type | FunctionType | BuiltinFunctionType) and _is_installed(value):
         yield f"{value.__module__}.{value.__qualname__}".encode()
     else:
@@ -91,7 +94,7 @@ def _of_function(function: FunctionType) -> Iterator[Any]:
     yield from (function.__code__, function.__defaults__, function.__kwdefaults__)
     yield [cell.cell_contents for cell in function.__closure__ or () if cell.cell_contents is not function]
     used = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
-    yield {name: value for name, value in used.items() if not isinstance(value, ModuleType)}
+    yield used
 
 
 def _names(code: CodeType) -> Iterator[str]:
@@ -123,9 +126,15 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 def _is_installed(value: Any) -> bool:
     """True for what Python or an installed package defines, and for dp, whose code the run itself records."""
-    top = str(value.__module__ or "builtins").partition(".")[0]
-    if isinstance(value, FunctionType) and top == "builtins":  # made by exec; those of Python itself are another type
+    name = str(value.__module__ or "builtins")
+    if isinstance(value, FunctionType) and name == "builtins":  # made by exec; those of Python itself are another type
         return False
+    return _is_installed_name(name)
+
+
+def _is_installed_name(name: str) -> bool:
+    """True for a module of Python, of an installed package or of dp."""
+    top = name.partition(".")[0]
     if top in sys.stdlib_module_names - {"__main__"} or top == "dp":
         return True
     file = getattr(sys.modules.get(top), "__file__", None)

@@ -88,6 +88,16 @@ def test_a_weight_and_a_hook_change_a_network():
     assert len({fingerprint(one) for one in (net, other, hooked)}) == 3
 
 
+def test_a_module_of_ones_own_counts_with_its_file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_helper.py").write_text("def double(x):\n    return 2 * x\n")
+    helper = __import__("own_helper")
+    before = fingerprint(made("h.double(x)", h=helper))
+    assert fingerprint(made("h.double(x)", h=helper)) == before
+    (tmp_path / "own_helper.py").write_text("def double(x):\n    return 3 * x\n")
+    assert fingerprint(made("h.double(x)", h=helper)) != before
+
+
 def test_evaluation_mode_does_not_count():
     assert fingerprint(Net().train()) == fingerprint(Net().eval())
 
