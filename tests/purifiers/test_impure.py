@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from dp.contracts import derivative
+from dp.contracts import purifier as contract
 from dp.diffusion.sampling import vp_sigmas
 from dp.nets.impure_vit import ImpureViT
 from dp.purifiers.impure import Impure, ImpureTransformer
@@ -150,6 +152,28 @@ def test_the_embedded_network_keeps_what_a_digit_is():
 def test_bad_values(changed, words):
     with pytest.raises(ValueError, match=words):
         Impure(Echo(), **{**GIVEN, **changed})(images(1, 1, 8, 8), None, None, Streams([0], 0, "a"))  # pyright: ignore[reportArgumentType]
+
+
+def test_the_transformer_keeps_the_contract(tmp_path):
+    """The whole path of the yaml, from a file, with a small network of random weights: contract, derivative, memory."""
+    small = {"image": 32, "patch": 8, "width": 16, "depth": 2, "heads": 2, "taps": [0]}
+    small |= {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+    torch.manual_seed(0)
+    torch.save({"model": ImpureViT(**small).state_dict()}, tmp_path / "impure_vit.pth")
+    given = [f"+purifier.net.net.{key}={value}".replace(" ", "") for key, value in small.items()]
+    given += ["purifier=impure_vit", f"purifier.net.file={tmp_path}/impure_vit.pth"]
+    config = composed("dataset=canvas", "protocol.images=2", *given)
+    answers = []
+    for memory in ("store", "recompute"):
+        evaluation = build({**config, "memory": memory})
+        model, subset = evaluation.arms["defended"].attacked, evaluation.subset
+        assert [network.memory for network in model.networks] == [memory]
+        answers.append(model.loss_gradient(subset.x, subset.y, Streams(subset.ids, 1, "attack"), 3))
+    assert all(torch.equal(stored, again) for stored, again in zip(*answers, strict=True))
+    model = evaluation.arms["defended"].scored
+    assert contract.failures(model, subset) == []
+    x = subset.x.double().clamp(0.01, 0.99)
+    assert derivative.failures(model.double(), x, subset.y, subset.ids) == []
 
 
 def test_the_transformer_needs_equal_chunks():
