@@ -28,12 +28,12 @@ def plot(axis: Axes, curves: Sequence[Curve]) -> None:
     axis.set(xlim=(0, 1.05 * max(each.cap for each in curves)), ylim=(-2, 102))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
 def draw(path: Path, curves: Sequence[Curve], title: str) -> None:
     """Save the picture of some curves."""
-    figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6.4, 4.8), layout="constrained")
     plot(axis, curves)
     axis.set_title(title, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -142,7 +142,7 @@ def draw(path: Path, done: list[tuple[Cell, dict, Path]]) -> None:
     from matplotlib import pyplot as plt
 
     sigmas = sorted({cell.sigma for cell, _, _ in done})
-    figure, axes = plt.subplots(1, len(sigmas), figsize=(4.6 * len(sigmas), 4), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(sigmas), figsize=(4.6 * len(sigmas), 5), squeeze=False, layout="constrained")
     for axis, sigma in zip(axes[0], sigmas, strict=True):
         mine = [each for each in done if each[0].sigma == sigma]
         curves = [
