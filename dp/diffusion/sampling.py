@@ -145,6 +145,16 @@ def heun_step(z: Tensor, x0: Tensor, denoiser: Denoise, sigma: float, sigma_next
     return z + (sigma_next - sigma) * 0.5 * (slope + slope_next)
 
 
+def beside(z: Tensor, sigma: float | Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A noise level as (1,1,1,1), or levels as (B,1,1,1), on the device of z (B,C,H,W), by default in its precision.
+
+    A number is written there by the device itself: a copy from the host would wait for it.
+    """
+    if isinstance(sigma, Tensor):
+        return sigma.to(device=z.device, dtype=dtype or z.dtype).reshape(-1, 1, 1, 1)
+    return torch.full((1, 1, 1, 1), sigma, dtype=dtype or z.dtype, device=z.device)
+
+
 def to_pm1(x: Tensor) -> Tensor:
     """Images in [0,1] as images in [-1,1], of the same shape."""
     return 2 * x - 1
