@@ -70,9 +70,7 @@ class Streams:
     def select(self, index: Sequence[int] | Tensor) -> "Streams":
         """The streams of these images, in this order; each continues where it is."""
         chosen = [int(i) for i in index]
-        return _streams(
-            [self.keys[i] for i in chosen], [self.calls[i] for i in chosen], self.touched, self.version
-        )
+        return _streams([self.keys[i] for i in chosen], [self.calls[i] for i in chosen], self.touched, self.version)
 
     def cat(self, other: "Streams") -> "Streams":
         """These streams, followed by the other ones of the same version; each continues where it is."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dp.diffusion.checkpointing import ActivationCheckpointing
-from dp.diffusion.sampling import beside, vp_sigma, vp_sigmas
+from dp.diffusion.sampling import beside, cosine_sigmas, vp_sigma, vp_sigmas
 from dp.nets.blocks import ClassConditional
 from dp.precision import narrowed
 
@@ -146,9 +146,9 @@ class NoisePredictor(Denoiser):
         """The posterior mean, and the output channels beyond the image's."""
         if isinstance(sigma, Tensor):
             labels = self.labels(sigma.to(z.device, torch.float64).flatten(), z)  # (1,) or (B,)
-        else:  # the index of a number is found on the host, and does not wait for the device
-            label = self.labels(torch.tensor([sigma], dtype=torch.float64), z)
-            labels = torch.full((1,), label.item(), dtype=label.dtype, device=z.device)
+        else:  # found on the host, which then does not wait for the device
+            labels = self.labels(torch.tensor([sigma], dtype=torch.float64), z)
+            labels = torch.full((1,), labels.item(), dtype=labels.dtype, device=z.device)
         s = beside(z, sigma)
         out = self.bare(z * (1 + s**2).rsqrt(), labels, label)
         return z - s * out[:, : z.shape[1]], out[:, z.shape[1] :]
@@ -292,15 +292,10 @@ class Gaussian(Denoiser):
 
 @functools.cache
 def _log_levels(device: torch.device) -> Tensor:
-    """The logarithms of `vp_sigmas`, (1000,) float64; a copy for each device, so that no call waits for one."""
+    """The logarithms of `vp_sigmas`; a copy for each device, so that no call waits for one."""
     return vp_sigmas().log().to(device)
 
 
 @functools.cache
 def _cosine_levels(levels: int, c_1: float, c_2: float, device: torch.device) -> Tensor:
-    """The sigmas of `IDDPM`, (levels + 1,) float64, ascending."""
-    cosine = [math.sin(math.pi / 2 * j / (levels * (c_2 + 1))) ** 2 for j in range(levels + 1)]
-    u = [0.0]  # from the last index, the clean image, back to the first
-    for j in range(levels, 0, -1):
-        u.append(math.sqrt((u[-1] ** 2 + 1) / max(cosine[j - 1] / cosine[j], c_1) - 1))
-    return torch.tensor(u, dtype=torch.float64).to(device)
+    return cosine_sigmas(levels, c_1, c_2).to(device)

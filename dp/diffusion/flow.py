@@ -1,6 +1,5 @@
 """A denoiser whose network is the velocity of a flow from noised to clean images (conditional flow matching)."""
 
-import torch
 from torch import Tensor, nn
 
 from dp.diffusion.denoisers import Denoiser

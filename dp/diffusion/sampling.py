@@ -28,6 +28,17 @@ def vp_sigmas() -> Tensor:
     return ((1 - abar) / abar).sqrt()
 
 
+def cosine_sigmas(levels: int, c_1: float, c_2: float) -> Tensor:
+    """Noise levels of the cosine schedule as EDM's iDDPMPrecond has it (Karras et al. 2022, Table 1), ascending from
+    the clean image on, (levels + 1,) float64.
+    """
+    cosine = [math.sin(math.pi / 2 * j / (levels * (c_2 + 1))) ** 2 for j in range(levels + 1)]
+    u = [0.0]  # from the last index back to the first
+    for j in range(levels, 0, -1):
+        u.append(math.sqrt((u[-1] ** 2 + 1) / max(cosine[j - 1] / cosine[j], c_1) - 1))
+    return torch.tensor(u, dtype=torch.float64)
+
+
 def vp_sigma(t: float) -> float:
     """Noise level at time t in [0,1], which is the index k = 1000 t of `vp_sigmas`.
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,6 +35,7 @@ WAITS = {
     ATEN._linalg_eigh: "linalg.eigh, which asks whether it has converged",
     ATEN._linalg_solve_ex: "linalg.solve, which asks whether it is singular",
 }
+CHECKED_ON_CPU = (F.one_hot,)  # looks at its numbers on the CPU alone, if it is told the number of classes
 FROM_DATA = (torch.tensor, torch.as_tensor, torch.asarray)
 TO_HOST = {Tensor.tolist: "tolist", Tensor.cpu: "cpu"}
 DEVICE, IS_CUDA, IS_CPU = (getattr(Tensor, name).__get__ for name in ("device", "is_cuda", "is_cpu"))
@@ -48,9 +50,20 @@ class Notes:
 
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
+        self.quiet = False
 
     def wait(self, reason: str) -> None:
-        self.waits[f"{place()}: {reason}"] += 1
+        if not self.quiet:
+            self.waits[f"{place()}: {reason}"] += 1
+
+    @contextmanager
+    def unnoted(self, quiet: bool) -> Iterator[None]:
+        """Within it, if `quiet`, nothing is noted."""
+        self.quiet, before = self.quiet or quiet, self.quiet
+        try:
+            yield
+        finally:
+            self.quiet = before
 
 
 def place() -> str:
@@ -162,12 +175,13 @@ class Calls(TorchFunctionMode):
             return claim(args[0].clone(), "cpu") if func is Tensor.cpu else func(*args)
         if func is Tensor.pin_memory:
             kwargs, out = {}, args[0].clone()
-            setattr(out.untyped_storage(), "pinned", True)
+            out.untyped_storage().pinned = True  # pyright: ignore[reportAttributeAccessIssue]
             return claim(out, "cpu")
         if func is Tensor.is_pinned:
             return getattr(args[0].untyped_storage(), "pinned", False)
         device, pin = kwargs.pop("device", None), kwargs.pop("pin_memory", False)
-        out = func(*args, **kwargs)
+        with self.notes.unnoted(func in CHECKED_ON_CPU and len(args) + len(kwargs) > 1):
+            out = func(*args, **kwargs)
         on_gpu = any(mark(t) == "cuda" for t in given) if device is None else torch.device(device).type == "cuda"
         if on_gpu and (func is Tensor.new_tensor or (func in FROM_DATA and not given)):
             self.notes.wait("a tensor made of numbers of the host")
@@ -176,7 +190,7 @@ class Calls(TorchFunctionMode):
             out = out.clone()
         for made in tensors_in(out):
             if pin:
-                setattr(made.untyped_storage(), "pinned", True)
+                made.untyped_storage().pinned = True  # pyright: ignore[reportAttributeAccessIssue]
             if mark(made) is None and (on_gpu or not self.in_backward):
                 claim(made, "cuda" if on_gpu else "cpu")
             elif device is not None and on_gpu and func not in FROM_DATA:
