@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dp.transfer import sent
+
 DECAYS = (0.9, 0.999)  # of the two means
 ROOT = 1e-20  # under the root of a step that is differentiated, so that a gradient of zero has a derivative; far below
 # what float32 can tell
@@ -47,5 +49,5 @@ def _biases(i: Tensor | int, like: Tensor) -> list[Tensor]:
     """1 - decay^(i + 1) of both means, each (1,) or (B,), computed in float64 on the host, beside `like`."""
     found = [1 - decay ** (torch.as_tensor(i).double() + 1) for decay in DECAYS]
     if isinstance(i, Tensor):
-        return list(torch.stack(found).to(like))
+        return list(sent(torch.stack(found).to(like.dtype), like.device))
     return [torch.full((1,), one.item(), dtype=like.dtype, device=like.device) for one in found]

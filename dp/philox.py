@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dp.transfer import sent
+
 ROUNDS = 10
 MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)  # is added to the key after every round
@@ -70,11 +72,11 @@ def words(keys: Sequence[bytes], calls: Sequence[int], shape: tuple[int, ...], d
 
 
 def _moved(keys: Sequence[bytes], calls: Sequence[int], device: torch.device) -> Tensor:
-    """Keys and calls on the device, (3,B) int64, by a copy for which the host does not wait."""
-    given = torch.empty(3, len(keys), dtype=torch.int64, pin_memory=device.type == "cuda")
+    """Keys and calls on the device, (3,B) int64."""
+    given = torch.empty(3, len(keys), dtype=torch.int64)
     given.numpy()[:2] = np.frombuffer(b"".join(keys), dtype="<i8").reshape(-1, 2).T
     given.numpy()[2] = calls
-    return given.to(device, non_blocking=True)
+    return sent(given, device)
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from dp.attacks.state import where
 from dp.defense.interface import Defense
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
+from dp.transfer import sent
 
 MOST_HALVINGS = 24  # of a binary search: an image in float32 has no more digits
 STEP_HALVINGS = 20  # of a step, after which the image stays at its point
@@ -158,7 +159,7 @@ class Decision(Attack):
         """A starting point for images without one (B,C,H,W), whether it was found (B,), and the direction uphill for
         the others (B,C,H,W), not normalized.
         """
-        count = self._count(state.i).to(x.device)  # (B,) B_t of Algorithm 2
+        count = sent(self._count(state.i), x.device)  # (B,) B_t of Algorithm 2
         delta = self._delta(state, x, box)
         start, began = state.x, torch.zeros_like(state.found)
         phi_sum, u_sum, phi_u_sum = torch.zeros_like(delta), torch.zeros_like(x), torch.zeros_like(x)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dp.transfer import sent
+
 
 def each(function: Callable[..., Tensor], *states: Any) -> Any:
     """The function of every tensor of a state, or of those in the same place of several states."""
@@ -22,7 +24,7 @@ def where(mask: Tensor, first: Any, second: Any) -> Any:
 
     def chosen(a: Tensor, b: Tensor) -> Tensor:
         if a.device not in masks:
-            masks[a.device] = mask.to(a.device)
+            masks[a.device] = sent(mask, a.device)
         return torch.where(masks[a.device].view(-1, *[1] * (a.dim() - 1)), a, b)
 
     return each(chosen, first, second)

@@ -57,9 +57,7 @@ class Denoiser(nn.Module):
         raise NotImplementedError  # abstract
 
     def check_label(self, z: Tensor, label: Tensor) -> None:
-        """Raises ValueError unless `label` names a class of this denoiser for each image of z (B,C,H,W). The range of
-        labels on a GPU is not checked here, because the host would wait for it; there an embedding refuses them.
-        """
+        """Raises ValueError unless `label` names a class of this denoiser for each image of z (B,C,H,W)."""
         if not self.classes:
             raise ValueError(
                 "need a denoiser with classes, got one without: choose a class-conditional network, such as "
@@ -67,7 +65,8 @@ class Denoiser(nn.Module):
             )
         if label.dtype != torch.int64 or label.shape != z.shape[:1]:
             raise ValueError(f"need labels ({len(z)},) int64, got {tuple(label.shape)} {label.dtype}")
-        if label.device.type == "cpu" and not 0 <= int(label.min()) <= int(label.max()) < self.classes:
+        here = label.device.type == "cpu"  # else the host would wait; an embedding on a GPU refuses other labels itself
+        if here and not 0 <= int(label.min()) <= int(label.max()) < self.classes:
             found = f"{int(label.min())} to {int(label.max())}"
             raise ValueError(f"need labels from 0 to {self.classes - 1}, got labels from {found}")
 
@@ -146,7 +145,7 @@ class NoisePredictor(Denoiser):
         """The posterior mean, and the output channels beyond the image's."""
         if isinstance(sigma, Tensor):
             labels = self.labels(sigma.to(z.device, torch.float64).flatten(), z)  # (1,) or (B,)
-        else:  # found on the host, which then does not wait for the device
+        else:  # the host finds it, and does not wait for the device
             labels = self.labels(torch.tensor([sigma], dtype=torch.float64), z)
             labels = torch.full((1,), labels.item(), dtype=labels.dtype, device=z.device)
         s = beside(z, sigma)
