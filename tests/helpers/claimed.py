@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 GPU = torch.device("cuda", 99)  # no test on a true GPU has this one
 ATEN = torch.ops.aten
@@ -38,6 +37,7 @@ WAITS = {
 CHECKED_ON_CPU = (F.one_hot,)  # looks at its numbers on the CPU alone, if it is told the number of classes
 FROM_DATA = (torch.tensor, torch.as_tensor, torch.asarray)
 TO_HOST = {Tensor.tolist: "tolist", Tensor.cpu: "cpu"}
+ENGINE = "_engine_run_backward"  # of torch.autograd: what every backward pass calls
 DEVICE, IS_CUDA, IS_CPU = (getattr(Tensor, name).__get__ for name in ("device", "is_cuda", "is_cpu"))
 
 
@@ -96,7 +96,16 @@ def claim_module(module: nn.Module) -> None:
 
 
 def tensors_in(*given: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+    """All tensors, also of lists, tuples and mappings, which may lie in one another."""
+    found: list[Tensor] = []
+    for one in given:
+        if isinstance(one, Tensor):
+            found.append(one)
+        elif isinstance(one, list | tuple):
+            found += tensors_in(*one)
+        elif isinstance(one, dict):
+            found += tensors_in(*one.values())
+    return found
 
 
 class Operations(TorchDispatchMode):
@@ -156,6 +165,8 @@ class Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func.__name__ == "__get__" and func not in (DEVICE, IS_CUDA, IS_CPU):
+            return func(*args)  # a shape, a dtype, ...
         if func in (DEVICE, IS_CUDA, IS_CPU):
             on_gpu = mark(args[0]) == "cuda"
             return {DEVICE: GPU if on_gpu else torch.device("cpu"), IS_CUDA: on_gpu, IS_CPU: not on_gpu}[func]
@@ -199,16 +210,19 @@ class Calls(TorchFunctionMode):
 
     def moved(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """tensor.to(...), with a copy that is noted where the claimed device changes."""
-        other = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-        if other is not None:
-            wanted, dtype = mark(other) or "cpu", other.dtype
-            non_blocking = bool(kwargs.get("non_blocking") or any(a is True for a in args))
-        else:
-            own = {key: value for key, value in kwargs.items() if key != "copy"}
-            device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **own)
-            wanted = mark(tensor) if device is None else device.type
-        source = mark(tensor)
-        out = Tensor.to(tensor, dtype=dtype or tensor.dtype, copy=kwargs.get("copy", False) or wanted != source)
+        copy = kwargs.pop("copy", False)
+        source = wanted = mark(tensor)
+        dtype, non_blocking = tensor.dtype, False
+        for given in (*args, *kwargs.values()):
+            if isinstance(given, Tensor):
+                wanted, dtype = mark(given) or "cpu", given.dtype
+            elif isinstance(given, torch.dtype):
+                dtype = given
+            elif isinstance(given, str | torch.device):
+                wanted = torch.device(given).type
+            elif isinstance(given, bool):
+                non_blocking = given
+        out = Tensor.to(tensor, dtype=dtype, copy=copy or wanted != source)
         if wanted != source:
             claim(out, wanted or "cpu")
             pinned = getattr(tensor.untyped_storage(), "pinned", False)
@@ -223,7 +237,7 @@ class Calls(TorchFunctionMode):
 def claimed_gpu() -> Iterator[Notes]:
     """Within it, tensors that claim to be on a GPU behave so."""
     notes = Notes()
-    calls, engine = Calls(notes), torch.autograd._engine_run_backward
+    calls, engine = Calls(notes), getattr(torch.autograd, ENGINE)
 
     def backward(*args: Any, **kwargs: Any) -> Any:
         """A backward pass, in which code of Python's own autograd functions is watched, too."""
@@ -234,9 +248,9 @@ def claimed_gpu() -> Iterator[Notes]:
         finally:
             calls.in_backward = before
 
-    torch.autograd._engine_run_backward = backward
+    setattr(torch.autograd, ENGINE, backward)
     try:
         with Operations(notes), calls:
             yield notes
     finally:
-        torch.autograd._engine_run_backward = engine
+        setattr(torch.autograd, ENGINE, engine)
