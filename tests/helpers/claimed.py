@@ -50,20 +50,11 @@ class Notes:
 
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
-        self.quiet = False
+        self.quiet = False  # True: nothing is noted
 
     def wait(self, reason: str) -> None:
         if not self.quiet:
             self.waits[f"{place()}: {reason}"] += 1
-
-    @contextmanager
-    def unnoted(self, quiet: bool) -> Iterator[None]:
-        """Within it, if `quiet`, nothing is noted."""
-        self.quiet, before = self.quiet or quiet, self.quiet
-        try:
-            yield
-        finally:
-            self.quiet = before
 
 
 def place() -> str:
@@ -116,12 +107,16 @@ class Operations(TorchDispatchMode):
         self.notes = notes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # of `Calls`, which a backward pass has switched on
+            return self.done(func, args, kwargs or {})
+
+    def done(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The operation, computed; what it makes is where its tensors are."""
         packet, given = func.overloadpacket, tensors_in(args, kwargs)
         marks = [mark(t) for t in given]
         on_gpu = "cuda" in marks
         if on_gpu:
-            self.check(packet, args, kwargs, given, marks)
+            self.check(packet, args, given, marks)
         out = func(*args, **kwargs)
         if on_gpu:
             for made in tensors_in(out):
@@ -129,7 +124,8 @@ class Operations(TorchDispatchMode):
                     claim(made)
         return out
 
-    def check(self, packet: Any, args: Any, kwargs: Any, given: list[Tensor], marks: list[str | None]) -> None:
+    def check(self, packet: Any, args: Any, given: list[Tensor], marks: list[str | None]) -> None:
+        """Note what the host waits for; raises Mixed for tensors of both devices."""
         if packet in (ATEN.copy_, ATEN._to_copy):
             into, source = (marks[0], marks[-1]) if packet is ATEN.copy_ else (None, None)
             if into != source and "cpu" in (into, source) and not (given[-1].dim() == 0 and source == "cpu"):
@@ -160,7 +156,6 @@ class Calls(TorchFunctionMode):
     def __init__(self, notes: Notes):
         super().__init__()
         self.notes = notes
-        self.pinned: set[int] = set()
         self.in_backward = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -191,8 +186,9 @@ class Calls(TorchFunctionMode):
         if func is Tensor.is_pinned:
             return getattr(args[0].untyped_storage(), "pinned", False)
         device, pin = kwargs.pop("device", None), kwargs.pop("pin_memory", False)
-        with self.notes.unnoted(func in CHECKED_ON_CPU and len(args) + len(kwargs) > 1):
-            out = func(*args, **kwargs)
+        before, self.notes.quiet = self.notes.quiet, func in CHECKED_ON_CPU and len(args) + len(kwargs) > 1
+        out = func(*args, **kwargs)
+        self.notes.quiet = before
         on_gpu = any(mark(t) == "cuda" for t in given) if device is None else torch.device(device).type == "cuda"
         if on_gpu and (func is Tensor.new_tensor or (func in FROM_DATA and not given)):
             self.notes.wait("a tensor made of numbers of the host")
