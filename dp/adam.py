@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dp.transfer import sent
+
 DECAYS = (0.9, 0.999)  # of the two means
 ROOT = 1e-20  # under the root of a step that is differentiated, so that a gradient of zero has a derivative; far below
 # what float32 can tell
@@ -29,8 +31,8 @@ def adam(before: Moments, slope: Tensor, i: Tensor | int, rate: float, root: flo
     """
     first = DECAYS[0] * before.first + (1 - DECAYS[0]) * slope
     second = DECAYS[1] * before.second + (1 - DECAYS[1]) * slope.square()
-    count, shape = torch.as_tensor(i).double() + 1, (-1, *[1] * (slope.dim() - 1))
-    bias = [(1 - decay**count).to(slope).view(shape) for decay in DECAYS]
+    shape = (-1, *[1] * (slope.dim() - 1))
+    bias = [one.view(shape) for one in _biases(i, slope)]
     return rate * (first / bias[0]) / ((second / bias[1] + root).sqrt() + 1e-8), Moments(first, second)
 
 
@@ -41,3 +43,11 @@ def adam_step(z: Tensor, g: Tensor, m: Tensor, v: Tensor, count: int, lr: float)
     """
     add, after = adam(Moments(m, v), g, count - 1, lr, ROOT)
     return z - add, after.first, after.second
+
+
+def _biases(i: Tensor | int, like: Tensor) -> list[Tensor]:
+    """1 - decay^(i + 1) of both means, each (1,) or (B,), computed in float64 on the host, beside `like`."""
+    found = [1 - decay ** (torch.as_tensor(i).double() + 1) for decay in DECAYS]
+    if isinstance(i, Tensor):
+        return list(sent(torch.stack(found).to(like.dtype), like.device))
+    return [torch.full((1,), one.item(), dtype=like.dtype, device=like.device) for one in found]

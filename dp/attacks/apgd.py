@@ -14,6 +14,7 @@ from dp.defense.interface import Defense
 from dp.objectives import LEAST_CLASSES, LOSSES, Loss, check_classes, margin, with_margin
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
+from dp.transfer import sent
 
 ALPHA = 0.75  # share of the gradient step in an update; the rest is momentum (the paper's alpha)
 
@@ -152,7 +153,7 @@ class APGD(Attack):
         if self.loss == "targeted" or self.target is not None:
             run = state.i // (self.iterations + 1) // self.restarts  # (B,) restarts of a target follow each other
             run = run.clamp(max=self._classes - 1)  # an image that is done may wait in the batch for others
-            target = state.targets.gather(1, run.to(x.device).view(-1, 1))[:, 0]
+            target = state.targets.gather(1, sent(run, x.device).view(-1, 1))[:, 0]
         values, grad = model.loss_gradient(state.x, y, rng.draw(Stream.QUERY), self.eot, with_margin(self.loss, target))
         return self.moved(model, state, values, grad, x, y, threat, rng)
 
@@ -172,7 +173,7 @@ class APGD(Attack):
         the `grad` (B,C,H,W) to follow; `by`: what the selection samples compare.
         """
         k = state.i % (self.iterations + 1)  # (B,) updates made in this run
-        first, last = (k == 0).to(x.device), k == self.iterations
+        first, last = sent(k == 0, x.device), k == self.iterations
         state = self._recorded(state, values[:, 0], values[:, 1], grad, first)
         state, base, grad = self._checked(state, grad, k, first, threat)
         size = state.size.view(-1, 1, 1, 1)
@@ -207,7 +208,7 @@ class APGD(Attack):
         self, state: State, grad: Tensor, k: Tensor, first: Tensor, threat: ThreatModel
     ) -> tuple[State, Tensor, Tensor]:
         """The state with its step size, and the point and the gradient from which to go on."""
-        gap = torch.tensor(gaps(self.iterations))[k].to(grad.device)  # (B,), 0: no checkpoint
+        gap = sent(torch.tensor(gaps(self.iterations))[k], grad.device)  # (B,), 0: no checkpoint
         size = state.size.masked_fill(first, 2 * threat.eps)
         then = where(first, state.top, state.top_then)
         # Differs from the letter of condition 2, as the authors' code does: it never holds at the first checkpoint.

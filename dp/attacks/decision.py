@@ -17,6 +17,7 @@ from dp.attacks.state import where
 from dp.defense.interface import Defense
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
+from dp.transfer import sent
 
 MOST_HALVINGS = 24  # of a binary search: an image in float32 has no more digits
 STEP_HALVINGS = 20  # of a step, after which the image stays at its point
@@ -158,17 +159,18 @@ class Decision(Attack):
         """A starting point for images without one (B,C,H,W), whether it was found (B,), and the direction uphill for
         the others (B,C,H,W), not normalized.
         """
-        count = self._count(state.i).to(x.device)  # (B,) B_t of Algorithm 2
+        counts = self._count(state.i)  # (B,) B_t of Algorithm 2
+        count, all_found = sent(counts, x.device), bool(state.found.all())
         delta = self._delta(state, x, box)
         start, began = state.x, torch.zeros_like(state.found)
         phi_sum, u_sum, phi_u_sum = torch.zeros_like(delta), torch.zeros_like(x), torch.zeros_like(x)
-        for k in range(int(count.max())):
+        for k in range(int(counts.max())):
             streams = rng.draw(Sub.DIRECTION + k)
             noise = streams.draw(Query.POINT)
             # Differs (deviation 111: directions of the sphere): the released code draws them from a cube in linf.
             u = noise.randn_like(x)
             point = state.x + delta * (u / _length(u))
-            if not bool(state.found.all()):
+            if not all_found:
                 point = where(state.found, point, noise.uniform_like(x))
             point = box.project(point, x)
             among = (k < count) & ~began
@@ -204,14 +206,14 @@ class Decision(Attack):
         """A misclassified point in direction v: the step size falls by halves from distance / sqrt(t) until there is
         one (Algorithm 2). Without one the image stays where it is.
         """
-        size = box.distance(state.x, x).to(x.dtype) / (state.i + 1).to(x).sqrt()
+        size = box.distance(state.x, x).to(x.dtype) / sent((state.i + 1).to(x.dtype), x.device).sqrt()
         size, moved, left = size.view(-1, 1, 1, 1), state.x, state.found
         streams = rng.draw(Sub.SIZE)
         for k in range(STEP_HALVINGS):
-            if not bool(left.any()):
-                break
             point = box.project(box.ascend(state.x, v, size), x)
             hit = asking.wrong(point, left, streams.draw(k))
+            if not asking.asked:
+                break
             moved, left, size = where(hit, point, moved), left & ~hit, size / 2
         return moved
 
@@ -238,16 +240,19 @@ class _Asking:
     def __init__(self, model: Defense, y: Tensor, samples: int):
         self.model, self.y, self.samples = model, y, samples
         self.spent = torch.zeros_like(y)  # (B,) samples that were computed
+        self.asked = 0  # images of the last question
 
     def wrong(self, x: Tensor, among: Tensor, rng: Streams) -> Tensor:
         """(B,) True where the majority of the samples is misclassified; asked for the images of the mask `among`."""
-        slots, found = among.nonzero()[:, 0].tolist(), torch.zeros_like(among)
+        slots, found = [b for b, one in enumerate(among.tolist()) if one], torch.zeros_like(among)
+        self.asked = len(slots)
         if slots:
             with torch.no_grad():
                 logits = self.model.logits_of([(0, b) for b in slots], [x], rng, self.samples)  # (samples,Q,K)
-            found[slots] = 2 * (logits.argmax(dim=2) != self.y[slots]).sum(dim=0) > self.samples
+            index = sent(torch.tensor(slots), x.device)
+            found[index] = 2 * (logits.argmax(dim=2) != self.y[index]).sum(dim=0) > self.samples
             same = (logits == logits[:1]).flatten(2).all(dim=2).all(dim=0)  # no noise: the one sample is repeated
-            self.spent[slots] += torch.where(same, 1, self.samples)
+            self.spent[index] += torch.where(same, 1, self.samples)
         return found
 
 

@@ -15,6 +15,7 @@ from dp.defense.interface import Defense
 from dp.objectives import check_classes, cross_entropy, dlr, margin
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
+from dp.transfer import sent
 
 LOSSES = {"cw": margin, "ce": cross_entropy, "dlr": dlr}
 
@@ -113,7 +114,7 @@ class DiffHammer(Attack):
         purified = model.purified(x_now, rng.draw(Stream.QUERY), self.eot)  # (N,B,...)
         run = state.i // (self.iterations + 1)
         run = run.clamp(max=len(self.losses) - 1)  # an image that is done may wait in the batch for others
-        values, grads = self._behind(model, purified, y, run.to(x.device), rng.draw(Stream.CLASSIFIER))
+        values, grads = self._behind(model, purified, y, sent(run, x.device), rng.draw(Stream.CLASSIFIER))
         weights, which = shared_weakness(values[..., 0], grads, threat, self.sharpness, self.em_steps)
         wanted = (weights.view(*weights.shape, 1, 1, 1) * grads).sum(dim=0)  # (B,...)
         grad = model.vjp(x_now, rng.draw(Stream.QUERY), which.tolist(), wanted)

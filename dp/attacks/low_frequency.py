@@ -19,6 +19,7 @@ from dp.objectives import margin
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
 from dp.threat_models.perceptual import PerceptualModel
+from dp.transfer import sent
 
 NARROW = 0.2  # std in pixels of the Gaussians that the filters begin as: the identity, but for FAINT ...
 FAINT = 1e-5  # ... which keeps the logarithms of their weights finite
@@ -129,7 +130,7 @@ class LowFrequency(Attack):
         if bool(last.any()):
             points = [x_adv, threat.project(onwards, x)]
             chosen = strongest(model, points, y, rng.draw(Stream.SELECTION), self.confirm, among=last)
-            x_adv = where(last.to(x.device) & _moves(parameters), chosen, x_adv)
+            x_adv = where(sent(last, x.device) & _moves(parameters), chosen, x_adv)
         return State(x_adv=x_adv, x=onwards, parameters=parameters, moments=after, best=best, i=state.i + 1)
 
     def image(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:

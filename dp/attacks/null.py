@@ -13,6 +13,7 @@ from dp.defense.interface import Defense
 from dp.objectives import margin
 from dp.rng import Streams
 from dp.threat_models.ball import OPTIONS, ThreatModel
+from dp.transfer import sent
 
 
 class Point(NamedTuple):
@@ -93,7 +94,7 @@ class Null(Attack):
             return state._replace(x_adv=now.x_adv, proof=now.proof, now=now, i=made)
         value = model.loss(now.x_adv, y, rng.draw(Stream.QUERY), self.eot, margin)
         runs = torch.tensor([0, *self.phase_ends]) if self.confirm else torch.tensor([0])
-        wins = torch.isin(state.i, runs).to(value.device) | (value > state.best)  # a run begins anew
+        wins = sent(torch.isin(state.i, runs), value.device) | (value > state.best)  # a run begins anew
         top, best = where(wins, (now, value), (state.top, state.best))
         chosen, ended = state.chosen, torch.isin(made, runs)
         if bool(ended.any()):

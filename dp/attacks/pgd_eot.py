@@ -12,6 +12,7 @@ from dp.defense.interface import Defense
 from dp.objectives import cross_entropy, targeted_cross_entropy
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
+from dp.transfer import sent
 
 
 class State(NamedTuple):
@@ -118,7 +119,7 @@ class PGD(Attack):
         objective = cross_entropy if self.target is None else targeted_cross_entropy(state.target[:, 0])
         first, last = state.i % self.iterations == 0, (state.i + 1) % self.iterations == 0
         if bool((first & (state.i > 0)).any()) and self.random_start:
-            again = (first & (state.i > 0)).to(x.device).view(-1, 1, 1, 1)
+            again = sent(first & (state.i > 0), x.device).view(-1, 1, 1, 1)
             at = torch.where(again, threat.random_start(x, rng.draw(Stream.RESTART)), at)
         loss, grad = model.loss_gradient(at, y, rng.draw(Stream.QUERY), self.eot, objective)
         if self.select == "best":
@@ -126,7 +127,7 @@ class PGD(Attack):
         mean = state.mean
         if self.momentum:
             unit = grad / grad.abs().sum(dim=(1, 2, 3), keepdim=True).clamp(min=torch.finfo(grad.dtype).tiny)
-            grad = mean = unit + self.momentum * torch.where(first.to(x.device).view(-1, 1, 1, 1), 0, mean)
+            grad = mean = unit + self.momentum * torch.where(sent(first, x.device).view(-1, 1, 1, 1), 0, mean)
         size = 2.5 * threat.eps / self.iterations if self.step_size is None else self.step_size
         moved = at + size * grad.sign() if self.l2_step == "sign" else threat.ascend(at, grad, size)
         at = threat.project(moved, x)
@@ -140,5 +141,5 @@ class PGD(Attack):
 
 def _better(x_adv: Tensor, best: Tensor, at: Tensor, loss: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
     """The candidate `at` where it is eligible and its loss is the highest so far."""
-    wins = (loss > best) & eligible.to(loss.device)
+    wins = (loss > best) & sent(eligible, loss.device)
     return torch.where(wins.view(-1, 1, 1, 1), at, x_adv), torch.where(wins, loss, best)

@@ -10,6 +10,7 @@ from dp.attacks.state import where
 from dp.defense.interface import Defense
 from dp.objectives import Loss, margin
 from dp.rng import Streams
+from dp.transfer import sent
 
 
 def strongest(
@@ -32,17 +33,16 @@ def strongest(
     slots = range(len(y)) if among is None else among.nonzero()[:, 0].tolist()
     places: dict[tuple[bytes, bytes], int] = {}  # noise and image -> its query
     queries, index = [], torch.zeros(len(images), len(y), dtype=torch.long)
-    for m, x in enumerate(images):
-        pixels = x.detach().cpu()
+    for m, pixels in enumerate(torch.stack(images).detach().cpu()):
         for b in slots:
             place = places.setdefault((rng.keys[b], pixels[b].numpy().tobytes()), len(queries))
             queries += [(m, b)] if place == len(queries) else []
             index[m, b] = place
-    labels = y[[b for _, b in queries]]
+    labels = y[sent(torch.tensor([b for _, b in queries]), y.device)]
     with torch.no_grad():
         logits = model.logits_of(queries, images, rng, samples)
     values = by(logits.flatten(0, 1), labels.repeat(samples)).unflatten(0, (samples, len(queries))).mean(dim=0)
-    values = values[index.to(values.device)]  # (M,B)
+    values = values[sent(index, values.device)]  # (M,B)
     best, chosen = values[0], candidates[0]
     for value, candidate in zip(values[1:], candidates[1:], strict=True):
         chosen, best = where(value > best, candidate, chosen), torch.maximum(value, best)

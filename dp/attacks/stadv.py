@@ -17,6 +17,7 @@ from dp.objectives import with_margin
 from dp.rng import Streams
 from dp.threat_models.ball import ThreatModel
 from dp.threat_models.flow import FlowModel, roughness, warp
+from dp.transfer import sent
 
 
 class State(NamedTuple):
@@ -104,7 +105,7 @@ class StAdv(Attack):
         if bool(last.any()):
             points = [(x_adv, proof), (warp(x, onwards), onwards)]
             chosen = strongest(model, points, y, rng.draw(Stream.SELECTION), self.confirm, among=last)
-            x_adv, proof = where(last.to(x.device) & _moves(onwards), chosen, points[0])
+            x_adv, proof = where(sent(last, x.device) & _moves(onwards), chosen, points[0])
         return State(x_adv=x_adv, proof=proof, flow=onwards, moments=after, best=best, i=state.i + 1)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dp.transfer import sent
+
 
 def each(function: Callable[..., Tensor], *states: Any) -> Any:
     """The function of every tensor of a state, or of those in the same place of several states."""
@@ -18,8 +20,12 @@ def each(function: Callable[..., Tensor], *states: Any) -> Any:
 def where(mask: Tensor, first: Any, second: Any) -> Any:
     """The state `first` for the images of the mask (B,), on any device, and `second` for the others."""
 
+    masks = {mask.device: mask}  # moved once
+
     def chosen(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(mask.to(a.device).view(-1, *[1] * (a.dim() - 1)), a, b)
+        if a.device not in masks:
+            masks[a.device] = sent(mask, a.device)
+        return torch.where(masks[a.device].view(-1, *[1] * (a.dim() - 1)), a, b)
 
     return each(chosen, first, second)
 

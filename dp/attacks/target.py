@@ -30,6 +30,6 @@ def targets_of(target: str | None, model: Defense, x: Tensor, y: Tensor, rng: St
     if target == "least_likely":
         likely = logits.softmax(dim=2).mean(dim=0)
         return likely.scatter(1, y.view(-1, 1), torch.inf).argmin(dim=1, keepdim=True)
-    drawn = rng.draw(Start.TARGET).uniform_like(torch.empty(len(y), 1, dtype=torch.float64)).to(y.device)
+    drawn = rng.draw(Start.TARGET).uniform_like(torch.empty(len(y), 1, dtype=torch.float64, device=y.device))
     others = (drawn * (classes - 1)).long()  # (B,1) a class when the label is left out
     return others + (others >= y.view(-1, 1))

@@ -62,7 +62,7 @@ def _defense(subject: Subject) -> tuple[list[str], list[str]]:
     images, faults, notes = subject.images, [], []
 
     def ask(batch: Subset, seed: int = subject.seed) -> Answer:
-        return answer(subject.arm.scored, batch.x, Streams(batch.ids, seed, Stage.NOISE))
+        return answer(subject.arm.scored, batch.x, Streams(batch.ids, seed, Stage.NOISE, subject.evaluation.rng))
 
     first = ask(images)
     by = scale(first, ask(images, subject.seed + 1))

@@ -182,7 +182,7 @@ def some(images: Subset, count: int) -> Subset:
 
 def streams(subject: Subject, images: Subset, stage: Stage) -> Streams:
     """The audit's own noise for one purpose, `stage`."""
-    return Streams(images.ids, subject.seed, stage)
+    return Streams(images.ids, subject.seed, stage, subject.evaluation.rng)
 
 
 def plural(count: int, what: str) -> str:

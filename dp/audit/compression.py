@@ -23,7 +23,7 @@ def compression(subject: Subject) -> Finding:
     images, threat = subject.images, subject.evaluation.threat
     if subject.arm.scored.undefended:
         return not_applicable("compression", "nothing is purified")
-    streams = Streams(images.ids, subject.seed, Stage.COMPRESSION)
+    streams = Streams(images.ids, subject.seed, Stage.COMPRESSION, subject.evaluation.rng)
     clean = _purified(subject, images.x)
     points = {"random noise": threat.noise(images.x, streams.draw(SAMPLES))}
     if subject.arm.attack.steps:
@@ -36,7 +36,7 @@ def compression(subject: Subject) -> Finding:
 
 def _purified(subject: Subject, x: Tensor) -> Tensor:
     """(S,B,C,H,W): purified images, always with the same noise."""
-    rng = Streams(subject.images.ids, subject.seed, Stage.COMPRESSION)
+    rng = Streams(subject.images.ids, subject.seed, Stage.COMPRESSION, subject.evaluation.rng)
     return answer(subject.arm.scored, x, rng).x_hat
 
 

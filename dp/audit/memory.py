@@ -63,7 +63,7 @@ def _faults(subject: Subject, model: Defended) -> list[str]:
     drawn: list[str] = []
 
     def ask(what: Tensor, seed: int = subject.seed, of: Defended = model) -> Answer:
-        return answer(of, what, Streams(images.ids, seed, Stage.MEMORY))
+        return answer(of, what, Streams(images.ids, seed, Stage.MEMORY, subject.evaluation.rng))
 
     with _random_calls(drawn):
         first = ask(x)
@@ -92,7 +92,7 @@ def _situations(subject: Subject, model: Defended, first: Answer, by: Scale) -> 
     images, asked = subject.images, []
     for y in (images.y, (images.y + 1) % first.logits.shape[2], images.y):
         record, twin = recorded(model, len(images.ids))
-        _gradient(twin, images._replace(y=y), Streams(images.ids, subject.seed, Stage.MEMORY))
+        _gradient(twin, images._replace(y=y), Streams(images.ids, subject.seed, Stage.MEMORY, subject.evaluation.rng))
         asked.append(first._replace(x_hat=torch.cat(record.x_hat)))
     of, again = f"of {len(images.ids)} are purified otherwise", differ(asked[0], asked[2], by)
     if labels := int((differ(asked[0], asked[1], by) & ~again).sum()):

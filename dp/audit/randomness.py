@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from dp.attacks.base import FULL, VALUES
 from dp.audit.answers import SAMPLES, Answer, answer, recorded
-from dp.audit.check import Finding, Subject, audited
+from dp.audit.check import Finding, Subject, audited, streams
 from dp.audit.reruns import own, percent
 from dp.audit.stages import Stage
 from dp.classifiers import Classifier
@@ -37,7 +37,7 @@ def _keys(subject: Subject) -> list[str]:
     images = subject.images
 
     def ask(seed: int) -> Answer:
-        return answer(subject.arm.scored, images.x, Streams(images.ids, seed, Stage.NOISE))
+        return answer(subject.arm.scored, images.x, Streams(images.ids, seed, Stage.NOISE, subject.evaluation.rng))
 
     first, again, fresh = ask(subject.seed), ask(subject.seed), ask(subject.seed + 1)
     equal = torch.equal(first.x_hat, again.x_hat) and torch.equal(first.logits, again.logits)
@@ -54,7 +54,7 @@ def _eot(subject: Subject) -> list[str]:
     if gradients(subject.arm.attack, FULL) == ((VALUES,),):
         return []
     record, twin = recorded(subject.arm.attacked, len(images.ids))
-    twin.loss_gradient(images.x, images.y, Streams(images.ids, subject.seed, Stage.EOT), SAMPLES)
+    twin.loss_gradient(images.x, images.y, streams(subject, images, Stage.EOT), SAMPLES)
     copies = torch.cat(record.x_hat)  # (samples,B,...)
     equal = [bool((copies[a] == copies[b]).all()) for a in range(len(copies)) for b in range(a)]
     return ["the EOT copies of an image share their noise"] if record.used and any(equal) else []
@@ -102,7 +102,7 @@ def _gap(subject: Subject) -> tuple[float, float, float]:
     images, shares = subject.images, []
     for model in (subject.arm.scored, subject.arm.attacked):
         with torch.no_grad():
-            logits = model.logits(images.x, Streams(images.ids, subject.seed, Stage.CLEAN), 2 * SAMPLES)
+            logits = model.logits(images.x, streams(subject, images, Stage.CLEAN), 2 * SAMPLES)
         shares.append((logits.argmax(dim=2) == images.y).double().mean(dim=0).cpu().numpy())
     return paired(*shares)
 
@@ -121,7 +121,7 @@ def _normalized(subject: Subject, model: Defended) -> list[str]:
         hooks.append(first.register_forward_pre_hook(reach))
     try:
         with torch.no_grad():
-            noise = Streams(images.ids, subject.seed, Stage.CLEAN).draw(0)
+            noise = streams(subject, images, Stage.CLEAN).draw(0)
             x_hat = model.purify(images.x, noise)
             inputs.clear()  # some purifiers call the classifier themselves
             model.classify(x_hat, noise)

@@ -74,7 +74,7 @@ def differentiated_by_attack(subject: Subject) -> dict[tuple[str, ...], Defended
 def _zero(subject: Subject) -> float:
     """The share of pixels whose gradient is zero, at a random point; of several gradient modes the largest share."""
     images, e, attack = subject.images, subject.evaluation, subject.arm.attack
-    rng = Streams(images.ids, subject.seed, Stage.GRADIENT)
+    rng = Streams(images.ids, subject.seed, Stage.GRADIENT, subject.evaluation.rng)
     x = e.threat.proven_noise(images.x, rng.draw(0))[0]
     shares = [0.0]
     for model in differentiated_by_attack(subject).values():

@@ -116,7 +116,7 @@ def _sigmas(subject: Subject, model: Defended) -> list[float]:
     """The noise levels of one purification, in order. Empty if the purifier does not call `on_step`."""
     one, levels = subject.images.select(slice(0, 1)), []
     with torch.no_grad():
-        rng = Streams(one.ids, subject.seed, Stage.LEVELS)
+        rng = Streams(one.ids, subject.seed, Stage.LEVELS, subject.evaluation.rng)
         model.purify(one.x, rng, on_step=lambda i, sigma, z, x0: levels.append(float(sigma)))
     return levels
 

@@ -223,9 +223,12 @@ class Defended(nn.Module):
             g = _gradient(first.sum(), copies)
             values, g = values.detach().unflatten(0, (len(ks), len(x))), g.unflatten(0, (len(ks), len(x)))
             if not streams.used:
-                return finite(values[0]), finite(g[0])
+                check_finite(values[0], g[0])
+                return values[0], g[0]
             total, grad = total + values.sum(dim=0), grad + g.sum(dim=0)
-        return finite(total / samples), finite(grad / samples)
+        total, grad = total / samples, grad / samples
+        check_finite(total, grad)
+        return total, grad
 
     def purified(self, x: Tensor, rng: Streams, samples: int) -> Tensor:
         """`samples` purifications of every image, (samples,B,C,H,W), without a graph; the k-th shares its noise with
@@ -278,8 +281,13 @@ def finite(values: Tensor) -> Tensor:
     """The same values. Raises ValueError for a NaN or an infinity: a NaN wins no comparison, so that a broken image
     would pass for a robust one.
     """
-    if not bool(torch.isfinite(values).all()):
+    check_finite(values)
+    return values
+
+
+def check_finite(*values: Tensor) -> None:
+    """Raises the ValueError of `finite`. The host waits once, whatever is checked."""
+    if not bool(torch.stack([torch.isfinite(one).all() for one in values]).all()):
         raise ValueError(
             "need finite losses and gradients, got NaN or infinity: look at the weights, the dtype and the images"
         )
-    return values

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dp.diffusion.checkpointing import ActivationCheckpointing
-from dp.diffusion.sampling import vp_sigma, vp_sigmas
+from dp.diffusion.sampling import beside, cosine_sigmas, vp_sigma, vp_sigmas
 from dp.nets.blocks import ClassConditional
 from dp.precision import narrowed
 
@@ -65,7 +65,8 @@ class Denoiser(nn.Module):
             )
         if label.dtype != torch.int64 or label.shape != z.shape[:1]:
             raise ValueError(f"need labels ({len(z)},) int64, got {tuple(label.shape)} {label.dtype}")
-        if not 0 <= int(label.min()) <= int(label.max()) < self.classes:
+        here = label.device.type == "cpu"  # else the host would wait; an embedding on a GPU refuses other labels itself
+        if here and not 0 <= int(label.min()) <= int(label.max()) < self.classes:
             found = f"{int(label.min())} to {int(label.max())}"
             raise ValueError(f"need labels from 0 to {self.classes - 1}, got labels from {found}")
 
@@ -114,7 +115,7 @@ class EDM(Denoiser):
         self.sigma_data = sigma_data
 
     def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
-        s = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)  # (1,1,1,1) or (B,1,1,1)
+        s = beside(z, sigma)  # (1,1,1,1) or (B,1,1,1)
         total = s**2 + self.sigma_data**2
         out = self.bare(z * total.rsqrt(), s.log().flatten() / 4, label)
         return z * (self.sigma_data**2 / total) + out * (s * self.sigma_data * total.rsqrt())
@@ -126,7 +127,7 @@ class NoisePredictor(Denoiser):
     """
 
     def labels(self, s: Tensor, z: Tensor) -> Tensor:
-        """The network's labels of noise levels s, (1,) or (B,) float64 on the CPU, on the device of z."""
+        """The network's labels of noise levels s, (1,) or (B,) float64, on their device."""
         raise NotImplementedError  # abstract
 
     def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
@@ -142,9 +143,12 @@ class NoisePredictor(Denoiser):
 
     def _posterior(self, z: Tensor, sigma: float | Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """The posterior mean, and the output channels beyond the image's."""
-        s = torch.as_tensor(sigma, dtype=torch.float64).cpu().flatten()  # (1,) or (B,)
-        labels = self.labels(s, z)
-        s = s.to(device=z.device, dtype=z.dtype).reshape(-1, 1, 1, 1)
+        if isinstance(sigma, Tensor):
+            labels = self.labels(sigma.to(z.device, torch.float64).flatten(), z)  # (1,) or (B,)
+        else:  # the host finds it, and does not wait for the device
+            labels = self.labels(torch.tensor([sigma], dtype=torch.float64), z)
+            labels = torch.full((1,), labels.item(), dtype=labels.dtype, device=z.device)
+        s = beside(z, sigma)
         out = self.bare(z * (1 + s**2).rsqrt(), labels, label)
         return z - s * out[:, : z.shape[1]], out[:, z.shape[1] :]
 
@@ -163,7 +167,7 @@ class EpsNet(NoisePredictor):
         return table[min(round(t * len(table)), len(table) - 1)].item()
 
     def labels(self, s: Tensor, z: Tensor) -> Tensor:
-        return (vp_sigmas().log()[None] - s.log()[:, None]).abs().argmin(dim=1).to(z.device)  # the nearest index
+        return (_log_levels(s.device) - s.log()[:, None]).abs().argmin(dim=1)  # the nearest index
 
 
 class VP(Denoiser):
@@ -191,7 +195,7 @@ class VP(Denoiser):
         return math.sqrt(math.expm1(self.beta_d * t**2 / 2 + self.beta_min * t))
 
     def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
-        s = torch.as_tensor(sigma, dtype=torch.float64, device=z.device).reshape(-1, 1, 1, 1)  # (1,1,1,1) or (B,1,1,1)
+        s = beside(z, sigma, torch.float64)  # (1,1,1,1) or (B,1,1,1)
         t = ((self.beta_min**2 + 2 * self.beta_d * torch.log1p(s**2)).sqrt() - self.beta_min) / self.beta_d
         noise = ((self.levels - 1) * t).to(z.dtype).flatten()
         return z - s.to(z.dtype) * self.bare(z * (1 + s**2).rsqrt().to(z.dtype), noise, label)
@@ -201,7 +205,7 @@ class VE(Denoiser):
     """EDM's VEPrecond (its NCSN++ baselines): x0 = z + sigma F(z, ln(sigma / 2)). Its clock is the VP clock."""
 
     def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
-        s = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)
+        s = beside(z, sigma)
         return z + s * self.bare(z, (s / 2).log().flatten(), label)
 
 
@@ -222,22 +226,18 @@ class IDDPM(NoisePredictor):
         size: int | None = None,
     ):
         super().__init__(net, memory, size)
-        cosine = [math.sin(math.pi / 2 * j / (levels * (c_2 + 1))) ** 2 for j in range(levels + 1)]
-        u = [0.0]  # from the last index, the clean image, back to the first
-        for j in range(levels, 0, -1):
-            u.append(math.sqrt((u[-1] ** 2 + 1) / max(cosine[j - 1] / cosine[j], c_1) - 1))
-        self.sigmas = torch.tensor(u, dtype=torch.float64)  # (levels + 1,) ascending
+        self.schedule = levels, c_1, c_2
 
     def labels(self, s: Tensor, z: Tensor) -> Tensor:
-        k = (self.sigmas[None] - s[:, None]).abs().argmin(dim=1)  # nearest; the network's labels begin at 0
-        return (k - 1).to(z.device, z.dtype)
+        k = (_cosine_levels(*self.schedule, s.device) - s[:, None]).abs().argmin(dim=1)  # the nearest
+        return (k - 1).to(z.dtype)  # the network's labels begin at 0
 
 
 class ScoreVE(Denoiser):
     """A score network whose label is sigma itself (score-SDE's VE): x0 = z + sigma^2 score(z, sigma)."""
 
     def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
-        s = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)
+        s = beside(z, sigma)
         return z + s**2 * self.bare(z, s.flatten(), label)
 
 
@@ -266,7 +266,7 @@ class Consistency(Denoiser):
         self.sigma_data, self.low, self.clock = sigma_data, sigma_min if boundary else 0.0, clock
 
     def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
-        s = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)
+        s = beside(z, sigma)
         above, total = s - self.low, s**2 + self.sigma_data**2
         out = self.bare(z * total.rsqrt(), self.clock * s.log().flatten(), label)
         return z * (self.sigma_data**2 / (above**2 + self.sigma_data**2)) + out * (
@@ -287,3 +287,14 @@ class Gaussian(Denoiser):
     def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
         gain = self.std**2 / (self.std**2 + sigma**2)
         return self.mean + gain * (z - self.mean)
+
+
+@functools.cache
+def _log_levels(device: torch.device) -> Tensor:
+    """The logarithms of `vp_sigmas`; a copy for each device, so that no call waits for one."""
+    return vp_sigmas().log().to(device)
+
+
+@functools.cache
+def _cosine_levels(levels: int, c_1: float, c_2: float, device: torch.device) -> Tensor:
+    return cosine_sigmas(levels, c_1, c_2).to(device)

@@ -1,9 +1,9 @@
 """A denoiser whose network is the velocity of a flow from noised to clean images (conditional flow matching)."""
 
-import torch
 from torch import Tensor, nn
 
 from dp.diffusion.denoisers import Denoiser
+from dp.diffusion.sampling import beside
 
 
 class Flow(Denoiser):
@@ -31,5 +31,5 @@ class Flow(Denoiser):
         return self.bare(z, t)
 
     def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
-        s = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)
+        s = beside(z, sigma)
         return z + s / self.high * self.velocity(z, (1 - s / self.high).clamp_min(0).flatten())

@@ -28,6 +28,17 @@ def vp_sigmas() -> Tensor:
     return ((1 - abar) / abar).sqrt()
 
 
+def cosine_sigmas(levels: int, c_1: float, c_2: float) -> Tensor:
+    """Noise levels of the cosine schedule as EDM's iDDPMPrecond has it (Karras et al. 2022, Table 1), ascending from
+    the clean image on, (levels + 1,) float64.
+    """
+    cosine = [math.sin(math.pi / 2 * j / (levels * (c_2 + 1))) ** 2 for j in range(levels + 1)]
+    u = [0.0]  # from the last index back to the first
+    for j in range(levels, 0, -1):
+        u.append(math.sqrt((u[-1] ** 2 + 1) / max(cosine[j - 1] / cosine[j], c_1) - 1))
+    return torch.tensor(u, dtype=torch.float64)
+
+
 def vp_sigma(t: float) -> float:
     """Noise level at time t in [0,1], which is the index k = 1000 t of `vp_sigmas`.
 
@@ -143,6 +154,16 @@ def heun_step(z: Tensor, x0: Tensor, denoiser: Denoise, sigma: float, sigma_next
         return z_next
     slope_next = (z_next - denoiser(z_next, sigma_next)) / sigma_next
     return z + (sigma_next - sigma) * 0.5 * (slope + slope_next)
+
+
+def beside(z: Tensor, sigma: float | Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A noise level as (1,1,1,1), or levels as (B,1,1,1), on the device of z (B,C,H,W), by default in its precision.
+
+    A number is written there by the device itself: a copy from the host would wait for it.
+    """
+    if isinstance(sigma, Tensor):
+        return sigma.to(device=z.device, dtype=dtype or z.dtype).reshape(-1, 1, 1, 1)
+    return torch.full((1, 1, 1, 1), sigma, dtype=dtype or z.dtype, device=z.device)
 
 
 def to_pm1(x: Tensor) -> Tensor:

@@ -19,20 +19,21 @@ def fresh_samples(
     samples: int,
     width: int,
     on_batch: Callable[[int], None] = lambda images: None,
+    rng: int = 1,
 ) -> Tensor:
     """Logits (B,samples,K), on the CPU, of images x (B,C,H,W) in [0,1].
 
     The images are scored in batches of `width`. The last batch is padded, so that no result depends on the other images
-    in its batch. `stage` names the noise. `on_batch(images)` is called after every batch. Raises ValueError for a logit
-    that is not finite.
+    in its batch. `stage` names the noise, and `rng` its generator. `on_batch(images)` is called after every batch.
+    Raises ValueError for a logit that is not finite.
     """
     parts = []
     for first in range(0, len(x), width):
         batch = list(range(first, min(first + width, len(x))))
         padded = [*batch, *[batch[-1]] * (width - len(batch))]
-        rng = Streams([ids[k] for k in padded], seed, stage)
+        streams = Streams([ids[k] for k in padded], seed, stage, rng)
         with torch.no_grad():
-            logits = model.logits(x[padded], rng, samples)[:, : len(batch)]
+            logits = model.logits(x[padded], streams, samples)[:, : len(batch)]
         parts.append(logits.transpose(0, 1).cpu())
         on_batch(len(batch))
     logits = torch.cat(parts)

@@ -46,6 +46,7 @@ class Evaluation:
     image's row never depends on the other images in its batch. `ties`: how a tied vote is broken, see `metrics.vote`.
     `judge`: the in-loop evaluation. `known_draws`: the attacker knows the noise that will score (DW-box). `window`:
     images per batch slot in a unit, if broken images are dropped; with 1 the slot of a dropped image stays empty.
+    `rng`: the generator of all noise, see `Streams`.
 
     Raises ValueError for settings that do not fit together, and for images outside [0,1].
     """
@@ -61,6 +62,7 @@ class Evaluation:
     judge: Judge | None = None
     known_draws: bool = False
     window: int = 1
+    rng: int = 1
 
     def __post_init__(self):
         check_counts(self.votes, self.lanes, self.seeds)
@@ -171,7 +173,7 @@ class Evaluation:
             stages = {Stage.ATTACK: Stage.NULL, Stage.SELECT: Stage.NULL_SELECT, Stage.ADV: Stage.NULL_ADV}
 
         def streams(stage: Stage, ids: Sequence[int]) -> Streams:
-            return Streams(ids, unit.seed, stages[stage])
+            return Streams(ids, unit.seed, stages[stage], self.rng)
 
         def attacked(ids: Sequence[int]) -> Defense:
             return KnownNoise(arm.attacked, streams(Stage.ADV, ids), self.votes) if self.known_draws else arm.attacked
@@ -189,7 +191,7 @@ class Evaluation:
         )
 
     def _score(self, model: Defended, x: Tensor, unit: Unit, stage: Stage) -> Tensor:
-        return fresh_samples(model, x, unit.ids, unit.seed, stage, samples=self.votes, width=self.lanes)
+        return fresh_samples(model, x, unit.ids, unit.seed, stage, samples=self.votes, width=self.lanes, rng=self.rng)
 
     def _row(self, unit: Unit, k: int, label: int, clean: Tensor | None, adv: Tensor, outcome: Outcome) -> Row:
         by_adv, adv_tied = decided(adv, self.ties)

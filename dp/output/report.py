@@ -164,6 +164,8 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
     attacked, scored = config["dtype"], config.get("scored_dtype", config["dtype"])  # older runs had one for both
     if (attacked, scored) != ("float32", "float32"):
         lines.append(f"the networks' precision: attacked in {attacked}, scored in {scored}")
+    if config.get("rng", 1) != 1:
+        lines.append(f"the noise is of rng {config['rng']}, drawn on the device: other numbers than those of rng 1")
     lines += declared_lines(config, caveats)
     if caveats["no_surrogate"]:
         lines.append("the purifier has no surrogate: the attack takes its exact gradient")

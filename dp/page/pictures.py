@@ -32,7 +32,7 @@ class Shown:
 
     `model`: the scored defense; `images`: (N,C,H,W) float32 in [0,1], the clean images, with their `ids`; `purifier`:
     the purifier's node; `samples`: the run's samples of an image; `nfe`: network evaluations of one of them; `lanes`:
-    images in a call.
+    images in a call; `rng`: the generator of the run's noise.
     """
 
     model: Defended
@@ -42,6 +42,7 @@ class Shown:
     samples: int
     nfe: int
     lanes: int
+    rng: int = 1
 
     @property
     def has_mask(self) -> bool:
@@ -78,7 +79,8 @@ class Shown:
             padded = [*batch, *[batch[-1]] * (self.lanes - len(batch))]  # as in a run, which always has full calls
             held.clear()
             with torch.no_grad():
-                logits = self.model.logits(x[padded], Streams([ids[k] for k in padded], seed, stage), self.samples)
+                streams = Streams([ids[k] for k in padded], seed, stage, self.rng)
+                logits = self.model.logits(x[padded], streams, self.samples)
             samples = torch.cat([pack.unflatten(0, (-1, self.lanes)) for pack in held])  # (samples,B,C,H,W)
             if len(samples) < self.samples:  # the defense draws no noise, and was asked once
                 samples = samples[:1].expand(self.samples, *samples.shape[1:])

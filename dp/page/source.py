@@ -68,4 +68,4 @@ def shown(run: Run) -> Shown | str:
     model = in_precision(defense(config, device), config.get("scored_dtype", "float32"))
     lanes = config["dataset"]["lanes"]
     ids = subset.ids.tolist()
-    return Shown(model, subset.x, ids, config["purifier"], samples, caveats["nfe"], lanes)
+    return Shown(model, subset.x, ids, config["purifier"], samples, caveats["nfe"], lanes, config.get("rng", 1))

@@ -2,6 +2,7 @@
 is trained while the chain runs.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -87,7 +88,7 @@ def contrastive_loss(a: Tensor, b: Tensor, contrast: Contrast) -> Tensor:
     # Products are summed one by one and not by a matrix product, whose last bit depends on the batch.
     similar = _each(torch.exp, (unit[:, :, None] * unit[:, None]).sum(-1) / contrast.temperature)  # (G,2N,2N)
     positive = similar[:, :size, size:].repeat(1, 2, 1)  # (G,2N,N)
-    negative = similar[:, *_negatives(size)].clamp(min=LEAST)  # (G,2N,2N-2)
+    negative = similar[:, *_negatives(size, similar.device)].clamp(min=LEAST)  # (G,2N,2N-2)
     if contrast.estimator == "soft":
         all_negative = negative.sum(-1)[:, None]  # (G,1,2): each row meets the negatives of both, as in the code
     else:
@@ -105,15 +106,16 @@ def _hard(positive: Tensor, negative: Tensor, number: int, contrast: Contrast) -
     return corrected.clamp(min=number * math.exp(-1 / contrast.temperature))
 
 
-def _negatives(size: int) -> tuple[Tensor, Tensor]:
+@functools.cache
+def _negatives(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Row and column (2N,2N-2) of each row's negatives: all but the image itself and its partner. With one image, the
     first column.
     """
-    rows = torch.arange(2 * size)[:, None]
+    rows = torch.arange(2 * size, device=device)[:, None]
     if size == 1:
         return rows, torch.zeros_like(rows)
     others = [[j for j in range(2 * size) if j % size != i % size] for i in range(2 * size)]
-    return rows, torch.tensor(others)
+    return rows, torch.tensor(others).to(device)
 
 
 def head(features: Tensor, weights: Sequence[Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 """Heterogeneous noise (arXiv 2503.01407) as the released code runs it (GaozhengPei/Purification)."""
 
+import functools
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -140,7 +141,14 @@ def _mask(
 
 def _imagenet_normalized(z: Tensor) -> Tensor:
     """(z - mean) / std per color channel; a one-channel image takes the constants' average over the channels."""
-    mean, std = z.new_tensor(IMAGENET_MEAN), z.new_tensor(IMAGENET_STD)
-    if z.shape[1] != 3:
+    mean, std = _constants(z.shape[1], z.dtype, z.device)
+    return (z - mean) / std
+
+
+@functools.cache
+def _constants(channels: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and std, (1,3,1,1) or (1,1,1,1)."""
+    mean, std = (torch.tensor(constant, dtype=dtype).to(device) for constant in (IMAGENET_MEAN, IMAGENET_STD))
+    if channels != 3:
         mean, std = mean.mean(), std.mean()
-    return (z - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+    return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)

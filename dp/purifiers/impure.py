@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dp.classifiers import Classifier
 from dp.diffusion.denoisers import Denoiser
-from dp.diffusion.sampling import LEVELS, OnStep, to_01, to_pm1, vp_sigma, vp_sigmas
+from dp.diffusion.sampling import LEVELS, OnStep, beside, to_01, to_pm1, vp_sigma, vp_sigmas
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
 
@@ -103,12 +103,13 @@ class Impure(PurifierModule):
         `on_step(i, sigma, z, x0)` is called for each group, with the image in which its pixels are noised.
         """
         group, n, out = self._groups(x, rng), rng.randn_like(x), torch.zeros_like(x)
-        sigma = vp_sigmas()[self.level].to(x).view(1, 1, 1, 1)
+        level = vp_sigmas()[self.level].to(x.dtype).item()
+        sigma = beside(x, level)
         for i in range(self.chunks):
             own = group == i
             z, x0 = self._rebuilt(to_pm1(x), own, n, sigma)
             if on_step is not None:
-                on_step(i, sigma.item(), z, x0)
+                on_step(i, level, z, x0)
             out = torch.where(own, x0, out)
         return to_01(out, self.clamp)
 

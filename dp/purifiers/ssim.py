@@ -1,5 +1,7 @@
 """Structural similarity (Wang et al. 2004) of images, as a guide of purification uses it."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,9 +24,14 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 def _blurred(x: Tensor) -> Tensor:
     """The Gaussian window's mean around every pixel, (B,C,H,W), along one axis after the other."""
-    distance = torch.arange(SIDE, dtype=torch.float64) - SIDE // 2
-    window = (-(distance**2) / (2 * STD**2)).exp()
-    window = (window / window.sum()).to(x)
-    channels = x.shape[1]
+    window, channels = _window(x.dtype, x.device), x.shape[1]
     x = F.conv2d(x, window.view(1, 1, 1, -1).expand(channels, 1, 1, -1), padding=(0, SIDE // 2), groups=channels)
     return F.conv2d(x, window.view(1, 1, -1, 1).expand(channels, 1, -1, 1), padding=(SIDE // 2, 0), groups=channels)
+
+
+@functools.cache
+def _window(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Its weights along an axis, (SIDE,)."""
+    distance = torch.arange(SIDE, dtype=torch.float64) - SIDE // 2
+    window = (-(distance**2) / (2 * STD**2)).exp()
+    return (window / window.sum()).to(device, dtype)

@@ -60,7 +60,7 @@ def purify(
     with torch.set_grad_enabled(torch.is_grad_enabled() and derivative == "exact"):
         norm = score_norm(x, denoiser, rng, score_t=score_t, score_steps=score_steps)
         t = t_min + (t_max - t_min) * weight(norm.double(), reweight, center, scale)
-    clock, z = _clock(denoiser, t_max), to_pm1(x)
+    clock, z = _clock(denoiser, t_max, x.device), to_pm1(x)
     z = z + _beside(z, clock(t)) * rng.randn_like(z)
     for i in range(steps):
         n = rng.randn_like(z) if eta > 0 and i + 1 < steps else z.new_zeros(())
@@ -68,7 +68,7 @@ def purify(
         before = z
         z, x0 = guided_step(denoiser, step, z, t, n)
         if on_step is not None:
-            on_step(i, clock(t.new_tensor(t_max * (1 - i / steps))).item(), before, x0)
+            on_step(i, clock(torch.tensor(t_max * (1 - i / steps), dtype=t.dtype)).item(), before, x0)
     return to_01(z, clamp)
 
 
@@ -103,20 +103,22 @@ def weight(norm: Tensor, reweight: str, center: float | None, scale: float | Non
     return torch.where(height.abs() < 0.5, height + 0.5, (height > 0).to(height.dtype))
 
 
-def _clock(denoiser: Denoiser, t_max: float) -> Clock:
+def _clock(denoiser: Denoiser, t_max: float, device: torch.device) -> Clock:
     """The noise level of index 1000 t - 1 as a differentiable function; between indices its logarithm is linear.
 
-    At a whole index it is the denoiser's own level. A clock without noise at its start begins at index 1.
+    At a whole index it is the denoiser's own level. A clock without noise at its start begins at index 1. Times are on
+    the CPU or on `device`.
     """
     first = 0 if denoiser.sigma(0.0) > 0 else 1
     last = min(max(math.ceil(t_max * LEVELS), first + 1), LEVELS - 1)
     levels = torch.tensor([denoiser.sigma(k / LEVELS) for k in range(first, last + 1)], dtype=torch.float64)
+    tables = {levels.device: levels, device: levels.to(device)}
 
     def clock(t: Tensor) -> Tensor:
         index = LEVELS * t - 1 - first  # Differs (deviation 87: time of an image in SSNI): it is not rounded
         index = torch.where(index > 0, index, torch.zeros_like(index))
         below = index.detach().long().clamp(max=len(levels) - 2)
-        table = levels.to(t.device)
+        table = tables[t.device]
         return table[below] * (table[below + 1] / table[below]) ** (index - below)
 
     return clock

@@ -78,6 +78,7 @@ def assembled(config: dict, attacked: Defended, scored: Defended, device: str) -
         judge=judge,
         known_draws=protocol["known_draws"],
         window=config["window"],
+        rng=config.get("rng", 1),  # the configuration of an older run has none
     )
     budget = config.get("budget")  # the configuration of an older run has none
     return evaluation if budget is None else within(evaluation, budget)

@@ -44,7 +44,7 @@ def purified(config: dict, x: Tensor, samples: int, seed: int) -> Purified:
     node = config["purifier"].get("mask")
     for at in range(0, len(x), config["dataset"]["lanes"]):
         some = x[at : at + config["dataset"]["lanes"]].to(device)
-        streams = Streams(range(at, at + len(some)), seed, STAGE)
+        streams = Streams(range(at, at + len(some)), seed, STAGE, config["rng"])
         try:
             with torch.no_grad():
                 parts.append(torch.stack([scored.purify(some, streams.draw(k)) for k in range(samples)]).cpu())

@@ -12,6 +12,7 @@ from dp.contracts.declared import check_declared
 from dp.evaluation.budget import check_budget
 from dp.evaluation.evaluate import check_counts
 from dp.precision import DTYPES
+from dp.rng import VERSIONS
 from dp.runs.by_dataset import shipped
 from dp.runs.compose import Setup, arguments
 from dp.runs.errors import unknown_option
@@ -138,10 +139,12 @@ def _check_tables(name: str, tables: dict, node: dict, default: Any) -> None:
 
 
 def check_precision(config: dict) -> None:
-    """Raises ValueError for a precision or a memory mode that does not exist."""
+    """Raises ValueError for a precision, a memory mode or a generator that does not exist."""
     for key, known in (("dtype", DTYPES), ("scored_dtype", DTYPES), ("memory", ("auto", "store", "recompute"))):
         if config[key] not in known:
             raise ValueError(f"need {key} one of {', '.join(known)}, got {key}={config[key]}")
+    if config["rng"] not in VERSIONS or isinstance(config["rng"], bool):
+        raise ValueError(f"need rng one of {', '.join(map(str, VERSIONS))}, got rng={config['rng']}")
 
 
 def check_dataset(dataset: dict) -> None:

@@ -10,7 +10,14 @@ SLOW = {
         test_given_images_may_take_the_settings_of_a_dataset
         test_the_page_about_python_runs
     """,
+    "test_on_a_gpu.py": """
+        test_a_purifier
+        test_an_attack
+    """,
     "evaluation/test_budget.py": "*",
+    "runs/test_generator.py": """
+        test_all_noise_of_a_run_is_of_one_version
+    """,
     "output/test_status.py": "*",
     "runs/test_cost.py": """
         test_a_convolution_by_hand
