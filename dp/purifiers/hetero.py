@@ -42,8 +42,8 @@ def purify(
     NFE = steps + steps of stage 1, or 2 * steps with `resample_stage2`; steps alone with `jump` 0.
     `t_l`, `t_s`: times of the strong and the weak noise, 0 < t_s <= t_l <= 1; the grid has both, see `two_stage_grid`.
     `tau`: threshold of the mask, in [0,1]. `phi`: see `attention_maps`. `taps`: see `chosen`. `jump`: U of the
-    resampling, in 1/1000 of the time range; 0: none. `steps`: number of steps from t_l to 0. `strong_steps`: how many of
-    them lie above t_s, see `two_stage_grid`. `eq8_literal`: the mask's orientation as Eq. 8 and Alg. 1 print it
+    resampling, in 1/1000 of the time range; 0: none. `steps`: number of steps from t_l to 0. `strong_steps`: how many
+    of them lie above t_s, see `two_stage_grid`. `eq8_literal`: the mask's orientation as Eq. 8 and Alg. 1 print it
     (deviation 1: orientation of the mask). `resample_stage2`: resample after every step, as Alg. 1 prints it (deviation
     20: which steps are resampled). `random_mask`, `region`: controls of ours, as many pixels at random places, or masks
     (B,1,H,W) of images that are given. `clamp`: see `to_01`. `mask_grad`, `temperature`: what an attacker may use in

@@ -4,8 +4,8 @@ Noise is uniform, or strong inside or outside the classifier's mask, a random ma
 The noise times of the others are set by bisection, so that their standard accuracy on images that no run uses equals
 that of uniform noise. Each row is attacked by PGD 40 x EOT 16, the most important ones by everything that might find
 more: `strict` with a converged budget, attacks through the mask, attacks confined to the true box and to its outside,
-decisions alone, and images that were made for the other rows. The rows are repeated on other networks, where photographs
-are tied to classes, and on digits.
+decisions alone, and images that were made for the other rows. The rows are repeated on other networks, where
+photographs are tied to classes, and on digits.
 
 Each cell is a run, and its images are attacked in parts of 32. A part is archived in results/measured/ when it ends, so
 that the same command goes on where it stopped. `--only N` limits the parts of this start, `--list` shows what is
@@ -38,7 +38,6 @@ from dp.output import record, report
 from dp.runs import compose
 from dp.runs.build import build
 from dp.runs.errors import command
-from dp.runs.keys import run_key
 
 FOLDER = "canvas-claim"  # in results/measured/
 SAMPLES, ALL, HIGHEST, HALVINGS = 3, 512, 0.6, 6  # calibration: samples of an image; images; times up to .6, to .005
@@ -69,16 +68,15 @@ def standard(given: tuple[str, ...]) -> float:
 def asked(world: World, row: Row) -> list:
     """What a calibration depends on: it is made anew if this changes."""
     reference = rows_of(world)[0]
-    keys = [run_key(compose.composed(*world.overrides, *one.overrides)) for one in (row, reference)]
+    keys = [canvas_cells.key((*world.overrides, *one.overrides), ALL) for one in (row, reference)]
     return [SAMPLES, HIGHEST, HALVINGS, IMAGES, *keys]
 
 
 def calibrated(world: World) -> dict[str, dict]:
     """The matched rows of a world that are calibrated, and the reference: times and standard accuracy, by name."""
     known = stored("times.json").get(world.name, {})
-    return {
-        row.name: known[row.name] for row in rows_of(world) if known.get(row.name, {}).get("asked") == asked(world, row)
-    }
+    rows = [row for row in rows_of(world) if row.name in known]
+    return {row.name: known[row.name] for row in rows if known[row.name]["asked"] == asked(world, row)}
 
 
 def calibrate(world: World, row: Row) -> None:
@@ -158,9 +156,8 @@ def transfer() -> None:
             x, model = torch.stack([made[other][i] for i in ids]), evaluation.arms["defended"].scored
             logits = fresh_samples(model, x, ids, SEEDS[0], "adv", VOTES, evaluation.lanes)
             right = (logits.argmax(dim=2) == torch.tensor([[labels[i]] for i in ids])).float().mean(dim=1)
-            scores.setdefault(f"{other} > {name}", {}).update(
-                {str(i): float(s) for i, s in zip(ids, right, strict=True)}
-            )
+            new = {str(i): float(share) for i, share in zip(ids, right, strict=True)}
+            scores[f"{other} > {name}"] = scores.get(f"{other} > {name}", {}) | new
         store("transfer.json", scores)
 
 
@@ -206,9 +203,8 @@ def transfers() -> list[dict]:
     made = []
     for name, scores in stored("transfer.json").items():
         source, _, target = name.partition(" > ")
-        made.append(
-            {"from": source, "to": target, "images": len(scores), "robust": 100 * float(np.mean([*scores.values()]))}
-        )
+        robust = 100 * float(np.mean([*scores.values()]))
+        made.append({"from": source, "to": target, "images": len(scores), "robust": robust})
     return made
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from canvas_cells import FIRST, INSIDE, OUTSIDE, PAIRS, Part, at, lacking, rows_of
 from cells import RESULTS, markdown
+from matplotlib.patches import Rectangle
 from rich.console import Console
 from torch import Tensor
 
@@ -27,15 +28,7 @@ from dp.runs.build import build
 TABLE = RESULTS / "tables" / "canvas_claim.csv"
 TEXT, PICTURE = TABLE.with_suffix(".md"), RESULTS / "figures" / "canvas_claim.png"
 SHOWN, DRAWS = (0, 3), 16  # images of the picture; samples in a mean
-COLUMNS = (
-    "image, true box",
-    "attention",
-    "mask",
-    "noised",
-    "purified",
-    "attacked, purified",
-    "where the damage is done",
-)
+COLUMNS = ("image, true box", "attention", "mask", "noised", "purified", "attacked, purified", "damage")
 
 
 def show(missing: list[Part], console: Console) -> None:
@@ -44,7 +37,7 @@ def show(missing: list[Part], console: Console) -> None:
         console.print(f"{part.minutes:6.1f} core minutes: {part.name}")
     for world in dict.fromkeys(part.world for part in missing):
         for line in lacking(world):
-            console.print(f"{world.name} needs: {line}")
+            console.print(f"{world.name} needs: {line}", markup=False)
     console.print(f"{len(missing)} parts are missing, {hours(missing):.1f} core hours")
 
 
@@ -76,9 +69,10 @@ HEAD += ["corrected", "paired 95 %", "mean over trainings", "std over trainings"
 
 def text(lines: list[dict], transfers: list[dict], times: dict[str, dict[str, dict]], missing: list[Part]) -> str:
     """The results as a page. `times`: the calibrations by world and row."""
+    duration = sum(line["seconds"] for line in lines)
     words = (
         "# Where noise helps on images that do not fill their frame\n\n`python scripts/studies/canvas_claim.py`: "
-        f"{report.clock(sum(line['seconds'] for line in lines))} of worker time so far. Percent; robust accuracy is the "
+        f"{report.clock(duration)} of worker time so far. Percent; robust accuracy is the "
         "average of 20 fresh samples. Intervals are over images, 95 %, and not corrected for their number. `Minus "
         "uniform` is the difference to the uniform noise that the row is matched to, under the same attack and on the "
         "same images. `Corrected` is the difference to uniform noise at the row's own standard accuracy, between two "
@@ -129,9 +123,8 @@ def draw(path: Path, known: dict[str, dict[str, float]]) -> None:
                 ax.imshow(tile, **options)
                 ax.set(xticks=[], yticks=[])
             top, left, bottom, right = (int(v) for v in images.box[image])
-            place[0].add_patch(
-                plt.Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, ec="yellow")
-            )  # pyright: ignore[reportPrivateImportUsage]
+            corner, sides = (left - 0.5, top - 0.5), (right - left, bottom - top)
+            place[0].add_patch(Rectangle(corner, *sides, fill=False, ec="yellow"))
             place[0].set_ylabel(row.name, fontsize=8)
     for ax, column in zip(axes[0], COLUMNS, strict=True):
         ax.set_title(column, fontsize=9)

@@ -13,17 +13,18 @@ from dp.diffusion.denoisers import Gaussian
 from dp.purifiers import diffpure, hetero, hetero_official
 from dp.rng import Streams
 from dp.runs.build import build
-from tests.helpers.compose import composed, options
+from tests.helpers.compose import composed, home, options
 from tests.helpers.contract import assert_held, in_one_line, skip_without_weights
 
 
 @pytest.mark.parametrize("name", options("purifier"))
 def test_contract(name, images, record_property):
     """Shape, range, determinism, batch independence, a gradient; see dp/contracts/purifier.py."""
-    config = composed(f"purifier={name}", "protocol.images=2")
+    config = composed(f"purifier={name}", *home(name), "protocol.images=6")
     skip_without_weights(config)
     with in_one_line(f"purifier {name}"):
-        model = build(config).arms["defended"].scored
+        evaluation = build(config)
+    model, images = evaluation.arms["defended"].scored, evaluation.subset if home(name) else images
     found = contract.failures(model, images, honest_gradient(config["purifier"]))
     assert_held(found, "purifier", config, record_property)
 
