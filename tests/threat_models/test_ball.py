@@ -86,9 +86,9 @@ NOT_FINITE = ["nan", float("nan"), "inf", float("inf")]
 
 @pytest.mark.parametrize("text", [*BAD_TEXT, *NOT_POSITIVE, *NOT_FINITE])
 def test_bad_eps(text):
-    for build in (parse_eps, lambda eps: ThreatModel(norm="l2", eps=eps)):
+    for read in (parse_eps, lambda eps: ThreatModel(norm="l2", eps=eps)):
         with pytest.raises(ValueError, match="need eps"):
-            build(text)
+            read(text)
 
 
 @pytest.mark.parametrize(

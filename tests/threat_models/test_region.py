@@ -10,6 +10,7 @@ from dp.output.report import caveat_lines
 from dp.output.row_table import threat_words
 from dp.rng import Streams
 from dp.runs.build import attacker, build
+from dp.runs.caveats import caveats_of
 from dp.runs.compose import make
 from dp.threat_models.ball import ThreatModel
 from dp.threat_models.region import RegionModel
@@ -82,7 +83,7 @@ def test_pgd_reaches_the_corner_of_the_region():
 
 
 def test_no_region_and_the_other_norm():
-    with pytest.raises(ValueError, match="need threat_model.region"):
+    with pytest.raises(ValueError, match=r"need threat_model\.region"):
         RegionModel("linf", EPS)
     with pytest.raises(ValueError, match="need norm linf"):
         RegionModel("l2", EPS, region=left)
@@ -90,7 +91,7 @@ def test_no_region_and_the_other_norm():
 
 def test_a_package_that_knows_no_region_is_refused():
     words = ("dataset=canvas", "threat_model=inside_box")
-    with pytest.raises(ValueError, match="threat_model=inside_box.*attack=autoattack_upstream"):
+    with pytest.raises(ValueError, match=r"threat_model=inside_box.*attack=autoattack_upstream"):
         attacker(composed(*words, "attack=autoattack_upstream"))
     assert attacker(composed(*words, "attack=strict"))[1].norm == "linf"
 
@@ -100,8 +101,6 @@ def test_the_row_says_so_and_has_no_published_figure():
     assert threat_words(config) == "linf 10/255, outside_box"
     assert threat_words(composed("dataset=canvas")) == "linf 10/255"
     assert published_rows(config) == []
-    from dp.runs.caveats import caveats_of
-
     asked = setup("dataset=canvas", "threat_model=outside_box", "purifier=hetero_box", "protocol.images=4")
     lines = caveat_lines(config, caveats_of(asked, build(config)).as_data())
     assert any("an oracle" in line for line in lines)
