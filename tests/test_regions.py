@@ -1,5 +1,7 @@
 """Boxes of known images: they are those of the file, and no perturbation of the ball can move them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -29,6 +31,9 @@ def test_two_images_are_farther_apart_than_two_radii(clean):
     x = clean[0].flatten(1).double()
     far = torch.cdist(x, x).fill_diagonal_(torch.inf)
     assert float(far.min()) > 2 * EPS * 3072**0.5
+    page = (Path(__file__).parents[1] / "docs" / "canvas.md").read_text()
+    assert f"at least {float(far.min()):.2f} apart" in page
+    assert f"at most {EPS * 3072**0.5:.2f} long" in page
 
 
 def test_no_corner_of_the_ball_moves_a_box(clean):

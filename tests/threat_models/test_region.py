@@ -72,14 +72,14 @@ class Linear:
 
 
 def test_pgd_reaches_the_corner_of_the_region():
-    model, x, attack = RegionModel("linf", EPS, region=left), pictures(), PGD(10, 1)
+    model, x, attack = RegionModel("linf", EPS, region=left), pictures(), PGD(10, 1, select="last")
     y, rng = torch.zeros(3, dtype=torch.long), Streams([0, 1, 2], 0, "attack")
     state = attack.start(Linear(), x, y, model, rng)  # pyright: ignore[reportArgumentType]
     for k in range(attack.steps):
         state = attack.step(Linear(), state, x, y, model, rng.draw(k))  # pyright: ignore[reportArgumentType]
     corner = x.clone()
     corner[..., :2] = (x[..., :2] + EPS).clamp(max=1)
-    torch.testing.assert_close(state.x, corner, rtol=0, atol=1e-6)
+    torch.testing.assert_close(state.x_adv, corner, rtol=0, atol=1e-6)
 
 
 def test_no_region_and_the_other_norm():
