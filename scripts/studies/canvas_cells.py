@@ -200,10 +200,15 @@ def stages(budget: Budget | None) -> Iterator[tuple[World, Sequence[Row], Sequen
             yield FIRST, (row,), (union,), seed
 
 
-def overrides(world: World, row: Row, attack: Attack, seed: int, t: float | None) -> tuple[str, ...]:
-    """The overrides of a cell's run, but for the number of images. `t`: the time of the strong noise, if matched."""
-    protocol = (f"protocol.votes={VOTES}", f"protocol.seeds=[{seed}]", "audit=false")
+def overrides(world: World, row: Row, attack: Attack, t: float | None) -> tuple[str, ...]:
+    """The overrides of a cell's run, but for seed and images. `t`: the time of the strong noise, if it is matched."""
+    protocol = (f"protocol.votes={VOTES}", "audit=false")
     return (*world.overrides, *attack.overrides, *row.overrides, *at(row, t), *protocol)
+
+
+def seeded(given: tuple[str, ...], seed: int) -> tuple[str, ...]:
+    """The overrides of a cell's run with its seed."""
+    return (*given, f"protocol.seeds=[{seed}]")
 
 
 def at(row: Row, t: float | None) -> tuple[str, ...]:
@@ -216,17 +221,19 @@ def _composed(given: tuple[str, ...]) -> dict:
     return compose.composed(*given)
 
 
-def key(given: tuple[str, ...], images: int) -> str:
-    """The key of the run of a cell with its first `images`: that of protocol.images=N, without composing it again."""
+def key(given: tuple[str, ...], seed: int, images: int) -> str:
+    """The key of the run of a cell with its seed and its first `images`, without composing it again."""
     config = _composed(given)
     dataset = config["dataset"] | {"loader": config["dataset"]["loader"] | {"images": images}}
-    return run_key(config | {"dataset": dataset, "protocol": config["protocol"] | {"images": images}})
+    protocol = config["protocol"] | {"images": images, "seeds": [seed]}
+    return run_key(config | {"dataset": dataset, "protocol": protocol})
 
 
-def held(given: tuple[str, ...], images: int = IMAGES) -> int:
+def held(given: tuple[str, ...], seed: int, images: int = IMAGES) -> int:
     """How many of a cell's images are archived."""
+    measured = cells.RESULTS / "measured"
     parts = range(images, 0, -PART)
-    return next((n for n in parts if (cells.RESULTS / "measured" / key(given, n) / record.SUMMARY).exists()), 0)
+    return next((n for n in parts if (measured / key(given, seed, n) / record.SUMMARY).exists()), 0)
 
 
 @functools.cache
@@ -253,7 +260,7 @@ def parts(times: dict[str, dict[str, float]], budget: Budget | None) -> list[Par
             for attack in attacks:
                 t, done = times.get(world.name, {}).get(row.name), 0
                 if row.ratio is None or t is not None:
-                    done = held(overrides(world, row, attack, seed, t), attack.images)
+                    done = held(overrides(world, row, attack, t), seed, attack.images)
                 stage += [Part(world, row, attack, seed, n + PART, n) for n in range(done, attack.images, PART)]
         found += [part for part in sorted(stage, key=lambda part: part.images) if part not in seen]
         seen |= {*stage}

@@ -68,7 +68,7 @@ def standard(given: tuple[str, ...]) -> float:
 def asked(world: World, row: Row) -> list:
     """What a calibration depends on: it is made anew if this changes."""
     reference = rows_of(world)[0]
-    keys = [canvas_cells.key((*world.overrides, *one.overrides), ALL) for one in (row, reference)]
+    keys = [canvas_cells.key((*world.overrides, *one.overrides), SEEDS[0], ALL) for one in (row, reference)]
     return [SAMPLES, HIGHEST, HALVINGS, IMAGES, *keys]
 
 
@@ -106,10 +106,10 @@ def times() -> dict[str, dict[str, float]]:
     return found
 
 
-def given_of(world: World, row: Row, attack: canvas_cells.Attack, seed: int, known: dict) -> tuple[str, ...] | None:
-    """The overrides of a cell; None if its row is not calibrated."""
+def given_of(world: World, row: Row, attack: canvas_cells.Attack, known: dict) -> tuple[str, ...] | None:
+    """The overrides of a cell but for its seed and images; None if its row is not calibrated."""
     t = known.get(world.name, {}).get(row.name)
-    return None if row.ratio is not None and t is None else canvas_cells.overrides(world, row, attack, seed, t)
+    return None if row.ratio is not None and t is None else canvas_cells.overrides(world, row, attack, t)
 
 
 def make(part: Part) -> None:
@@ -117,21 +117,21 @@ def make(part: Part) -> None:
     begun = time.monotonic()
     if part.row.ratio is not None and part.row.name not in calibrated(part.world):
         calibrate(part.world, part.row)
-    given = given_of(part.world, part.row, part.attack, part.seed, times())
+    given = given_of(part.world, part.row, part.attack, times())
     assert given is not None, "it is calibrated now"
-    before = canvas_cells.held(given, part.attack.images)
+    before = canvas_cells.held(given, part.seed, part.attack.images)
     if before < part.images:
-        summary, _ = cells.grown(given, part.images, before, 1)
+        summary, _ = cells.grown(canvas_cells.seeded(given, part.seed), part.images, before, 1)
         robust = summary["robust"]["average"]["value"]
         console.print(f"{part.name}: {robust:.1f} % robust so far; {report.clock(time.monotonic() - begun)}")
     transfer()
 
 
 def attacked(given: tuple[str, ...], images: int) -> dict[int, Any]:
-    """The attacked images of a cell that lie on this machine, by id."""
+    """The attacked images of a cell with the first seed that lie on this machine, by id."""
     found = {}
     for n in range(canvas_cells.PART, images + 1, canvas_cells.PART):
-        for path in sorted((cells.RESULTS / "runs" / canvas_cells.key(given, n)).glob("part-*.safetensors")):
+        for path in sorted((cells.RESULTS / "runs" / canvas_cells.key(given, SEEDS[0], n)).glob("part-*.safetensors")):
             one = record.read_part(path)
             if one["arm"] == "defended":
                 found |= dict(zip(one["ids"].tolist(), one["x_adv"], strict=True))
@@ -142,13 +142,13 @@ def transfer() -> None:
     """Score the images that PGD made for each row by the other rows, as far as they are here and not scored yet."""
     known, rows = times(), [*canvas_cells.enemies(), *canvas_cells.BOXES]
     scores = stored("transfer.json")
-    cell = {row.name: given_of(FIRST, row, PLAIN, SEEDS[0], known) for row in rows}
+    cell = {row.name: given_of(FIRST, row, PLAIN, known) for row in rows}
     made = {name: attacked(given, IMAGES) for name, given in cell.items() if given is not None}
     for name, given in cell.items():
         todo = {other: [i for i in made[other] if str(i) not in scores.get(f"{other} > {name}", {})] for other in made}
         if given is None or not any(todo.values()):
             continue
-        evaluation = build(compose.composed(*given, f"protocol.images={IMAGES}"))
+        evaluation = build(compose.composed(*canvas_cells.seeded(given, SEEDS[0]), f"protocol.images={IMAGES}"))
         labels = dict(zip(evaluation.subset.ids.tolist(), evaluation.subset.y.tolist(), strict=True))
         for other, ids in todo.items():
             if not ids:
@@ -161,12 +161,12 @@ def transfer() -> None:
         store("transfer.json", scores)
 
 
-def both(given: tuple[str, ...], images: int) -> tuple[pd.Series, pd.Series, dict] | None:
+def both(given: tuple[str, ...], seed: int, images: int) -> tuple[pd.Series, pd.Series, dict] | None:
     """The clean and the attacked score in [0,1] of each archived image of a cell, by id, and the summary."""
-    n = canvas_cells.held(given, images)
+    n = canvas_cells.held(given, seed, images)
     if not n:
         return None
-    folder = cells.RESULTS / "measured" / canvas_cells.key(given, n)
+    folder = cells.RESULTS / "measured" / canvas_cells.key(given, seed, n)
     clean, adv = (cells.image_scores(folder, side, "average").iloc[:, 0] for side in ("clean", "adv"))
     summary = record.read_summary(folder)
     assert summary is not None, "it is archived"
@@ -181,12 +181,12 @@ def collected(known: dict, budget: Budget | None) -> dict[tuple[str, str, str], 
     for world, rows, attacks, seed in canvas_cells.stages(budget):
         for row in rows:
             for attack in attacks:
-                given = given_of(world, row, attack, seed, known)
-                one = None if given is None else both(given, attack.images)
+                given = given_of(world, row, attack, known)
+                one = None if given is None else both(given, seed, attack.images)
                 if one is not None:
                     entry = found.setdefault((world.name, row.name, attack.name), {"seeds": {}})
                     entry["seeds"][seed] = one
-                    entry["command"] = "python run.py " + " ".join(given or ())
+                    entry["command"] = "python run.py " + " ".join(canvas_cells.seeded(given or (), seed))
     for entry in found.values():
         seeds = entry.pop("seeds")
         most = max(len(adv) for _, adv, _ in seeds.values())
@@ -213,8 +213,8 @@ def budget_of(known: dict) -> Budget | None:
     made = []
     for row in canvas_cells.enemies()[:2]:
         for one in canvas_cells.BUDGETS:
-            given = given_of(FIRST, row, canvas_cells.strict(row.masked, one, 64), SEEDS[0], known)
-            scores = None if given is None else both(given, 64)
+            given = given_of(FIRST, row, canvas_cells.strict(row.masked, one, 64), known)
+            scores = None if given is None else both(given, SEEDS[0], 64)
             if scores is not None and len(scores[1]) == 64:
                 made.append({"defense": row.name, **one._asdict(), "robust": 100 * float(scores[1].mean())})
     return canvas_cells.chosen_budget(made)

@@ -7,7 +7,8 @@ import cells
 import numpy as np
 import pandas as pd
 import pytest
-from canvas_cells import FIRST, PLAIN, SEEDS, WORLDS, overrides, rows_of
+import torch
+from canvas_cells import FIRST, PLAIN, SEEDS, WORLDS, overrides, rows_of, seeded
 from canvas_figures import along, gain, lines
 from convergence import Budget
 
@@ -24,8 +25,9 @@ def results(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_main_question_comes_first(results):
+def test_the_main_question_comes_first(monkeypatch):
     """128 images of six rows under PGD, one seed after another; then everything else."""
+    monkeypatch.setattr(canvas_cells, "held", lambda given, seed, images: 0)
     found = canvas_cells.parts({}, Budget())
     first = found[: 6 * 4 * len(SEEDS)]
     names = ["uniform, t = 0.1", "inside, ratio 2", "outside, ratio 2", "random, as many as inside, ratio 2"]
@@ -37,34 +39,42 @@ def test_the_main_question_comes_first(results):
     assert len({*found}) == len(found)
 
 
-def test_a_sample_of_every_row_and_attack_composes():
-    """Every row of every world under PGD, and every attack on the row that it is for."""
-    cases = [(world, row, PLAIN) for world in WORLDS for row in rows_of(world)]
-    seen = {attack.name: (world, rows[-1], attack) for world, rows, attacks, _ in canvas_cells.stages(Budget(eot=2)) for attack in attacks}  # fmt: skip  # noqa: E501
-    for world, row, attack in [*cases[:14], *cases[-4:], *seen.values()]:
-        whole = setup(*overrides(world, row, attack, 2024, 0.2), f"protocol.images={attack.images}")
-        check_setup(whole)
-        attacker(whole.config)
-        assert whole.config["protocol"]["votes"] == 20
-        purifier = whole.config["purifier"]
-        if row.ratio:
-            assert purifier["t_l"] == pytest.approx(row.ratio * purifier["t_s"])
-            assert (purifier["steps"], purifier["strong_steps"]) == (4, 2)
+def cases():
+    """A row of every world, every kind of row, and every kind of attack."""
+    rows = rows_of(FIRST)
+    yield from ((world, rows_of(world)[1], PLAIN) for world in WORLDS)
+    yield from ((FIRST, row, PLAIN) for row in (rows[0], rows[3], rows[5], rows[7], canvas_cells.OFFICIAL, rows[-1]))
+    hard = (canvas_cells.CONFINED[1], canvas_cells.THROUGH_MASK[0], canvas_cells.DECISION)
+    yield from ((FIRST, rows[1], attack) for attack in (*hard, canvas_cells.strict(True, Budget(2, 4))))
+
+
+@pytest.mark.parametrize(("world", "row", "attack"), [*cases()], ids=lambda one: one.name)
+def test_rows_and_attacks_compose(world, row, attack):
+    whole = setup(*seeded(overrides(world, row, attack, 0.2), 2024), f"protocol.images={attack.images}")
+    check_setup(whole)
+    attacker(whole.config)
+    assert (whole.config["protocol"]["votes"], whole.config["protocol"]["seeds"]) == (20, [2024])
+    purifier = whole.config["purifier"]
+    if row.ratio:
+        assert purifier["t_l"] == pytest.approx(row.ratio * purifier["t_s"])
+        assert (purifier["steps"], purifier["strong_steps"]) == (4, 2)
 
 
 def test_a_key_is_that_of_the_composed_run():
-    given = overrides(FIRST, rows_of(FIRST)[1], PLAIN, 2025, 0.2)
-    assert canvas_cells.key(given, 64) == run_key(composed(*given, "protocol.images=64"))
+    given = overrides(FIRST, rows_of(FIRST)[1], PLAIN, 0.2)
+    whole = composed(*seeded(given, 2025), "protocol.images=64")
+    assert canvas_cells.key(given, 2025, 64) == run_key(whole)
 
 
-def test_what_is_archived_is_not_made_again(results):
+def test_what_is_archived_is_not_made_again(results, monkeypatch):
     row = rows_of(FIRST)[0]
-    given = overrides(FIRST, row, PLAIN, SEEDS[0], None)
-    folder = results / "measured" / canvas_cells.key(given, 64)
+    monkeypatch.setattr(canvas_cells, "stages", lambda budget: [(FIRST, (row,), (PLAIN,), seed) for seed in SEEDS[:2]])
+    folder = results / "measured" / canvas_cells.key(overrides(FIRST, row, PLAIN, None), SEEDS[0], 64)
     folder.mkdir(parents=True)
     (folder / record.SUMMARY).write_text("{}")
-    own = [p for p in canvas_cells.parts({}, None) if (p.row, p.attack, p.seed) == (row, PLAIN, SEEDS[0]) and p.world is FIRST]  # fmt: skip  # noqa: E501
-    assert [(part.before, part.images) for part in own] == [(64, 96), (96, 128)]
+    left = [(part.seed, part.before, part.images) for part in canvas_cells.parts({}, None)]
+    assert left[:2] == [(SEEDS[0], 64, 96), (SEEDS[0], 96, 128)]
+    assert [before for seed, before, _ in left if seed == SEEDS[1]] == [0, 32, 64, 96]
 
 
 def test_the_factors_of_strict_reach_every_attack():
@@ -148,8 +158,6 @@ def test_calibration_uses_images_that_no_run_uses(monkeypatch):
 
     def three(model, x, ids, seed, stage, samples, width):
         used.extend(ids)
-        import torch
-
         return torch.nn.functional.one_hot(torch.full((len(x), samples), 3), 10).float()
 
     monkeypatch.setattr(canvas_claim, "fresh_samples", three)
