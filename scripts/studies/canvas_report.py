@@ -110,7 +110,7 @@ def draw(path: Path, known: dict[str, dict[str, float]]) -> None:
         t = known.get(FIRST.name, {}).get(row.name, 0.2)
         given = (*FIRST.overrides, *row.overrides, *at(row, t), "attack=pgd_eot", "protocol.images=16")
         evaluation = build(compose.composed(*given))
-        chosen, setting = evaluation.subset.select(list(SHOWN)), evaluation.arms["defended"]
+        chosen, setting = evaluation.subset.select(torch.tensor(SHOWN)), evaluation.arms["defended"]
         state = setting.attack.start(setting.attacked, *chosen[1:], evaluation.threat, Streams(chosen.ids, 0, "attack"))
         for k in range(setting.attack.steps):
             noise = Streams(chosen.ids, 0, "attack").draw(1 + k)

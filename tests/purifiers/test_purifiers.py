@@ -138,10 +138,10 @@ def test_hetero_two_steps_by_hand():
 def test_a_given_mask_is_used_like_the_classifiers_own():
     """The classifier's mask, given as a region, leads to the same image; its complement to another."""
     x, mask = half_bright(), half_bright()
-    assert torch.equal(hetero.strong_pixels(x, Gaussian(), Taps(), tau=0.5), mask)  # pyright: ignore[reportArgumentType]
+    assert torch.equal(hetero.strong_pixels(x, Gaussian(), Taps(), tau=0.5), mask)
 
     def purified(**more):
-        return hetero.purify(x, Gaussian(), Taps(), Streams([0], 0, "adv"), **HETERO, **more)  # pyright: ignore[reportArgumentType]
+        return hetero.purify(x, Gaussian(), Taps(), Streams([0], 0, "adv"), **HETERO, **more)
 
     assert torch.equal(purified(region=lambda image: mask), purified())
     assert not torch.equal(purified(region=lambda image: 1 - mask), purified())
@@ -152,17 +152,17 @@ def test_a_given_mask_excludes_the_other_controls():
     for more, words in (({"random_mask": True}, "random_mask or region"), ({"mask_grad": "soft"}, "random or given")):
         given = {**HETERO, **more, "region": torch.ones_like}
         with pytest.raises(ValueError, match=words):
-            hetero.purify(half_bright(), Gaussian(), Taps(), Streams([0], 0, "adv"), **given)  # pyright: ignore[reportArgumentType]
+            hetero.purify(half_bright(), Gaussian(), Taps(), Streams([0], 0, "adv"), **given)
 
 
 def test_without_a_jump_nothing_is_resampled():
     """NFE = steps, and Algorithm 1 without its inner loop, by hand for Gaussian data in coordinates of sigma."""
-    model = Defended(functools.partial(hetero.purify, **{**HETERO, "jump": 0}), Counting(), Taps())  # pyright: ignore[reportArgumentType]
+    model = Defended(functools.partial(hetero.purify, **{**HETERO, "jump": 0}), Counting(), Taps())
     model.purify(half_bright(), Streams([0], 0, "adv"))
     assert model.nfe == HETERO["steps"]
     x, gaussian, rng = half_bright(), Gaussian(0.1, 0.6), Streams([0], 0, "adv")
     given = {"t_l": 0.2, "t_s": 0.15, "tau": 0.5, "jump": 0, "steps": 2}
-    got = hetero.purify(x, gaussian, Taps(), Streams([0], 0, "adv"), **given)  # pyright: ignore[reportArgumentType]
+    got = hetero.purify(x, gaussian, Taps(), Streams([0], 0, "adv"), **given)
     n = [rng.randn_like(x) for _ in range(3)]
     high, low = float(gaussian.sigma(0.2)), float(gaussian.sigma(0.15))
 

@@ -74,9 +74,9 @@ class Linear:
 def test_pgd_reaches_the_corner_of_the_region():
     model, x, attack = RegionModel("linf", EPS, region=left), pictures(), PGD(10, 1, select="last")
     y, rng = torch.zeros(3, dtype=torch.long), Streams([0, 1, 2], 0, "attack")
-    state = attack.start(Linear(), x, y, model, rng)  # pyright: ignore[reportArgumentType]
+    state = attack.start(Linear(), x, y, model, rng)
     for k in range(attack.steps):
-        state = attack.step(Linear(), state, x, y, model, rng.draw(k))  # pyright: ignore[reportArgumentType]
+        state = attack.step(Linear(), state, x, y, model, rng.draw(k))
     corner = x.clone()
     corner[..., :2] = (x[..., :2] + EPS).clamp(max=1)
     torch.testing.assert_close(state.x_adv, corner, rtol=0, atol=1e-6)
