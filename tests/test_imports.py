@@ -21,7 +21,7 @@ FLOORS = (  # from the top; a room may import the rooms below it, and those besi
     ("attacks",),
     ("defense",),
     ("purifiers", "threat_models"),
-    ("diffusion", "weights", "datasets", "canvas", "classifiers"),
+    ("diffusion", "weights", "datasets", "canvas", "regions", "classifiers"),
     ("files", "statistics", "nets", "rng", "philox", "transfer", "precision", "subset", "objectives", "adam", "spelling", "assets"),
 )
 FLOOR = {room: -k for k, rooms in enumerate(FLOORS) for room in rooms}

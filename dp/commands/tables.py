@@ -13,7 +13,7 @@ from dp.output import record
 from dp.output.console import console
 from dp.output.published import PUBLISHED, published_rows
 from dp.output.report import audit_word, clock, gradient_words
-from dp.output.row_table import rule_name, version_name
+from dp.output.row_table import rule_name, threat_words, version_name
 from dp.runs.errors import DONE, command
 
 MEASURED, TABLES = Path("results/measured"), Path("results/tables")
@@ -52,7 +52,7 @@ def line(summary: dict, key: str, side: str, rule: str) -> dict:
         "settings": settings(config["purifier"]),
         "attack": version_name(config, "attack")
         + "".join(f", budget {b['budget']}" for b in caveats.get("budget", [])),
-        "threat": f"{config['threat_model']['norm']} {config['threat_model']['eps']}",
+        "threat": threat_words(config),
         "gradient": gradient_words(caveats),
         "protocol": version_name(config, "protocol"),
         "rule": rule_name(rule, summary[side][rule]["draws"]) + (", in-loop" if side == "seen" else ""),

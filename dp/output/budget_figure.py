@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dp.output import record
+from dp.output.row_table import threat_words
 
 COLORS = ("#c1440e", "#0b6e99", "#6a8d2f", "#7a4f9a", "#b8860b", "#333333")
 RULE = "average"  # the single-sample accuracy, with less noise
@@ -63,12 +64,12 @@ def _curves(axis: Any, attacks: Mapping[str, Sequence[dict]]) -> None:
 
 def _panel(summary: dict) -> Panel:
     config, choices = summary["config"], summary["config"]["choices"]
-    threat, n = config["threat_model"], summary["robust"]["single"]["n"]
+    n = summary["robust"]["single"]["n"]
     seeds = len(summary["per_seed"])
     return (
         str(choices["dataset"]),
         str(choices["purifier"]),
-        f"{threat['norm']} {threat['eps']}",
+        threat_words(config),
         f"protocol {choices['protocol']}",
         f"{n} images",
         f"{seeds} seed" + ("" if seeds == 1 else "s"),

@@ -13,9 +13,11 @@ def published_rows(config: dict, folder: Path = PUBLISHED) -> list[dict]:
     """The published rows for the method, dataset, classifier, attack and threat model of a configuration.
 
     `folder` holds the tables, table*.csv, and attacks.csv, which lists the attack options that each published attack
-    stands for. Most configurations have no published row.
+    stands for. Most configurations have no published row, and none where a region confines the perturbation.
     """
     choices, threat = config["choices"], config["threat_model"]
+    if threat.get("region"):
+        return []
     attacks = {
         (line["group"], line["attack"])
         for path in folder.glob("attacks.csv")

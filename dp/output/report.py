@@ -16,7 +16,7 @@ from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.judge import Judge
 from dp.output.declarations import declared_lines
 from dp.output.published import published_lines, published_rows
-from dp.output.row_table import count_of, row_tables, rule_name
+from dp.output.row_table import count_of, row_tables, rule_name, threat_words
 
 BROKEN = {
     "any": "any is wrong",
@@ -41,13 +41,13 @@ def announcement(
 
     `setup`: the command's `compose.Setup`; `caveats`: `Caveats.as_data()`; `own`: the images of this shard, if not all.
     """
-    config, choices, threat = setup.config, setup.config["choices"], evaluation.threat
+    config, choices = setup.config, setup.config["choices"]
     attack, judge = evaluation.arms["defended"].attack, evaluation.judge
     samples = "samples with noise that the attacker knows" if evaluation.known_draws else "samples with fresh noise"
     images, grad = len(evaluation.subset.ids), config["threat_model"]["grad"]
     lines = [
         key,
-        f"attacked: {threat.norm} {config['threat_model']['eps']}, {attack.says(through(grad, caveats))}; "
+        f"attacked: {threat_words(config)}, {attack.says(through(grad, caveats))}; "
         f"{caveats['attack_nfe']} NFE per sample; gradient: {gradient_words(caveats)}",
         f"scored: {choices['purifier']} ({caveats['nfe']} NFE), {evaluation.votes} {samples} per image; "
         f"{count_of(images, 'image')} x {count_of(len(evaluation.seeds), 'seed')} on {evaluation.device}, "
@@ -166,7 +166,7 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
         lines.append(f"the networks' precision: attacked in {attacked}, scored in {scored}")
     if config.get("rng", 1) != 1:
         lines.append(f"the noise is of rng {config['rng']}, drawn on the device: other numbers than those of rng 1")
-    lines += declared_lines(config, caveats)
+    lines += [*declared_lines(config, caveats), *region_lines(config)]
     if caveats["no_surrogate"]:
         lines.append("the purifier has no surrogate: the attack takes its exact gradient")
     for c in caveats["departures"]:
@@ -177,6 +177,17 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
     lines += [f"the purifier's mask is not attacked: add attack={attack}" for attack in caveats["masks_spared"]]
     if caveats["batch_bound"]:
         lines.append("rows depend on the other images in a batch: order, shards and batch slots may change them")
+    return lines
+
+
+def region_lines(config: dict) -> list[str]:
+    """A line for a defense, and one for a perturbation, that is told a region of each image."""
+    lines = []
+    if config["purifier"].get("region"):
+        lines.append("the purifier is told where the object of each test image lies: an oracle, a control, no defense")
+    if config["threat_model"].get("region"):
+        name = config["choices"]["threat_model"]
+        lines.append(f"threat_model={name}: pixels change in a region alone; not the ball, not for an l_p column")
     return lines
 
 

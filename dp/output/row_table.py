@@ -51,11 +51,11 @@ def row_table(summary: dict, rules: Sequence[str] | None = None) -> Table:
     The first rule is the protocol's own. `rules`: those of them that are shown.
     """
     config, choices = summary["config"], summary["config"]["choices"]
-    threat, judge, all_rules = config["threat_model"], config["protocol"]["judge"], config["protocol"]["report"]
+    judge, all_rules = config["protocol"]["judge"], config["protocol"]["report"]
     samples, n = summary["robust"]["vote"]["draws"], summary["robust"]["single"]["n"]
     seeds, rules = count_of(len(summary["per_seed"]), "seed"), rules or all_rules
     purifier, attack, protocol = (version_name(config, group) for group in ("purifier", "attack", "protocol"))
-    what = f"{choices['dataset']} / {purifier} / {attack}, {threat['norm']} {threat['eps']}"
+    what = f"{choices['dataset']} / {purifier} / {attack}, {threat_words(config)}"
     table = Table(
         title=f"{what}, protocol {protocol}",
         caption=f"percent of {count_of(n, 'image')}, mean of {seeds}; intervals: Wilson, over images",
@@ -103,6 +103,13 @@ def row_tables(summary: dict, console: Console) -> list[Table]:
     for first, second in itertools.pairwise(tables):
         first.caption, second.title = None, None
     return tables
+
+
+def threat_words(config: dict) -> str:
+    """The threat model's norm and eps, with the option's name if the perturbation is confined to a region."""
+    threat = config["threat_model"]
+    words = f"{threat['norm']} {threat['eps']}"
+    return f"{words}, {config['choices']['threat_model']}" if threat.get("region") else words
 
 
 def version_name(config: dict, group: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from dp.output.published import published_lines, published_rows
 from dp.output.report import clock, fact_lines, headline, warnings
-from dp.output.row_table import ROWS, cells, rule_name, version_name
+from dp.output.row_table import ROWS, cells, rule_name, threat_words, version_name
 from dp.page.source import Run
 
 ARMS = ("defended", "undefended", "null")
@@ -55,7 +55,7 @@ def text(run: Run, command: str, same: bool) -> dict[str, Any]:
     return {
         "key": run.key,
         "title": f"{version_name(config, 'purifier')}, {version_name(config, 'attack')}",
-        "about": f"{config['choices']['dataset']}, {config['threat_model']['norm']} {config['threat_model']['eps']}, "
+        "about": f"{config['choices']['dataset']}, {threat_words(config)}, "
         f"protocol {version_name(config, 'protocol')}, {summary['robust'][rule]['n']} images x "
         f"{len(summary['per_seed'])} seeds, {samples} samples per image",
         "command": command,

@@ -1,6 +1,6 @@
 """Heterogeneous noise (arXiv 2503.01407) as the paper describes it: strong noise only where the classifier looks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -30,6 +30,8 @@ def purify(
     eq8_literal: bool = False,
     resample_stage2: bool = False,
     random_mask: bool = False,
+    region: Callable[[Tensor], Tensor] | None = None,
+    strong_steps: int | None = None,
     taps: Sequence[int] | None = None,
     clamp: str = "plain",
     mask_grad: str = "constant",
@@ -37,22 +39,25 @@ def purify(
 ) -> Tensor:
     """Purify x (B,C,H,W) in [0,1] by the paper's Algorithms 1 and 2 and return x_hat in [0,1].
 
-    NFE = steps + steps of stage 1, or 2 * steps with `resample_stage2`.
+    NFE = steps + steps of stage 1, or 2 * steps with `resample_stage2`; steps alone with `jump` 0.
     `t_l`, `t_s`: times of the strong and the weak noise, 0 < t_s <= t_l <= 1; the grid has both, see `two_stage_grid`.
     `tau`: threshold of the mask, in [0,1]. `phi`: see `attention_maps`. `taps`: see `chosen`. `jump`: U of the
-    resampling, in 1/1000 of the time range. `steps`: number of steps from t_l to 0. `eq8_literal`: the mask's
-    orientation as Eq. 8 and Alg. 1 print it (deviation 1: orientation of the mask). `resample_stage2`: resample after
-    every step, as Alg. 1 prints it (deviation 20: which steps are resampled). `random_mask`: a control of ours, as many
-    pixels at random places. `clamp`: see `to_01`. `mask_grad`, `temperature`: what an attacker may use in place of the
-    mask's derivative, see `masked`. `on_step(i, sigma, z, x0)` is called after the first denoiser call of every step.
-    Raises ValueError for values outside these ranges, and for a random mask with another `mask_grad` than `constant`.
+    resampling, in 1/1000 of the time range; 0: none. `steps`: number of steps from t_l to 0. `strong_steps`: how many
+    of them lie above t_s, see `two_stage_grid`. `eq8_literal`: the mask's orientation as Eq. 8 and Alg. 1 print it
+    (deviation 1: orientation of the mask). `resample_stage2`: resample after every step, as Alg. 1 prints it (deviation
+    20: which steps are resampled). `random_mask`, `region`: controls of ours, as many pixels at random places, or masks
+    (B,1,H,W) of images that are given. `clamp`: see `to_01`. `mask_grad`, `temperature`: what an attacker may use in
+    place of the mask's derivative, see `masked`. `on_step(i, sigma, z, x0)` is called after the first denoiser call of
+    every step. Raises ValueError for values outside these ranges, for both controls at once, and for one of them with
+    another `mask_grad` than `constant`.
     """
-    _check(t_l, t_s, jump, random_mask, mask_grad)
-    mask = _mask(x, classifier, taps, phi, tau, mask_grad, temperature, rng if random_mask else None)
+    _check(t_l, t_s, jump, random_mask, region is not None, mask_grad)
+    attention = (classifier, taps, phi, tau, mask_grad, temperature, rng if random_mask else None)
+    mask = _mask(x, *attention) if region is None else region(x)
     strong = 1 - mask if eq8_literal else mask  # Differs (deviation 1: orientation of the mask)
     known = to_pm1(x)
     z = renoise(known, 0.0, denoiser.sigma(t_l), rng.randn_like(known))  # Differs (deviation 15: uniform start at t_l)
-    for i, (t, t_next) in enumerate(pairwise(two_stage_grid(t_l, t_s, steps))):
+    for i, (t, t_next) in enumerate(pairwise(two_stage_grid(t_l, t_s, steps, strong_steps))):
         sigma, sigma_next = denoiser.sigma(t), denoiser.sigma(t_next) if t_next > 0 else 0.0
         x0 = denoiser(z, sigma)
         if on_step is not None:
@@ -61,7 +66,7 @@ def purify(
         stage1 = t_next >= t_s  # Differs (deviation 60: last insertion of known pixels)
         if stage1:  # Eqs. 6-8: outside the mask, the input noised to this level
             z = strong * z + (1 - strong) * renoise(known, 0.0, sigma_next, rng.randn_like(z))
-        if stage1 or resample_stage2:
+        if jump and (stage1 or resample_stage2):
             z = _resample(z, denoiser, rng, t_next, sigma_next, jump)
     return to_01(z, clamp)
 
@@ -74,11 +79,12 @@ def strong_pixels(
     tau: float,
     phi: str = "softmax_max",
     eq8_literal: bool = False,
+    region: Callable[[Tensor], Tensor] | None = None,
     taps: Sequence[int] | None = None,
     **_: object,
 ) -> Tensor:
     """The mask (B,1,H,W) of x (B,C,H,W) in [0,1]: 1 where a pixel gets the strong noise, else 0."""
-    mask = _mask(x, classifier, taps, phi, tau, "constant", 1.0, None)
+    mask = _mask(x, classifier, taps, phi, tau, "constant", 1.0, None) if region is None else region(x)
     return 1 - mask if eq8_literal else mask
 
 
@@ -89,28 +95,32 @@ def facts(
     return noise_facts(strong_pixels(x, denoiser, classifier, **settings), denoiser, t_l, t_s)
 
 
-def two_stage_grid(t_l: float, t_s: float, steps: int) -> list[float]:
+def two_stage_grid(t_l: float, t_s: float, steps: int, strong_steps: int | None = None) -> list[float]:
     """`steps` + 1 falling times from t_l to 0 that contain t_s: equal steps from t_l to t_s, and from t_s to 0.
 
-    Their numbers are in proportion to the two parts of the time, at least one each. With t_s = t_l there is one part.
-    Raises ValueError for fewer steps than parts.
+    `strong_steps` of them lead to t_s; None: their numbers are in proportion to the two parts of the time, at least one
+    each. With t_s = t_l there is one part. Raises ValueError for fewer steps than parts.
     """
     if t_s == t_l:
         return time_grid(t_l, steps)
     if steps < 2:
         raise ValueError(f"need steps >= 2 with t_s < t_l, one for each stage, got steps={steps}")
-    strong = min(max(round(steps * (t_l - t_s) / t_l), 1), steps - 1)
+    strong = min(max(round(steps * (t_l - t_s) / t_l), 1), steps - 1) if strong_steps is None else strong_steps
+    if not 0 < strong < steps:
+        raise ValueError(f"need 0 < strong_steps < steps, got strong_steps={strong} and steps={steps}")
     first = [round(t_l - (t_l - t_s) * k / strong, 12) for k in range(strong)]
     return [*first, *time_grid(t_s, steps - strong)]
 
 
-def _check(t_l: float, t_s: float, jump: int, random_mask: bool, mask_grad: str) -> None:
+def _check(t_l: float, t_s: float, jump: int, random_mask: bool, given: bool, mask_grad: str) -> None:
     if not 0 < t_s <= t_l <= 1:
         raise ValueError(f"need 0 < t_s <= t_l <= 1, got t_s={t_s}, t_l={t_l}")
     if jump < 0:
         raise ValueError(f"need jump >= 0, got jump={jump}")
-    if random_mask and mask_grad != "constant":
-        raise ValueError(f"need mask_grad=constant where the mask is random, got mask_grad={mask_grad}")
+    if random_mask and given:
+        raise ValueError("need random_mask or region, got both")
+    if (random_mask or given) and mask_grad != "constant":
+        raise ValueError(f"need mask_grad=constant where the mask is random or given, got mask_grad={mask_grad}")
 
 
 def _mask(

@@ -98,6 +98,11 @@ def attacker(config: dict) -> tuple[Attack, ThreatModel, Judge | None]:
     attack, threat = _make(config, config["attack"]), _make(config, config["threat_model"])
     check_members(attack, config["choices"]["attack"])
     check_norm(attack, config["choices"]["attack"], threat.norm)
+    if attack.batch_bound and config["threat_model"].get("region"):
+        raise ValueError(
+            f"need an attack that is told the region of threat_model={config['choices']['threat_model']}, got a "
+            f"package's, attack={config['choices']['attack']}"
+        )
     wanted = config["protocol"]["judge"]
     judge = _make(config, wanted) if wanted else None
     return attack, threat, judge if attack.steps else None

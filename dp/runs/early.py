@@ -36,7 +36,7 @@ def check_early(config: dict) -> None:
     """Raises ValueError for an attack, a threat model or a purifier that the run would refuse later.
 
     In l2 the largest distance of two images depends on their size, so it is not checked here. Neither is a purifier
-    outside dp called, because it may need the run's own images.
+    outside dp called, nor one that is told regions, because it may need the run's own images.
     """
     attack, threat, _ = attacker(config)
     x = torch.linspace(0, 1, 3 * 16 * 16).view(1, 3, 16, 16)
@@ -55,7 +55,7 @@ def check_early(config: dict) -> None:
             check_names(modes, config["plugins"]["folders"])
         elif modes != (VALUES,):
             scored.gradient_modes(modes)
-    if str(node["_target_"]).startswith("dp."):
+    if str(node["_target_"]).startswith("dp.") and not node.get("region"):
         with torch.no_grad():
             scored.purify(x, Streams([0], 0, "dry"))
         if cheap.asked is not None:

@@ -61,15 +61,36 @@ def by_seed(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[di
     seeds = setup.config["protocol"]["seeds"]
     parts = [finished((*overrides, f"protocol.seeds=[{seed}]"), workers) for seed in seeds]
     shutil.rmtree(folder, ignore_errors=True)
-    record.begin(folder, setup.config, sources_hash(setup.config), overwrite=False)
-    rows = [row for _, part in parts for row in read_rows(part)]
-    for name, lines in (("rows", rows), ("timing", [{"seconds": summary["seconds"]} for summary, _ in parts])):
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        record.write_atomic(folder / f"{name}-1of1-0.jsonl", text.encode())
+    _take_over(folder, setup.config, parts)
     whole = finished(overrides, workers)
     for _, part in parts:
         shutil.rmtree(part)
     return whole
+
+
+def grown(overrides: tuple[str, ...], images: int, before: int, workers: int | str = "auto") -> tuple[dict, Path]:
+    """`finished` for the first `images` of a run that takes too long for one cell. The rows of its first `before` ones
+    are taken from the run that is archived for them, if there is one, which is then no longer archived.
+    """
+    asked = (*overrides, f"protocol.images={images}")
+    setup, earlier = compose.setup(*asked, f"workers={workers}"), (*overrides, f"protocol.images={before or images}")
+    folder, copy = RESULTS / "runs" / run_key(setup.config), RESULTS / "measured" / run_key(compose.composed(*earlier))
+    summary = record.read_summary(copy) if before else None
+    if summary is not None and not (folder / record.START).exists():
+        _take_over(folder, setup.config, [(summary, copy)])
+    made = finished(asked, workers)
+    if summary is not None:
+        shutil.rmtree(copy)
+    return made
+
+
+def _take_over(folder: Path, config: dict, parts: list[tuple[dict, Path]]) -> None:
+    """Begin the run of a configuration in `folder` with the rows of archived runs, `parts`, which are a part of it."""
+    record.begin(folder, config, sources_hash(config), overwrite=False)
+    rows = [row for _, part in parts for row in read_rows(part)]
+    for name, lines in (("rows", rows), ("timing", [{"seconds": summary["seconds"]} for summary, _ in parts])):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        record.write_atomic(folder / f"{name}-1of1-0.jsonl", text.encode())
 
 
 def audited(overrides: tuple[str, ...], workers: int | str = "auto") -> tuple[dict, Path]:

@@ -12,7 +12,7 @@ defense.
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,19 +106,21 @@ def line(defense: str, budget: Budget, first: pd.DataFrame, given: tuple[str, ..
     return found | {"run": folder.name, "command": "python run.py " + " ".join(given)}
 
 
-def converged(lines: list[dict]) -> Budget | None:
+def converged(
+    lines: list[dict], budgets: Sequence[Budget] = BUDGETS, defenses: Sequence[str] = tuple(DEFENSES)
+) -> Budget | None:
     """The cheapest budget after which none of the next cost takes `LEAST` points from any defense; of equally cheap
     ones, the one that takes the most. None if cells that decide are missing, or if no budget but the dearest will do.
     """
     found = {(one["defense"], Budget(*(one[k] for k in Budget._fields))): one["robust"] for one in lines}
-    costs = sorted({budget.cost for budget in BUDGETS})
+    costs = sorted({budget.cost for budget in budgets})
     for cost, next_cost in pairwise(costs):
-        now, then = ([b for b in BUDGETS if b.cost == c] for c in (cost, next_cost))
-        if any((d, b) not in found for d in DEFENSES for b in (*now, *then)):
+        now, then = ([b for b in budgets if b.cost == c] for c in (cost, next_cost))
+        if any((d, b) not in found for d in defenses for b in (*now, *then)):
             return None
-        enough = [b for b in now if all(found[d, b] - found[d, c] < LEAST for d in DEFENSES for c in then)]
+        enough = [b for b in now if all(found[d, b] - found[d, c] < LEAST for d in defenses for c in then)]
         if enough:
-            return min(enough, key=lambda budget: sum(found[d, budget] for d in DEFENSES))
+            return min(enough, key=lambda budget: sum(found[d, budget] for d in defenses))
     return None
 
 

@@ -17,7 +17,7 @@ from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
 from dp.runs.build import build
 from dp.runs.caveats import caveats_of
-from tests.helpers.compose import composed, options, plug_ins, setup
+from tests.helpers.compose import composed, home, options, plug_ins, setup
 from tests.helpers.contract import assert_held, in_one_line, skip_without_weights
 
 PURIFIERS = [name for name in options("purifier") if name != "none"]
@@ -29,7 +29,7 @@ def wide(evaluation: Evaluation) -> tuple[Defended, torch.Tensor, torch.Tensor, 
     chance.
     """
     model, subset = evaluation.arms["defended"].scored.double(), evaluation.subset
-    noise = torch.rand(2, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(2, *subset.x.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x = (subset.x[:2].double() + 0.05 * noise).clamp(0.01, 0.99)
     return model, x, subset.y[:2], subset.ids[:2]
 
@@ -40,7 +40,7 @@ def error_of(model, x, y, ids, gradient) -> float:
 
 @pytest.mark.parametrize("purifier", PURIFIERS)
 def test_full_gradient_equals_central_differences(purifier, record_property):
-    config = composed(f"purifier={purifier}", "protocol.images=2")
+    config = composed(f"purifier={purifier}", *home(purifier), "protocol.images=2")
     skip_without_weights(config)
     with in_one_line(f"purifier {purifier}"):
         evaluation = build(config)
@@ -71,7 +71,7 @@ def test_straight_through_clamp_is_not_the_derivative():
 
 @pytest.mark.parametrize("purifier", PURIFIERS)
 def test_recompute_equals_store_bit_for_bit(purifier, record_property):
-    answers, config = {}, composed(f"purifier={purifier}", "protocol.images=3")
+    answers, config = {}, composed(f"purifier={purifier}", *home(purifier), "protocol.images=3")
     skip_without_weights(config)
     for memory in ("store", "recompute"):
         with in_one_line(f"purifier {purifier}"):

@@ -22,6 +22,7 @@ TINY = [  # seconds instead of minutes
     "dataset.lanes=4",
     "dataset.draws_per_call=2",
 ]
+TOLD = ("hetero_box", "inside_box", "outside_box")  # options that are told boxes, which only canvas has
 SMALL = {"iterations": 2, "steps": 2, "eot": 2, "queries": 5, "directions": 4, "targets": 2, "confirm": 3}
 
 
@@ -55,6 +56,11 @@ def options(group: str) -> list[str]:
 def plug_ins(group: str) -> list[str]:
     """The options of a group that lie outside the tree."""
     return [name for name in options(group) if not (CONF / group / f"{name}.yaml").exists()]
+
+
+def home(name: str) -> list[str]:
+    """Overrides that choose the dataset on which an option runs, if it is not digits."""
+    return ["dataset=canvas"] if name in TOLD else []
 
 
 def loadable(group: str) -> list[str]:

@@ -13,17 +13,18 @@ from dp.diffusion.denoisers import Gaussian
 from dp.purifiers import diffpure, hetero, hetero_official
 from dp.rng import Streams
 from dp.runs.build import build
-from tests.helpers.compose import composed, options
+from tests.helpers.compose import composed, home, options
 from tests.helpers.contract import assert_held, in_one_line, skip_without_weights
 
 
 @pytest.mark.parametrize("name", options("purifier"))
 def test_contract(name, images, record_property):
     """Shape, range, determinism, batch independence, a gradient; see dp/contracts/purifier.py."""
-    config = composed(f"purifier={name}", "protocol.images=2")
+    config = composed(f"purifier={name}", *home(name), "protocol.images=6")
     skip_without_weights(config)
     with in_one_line(f"purifier {name}"):
-        model = build(config).arms["defended"].scored
+        evaluation = build(config)
+    model, images = evaluation.arms["defended"].scored, evaluation.subset if home(name) else images
     found = contract.failures(model, images, honest_gradient(config["purifier"]))
     assert_held(found, "purifier", config, record_property)
 
@@ -132,6 +133,56 @@ def test_hetero_two_steps_by_hand():
         steps=2,
     )
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def test_a_given_mask_is_used_like_the_classifiers_own():
+    """The classifier's mask, given as a region, leads to the same image; its complement to another."""
+    x, mask = half_bright(), half_bright()
+    assert torch.equal(hetero.strong_pixels(x, Gaussian(), Taps(), tau=0.5), mask)
+
+    def purified(**more):
+        return hetero.purify(x, Gaussian(), Taps(), Streams([0], 0, "adv"), **HETERO, **more)
+
+    assert torch.equal(purified(region=lambda image: mask), purified())
+    assert not torch.equal(purified(region=lambda image: 1 - mask), purified())
+    assert torch.equal(purified(region=lambda image: 1 - mask, eq8_literal=True), purified())
+
+
+def test_a_given_mask_excludes_the_other_controls():
+    for more, words in (({"random_mask": True}, "random_mask or region"), ({"mask_grad": "soft"}, "random or given")):
+        given = {**HETERO, **more, "region": torch.ones_like}
+        with pytest.raises(ValueError, match=words):
+            hetero.purify(half_bright(), Gaussian(), Taps(), Streams([0], 0, "adv"), **given)
+
+
+def test_without_a_jump_nothing_is_resampled():
+    """NFE = steps, and Algorithm 1 without its inner loop, by hand for Gaussian data in coordinates of sigma."""
+    model = Defended(functools.partial(hetero.purify, **{**HETERO, "jump": 0}), Counting(), Taps())
+    model.purify(half_bright(), Streams([0], 0, "adv"))
+    assert model.nfe == HETERO["steps"]
+    x, gaussian, rng = half_bright(), Gaussian(0.1, 0.6), Streams([0], 0, "adv")
+    given = {"t_l": 0.2, "t_s": 0.15, "tau": 0.5, "jump": 0, "steps": 2}
+    got = hetero.purify(x, gaussian, Taps(), Streams([0], 0, "adv"), **given)
+    n = [rng.randn_like(x) for _ in range(3)]
+    high, low = float(gaussian.sigma(0.2)), float(gaussian.sigma(0.15))
+
+    def x0_of(z, sigma):
+        return 0.1 + 0.36 / (0.36 + sigma**2) * (z - 0.1)
+
+    known = 2 * x - 1
+    z = known + high * n[0]
+    spread = low * (1 - low**2 / high**2) ** 0.5
+    unknown = x0_of(z, high) + (low / high) ** 2 * (z - x0_of(z, high)) + spread * n[1]  # Eq. 7
+    z = x * unknown + (1 - x) * (known + low * n[2])
+    torch.testing.assert_close(got, ((x0_of(z, low) + 1) / 2).clamp(0, 1), rtol=0, atol=1e-9)
+
+
+def test_the_number_of_strong_steps_may_be_given():
+    assert hetero.two_stage_grid(0.4, 0.1, 4) == pytest.approx([0.4, 0.3, 0.2, 0.1, 0])
+    assert hetero.two_stage_grid(0.4, 0.1, 4, 2) == pytest.approx([0.4, 0.25, 0.1, 0.05, 0])
+    for strong in (0, 4):
+        with pytest.raises(ValueError, match="need 0 < strong_steps < steps"):
+            hetero.two_stage_grid(0.4, 0.1, 4, strong)
 
 
 def test_the_weak_time_is_on_the_grid():

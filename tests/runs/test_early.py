@@ -5,7 +5,7 @@ import pytest
 from dp.runs import pipeline
 from dp.runs.early import check_early
 from dp.runs.validate import check_setup
-from tests.helpers.compose import composed, options, setup
+from tests.helpers.compose import composed, home, options, setup
 
 
 class Fetches(Exception):
@@ -96,7 +96,7 @@ MEASURED = ("center", "scale")  # what a yaml leaves to be measured with the den
 
 @pytest.mark.parametrize("dataset", ["digits", "cifar10", "imagenet", "svhn", "celebahq"])
 def test_every_purifier_runs_with_the_denoiser_of_its_dataset(dataset):
-    for purifier in options("purifier"):
+    for purifier in (name for name in options("purifier") if not home(name)):
         words = [f"dataset={dataset}", f"purifier={purifier}"]
         words += [f"purifier.{key}=1.0" for key in MEASURED if key in composed(*words)["purifier"]]
         assert check_early(composed(*words)) is None

@@ -1,5 +1,7 @@
 """The runs of a study: one that was stopped goes on, and one that is made seed by seed is the same run."""
 
+import shutil
+
 import cells
 import pytest
 
@@ -29,6 +31,20 @@ def test_a_run_by_seeds_is_the_run(results):
     assert read_rows(results / copy.name) == read_rows(other)
     for name in ("standard", "robust", "null", "undefended", "per_seed", "ties", "caveats"):
         assert whole[name] == summary[name]
+
+
+def test_a_run_that_grows_is_the_run(results):
+    """Two images, then two more: the rows of the four, and the first two are archived no longer."""
+    _, first = cells.grown(SMALL, 2, 0, 1)
+    summary, copy = cells.grown(SMALL, 4, 2, 1)
+    assert list((results / "measured").iterdir()) == [copy]
+    assert first != copy
+    rows = read_rows(copy)
+    shutil.rmtree(results / "measured")
+    shutil.rmtree(results / "runs")
+    again, other = cells.finished((*SMALL, "protocol.images=4"), 1)
+    assert read_rows(other) == rows
+    assert again["robust"] == summary["robust"]
 
 
 def test_a_run_that_was_stopped_goes_on(results, monkeypatch):

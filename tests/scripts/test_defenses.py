@@ -7,7 +7,7 @@ import pytest
 from dp.runs.validate import check_setup
 from tests.helpers.compose import options, plug_ins, setup
 
-OURS = {"hetero_fixed", "hetero_official_rev_b", "hetero_random"}  # controls and variants of the main study
+OURS = {"hetero_box", "hetero_fixed", "hetero_official_rev_b", "hetero_random"}  # controls and variants
 WITHOUT = {"impure_vit", "menet_soft"}  # for ImageNet alone; without a classifier of its own
 
 

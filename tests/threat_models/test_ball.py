@@ -8,10 +8,10 @@ from scipy import stats
 
 from dp.contracts import threat_model as contract
 from dp.rng import Streams
-from dp.runs.build import defense
+from dp.runs.build import build, defense
 from dp.runs.compose import make
 from dp.threat_models.ball import BALLS, ThreatModel, parse_eps
-from tests.helpers.compose import composed, options
+from tests.helpers.compose import composed, home, options
 from tests.helpers.contract import assert_held, in_one_line
 
 NORMS = ["linf", "l2"]
@@ -46,18 +46,20 @@ def assert_feasible(x_adv, x, norm, eps, tolerance=1e-6):
 @pytest.mark.parametrize("name", options("threat_model"))
 def test_contract(name, images, record_property):
     """Random points are feasible, depend on their key alone and are admitted; the clean image is, at distance 0."""
-    config = composed(f"threat_model={name}", "purifier=none")
+    config = composed(f"threat_model={name}", *home(name), "purifier=none", "protocol.images=6")
     with in_one_line(f"threat model {name}"):
         model = make(config["threat_model"], modules=config["plugins"]["modules"])
         model = model.seen_by(defense(config, "cpu").classifier)
+        images = build(config).subset if home(name) else images
     assert_held(contract.failures(model, images.x, images.ids), "threat_model", config, record_property)
 
 
 @pytest.mark.parametrize("name", [name for name in options("threat_model") if norm_of(name) in BALLS])
 def test_projections_are_feasible(name, images):
     """Under linf and l2, any point is moved into the ball and the box, and a feasible one stays."""
-    config = composed(f"threat_model={name}")
-    model, x = make(config["threat_model"], modules=config["plugins"]["modules"]), images.x
+    config = composed(f"threat_model={name}", *home(name), "purifier=none", "protocol.images=6")
+    model = make(config["threat_model"], modules=config["plugins"]["modules"])
+    x = build(config).subset.x if home(name) else images.x
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     assert torch.equal(model.project(x, x), x)
     for far in (0.01, 0.3, 5.0):
@@ -84,9 +86,9 @@ NOT_FINITE = ["nan", float("nan"), "inf", float("inf")]
 
 @pytest.mark.parametrize("text", [*BAD_TEXT, *NOT_POSITIVE, *NOT_FINITE])
 def test_bad_eps(text):
-    for build in (parse_eps, lambda eps: ThreatModel(norm="l2", eps=eps)):
+    for read in (parse_eps, lambda eps: ThreatModel(norm="l2", eps=eps)):
         with pytest.raises(ValueError, match="need eps"):
-            build(text)
+            read(text)
 
 
 @pytest.mark.parametrize(
