@@ -5,8 +5,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from dp.board.entry import entries
 from dp.board.ranking import RULE, Ranked, boards, ranking, robust
-from dp.output.card import CARD, TEXT, Card, read_card
+from dp.output.card import TEXT, Card, read_card
 from dp.output.card_text import name_of
 from dp.output.record import write_atomic
 from dp.output.row_table import count_of
@@ -16,8 +17,8 @@ HEAD = """# The board
 
 Defenses by their robust accuracy under the strongest attack that was submitted, in percent with 95 % intervals over
 images. It is the average over fresh samples, the expected accuracy of a single sample. A stronger attack may come, so a
-number is an upper bound. The rank is 1 + the number of defenses that are surely better. Two defenses are not
-distinguishable if the 95 % interval of their paired difference over common images holds 0.
+number is an upper bound. Two defenses are not distinguishable if the 95 % interval of their paired difference over
+common images holds 0. The rank is 1 + the number of defenses that are better and distinguishable.
 
 `dp board build` writes this page from the cards. [How to submit one, and how it is checked](../../docs/board.md).
 """
@@ -42,10 +43,14 @@ FIELDS = (
 
 
 def build(board: Path) -> list[Path]:
-    """Write the page and the table of all cards below `board`, and return their paths. Raises ValueError for a card
-    that cannot be read.
+    """Write the page and the table of all cards below `board`, and return their paths.
+
+    Raises ValueError for a card that cannot be read, or has no images, so that nobody can check it.
     """
-    cards = [read_card(path) for path in sorted(board.glob(f"*/{CARD}"))]
+    cards = [read_card(path) for path in entries(board)]
+    for card in cards:
+        if card["images"]["file"] is None:
+            raise ValueError(f"need cards with attacked images in {board}, got {card['key']} without: take it out")
     page, table = page_and_table(cards)
     write_atomic(board / PAGE, page.encode())
     write_atomic(board / TABLE, table.encode())
@@ -114,8 +119,7 @@ def audit_words(card: Card) -> str:
     failed = [finding["check"] for finding in audit["findings"] if finding["verdict"] == "FAIL"]
     if failed:
         return f"**FAILED: {', '.join(failed)}**"
-    warned = f", {count_of(audit['WARN'], 'warning')}" if audit["WARN"] else ""
-    return f"passed {count_of(audit['checks'], 'check')}{warned}"
+    return f"none of {audit['checks']} failed, {count_of(audit['WARN'], 'warning')}"
 
 
 def _fields(one: Ranked, card: Card) -> dict[str, object]:

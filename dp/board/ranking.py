@@ -20,7 +20,7 @@ FEW = 2  # images in common, at least, for an interval of the difference
 class Ranked(NamedTuple):
     """A defense in a ranking, by the entry of its strongest attack.
 
-    `rank`: 1 + the number of defenses that are surely better. `ties`: the names of those that are not distinguishable
+    `rank`: 1 + the number of defenses that are better beyond chance. `ties`: the names of those that are not distinguishable
     from it. `others`: its further entries, the strongest attack first.
     """
 
@@ -86,7 +86,7 @@ def _strongest_first(group: Sequence[Card]) -> list[Card]:
 
 
 def _apart(card: Card, rival: Card) -> int:
-    """1 if the rival is surely more robust, -1 if it is surely less, 0 if they are not distinguishable."""
+    """1 if the rival is more robust beyond chance, -1 if it is less, 0 if they are not distinguishable."""
     own, its = scores(card), scores(rival)
     common = sorted(own.keys() & its.keys())
     if len(common) < FEW:
@@ -108,8 +108,8 @@ def _name(card: Card) -> str:
     scored: Mapping = card["scored"]
     purifier = scored["purifier"]
     words = ["no purifier" if purifier["name"] == "none" else name_of(purifier)]
-    own = (card["dataset"], card["config"]["choices"]["dataset"])
-    words += [f"{group} {scored[group]}" for group in ("classifier", "denoiser") if scored[group] not in (*own, None)]
+    own = (card["dataset"], card["config"]["choices"]["dataset"], "none", None)
+    words += [f"{group} {scored[group]}" for group in ("classifier", "denoiser") if scored[group] not in own]
     changed = shlex.split(card["command"] or "")
     words += [word for word in changed if word.split(".")[0] in PARTS and "." in word.partition("=")[0]]
     return ", ".join(words)

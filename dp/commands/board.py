@@ -91,10 +91,11 @@ def check_cards(paths: Sequence[Path], config_dirs: Sequence[str], fresh: str, c
     """Check all cards. A card that is refused is one line on standard error."""
     refused = 0
     for path in paths:
+        console.print(str(path))
         try:
             for line in checked(path, config_dirs, fresh, console):
-                console.print(f"{path}: {line}")
-            console.print(f"{path}: accepted")
+                console.print(f"  {line}")
+            console.print("  accepted")
         except USER_ERRORS as error:
             refused += 1
             print(f"refused: {path}: {sentence(error)}", file=sys.stderr)
