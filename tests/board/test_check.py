@@ -189,7 +189,7 @@ def test_images_of_another_run(forged, run, tmp_path, capsys):
 
 def test_another_file_than_the_card_was_made_with(forged, capsys):
     arrays = load_file(forged / entries.IMAGES)
-    arrays["defended.x_adv"] = arrays["null.x_adv"]
+    arrays["defended.x_adv"] = arrays["null.x_adv"].clone()
     save_file(arrays, forged / entries.IMAGES)
     assert "SHA-256" in refusal(capsys, forged)
     (forged / entries.IMAGES).unlink()
@@ -268,7 +268,6 @@ def with_key(card: dict, change: Callable[[dict], object]) -> None:
             "need purifier diffpure of version 2, got 1: run it again",
         ),
         (lambda card: card["config"]["choices"].update(protocol="stricter"), "unknown option protocol=stricter"),
-        (lambda card: card["config"]["plugins"].update(modules=["os"]), None),
         (
             lambda card: with_key(card, lambda config: config["classifier"].update(_target_="os.system")),
             "got os.system",
@@ -283,9 +282,6 @@ def with_key(card: dict, change: Callable[[dict], object]) -> None:
 )
 def test_a_changed_card(forged, capsys, change, told):
     edited(forged, change)
-    if told is None:  # what a card says of plug-ins is not used
-        assert cli(capsys, "check", forged)[0] == 0
-        return
     code, _, err = cli(capsys, "check", forged)
     assert (code, err.count("\n")) == (1, 1), err
     assert told in err
@@ -325,10 +321,14 @@ def test_samples_that_only_the_runs_own_noise_gives():
 
 
 def test_a_file_at_an_address(forged, capsys, monkeypatch, tmp_path):
-    """Where only the address of the images is there, they are fetched, and must have the hash of the card."""
+    """Where only the address of the images is there, they are fetched, and must have the hash of the card.
+
+    What the card says of plug-ins is not used.
+    """
     away = tmp_path / "away.safetensors"
     (forged / entries.IMAGES).rename(away)
     edited(forged, lambda card: card["images"]["file"].update(url="https://example.org/images.safetensors"))
+    edited(forged, lambda card: card["config"]["plugins"].update(modules=["a_module_that_is_not_there"]))
     asked = []
     monkeypatch.setattr(entries, "fetch", lambda asset, on_bytes: asked.append(asset) or away)
     assert cli(capsys, "check", forged)[0] == 0
