@@ -1,7 +1,8 @@
 """Whether the configuration of a card is one that today's options give, and one that the board takes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dp.evaluation.caveats import changes
 from dp.output.card import Card
@@ -22,7 +23,8 @@ def todays(card: Card, config_dirs: Sequence[str | Path]) -> Setup:
     that is not known or is changed, for another version of a method, and for a key that is not that of the
     configuration.
     """
-    config, folders = dict(card["config"]), tuple(str(Path(folder).absolute()) for folder in config_dirs)
+    config: dict[str, Any] = dict(card["config"])
+    folders = tuple(str(Path(folder).absolute()) for folder in config_dirs)
     choices = config["choices"]
     plain = compose.composed(*(f"{g}={option}" for g, option in choices.items() if option), config_dirs=folders)
     named = {"name": choices["protocol"], "version": plain["protocol"].get("version", 1)}
@@ -58,5 +60,5 @@ def _version(config: dict, group: str) -> int:
     return (config.get(group) or {}).get("version", 1)
 
 
-def _words(named: dict) -> str:
+def _words(named: Mapping[str, Any]) -> str:
     return f"{named['name']} of version {named['version']}"

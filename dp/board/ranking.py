@@ -20,8 +20,8 @@ FEW = 2  # images in common, at least, for an interval of the difference
 class Ranked(NamedTuple):
     """A defense in a ranking, by the entry of its strongest attack.
 
-    `rank`: 1 + the number of defenses that are better beyond chance. `ties`: the names of those that are not distinguishable
-    from it. `others`: its further entries, the strongest attack first.
+    `rank`: 1 + the number of defenses that are better beyond chance. `ties`: the names of those that are not
+    distinguishable from it. `others`: its further entries, the strongest attack first.
     """
 
     rank: int

@@ -11,7 +11,8 @@ from typing import Any, TypedDict, cast
 from dp.output import shapes
 from dp.output.published import published_rows
 from dp.output.report import headline
-from dp.output.run_files import Audited, CaveatData, Config, Figure
+from dp.output.run_files import Audited, CaveatData, Figure, Plugins, Protocol, Threat
+from dp.output.run_files import Named as Dataset
 from dp.statistics.metrics import RULES
 
 CARD, TEXT = "card.json", "card.md"
@@ -21,13 +22,19 @@ FREE = ("link", "authors", "venue", "additional_data")  # what a person may fill
 TODO = "write it again with dp board card FOLDER"
 
 
-class BoardConfig(Config):
+class CardConfig(TypedDict):
     """The part of a configuration that a check relies on."""
 
+    choices: dict[str, str | None]
     key_ignores: list[str]
-    plugins: dict[str, list[str]]
-    attack: dict
+    plugins: Plugins
+    dataset: Dataset
+    classifier: dict
     denoiser: dict
+    purifier: dict
+    attack: dict
+    threat_model: Threat
+    protocol: Protocol
     dtype: str
 
 
@@ -125,7 +132,7 @@ class Card(TypedDict):
     device: str | None
     seconds: float
     caveats: CaveatData
-    config: BoardConfig
+    config: CardConfig
 
 
 def card_of(

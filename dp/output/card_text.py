@@ -42,7 +42,7 @@ def _table(card: Card) -> list[str]:
     for name, label in labels:
         held = card["figures"].get(name)
         if held is not None:
-            values = [cells(held.get(rule)) for rule in rules]
+            values = [cells(dict(held[rule]) if rule in held else None) for rule in rules]
             lines.append([label, *(f"{value} [{ends}]" if ends else value for value, ends, _ in values)])
     return ["| " + " | ".join(line) + " |" for line in lines]
 
