@@ -112,8 +112,11 @@ def test_a_committed_entry_is_whole(path):
     assert all(each.stat().st_size <= entries.LARGEST for each in path.parent.iterdir())
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path", [path for path in COMMITTED if "-none-" in path.parent.name], ids=lambda p: p.parent.name
+)
 def test_a_committed_entry_is_accepted(path, capsys):
+    """Those without a purifier, which take seconds; dp board check results/board/* checks all."""
     assert board.main(["check", str(path)]) == 0, capsys.readouterr().err
 
 

@@ -10,6 +10,10 @@ SLOW = {
         test_given_images_may_take_the_settings_of_a_dataset
         test_the_page_about_python_runs
     """,
+    "board/test_check.py": "*",
+    "board/test_ranking.py": """
+        test_a_committed_entry_is_accepted
+    """,
     "evaluation/test_budget.py": "*",
     "output/test_status.py": "*",
     "runs/test_cost.py": """
@@ -458,6 +462,10 @@ SLOW = {
     "scripts/test_outputs.py": """
         test_the_command_that_overwrote_a_table
         test_the_main_studys_report_goes_where_it_is_told
+    """,
+    "statistics/test_rescoring.py": """
+        test_a_raised_number_is_found
+        test_honest_entries_are_hardly_ever_refused
     """,
     "statistics/test_intervals.py": """
         test_coverage
