@@ -18,6 +18,7 @@ COMMANDS = {
     "fetch": "download the weights and data that a configuration needs into the cache",
     "train": "train a denoiser, a classifier or the network of a purifier",
     "archive": "copy finished runs to results/measured/",
+    "board": "write, check and rank result cards with their attacked images",
     "tables": "write results/tables/ from results/measured/",
     "figures": "draw results/figures/ from results/measured/",
     "view": "write results/page/, finished runs as a page for the browser",

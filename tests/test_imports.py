@@ -13,7 +13,7 @@ FLOORS = (  # from the top; a room may import the rooms below it, and those besi
     ("__init__",),
     ("api",),
     ("commands",),
-    ("page",),
+    ("page", "board"),
     ("runs",),
     ("audit", "training", "certification", "sanitizing"),
     ("output",),

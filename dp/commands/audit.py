@@ -24,6 +24,7 @@ from dp.audit.check import Finding, Subject
 from dp.commands.options import parser, wide_console
 from dp.output import record, report
 from dp.runs import compose, pipeline
+from dp.runs.cards import write_card
 from dp.runs.early import check_early
 from dp.runs.errors import DONE, command
 from dp.runs.keys import run_key
@@ -157,5 +158,6 @@ def audited(setup: compose.Setup, quick: bool, images: int | None, console: Cons
     console.print(f"results: {FOLDER / name}.json, .png")
     if (record.read_summary(folder) or {}).get("code") == code:
         battery.attach(folder, entry)
+        write_card(folder)
         console.print(f"and with the row: {folder / record.SUMMARY}")
     return FAILED if any(f.verdict == "FAIL" for f in findings) else DONE

@@ -19,6 +19,7 @@ from dp.output.snapshots import Snapshots
 from dp.output.starts import note_start
 from dp.output.tracking import Tracker
 from dp.runs.build import build
+from dp.runs.cards import write_card
 from dp.runs.caveats import Caveats, caveats_of
 from dp.runs.compose import Setup, make
 from dp.runs.early import check_early
@@ -104,6 +105,7 @@ def resume(setup: Setup, folder: Path) -> dict | None:
     elif config["audit"] is True and not summary["audited"]:
         audit_first(built(setup, folder, code))
         summary = battery.attach(folder, battery.read(folder / battery.FILE, code))
+        write_card(folder)
     return summary
 
 
@@ -200,6 +202,7 @@ def summarize(job: Job) -> dict | None:
     job.snapshots.clear()
     if job.tracker is not None:
         job.tracker.finish(summary)
+    write_card(job.folder)
     return summary
 
 

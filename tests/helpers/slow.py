@@ -14,6 +14,10 @@ SLOW = {
         test_a_purifier
         test_an_attack
     """,
+    "board/test_check.py": "*",
+    "board/test_ranking.py": """
+        test_a_committed_entry_is_accepted
+    """,
     "evaluation/test_budget.py": "*",
     "runs/test_generator.py": """
         test_all_noise_of_a_run_is_of_one_version
@@ -465,6 +469,10 @@ SLOW = {
     "scripts/test_outputs.py": """
         test_the_command_that_overwrote_a_table
         test_the_main_studys_report_goes_where_it_is_told
+    """,
+    "statistics/test_rescoring.py": """
+        test_a_raised_number_is_found
+        test_honest_entries_are_hardly_ever_refused
     """,
     "statistics/test_intervals.py": """
         test_coverage
