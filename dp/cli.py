@@ -18,7 +18,7 @@ COMMANDS = {
     "fetch": "download the weights and data that a configuration needs into the cache",
     "train": "train a denoiser, a classifier or the network of a purifier",
     "archive": "copy finished runs to results/measured/",
-    "tables": "write results/tables/ from results/measured/",
+    "tables": "write the paper's tables with our runs beside them",
     "figures": "draw results/figures/ from results/measured/",
     "view": "write results/page/, finished runs as a page for the browser",
     "canvas": "draw images of the embedded benchmark canvas",

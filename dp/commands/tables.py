@@ -3,10 +3,10 @@
   dp tables                              from the archived runs
   dp tables --runs results/runs          from your own runs too; --out FOLDER writes elsewhere
 
-For each of Tables 1 to 8 it writes Markdown, LaTeX (booktabs) and CSV: the published rows, the runs that repeat them, by the
-paper's own rule and others, and notes on all that makes the two incomparable. It says which runs are missing, and the
-command that makes each. measured.* has every run, published.md the rows as printed, reevaluations.* what others measured.
-It reads results/published/ and runs nothing.
+For each of Tables 1 to 8 it writes Markdown, LaTeX (booktabs) and CSV: the published rows, the runs that repeat them,
+by the paper's own rule and others, and notes on all that makes the two incomparable. It says which runs are missing,
+and the command that makes each. measured.* has every run, published.md the rows as printed, reevaluations.md what
+others measured. It reads results/published/ and runs nothing.
 """
 
 import argparse
@@ -110,28 +110,26 @@ def write_paper_tables(out: Path, folders: Sequence[Path]) -> list[str]:
     """Write the paper's tables to `out` from the runs in `folders`. Returns a line for people about each."""
     cells = read_csv(PUBLISHED / "cells.csv")
     stand_ins = {(line["table"], line["stand_in"]): line["what"] for line in read_csv(PUBLISHED / "stand_ins.csv")}
-    finder, told = functools.cache(functools.partial(_find, folders=tuple(folders))), []
+    look, told = functools.cache(lambda command, folder, note: find(command, folder, note, folders)), []
     for number in sorted({row["table"] for row in all_rows()}):
         rows = [row for row in all_rows() if row["table"] == number]
-        found, missing = paper_table.lines(rows, cells, stand_ins, lambda cell: finder(tuple(cell.items())))
+        found, missing = paper_table.lines(
+            rows, cells, stand_ins, lambda cell: look(cell["command"], cell["folder"], cell["note"])
+        )
         frame, notes = paper_table.shown(found)
-        title, name = title_of(rows), f"table{number}"
-        (out / f"{name}.md").write_text(text_of(title, frame, notes, missing, rows))
-        (out / f"{name}.tex").write_text(latex(frame, f"{title}. {LEGEND}", f"tab:{name}", notes))
-        paper_table.frame(found).to_csv(out / f"{name}.csv", index=False)
+        title, path = title_of(rows), out / f"table{number}.md"
+        path.write_text(text_of(title, frame, notes, missing, rows))
+        path.with_suffix(".tex").write_text(latex(frame, f"{title}. {LEGEND}", f"tab:{path.stem}", notes))
+        paper_table.frame(found).to_csv(path.with_suffix(".csv"), index=False)
         runs = len({line.cell["command"] for line in found if line.cell})
-        told.append(f"{out / name}.md: {runs} runs beside {len(rows)} published lines; {len(missing)} cells are missing")
+        told.append(f"{path}: {runs} runs beside {len(rows)} published lines; {len(missing)} cells are missing")
     return told
 
 
-def _find(cell: tuple[tuple[str, str], ...], folders: Sequence[Path]) -> tuple[dict | None, str]:
-    return tuple(find(dict(cell), folders))
-
-
 LEGEND = (
-    "Percent. ± is the standard deviation over seeds; 95 % is an interval over images. * marks the decision rule of the "
-    "row's own paper. † marks a published value that no mean of three runs over 512 images gives. A difference is measured "
-    "less published, and is left out where another dataset stands in"
+    "Percent. ± is the standard deviation over seeds; 95 % is an interval over images. * marks the decision rule of "
+    "the row's own paper. † marks a published value that no mean of three runs over 512 images gives. A difference is "
+    "measured less published, and is left out where another dataset stands in"
 )
 
 
@@ -153,10 +151,11 @@ def text_of(title: str, frame: pd.DataFrame, notes: Sequence[str], missing: Sequ
     others = reevaluated()
     same = {(row["method"], row["dataset"], row["norm"]) for row in rows}
     keys = zip(others["method"], others["dataset"], others["norm"], strict=True)
-    others = others[[key in same for key in keys]]
+    others = pd.DataFrame(others.drop(columns=["dataset", "norm"])[[key in same for key in keys]])
     if len(others):
-        intro = "The same defenses, measured by others; classifiers and decisions differ. `unverified`: not read in the source.\n\n"
-        parts.append("## Measured by others\n\n" + intro + markdown(others.drop(columns=["dataset", "norm"])))
+        what = "The same defenses, measured by others; classifiers and decisions differ."
+        unread = "`unverified`: not read in the source."
+        parts.append(f"## Measured by others\n\n{what} {unread}\n\n" + markdown(others))
     return "\n".join(parts)
 
 

@@ -103,7 +103,8 @@ def _budget(row: Mapping[str, str], attack: Mapping[str, Any]) -> list[str]:
 
 def frame(found: Sequence[Line]) -> pd.DataFrame:
     """The facts of a table, one line each, figures in percent and differences (measured less published) in points."""
-    return pd.DataFrame([_facts(line) for line in found])
+    facts = pd.DataFrame([_facts(line) for line in found])
+    return facts.astype({name: "Int64" for name in ("images", "seeds") if name in facts})
 
 
 def _facts(line: Line) -> dict:
@@ -111,7 +112,7 @@ def _facts(line: Line) -> dict:
     facts: dict[str, Any] = {key: row[key] for key in ("table", "group", "printed", "setting", "attack")}
     for side in SIDES:
         facts[f"published {side}"], facts[f"published {side} std"] = row[side], row[f"{side}_std"]
-        facts[f"{side} can be a mean"] = row[side] == "" or can_be_mean(row[side])
+        facts[f"{side} can be a mean"] = can_be_mean(row[side]) if row[side] and row["group"] == "AP" else None
     facts["flag"] = row["flag"]
     if line.summary is None or line.cell is None:
         return facts

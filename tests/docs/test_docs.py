@@ -108,7 +108,10 @@ def test_nothing_cites_a_note_that_is_not_in_the_repository():
     assert not left
 
 
-FINDINGS = {path.relative_to(DOCS).as_posix(): path.read_text() for path in (DOCS / "findings.md", DOCS / "findings" / "claims.md")}
+FINDINGS = {
+    path.relative_to(DOCS).as_posix(): path.read_text()
+    for path in (DOCS / "findings.md", DOCS / "findings" / "claims.md")
+}
 QUOTED = [(name, *line) for name, page in FINDINGS.items() for _, lines in figures.blocks(page) for line in lines]
 
 

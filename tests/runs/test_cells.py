@@ -17,7 +17,7 @@ from tests.helpers.compose import composed
 from tests.helpers.rows import whole_row, whole_summary
 
 COMMAND = "+experiment=digits/table1 hydra.mode=RUN purifier=diffpure protocol.votes=2"
-CELL = {"command": COMMAND, "folder": "digits-diffpure-pgd_eot-linf", "note": ""}
+CELL = (COMMAND, "digits-diffpure-pgd_eot-linf", "")
 LINES = read_csv(PUBLISHED / "cells.csv")
 
 
@@ -40,46 +40,48 @@ def archived(folder: Path, name: str, seeds: tuple[int, ...], wrong: int = 0) ->
 
 def test_without_a_run_it_says_so_and_composes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(cells, "composed", lambda *_: pytest.fail("composed"))
-    assert cells.find(CELL, [tmp_path, tmp_path / "none"]) == (None, "not run")
+    assert cells.find(*CELL, [tmp_path, tmp_path / "none"]) == (None, "not run")
     (tmp_path / "digits-hetero-pgd_eot-linf-0123456789").mkdir()
-    assert cells.find(CELL, [tmp_path]).missing == "not run"
-    assert cells.find({**CELL, "command": "", "note": "no weights"}, [tmp_path]) == (None, "no weights")
+    assert cells.find(*CELL, [tmp_path]).missing == "not run"
+    assert cells.find("", "", "no weights", [tmp_path]) == (None, "no weights")
 
 
 def test_runs_of_single_seeds_are_joined(tmp_path):
     """The first image's samples: none, one and both wrong in the three seeds, so half of the samples are right."""
     for seed, wrong in ((2024, 0), (2025, 1)):
         archived(tmp_path, key(f"protocol.seeds=[{seed}]"), (seed,), wrong)
-    found = cells.find(CELL, [tmp_path])
+    found = cells.find(*CELL, [tmp_path])
     assert found.missing == "only 2 of 3 seeds"
     assert found.summary is not None
     assert found.summary["robust"]["average"]["value"] == 75
     archived(tmp_path, key("protocol.seeds=[2026]"), (2026,), 2)
-    found = cells.find(CELL, [tmp_path])
+    found = cells.find(*CELL, [tmp_path])
     assert found.missing == ""
     assert found.summary is not None
     assert found.summary["robust"]["average"]["value"] == 50
     assert found.summary["robust"]["average"]["seed_std"] == 50
     assert sorted(found.summary["per_seed"]) == ["2024", "2025", "2026"]
     archived(tmp_path / "other", key(), (2024, 2025, 2026))
-    assert cells.find(CELL, [tmp_path, tmp_path / "other"]).summary == record.read_summary(tmp_path / "other" / key())
+    assert cells.find(*CELL, [tmp_path, tmp_path / "other"]).summary == record.read_summary(tmp_path / "other" / key())
 
 
 def test_a_smaller_run_a_begun_one_and_a_damaged_one(tmp_path):
-    for name in ("begun", "smaller", "damaged"):
+    for name in ("begun", "smaller", "least", "damaged"):
         (tmp_path / name).mkdir()
     (tmp_path / "begun" / key()).mkdir()
     rows = "".join(json.dumps(whole_row("defended", 2024, i)) + "\n" for i in range(3))
     (tmp_path / "begun" / key() / "rows-1of4-0.jsonl").write_text(rows[:-40] + "\n")
     (tmp_path / "begun" / key() / "rows-2of4-0.jsonl").write_text(rows.splitlines(keepends=True)[2])
-    assert cells.find(CELL, [tmp_path / "begun"]) == (None, "begun, 3 rows: the command goes on")
+    assert cells.find(*CELL, [tmp_path / "begun"]) == (None, "begun, 3 rows: the command goes on")
     archived(tmp_path / "smaller", key("protocol.images=128"), (2024, 2025, 2026))
-    found = cells.find(CELL, [tmp_path / "smaller"])
+    found = cells.find(*CELL, [tmp_path / "smaller"])
     assert found.summary is not None
     assert found.missing == "only 128 of 512 images"
+    archived(tmp_path / "least", key("protocol.images=64", "protocol.seeds=[2025]"), (2025,))
+    assert cells.find(*CELL, [tmp_path / "least"]).missing == "only 64 of 512 images and 1 of 3 seeds"
     (tmp_path / "damaged" / key()).mkdir()
     (tmp_path / "damaged" / key() / "summary.json").write_text("{")
-    found = cells.find(CELL, [tmp_path / "damaged"])
+    found = cells.find(*CELL, [tmp_path / "damaged"])
     assert found.summary is None
     assert found.missing.startswith("damaged: need ")
 
@@ -90,7 +92,8 @@ def test_every_published_line_has_a_cell_and_each_cell_a_line():
     stand_ins = {(line["table"], line["stand_in"]) for line in read_csv(PUBLISHED / "stand_ins.csv")}
     assert {(cell["table"], cell["stand_in"]) for cell in LINES if cell["stand_in"]} == stand_ins
     assert {table for table, _ in stand_ins} == set("12345678")
-    assert all(bool(cell["command"]) == bool(cell["folder"]) != (cell["note"] != "" and not cell["command"]) for cell in LINES)
+    assert all(bool(cell["command"]) == bool(cell["folder"]) for cell in LINES)
+    assert all(cell["command"] or cell["note"] for cell in LINES)
 
 
 SAMPLE = sorted({cell["command"]: cell["folder"] for cell in LINES if cell["command"]}.items())[:: len(LINES) // 8]
