@@ -27,7 +27,7 @@ from dp.runs.errors import DONE, command
 
 MEASURED, TABLES = Path("results/measured"), Path("results/tables")
 ORDER = ["dataset", "threat", "attack", "purifier", "images", "settings", "protocol", "rule"]
-SETTINGS = ("t", "t_l", "t_s", "tau", "jump", "steps", "n", "eta")  # hyperparameters that distinguish runs
+SETTINGS = ("t", "t_l", "t_s", "tau", "jump", "steps", "n", "eta", "taps")  # hyperparameters that distinguish runs
 PRINTED = ["table", "printed", "setting", "classifier", "norm", "eps", "attack", "standard", "robust", "flag", "note"]
 
 

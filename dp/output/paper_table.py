@@ -14,8 +14,8 @@ from dp.output.report import audit_word, caveat_lines, gradient_words
 from dp.output.row_table import count_of, rule_name, version_name
 
 SIDES = ("standard", "robust")
-HEAD = ["defense", "attack", "standard, published", "robust, published", "measured on", "rule", "standard", "robust"]
-HEAD += ["95 % of robust", "difference", "protocol", "gradient", "audit", "notes"]
+HEAD = ["defense", "attack", "standard, published", "robust, published", "measured on", "images x seeds", "rule"]
+HEAD += ["standard", "robust", "95 % of robust", "difference", "protocol", "gradient", "audit", "notes"]
 Find = Callable[[Mapping[str, str]], tuple[dict | None, str]]  # of a cell: a summary, and what is missing
 
 
@@ -161,7 +161,7 @@ def _published_cells(row: Mapping[str, str], first: bool) -> list[str]:
 
 def _measured_cells(line: Line) -> list[str]:
     if line.summary is None or line.cell is None:
-        return [""] * 9
+        return [""] * 10
     config, figures = line.summary["config"], [line.summary[side][line.rule] for side in SIDES]
     own = " *" * (line.rule == own_rules().get(line.row["method"]))
     values = [f"{f['value']:.1f}" + ("" if f["seed_std"] is None else f" ± {f['seed_std']:.2f}") for f in figures]
@@ -170,5 +170,5 @@ def _measured_cells(line: Line) -> list[str]:
     difference = f"{figures[1]['value'] - float(line.row['robust']):+.1f}" if comparable else ""
     rule = rule_name(line.rule, figures[1]["draws"]) + own
     told = [version_name(config, "protocol"), gradient_words(line.summary["caveats"])]
-    audit = audit_word(line.summary["audited"])
-    return [config["dataset"]["name"], rule, *values, f"{low:.1f} - {high:.1f}", difference, *told, audit]
+    audit, size = audit_word(line.summary["audited"]), f"{figures[1]['n']} x {len(line.summary['per_seed'])}"
+    return [config["dataset"]["name"], size, rule, *values, f"{low:.1f} - {high:.1f}", difference, *told, audit]
