@@ -19,7 +19,7 @@ COMMANDS = {
     "train": "train a denoiser, a classifier or the network of a purifier",
     "archive": "copy finished runs to results/measured/",
     "board": "write, check and rank result cards with their attacked images",
-    "tables": "write results/tables/ from results/measured/",
+    "tables": "write the paper's tables with our runs beside them",
     "figures": "draw results/figures/ from results/measured/",
     "view": "write results/page/, finished runs as a page for the browser",
     "canvas": "draw images of the embedded benchmark canvas",

@@ -1,24 +1,33 @@
-"""dp tables: write measured and published results to results/tables/, as markdown and CSV.
+"""dp tables: write the paper's tables with what is measured beside them, to results/tables/.
 
-It reads results/measured/ and results/published/, and runs nothing.
+  dp tables                              from the archived runs
+  dp tables --runs results/runs          from your own runs too; --out FOLDER writes elsewhere
+
+For each of Tables 1 to 8 it writes Markdown, LaTeX (booktabs) and CSV: the published rows, the runs that repeat them,
+by the paper's own rule and others, and notes on all that makes the two incomparable. It says which runs are missing,
+and the command that makes each. measured.* has every run, published.md the rows as printed, reevaluations.md what
+others measured. It reads results/published/ and runs nothing.
 """
 
 import argparse
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from dp.output import record
+from dp.output import paper_table, record
 from dp.output.console import console
-from dp.output.published import PUBLISHED, published_rows
+from dp.output.published import PUBLISHED, all_rows, published_rows, read_csv
 from dp.output.report import audit_word, clock, gradient_words
 from dp.output.row_table import rule_name, threat_words, version_name
+from dp.output.table_text import latex, markdown
+from dp.runs.cells import find
 from dp.runs.errors import DONE, command
 
 MEASURED, TABLES = Path("results/measured"), Path("results/tables")
 ORDER = ["dataset", "threat", "attack", "purifier", "images", "settings", "protocol", "rule"]
-SETTINGS = ("t", "t_l", "t_s", "tau", "jump", "steps", "n", "eta")  # hyperparameters that distinguish runs
+SETTINGS = ("t", "t_l", "t_s", "tau", "jump", "steps", "n", "eta", "taps")  # hyperparameters that distinguish runs
 PRINTED = ["table", "printed", "setting", "classifier", "norm", "eps", "attack", "standard", "robust", "flag", "note"]
 
 
@@ -92,28 +101,89 @@ def published(folder: Path = PUBLISHED) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=PRINTED)
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """A GitHub table. Numbers have one decimal."""
-    text = frame.map(lambda v: f"{v:.1f}" if isinstance(v, float) else str(v))
-    lines = ["| " + " | ".join(cells) + " |" for cells in [list(frame.columns), *text.to_numpy().tolist()]]
-    lines.insert(1, "|" + "---|" * len(frame.columns))
-    return "\n".join(lines) + "\n"
+def reevaluated(folder: Path = PUBLISHED) -> pd.DataFrame:
+    """What others measured of the same defenses, in percent, as their papers print it."""
+    return pd.read_csv(folder / "reevaluations.csv", dtype=str, keep_default_na=False)
 
 
-def write() -> int:
-    """Write all tables, and print the measured one."""
+def write_paper_tables(out: Path, folders: Sequence[Path]) -> list[str]:
+    """Write the paper's tables to `out` from the runs in `folders`. Returns a line for people about each."""
+    cells = read_csv(PUBLISHED / "cells.csv")
+    stand_ins = {(line["table"], line["stand_in"]): line["what"] for line in read_csv(PUBLISHED / "stand_ins.csv")}
+    look, told = functools.cache(lambda command, folder, note: find(command, folder, note, folders)), []
+    for number in sorted({row["table"] for row in all_rows()}):
+        rows = [row for row in all_rows() if row["table"] == number]
+        found, missing = paper_table.lines(
+            rows, cells, stand_ins, lambda cell: look(cell["command"], cell["folder"], cell["note"])
+        )
+        frame, notes = paper_table.shown(found)
+        title, path = title_of(rows), out / f"table{number}.md"
+        path.write_text(text_of(title, frame, notes, missing, rows))
+        path.with_suffix(".tex").write_text(latex(frame, f"{title}. {LEGEND}", f"tab:{path.stem}", notes))
+        paper_table.frame(found).to_csv(path.with_suffix(".csv"), index=False)
+        runs = len({line.cell["command"] for line in found if line.cell})
+        told.append(f"{path}: {runs} runs beside {len(rows)} published lines; {len(missing)} cells are missing")
+    return told
+
+
+LEGEND = (
+    "Percent. ± is the standard deviation over seeds; 95 % is an interval over images. * marks the decision rule of "
+    "the row's own paper. † marks a published value that no mean of three runs over 512 images gives. A difference is "
+    "measured less published, and is left out where another dataset stands in"
+)
+
+
+def title_of(rows: Sequence[dict]) -> str:
+    """`Table 1: cifar10, wrn_28_10, linf 8/255`."""
+    classifiers = ", ".join(dict.fromkeys(row["classifier"] for row in rows))
+    first = rows[0]
+    return f"Table {first['table']}: {first['dataset']}, {classifiers}, {first['norm']} {first['eps']}"
+
+
+def text_of(title: str, frame: pd.DataFrame, notes: Sequence[str], missing: Sequence, rows: Sequence[dict]) -> str:
+    """One table of the paper for people, with its notes, what is missing, and what others measured."""
+    parts = [f"# {title}\n", f"{rows[0]['source']}. {LEGEND}.\n", markdown(frame)]
+    parts.append("## Notes\n\n" + "".join(f"{k}. {note}\n" for k, note in enumerate(notes, 1)))
+    if missing:
+        absent = [[f"{m.row['printed']} {m.row['setting']}".strip(), m.row["attack"], *_where(m)] for m in missing]
+        columns = ["defense", "attack", "on", "state", "command"]
+        parts.append("## Missing\n\n" + markdown(pd.DataFrame(absent, columns=columns)))
+    others = reevaluated()
+    same = {(row["method"], row["dataset"], row["norm"]) for row in rows}
+    keys = zip(others["method"], others["dataset"], others["norm"], strict=True)
+    others = pd.DataFrame(others.drop(columns=["dataset", "norm"])[[key in same for key in keys]])
+    if len(others):
+        what = "The same defenses, measured by others; classifiers and decisions differ."
+        unread = "`unverified`: not read in the source."
+        parts.append(f"## Measured by others\n\n{what} {unread}\n\n" + markdown(others))
+    return "\n".join(parts)
+
+
+def _where(missing: paper_table.Missing) -> list[str]:
+    run = paper_table.command(missing.cell)
+    return [missing.cell["stand_in"] or missing.row["dataset"], missing.what, "" if run == "none" else f"`{run}`"]
+
+
+def write(out: Path = TABLES, more: Sequence[Path] = ()) -> int:
+    """Write all tables to `out`, and print the measured one. `more`: folders of runs beside the archived ones."""
     rows = measured()
-    TABLES.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(TABLES / "measured.csv", index=False, float_format="%.2f")
+    out.mkdir(parents=True, exist_ok=True)
+    rows.to_csv(out / "measured.csv", index=False, float_format="%.2f")
     note = "Percent. Intervals: Wilson 95 % over images. seed_std: standard deviation over seeds, no interval.\n\n"
-    (TABLES / "measured.md").write_text("# Measured\n\n" + note + markdown(rows))
-    if PUBLISHED.is_dir():  # it is in the repository and not in an installed wheel
-        (TABLES / "published.md").write_text("# Published, as printed\n\n" + markdown(published()))
+    (out / "measured.md").write_text("# Measured\n\n" + note + markdown(rows))
     console.print(rows.drop(columns=["key", "published"]).to_string(index=False, float_format="%.1f"))
+    if PUBLISHED.is_dir():  # it is in the repository and not in an installed wheel
+        (out / "published.md").write_text("# Published, as printed\n\n" + markdown(published()))
+        (out / "reevaluations.md").write_text("# Measured by others, as printed\n\n" + markdown(reevaluated()))
+        for line in write_paper_tables(out, [MEASURED, *more]):
+            console.print(line)
     return DONE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns 0 if the tables are written, 2 after a user's error."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
-    return command(write)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", nargs="+", type=Path, default=[], help="folders of runs beside results/measured")
+    parser.add_argument("--out", type=Path, default=TABLES, help="where to write (results/tables)")
+    args = parser.parse_args(argv)
+    return command(lambda: write(args.out, args.runs))

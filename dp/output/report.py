@@ -14,6 +14,7 @@ from dp.attacks.through import mode_words
 from dp.evaluation.caveats import mode_name
 from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.judge import Judge
+from dp.output.beside import beside_published, honest_line
 from dp.output.declarations import declared_lines
 from dp.output.published import published_lines, published_rows
 from dp.output.row_table import count_of, row_tables, rule_name, threat_words
@@ -58,7 +59,7 @@ def announcement(
         *fact_lines(config, caveats),
         *caveat_lines(config, caveats),
     ]
-    return lines + quick_budget_line(setup, images)
+    return lines + quick_budget_line(setup, images) + honest_line(config)
 
 
 def padding_lines(images: int, lanes: int) -> list[str]:
@@ -257,10 +258,11 @@ def audit_lines(audited: dict | None) -> list[str]:
 
 
 def show(summary: dict, console: Console) -> None:
-    """Print the table of a run, the published rows, the lines of `warnings`, and its cost."""
-    for table in row_tables(summary, console):
+    """Print the table of a run, the run beside its published rows, the lines of `warnings`, and its cost."""
+    beside, honest = beside_published(summary)
+    for table in [*row_tables(summary, console), *beside]:
         console.print(table)
-    for line in [*published_lines(published_rows(summary["config"])), *warnings(summary)]:
+    for line in [*published_lines(published_rows(summary["config"])), *honest, *warnings(summary)]:
         console.print(line)
     for line in fact_lines(summary["config"], summary["caveats"]):
         console.print(line)

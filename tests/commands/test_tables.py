@@ -12,6 +12,7 @@ from dp.output import record
 from tests.helpers.rows import whole_row, whole_summary
 
 RULES = ("single", "vote")
+ROOT = Path(__file__).parents[2]
 
 
 def row(arm: str, seed: int, i: int, **more) -> dict:
@@ -121,6 +122,27 @@ def test_a_protocol_that_decides_in_loop_has_one_more_line(run):
     frame = tables.measured()
     assert sorted(frame["rule"]) == ["single sample", "single sample, in-loop", "vote of 5"]
     assert frame["robust"].tolist().count(50.0) == 1
+
+
+def test_the_papers_tables_have_the_same_bytes_twice_and_name_what_is_missing(run, capsys):
+    archive.main([str(run)])
+    assert tables.main(["--out", "once"]) == tables.main(["--out", "twice", "--runs", "results/runs", "nowhere"]) == 0
+    names = {f"table{n}{end}" for n in range(1, 9) for end in (".md", ".tex", ".csv")}
+    assert names <= {path.name for path in Path("once").iterdir()}
+    for path in Path("once").iterdir():
+        assert path.read_bytes() == (Path("twice") / path.name).read_bytes()
+    text = Path("once/table1.md").read_text()
+    assert "| Ours | pgd_eot | cifar10 | not run | `dp run +experiment=table1/hetero` |" in text
+    assert "| Ours | autoattack | 93.16±0.21 | 80.45±1.54 † |" in text
+    assert "| diffpure | wrn_28_10 | 8/255 |" in text.partition("## Measured by others")[2]
+    assert "no public weights are known to us" in Path("once/table8.md").read_text()
+    assert "table1.md: 0 runs beside 20 published lines; " in capsys.readouterr().out
+
+
+def test_the_committed_tables_come_from_the_committed_runs(tmp_path):
+    tables.write_paper_tables(tmp_path, [ROOT / "results" / "measured"])
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (ROOT / "results" / "tables" / path.name).read_bytes(), path.name
 
 
 def test_without_runs_it_says_what_to_do(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The figures that docs/findings.md quotes, and where each comes from: comments of the page, read and recomputed.
+"""The figures that the findings quote, and where each comes from: comments of a page, read and recomputed.
 
 A comment `<!-- runs ... -->` names measured runs by what their configurations hold (`absent`: a key that they lack). A
 comment `<!-- figures ... -->` under a paragraph, list or table has a line `QUOTED = SOURCE` for each figure of it:
@@ -72,9 +72,9 @@ def runs(page: str) -> dict[str, Path]:
 
 
 def leaves(node: object, name: str = "") -> dict[str, str]:
-    """{dotted name: text} of a configuration."""
+    """{dotted name: text without blanks} of a configuration."""
     if not isinstance(node, dict):
-        return {name: str(node)}
+        return {name: str(node).replace(" ", "")}
     return {k: v for key, value in node.items() for k, v in leaves(value, f"{name}.{key}").items()}
 
 

@@ -9,7 +9,7 @@ from tests.docs import figures
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`|<!--.*?-->", re.MULTILINE | re.DOTALL)
 CITING = ("dp", "conf", "docs", "scripts")
 
@@ -48,7 +48,7 @@ def test_every_relative_link_leads_to_a_file_and_an_anchor(path):
 
 def test_the_index_leads_to_every_page():
     there = {link.partition("#")[0] for link in links((DOCS / "index.md").read_text())}
-    assert {path.name for path in DOCS.glob("*.md")} - {"index.md"} <= there
+    assert {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} - {"index.md"} <= there
 
 
 def sources() -> list[Path]:
@@ -108,26 +108,29 @@ def test_nothing_cites_a_note_that_is_not_in_the_repository():
     assert not left
 
 
-FINDINGS = (DOCS / "findings.md").read_text()
+FINDINGS = {
+    path.relative_to(DOCS).as_posix(): path.read_text()
+    for path in (DOCS / "findings.md", DOCS / "findings" / "claims.md")
+}
+QUOTED = [(name, *line) for name, page in FINDINGS.items() for _, lines in figures.blocks(page) for line in lines]
 
 
-def test_every_figure_of_the_findings_names_its_source():
-    for text, lines in figures.blocks(FINDINGS):
+@pytest.mark.parametrize("name", FINDINGS)
+def test_every_figure_of_the_findings_names_its_source(name):
+    for text, lines in figures.blocks(FINDINGS[name]):
         unsaid = figures.quoted(text) - {figure for figure, _ in lines}
         assert not unsaid, f"{unsaid} in {text.strip()[-200:]!r}"
     assert figures.quoted("about 5.2 points (+1.6 to 9 %), `x=.5`, 32/255, t = .1") == {"5.2", "+1.6", "9", ".1"}
 
 
-@pytest.mark.parametrize(
-    ("figure", "source"), [line for _, lines in figures.blocks(FINDINGS) for line in lines], ids=lambda text: text[:60]
-)
-def test_a_figure_of_the_findings_is_what_its_source_says(figure, source):
-    found = figures.value(source, figures.runs(FINDINGS))
+@pytest.mark.parametrize(("name", "figure", "source"), QUOTED, ids=[f"{line[0]}: {line[2]}"[:70] for line in QUOTED])
+def test_a_figure_of_the_findings_is_what_its_source_says(name, figure, source):
+    found = figures.value(source, figures.runs(FINDINGS[name]))
     assert found is None or figures.agrees(figure, found), f"quoted {figure}, found {found}"
 
 
 def test_a_wrong_figure_would_be_found():
-    named = figures.runs(FINDINGS)
+    named = figures.runs(FINDINGS["findings.md"])
     assert not figures.agrees("5.3", figures.value("official-released - official-uniform robust.vote", named) or 0)
     assert figures.agrees("-.5", -0.52)
     assert not figures.agrees("-.5", -0.56)

@@ -148,6 +148,9 @@ SLOW = {
         test_sound_run_passes
         test_state_outside_the_ball
     """,
+    "commands/test_tables.py": """
+        test_the_committed_tables_come_from_the_committed_runs
+    """,
     "contracts/test_declared.py": """
         test_a_declaration_is_no_argument_and_in_no_key
         test_a_purifier_that_names_its_gradient_lacks_no_surrogate
@@ -350,6 +353,7 @@ SLOW = {
         test_what_a_protocol_scales_does_not_depend_on_the_command
         test_what_digits_scale_stands_beside_the_values_for_cifar10
     """,
+    "runs/test_cells.py": "*",
     "runs/test_configs.py": """
         test_attacks_that_add_to_a_protocols_own
         test_a_preset_and_the_same_command_share_a_folder

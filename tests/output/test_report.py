@@ -6,6 +6,7 @@ import math
 import pytest
 from rich.console import Console
 
+from dp.output.beside import beside_published
 from dp.output.published import published_lines, published_rows
 from dp.output.report import caveat_lines, clock, fact_lines, gradient_words, padding_lines, show, warnings, work_line
 from dp.output.row_table import cells, row_table, row_tables
@@ -142,6 +143,38 @@ def test_published_row_of_the_main_result(eps):
 )
 def test_published_rows_by_method_and_setting(method, settings, printed):
     assert {(row["table"], row["robust"]) for row in published_rows(config(purifier=method, **settings))} == printed
+
+
+def test_a_row_with_a_noise_time_is_printed_beside_runs_with_this_time_alone():
+    setting = config(purifier="diffpure", dataset="imagenet", classifier="resnet50")
+    for t, printed in ((0.3, ["48.24"]), (0.15, [])):
+        setting["purifier"]["t"] = t
+        assert [row["robust"] for row in published_rows(setting)] == printed
+
+
+def test_a_run_stands_beside_its_published_row_by_the_papers_rule_and_two_others():
+    found = summary(robust=41.2)
+    for side in ("standard", "robust"):
+        found[side]["mean_logits"] = figure(found[side]["single"]["value"] + 1, draws=20)
+    (table,), honest = beside_published(found)
+    shown = text(table)
+    assert "beside arXiv 2503.01407, Table 1, Ours" in shown
+    lines = {line.strip().split("  ")[0]: line.split() for line in shown.splitlines() if "." in line}
+    assert lines["published"][1:] == ["93.16±0.21", "59.38±1.25"]
+    assert lines["mean logits of 20 *"][5:] == ["94.16±1.25", "+1.00", "42.20±1.25", "-17.18", "38.0", "-", "46.3"]
+    assert lines["single sample"][2:6] == ["93.16±1.25", "+0.00", "41.20±1.25", "-18.18"]
+    assert lines["vote of 20"][3:7] == ["93.66±1.25", "+0.50", "41.70±1.25", "-17.68"]
+    assert len(honest) == 1
+    assert "protocol=strict" in honest[0]
+
+
+def test_a_row_without_a_robust_figure_has_no_difference_and_other_runs_stand_alone():
+    (table,), _ = beside_published(summary(purifier="lorid"))
+    assert "-" in text(table).split("published")[1].splitlines()[0]
+    assert beside_published(summary(dataset="digits")) == ([], [])
+    strict = summary()
+    strict["config"]["choices"]["protocol"] = "strict"
+    assert beside_published(strict)[1] == []
 
 
 @pytest.mark.parametrize(

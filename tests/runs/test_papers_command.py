@@ -75,6 +75,9 @@ def test_from_public_files_to_the_row(cache, monkeypatch, capsys):
     assert (code, err) == (0, "")
     assert "cifar10 / hetero (version 2) / pgd_eot, linf 8/255" in out
     assert "published (arXiv 2503.01407, Table 1, Ours): standard 93.16±0.21, robust 59.38±1.25" in out
+    for words in ("beside arXiv 2503.01407, Table 1, Ours", "mean logits of 2 *", "single sample", "vote of 2"):
+        assert words in out
+    assert "the honest one is strict" in " ".join(out.split())
     folder = Path(out.strip().splitlines()[-1].removeprefix("results: "))
     rows = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
     ids = sorted(fixed_ids(10_000, 3).tolist())
