@@ -13,6 +13,7 @@ FIGURES = {
     "fig7_sweeps": "Figure 7: hetero over tau, and over t_l and t_s",
     "fig8_cost": "Figure 8: time and peak memory over U",
     "fig9_distances": "Figure 9: distance from the original image in feature space",
+    "convergence": "accuracy over the budget that the attack spent",
     "eps": "accuracy over the attacker's budget",
     "samples": "worst of m samples, and vote of k samples",
     "standard_robust": "standard against robust accuracy of all archived defenses",

@@ -45,7 +45,7 @@ def _tradeoff(axis: Axes, data: Data) -> None:
         look = style.series(k) | ({"linestyle": "none"} if name == "pairs" else {})
         axis.plot(standard, robust, **look, label=words, markersize=6, mfc="none")
     for t, x, y in zip(data["t"], data["t_standard"][:, 0], data["t_robust"][:, 0], strict=True):
-        aside, side = ((8, 0), "left") if x > 99 else ((-8, 0), "right")
+        aside, side = ((8, 0), "left") if x > 99 or x < 80 else ((-8, 0), "right")
         axis.annotate(f"t = {t:.2g}", (x, y), aside, textcoords="offset points", fontsize=8, ha=side, va="center")
     axis.set(xlabel="standard accuracy (%)", ylabel="robust accuracy (%)", title="the trade-off", xlim=(None, 104))
     axis.set_xticks(range(75, 101, 5))

@@ -14,16 +14,26 @@ COMMAND = "python scripts/studies/figure_data.py"
 Data = Mapping[str, np.ndarray]
 
 
+def path_of(name: str, folder: Path = FOLDER) -> Path:
+    """The file of a figure."""
+    return folder / f"{name}.npz"
+
+
+def todo(name: str) -> str:
+    """How the file of a figure comes, in words."""
+    return f"in a checkout, {COMMAND} {name} --write measures it"
+
+
 def read(name: str, folder: Path = FOLDER) -> dict[str, np.ndarray]:
     """The arrays of a figure. Raises ValueError in one line where its file is missing or torn."""
-    path, todo = folder / f"{name}.npz", f"{COMMAND} {name} --write measures it, in a checkout"
+    path = path_of(name, folder)
     if not path.exists():
-        raise ValueError(f"need {path}, got no such file: {todo}")
+        raise ValueError(f"need {path}, got no such file: {todo(name)}")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"need {path} as the study writes it, got {error}: {todo}") from None
+        raise ValueError(f"need {path} as the study writes it, got {error}: {todo(name)}") from None
 
 
 def packed(arrays: Data) -> bytes:

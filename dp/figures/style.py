@@ -48,8 +48,9 @@ def sheet(width: float, height: float, rows: int = 1, columns: int = 1, **more: 
 
 
 def spread(points: Any) -> Any:
-    """The lengths (2,N) of error bars of points (N,3): value, low, high."""
-    return abs(points[:, 1:] - points[:, :1]).T
+    """The lengths (2,N) of error bars of points (N,3): value, low, high. A value outside has none on its side."""
+    value, low, high = points.T
+    return (value - low).clip(0), (high - value).clip(0)
 
 
 def errorbars(axis: Axes, x: Any, points: Any, k: int, **more: Any) -> None:

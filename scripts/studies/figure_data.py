@@ -29,6 +29,7 @@ MEASURES: dict[str, Callable[[], dict[str, np.ndarray]]] = {
     "fig7_sweeps": figure_runs.fig7_sweeps,
     "fig8_cost": functools.partial(figure_cost.measured, figure_cost.CELLS),
     "fig9_distances": figure_images.fig9_distances,
+    "convergence": figure_runs.convergence,
     "eps": figure_runs.eps,
     "samples": figure_runs.samples,
     "standard_robust": figure_runs.standard_robust,

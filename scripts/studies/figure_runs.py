@@ -4,7 +4,9 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
+import convergence as study
 import numpy as np
+import pandas as pd
 import sweeps
 import worklist
 from cells import RESULTS
@@ -102,6 +104,11 @@ def standard_robust() -> dict[str, np.ndarray]:
         "runs": np.array([key for key, _ in runs]),
         "about": np.array("digits, linf 32/255, protocol strict; bars: 95 %"),
     }
+
+
+def convergence() -> dict[str, np.ndarray]:
+    """The cells of `scripts/studies/convergence.py`, from its table."""
+    return study.curves(pd.read_csv(study.TABLE).to_dict("records"))
 
 
 EPS = "python run.py -m purifier=hetero,diffpure threat_model.eps=8/255,16/255,24/255,32/255,48/255 protocol.seeds=[2024]"

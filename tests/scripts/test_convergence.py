@@ -74,6 +74,11 @@ def test_strict_says_what_its_converged_budget_takes():
     assert composed("+experiment=digits/strict")["protocol"]["facts"] is None
 
 
-def test_figure_of_some_cells(tmp_path):
-    convergence.draw(tmp_path / "a.png", lines(lambda b, d: 70.0 - b.cost)[:7])
-    assert (tmp_path / "a.png").stat().st_size > 10_000
+def test_every_cell_is_a_point_of_its_curves():
+    """The first budget is the start of all four families."""
+    found = convergence.curves(lines(lambda b, d: 70.0 - b.cost)[:5])
+    assert (found["defense"].tolist(), found["family"].tolist()) == ([0] * 8, [0, 0, 1, 1, 2, 2, 3, 3])
+    assert set(found["robust"][:, 0]) == {69.0, 66.0, 62.0}
+    data = found | {"robust": found["robust"] + [0, -1, 1]}
+    (axis, *_) = drawn(data).axes
+    assert [len(line.get_xdata()) for line in axis.get_lines() if line.get_label() == "_nolegend_"] or axis.containers
