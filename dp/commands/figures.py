@@ -174,11 +174,11 @@ def _lines_per_step(axis, rows: list[dict], name: str) -> None:
     for dt, color in zip(sorted({row["dt"] for row in rows}, reverse=True), STEP_COLORS, strict=True):
         is_diffpure = dt == DIFFPURE_DT
         label = f"dt = {dt:g}" + (", DiffPure's" if is_diffpure else "")
-        for dtype, style in (("float64", "-"), ("float32", "o")):
+        for dtype, look in (("float64", "-"), ("float32", "o")):
             points = [row for row in rows if (row["dtype"], row["dt"]) == (dtype, dt)]
             ends, values = [row["end"] for row in points], [row[name] for row in points]
-            line = {"label": label, "linewidth": 2.4 if is_diffpure else 1.2} if style == "-" else {"mfc": "none"}
-            axis.plot(ends, values, style, color=color, markersize=5, **line)
+            line = {"label": label, "linewidth": 2.4 if is_diffpure else 1.2} if look == "-" else {"mfc": "none"}
+            axis.plot(ends, values, look, color=color, markersize=5, **line)
     diffpure = ("float64", DIFFPURE_DT, DIFFPURE_END)
     (value,) = (row[name] for row in rows if (row["dtype"], row["dt"], row["end"]) == diffpure)
     axis.plot(DIFFPURE_END, value, "o", color=ROBUST, markersize=9)

@@ -29,5 +29,5 @@ def draw(data: Data) -> Figure:
         axis.grid(True, axis="both")
     axes[0].set_ylabel("robust accuracy, average of 20 (%)")
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
-    figure.suptitle(str(data["about"]))
+    style.head(figure, str(data["about"]))
     return figure

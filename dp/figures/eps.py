@@ -21,5 +21,5 @@ def draw(data: Data) -> Figure:
     axis.set(xlabel="eps, of 255", ylabel="accuracy, average of 20 samples (%)", ylim=(-2, 102))
     axis.grid(True)
     axis.legend(fontsize=8)
-    figure.suptitle(str(data["about"]))
+    style.head(figure, str(data["about"]))
     return figure

@@ -34,5 +34,5 @@ def draw(data: Data) -> Figure:
                 axis.set_xlabel(text, fontsize=8, labelpad=2)
         for axis, column in zip(axes[0], COLUMNS, strict=True):
             axis.set_title(column, fontsize=9)
-    figure.suptitle(str(data["about"]))
+    style.head(figure, str(data["about"]))
     return figure

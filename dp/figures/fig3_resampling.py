@@ -9,9 +9,9 @@ FORMS = ("multi", "single")
 
 
 def draw(data: Data) -> Figure:
-    """Left: the difference across the border of the hole over U. Right: two images, by form and U.
+    """Left: how visible the border of the hole is, over U. Right: two images, by form and U.
 
-    `jumps` (U,); `<form>_seam` (U,3) with intervals, of 255 levels; `<form>_pictures` (U,2,H,W,3) uint8;
+    `jumps` (U,); `<form>_seam` (U,3) with intervals; `<form>_pictures` (U,2,H,W,3) uint8;
     `<form>_nfe` (U,); `original` (2,H,W,3) and `original_seam` (3,).
     """
     jumps = data["jumps"].tolist()
@@ -25,8 +25,8 @@ def draw(data: Data) -> Figure:
     value, low, high = data["original_seam"]
     axis.axhspan(low, high, color=style.GRAY, alpha=0.15, linewidth=0)
     axis.axhline(value, color=style.GRAY, linewidth=1, linestyle=":", label="the original images")
-    axis.set(xlabel="U", ylabel="difference across the border of the hole, of 255", xticks=jumps, ylim=(0, None))
-    axis.legend(loc="lower right", title="numbers: network evaluations")
+    axis.set(xlabel="U", ylabel="step across the border / steps beside it", xticks=jumps)
+    axis.legend(loc="upper right", title="numbers: network evaluations")
     axes = right.subplots(4, len(jumps) + 1)
     for k, form in enumerate(FORMS):
         for image in range(2):
@@ -39,5 +39,5 @@ def draw(data: Data) -> Figure:
             line[0].set_ylabel(f"{form}-step")
     for one, title in zip(axes[0], ["original", *(f"U = {jump}" for jump in jumps)], strict=True):
         one.set_title(title)
-    figure.suptitle(str(data["about"]))
+    style.head(figure, str(data["about"]))
     return figure

@@ -36,5 +36,5 @@ def draw(data: Data) -> Figure:
         handles += axes[0].plot([], [], **look, mfc="white" if marker == "o" else style.GRAY)
         words.append(text)
     figure.legend(handles, words, loc="outside lower center", ncols=6)
-    figure.suptitle(str(data["about"]))
+    style.head(figure, str(data["about"]))
     return figure

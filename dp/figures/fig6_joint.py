@@ -28,5 +28,5 @@ def draw(data: Data) -> Figure:
     axes[0].set_ylabel("second component")
     handles, words = axes[0].get_legend_handles_labels()
     figure.legend(handles, [f"{text} (lines: density of originals)" if k == 0 else text for k, text in enumerate(words)], loc="outside lower center", ncols=2)  # fmt: skip  # noqa: E501
-    figure.suptitle(str(data["about"]))
+    style.head(figure, str(data["about"]))
     return figure

@@ -1,4 +1,4 @@
-"""Figure 7: hetero over the threshold of its mask, and over its two noise times; and the trade-off of both purifiers."""
+"""Figure 7: hetero over the threshold of its mask and over its two noise times, and the trade-off of two purifiers."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ def draw(data: Data) -> Figure:
     left.legend(loc="center right")
     _map(figure, middle, data)
     _tradeoff(right, data)
-    figure.suptitle(str(data["about"]))
+    style.head(figure, str(data["about"]))
     return figure
 
 

@@ -28,7 +28,7 @@ class Cost(NamedTuple):
 def cost(data: Data, resampling: str, memory: str, jump: int) -> Cost:
     """The cost at U = `jump`: as measured, or from the line through the two largest U that were measured.
 
-    With single-step resampling U changes no number of network evaluations; between two measured U it is their line.
+    Single-step resampling has the same network calls at every U, so the largest measured one stands for the others.
     `data`: `resampling`, `memory`, `jump`, `seconds` and `megabytes` (N,), one entry for each measurement.
     """
     own = (data["resampling"] == resampling) & (data["memory"] == memory)
@@ -38,6 +38,8 @@ def cost(data: Data, resampling: str, memory: str, jump: int) -> Cost:
     if jump in jumps:
         at = jumps.tolist().index(jump)
         return Cost(float(sides[0][at]), float(sides[1][at]), True)
+    if resampling == "single":
+        return Cost(float(sides[0][-1]), float(sides[1][-1]), True)
     (a, b), pairs = jumps[-2:], [side[-2:] for side in sides]
     found = [float(low + (high - low) * (jump - a) / (b - a)) for low, high in pairs]
     return Cost(found[0], found[1], bool(jump < b))

@@ -24,5 +24,5 @@ def draw(data: Data) -> Figure:
     axis.set(xticks=places, xticklabels=names, ylabel="distance from the original's features, l2")
     axis.set_ylim(0, 1.15 * max(float(data[side].max()) for side in HATCHES))
     axis.legend(loc="upper right")
-    figure.suptitle(str(data["about"]))
+    style.head(figure, str(data["about"]))
     return figure

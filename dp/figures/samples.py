@@ -20,9 +20,11 @@ def draw(data: Data) -> Figure:
             look = style.series(k)
             axis.fill_between(counts, curve[:, 1], curve[:, 2], color=look["color"], alpha=0.08, linewidth=0)
             axis.plot(counts, curve[:, 0], **look, markevery=(k, 5), markersize=5, label=name)
-        axis.set(title=title, xlabel=title.split()[2] + ", the number of samples of an image", xticks=(1, 5, 10, 15, 20))
+        axis.set(
+            title=title, xlabel=title.split()[2] + ", the number of samples of an image", xticks=(1, 5, 10, 15, 20)
+        )
         axis.grid(True)
     axes[0].set(ylabel="robust accuracy (%)", ylim=(0, 100))
     axes[0].legend(loc="upper right")
-    figure.suptitle(str(data["about"]))
+    style.head(figure, str(data["about"]))
     return figure

@@ -24,7 +24,7 @@ def draw(data: Data) -> Figure:
     axis.set(xlabel="standard accuracy, average of 20 samples (%)", ylabel="robust accuracy, average of 20 samples (%)")
     axis.grid(True, axis="both")
     _list(words, data, order.tolist())
-    figure.suptitle(str(data["about"]))
+    style.head(figure, str(data["about"]))
     return figure
 
 

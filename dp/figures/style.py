@@ -1,5 +1,6 @@
 """How figures look: they can be told apart in gray and by the color-blind, and the same data give the same bytes."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ RC = {
     "savefig.dpi": 130,
 }
 NO_DATES: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+LETTERS = 12.5  # of a title in an inch
 INK = 0.5  # of a color map: cells above it are bright, so that their text is black
 
 
@@ -45,6 +47,11 @@ def sheet(width: float, height: float, rows: int = 1, columns: int = 1, **more: 
     """A figure of so many inches, and its axes (rows,columns) as an array."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **more)
+
+
+def head(figure: Figure, text: str) -> None:
+    """The words above a figure, in lines that fit its width."""
+    figure.suptitle(textwrap.fill(text, int(LETTERS * figure.get_figwidth())))
 
 
 def spread(points: Any) -> Any:

@@ -44,7 +44,7 @@ def figure(runs: Sequence[dict]) -> Figure | None:
         made = _maps(values, points, keys)
     else:
         made = _list([" ".join(f"{k}={v}" for k, v in cell.items()) for cell in cells], points)
-    made.suptitle(_title(done[0]["summary"], len(runs) - len(done)))
+    style.head(made, _title(done[0]["summary"], len(runs) - len(done)))
     return made
 
 
@@ -66,8 +66,13 @@ def _title(summary: dict, failed: int) -> str:
     rule, *_ = headline(summary)
     words = [choices[part] for part in ("dataset", "purifier", "attack")]
     words += [f"{config['threat_model']['norm']} {config['threat_model']['eps']}", f"protocol {choices['protocol']}"]
-    words += [f"{summary['standard'][rule]['n']} images", f"{len(summary['per_seed'])} seeds", f"rule {rule}", "bars: 95 %"]
-    return ", ".join(words) + (f"\n{failed} of the runs failed or are not finished" if failed else "")
+    words += [
+        f"{summary['standard'][rule]['n']} images",
+        f"{len(summary['per_seed'])} seeds",
+        f"rule {rule}",
+        "bars: 95 %",
+    ]
+    return ", ".join(words) + (f"; {failed} of the runs failed or are not finished" if failed else "")
 
 
 def _curves(x: np.ndarray, points: np.ndarray, key: str) -> Figure:

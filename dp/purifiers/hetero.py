@@ -48,9 +48,10 @@ def purify(
     orientation as Eq. 8 and Alg. 1 print it (deviation 1: orientation of the mask). `resample_stage2`: resample after
     every step, as Alg. 1 prints it (deviation 20: which steps are resampled). `resampling`: `single` is the paper's, by
     one jump; `multi` is RePaint's (Lugmayr et al. 2022, Alg. 1), which makes every step of stage 1 `jump` times and
-    goes back up by one step in between (deviation 170: multi-step resampling). `random_mask`: a control of ours, as many
-    pixels at random places. `clamp`: see `to_01`. `mask_grad`, `temperature`: what an attacker may use in place of the
-    mask's derivative, see `masked`. `on_step(i, sigma, z, x0)` is called after the first denoiser call of every step.
+    goes back up by one step in between (deviation 170: multi-step resampling). `random_mask`: a control of ours, as
+    many pixels at random places. `clamp`: see `to_01`. `mask_grad`, `temperature`: what an attacker may use in place of
+    the mask's derivative, see `masked`. `on_step(i, sigma, z, x0)` is called after the first denoiser call of every
+    step.
     Raises ValueError for values outside these ranges, and for a random mask with another `mask_grad` than `constant`.
     """
     _check(t_l, t_s, jump, random_mask, mask_grad)

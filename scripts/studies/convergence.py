@@ -150,8 +150,12 @@ def curves(lines: list[dict]) -> dict[str, np.ndarray]:
         if (defense, *budget) in by_cell
     ]
     ends = [(one["taken"] - one["taken_high"], one["taken"] - one["taken_low"]) for *_, one in cells]
-    points = [(one["robust"], one["robust"] + a, one["robust"] + b) for (*_, one), (a, b) in zip(cells, ends, strict=True)]
-    about = "strict on 64 digits, one seed: accuracy over the attack's budget; bars: paired 95 % interval of the points "
+    points = [
+        (one["robust"], one["robust"] + a, one["robust"] + b) for (*_, one), (a, b) in zip(cells, ends, strict=True)
+    ]
+    about = (
+        "strict on 64 digits, one seed: accuracy over the attack's budget; bars: paired 95 % interval of the points "
+    )
     return {
         "defenses": np.array(list(DEFENSES)),
         "families": np.array(list(FAMILIES)),

@@ -38,7 +38,7 @@ IMAGES, BACKGROUND, SAMPLES = 32, 256, 4  # images that are attacked; images who
 PATHS = (0, 1, 4)  # the images whose paths are shown
 GRID = 48  # points of a side of a density
 SIDE, PLACES = 16, slice(8, 24)  # of the hole in a canvas
-HOLES, HOLE_STEPS, HOLE_TIME = 12, 15, 0.8
+HOLES, HOLE_STEPS, HOLE_TIME, HOLE_END = 24, 16, 0.8, 0.05
 JUMPS = (1, 5, 10, 20)
 ABOUT = f"digits, linf 32/255, PGD {ITERATIONS} x EOT {EOT} through each defense's exact gradient, {IMAGES} images"
 
@@ -140,12 +140,19 @@ class Hole(nn.Module):
 
 
 def seam(x: Tensor) -> Tensor:
-    """The mean difference (B,) of neighbors on both sides of the hole's border, of images (B,C,H,W), times 255."""
+    """How visible the border of the hole is in images (B,C,H,W): (B,), about 1 where nothing shows it.
+
+    It is the mean difference of neighbors across the border, over that of the next pairs on both sides of it.
+    """
     first, last = PLACES.start, PLACES.stop
-    pairs = [(first - 1, first), (last - 1, last)]
-    lines = [(x[..., a, PLACES] - x[..., b, PLACES]).abs().mean(dim=(1, 2)) for a, b in pairs]
-    lines += [(x[..., PLACES, a] - x[..., PLACES, b]).abs().mean(dim=(1, 2)) for a, b in pairs]
-    return 255 * torch.stack(lines).mean(dim=0)
+    across, beside = [first - 1, last - 1], [first - 2, first, last - 2, last]
+
+    def steps(places: list[int]) -> Tensor:
+        rows = [(x[..., a, PLACES] - x[..., a + 1, PLACES]).abs().mean(dim=(1, 2)) for a in places]
+        columns = [(x[..., PLACES, a] - x[..., PLACES, a + 1]).abs().mean(dim=(1, 2)) for a in places]
+        return torch.stack([*rows, *columns]).mean(dim=0)
+
+    return steps(across) / steps(beside)
 
 
 def fig3_resampling(jumps: Sequence[int] = JUMPS, holes: int = HOLES) -> dict[str, np.ndarray]:
@@ -153,7 +160,7 @@ def fig3_resampling(jumps: Sequence[int] = JUMPS, holes: int = HOLES) -> dict[st
     evaluation = build(compose.composed("dataset=canvas", "purifier=hetero", f"protocol.images={holes}"))
     denoiser, (ids, x, _) = evaluation.arms["defended"].scored.denoiser, evaluation.subset
     assert denoiser is not None
-    given = {"t_l": HOLE_TIME, "t_s": HOLE_TIME / HOLE_STEPS, "tau": 0.5, "steps": HOLE_STEPS, "phi": "minmax"}
+    given = {"t_l": HOLE_TIME, "t_s": HOLE_END, "tau": 0.5, "steps": HOLE_STEPS, "phi": "minmax"}
     arrays = {"jumps": np.array(jumps), "original": bytes_of(x[:2]), "original_seam": _interval(seam(x))}
     for resampling in ("single", "multi"):
         seams, pictures, nfe = [], [], []
@@ -167,7 +174,8 @@ def fig3_resampling(jumps: Sequence[int] = JUMPS, holes: int = HOLES) -> dict[st
             nfe.append(denoiser.nfe)
         arrays |= {f"{resampling}_seam": np.array(seams), f"{resampling}_pictures": np.array(pictures)}
         arrays[f"{resampling}_nfe"] = np.array(nfe)
-    about = f"canvas, middle {SIDE} x {SIDE} drawn anew from noise at t = {HOLE_TIME}, {HOLE_STEPS} steps, {holes} images; bars: 95 %"
+    about = f"canvas: the middle {SIDE} x {SIDE} pixels drawn anew from noise at t = {HOLE_TIME}, {HOLE_STEPS} steps, "
+    about += f"{holes} images; bars: 95 %"
     return arrays | {"about": np.array(about)}
 
 
@@ -217,7 +225,7 @@ def fig6_joint() -> dict[str, np.ndarray]:
         found = [((features(name)[which].double() - mean) @ axes).flatten(0, 1).numpy() for name in METHODS]
         arrays[side] = np.array(found)
     every = np.concatenate([flat, *arrays["attacked"]])
-    x, y = (np.linspace(every[:, k].min(), every[:, k].max(), GRID) for k in (0, 1))
+    x, y = (np.linspace(every[:, k].min() - 1, every[:, k].max() + 1, GRID) for k in (0, 1))
     density = gaussian_kde(flat.T)(np.stack(np.meshgrid(x, y)).reshape(2, -1)).reshape(GRID, GRID)
     about = f"first two principal components of the features of 512 clean images, and {SAMPLES} samples each; {ABOUT}"
     return arrays | {"x": x, "y": y, "density": density, "about": np.array(about)}

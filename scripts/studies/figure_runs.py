@@ -111,7 +111,9 @@ def convergence() -> dict[str, np.ndarray]:
     return study.curves(pd.read_csv(study.TABLE).to_dict("records"))
 
 
-EPS = "python run.py -m purifier=hetero,diffpure threat_model.eps=8/255,16/255,24/255,32/255,48/255 protocol.seeds=[2024]"
+EPS = (
+    "python run.py -m purifier=hetero,diffpure threat_model.eps=8/255,16/255,24/255,32/255,48/255 protocol.seeds=[2024]"
+)
 
 
 def eps() -> dict[str, np.ndarray]:
@@ -125,7 +127,9 @@ def eps() -> dict[str, np.ndarray]:
         if summary is None:
             continue
         config = summary["config"]
-        rest = {k: v for k, v in config.items() if k not in ("threat_model", "choices", "dataset", *config["key_ignores"])}
+        rest = {
+            k: v for k, v in config.items() if k not in ("threat_model", "choices", "dataset", *config["key_ignores"])
+        }
         same = digest_of(rest | {"grad": config["threat_model"]["grad"], "norm": config["threat_model"]["norm"]})
         groups.setdefault(same, []).append((_fraction(config["threat_model"]["eps"]), path.parent.name, summary))
     found = [sorted(runs, key=lambda run: run[0]) for runs in groups.values() if len({e for e, *_ in runs}) >= 3]

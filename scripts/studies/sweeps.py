@@ -8,7 +8,6 @@ figure_data.py.
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import outputs

@@ -146,7 +146,7 @@ def test_hetero_two_steps_by_hand():
 
 
 def test_multi_step_resampling_by_hand():
-    """RePaint's Algorithm 1 in variance-preserving coordinates: the step of stage 1 three times, and up between them."""
+    """RePaint's Algorithm 1 in variance-preserving coordinates: stage 1's step three times, and up between them."""
     betas = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
     abar = torch.cumprod(1 - betas, 0)
     noises = [
@@ -177,7 +177,7 @@ def test_multi_step_resampling_by_hand():
 
 @pytest.mark.parametrize("wrong", [{"jump": 0}, {"resample_stage2": True}, {"resampling": "both"}])
 def test_multi_step_resampling_refuses(wrong):
-    with pytest.raises(ValueError, match="need (jump >= 1 and resample_stage2=false|resampling among single, multi)"):
+    with pytest.raises(ValueError, match=r"need (jump >= 1 and resample_stage2=false|resampling among single, multi)"):
         hetero.purify(
             half_bright(), Gaussian(), Taps(), Streams([0], 0, "a"), **{**HETERO, "resampling": "multi", **wrong}
         )
