@@ -214,6 +214,12 @@ def fig4_paths() -> dict[str, np.ndarray]:
     }
 
 
+def density_of(points: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The density of points (N,2) on a grid x (G,), y (G,) around `shown` (M,2): x, y and (G,G)."""
+    x, y = (np.linspace(shown[:, k].min() - 1, shown[:, k].max() + 1, GRID) for k in (0, 1))
+    return x, y, gaussian_kde(points.T)(np.stack(np.meshgrid(x, y)).reshape(2, -1)).reshape(GRID, GRID)
+
+
 def fig6_joint() -> dict[str, np.ndarray]:
     """The plane of the first two principal components of clean features: densities of originals, purified samples."""
     original = pooled(attacked("hetero").model.classifier, digits(512).x).double()
@@ -225,8 +231,7 @@ def fig6_joint() -> dict[str, np.ndarray]:
         found = [((features(name)[which].double() - mean) @ axes).flatten(0, 1).numpy() for name in METHODS]
         arrays[side] = np.array(found)
     every = np.concatenate([flat, *arrays["attacked"]])
-    x, y = (np.linspace(every[:, k].min() - 1, every[:, k].max() + 1, GRID) for k in (0, 1))
-    density = gaussian_kde(flat.T)(np.stack(np.meshgrid(x, y)).reshape(2, -1)).reshape(GRID, GRID)
+    x, y, density = density_of(flat, every)
     about = f"first two principal components of the features of 512 clean images, and {SAMPLES} samples each; {ABOUT}"
     return arrays | {"x": x, "y": y, "density": density, "about": np.array(about)}
 
