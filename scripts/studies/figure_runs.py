@@ -102,7 +102,7 @@ def standard_robust() -> dict[str, np.ndarray]:
         "robust": np.array([point(s["robust"]["average"]) for _, s in runs]),
         "images": np.array([s["robust"]["average"]["n"] for _, s in runs]),
         "runs": np.array([key for key, _ in runs]),
-        "about": np.array("digits, linf 32/255, protocol strict; bars: 95 %"),
+        "about": np.array(f"digits, linf 32/255, protocol strict, {_sizes(s for _, s in runs)}; bars: 95 %"),
     }
 
 
