@@ -1,5 +1,7 @@
 """Figure 3: the seam of an inpainting over U, by RePaint's multi-step and by the paper's single-step resampling."""
 
+from typing import Any
+
 from matplotlib.figure import Figure
 
 from dp.figures import style
@@ -16,7 +18,8 @@ def draw(data: Data) -> Figure:
     """
     jumps = data["jumps"].tolist()
     figure = Figure(figsize=(12.5, 5.2), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.6))
+    parts: Any = figure.subfigures(1, 2, width_ratios=(1, 1.6))
+    left, right = parts
     axis = left.subplots()
     for k, form in enumerate(FORMS):
         style.errorbars(axis, [j + 0.15 * k for j in jumps], data[f"{form}_seam"], k + 1, label=f"{form}-step")

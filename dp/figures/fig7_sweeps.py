@@ -42,7 +42,8 @@ def _map(figure: Figure, axis: Axes, data: Data) -> None:
 def _tradeoff(axis: Axes, data: Data) -> None:
     for k, name, words in ((2, "pairs", "hetero, over t_l and t_s"), (1, "t", "uniform, over t")):
         standard, robust = (data[f"{name}_{side}"][:, 0] for side in ("standard", "robust"))
-        look = style.series(k) | ({"linestyle": "none"} if name == "pairs" else {})
+        look = style.series(k)
+        look["linestyle"] = "none" if name == "pairs" else look["linestyle"]
         axis.plot(standard, robust, **look, label=words, markersize=6, mfc="none")
     for t, x, y in zip(data["t"], data["t_standard"][:, 0], data["t_robust"][:, 0], strict=True):
         aside, side = ((8, 0), "left") if x > 99 or x < 80 else ((-8, 0), "right")

@@ -4,6 +4,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.style import context
@@ -72,7 +73,7 @@ def heat(axis: Axes, grid: Any, low: Any = None, high: Any = None) -> Any:
         text = f"{value:.1f}"
         if low is not None:
             text += f"\n{low[row, column]:.0f} to {high[row, column]:.0f}"
-        color = "black" if shown.norm(value) > INK else "white"
+        color = "black" if float(shown.norm(np.array(value))) > INK else "white"  # pyright: ignore[reportArgumentType]
         axis.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
     axis.grid(False)
     return shown
