@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from dp.figures import style
 from dp.figures.stored import Data
@@ -13,12 +14,15 @@ from dp.figures.stored import Data
 JUMPS = (1, 5, 10, 15, 20)
 CURVES = (("multi", "store"), ("multi", "recompute"), ("single", "store"), ("single", "recompute"))
 WORDS = {"store": "all activations kept", "recompute": "activation checkpointing"}
-QUANTITIES = {"seconds": "CPU time of one gradient (s)", "gigabytes": "peak memory of one gradient (GB)"}
+QUANTITIES = {
+    "seconds": ("CPU time of one gradient (s)", (20, 50, 100, 200, 400)),
+    "gigabytes": ("memory of one gradient at its peak (GB)", (0.2, 0.5, 1, 2, 5, 10)),
+}
 LIMIT = 16.0  # GB
 
 
 class Cost(NamedTuple):
-    """What one gradient takes. `measured`: False where it is extrapolated from smaller U."""
+    """What one gradient takes. `measured`: at this U; else it is computed from other U."""
 
     seconds: float
     gigabytes: float
@@ -33,16 +37,13 @@ def cost(data: Data, resampling: str, memory: str, jump: int) -> Cost:
     """
     own = (data["resampling"] == resampling) & (data["memory"] == memory)
     order = np.argsort(data["jump"][own])
-    jumps = data["jump"][own][order]
-    sides = [data["seconds"][own][order], data["megabytes"][own][order] / 1000]
-    if jump in jumps:
-        at = jumps.tolist().index(jump)
-        return Cost(float(sides[0][at]), float(sides[1][at]), True)
-    if resampling == "single":
-        return Cost(float(sides[0][-1]), float(sides[1][-1]), True)
+    jumps = data["jump"][own][order].tolist()
+    sides = [data[name][own][order].astype(float) / unit for name, unit in (("seconds", 1), ("megabytes", 1000))]
+    if jump in jumps or resampling == "single":
+        at = jumps.index(jump) if jump in jumps else -1
+        return Cost(*(float(side[at]) for side in sides), jump in jumps)
     (a, b), pairs = jumps[-2:], [side[-2:] for side in sides]
-    found = [float(low + (high - low) * (jump - a) / (b - a)) for low, high in pairs]
-    return Cost(found[0], found[1], bool(jump < b))
+    return Cost(*(float(low + (high - low) * (jump - a) / (b - a)) for low, high in pairs), False)
 
 
 def saved(data: Data, jump: int = 20, memory: str = "store") -> tuple[float, float]:
@@ -52,20 +53,24 @@ def saved(data: Data, jump: int = 20, memory: str = "store") -> tuple[float, flo
 
 
 def draw(data: Data) -> Figure:
-    """Left: seconds. Right: gigabytes, with the limit of 16 GB. Dashed and hollow: extrapolated."""
-    figure, (axes,) = style.sheet(10.5, 4.6, 1, 2)
+    """Left: seconds. Right: gigabytes, with the limit of 16 GB. Hollow: not measured; dashed: extrapolated."""
+    figure, (axes,) = style.sheet(10.5, 4.8, 1, 2)
     handles = []
-    for axis, (quantity, label) in zip(axes, QUANTITIES.items(), strict=True):
+    for axis, (quantity, (label, ticks)) in zip(axes, QUANTITIES.items(), strict=True):
         handles = [_curve(axis, data, k, quantity) for k in range(len(CURVES))]
         axis.set(xlabel="U", ylabel=label, xticks=JUMPS, yscale="log")
-        axis.grid(True, which="major")
-        axis.yaxis.set_major_formatter("{x:g}")
+        axis.grid(True, axis="both", which="major")
+        axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.yaxis.set_minor_formatter(NullFormatter())
     axes[1].axhline(LIMIT, color=style.GRAY, linewidth=1, linestyle=":")
     axes[1].annotate("16 GB", (1, LIMIT), (0, 3), textcoords="offset points", fontsize=8, color=style.GRAY)
-    more = [Line2D([], [], color=style.GRAY, linestyle="--", marker="o", mfc="none", label="extrapolated")]
+    hollow = {"color": style.GRAY, "marker": "o", "mfc": "white"}
+    more = [Line2D([], [], **hollow, linestyle="--", label="extrapolated")]
+    more += [Line2D([], [], **hollow, linestyle="-", label="not measured: the same network calls")]
     figure.legend(handles=[*handles, *more], loc="outside lower center", ncols=3)
     time, memory = saved(data)
-    figure.suptitle(f"{data['about']}\nsingle- instead of multi-step at U = 20, all kept: {time:.0f} % less time, {memory:.0f} % less memory")  # fmt: skip  # noqa: E501
+    words = f"single- instead of multi-step at U = 20, all kept: {time:.0f} % less time, {memory:.0f} % less memory"
+    style.head(figure, f"{data['about']}\n{words}")
     return figure
 
 
@@ -73,9 +78,10 @@ def _curve(axis: Axes, data: Data, k: int, quantity: str) -> Line2D:
     resampling, memory = CURVES[k]
     costs = [cost(data, resampling, memory, jump) for jump in JUMPS]
     values = [c.seconds if quantity == "seconds" else c.gigabytes for c in costs]
-    sure = sum(c.measured for c in costs)  # extrapolated are the largest U alone
-    color, marker = style.COLORS[k + 1], style.MARKERS[k]
-    axis.plot(JUMPS[max(0, sure - 1) :], values[max(0, sure - 1) :], "--", color=color, marker=marker, mfc="white", markersize=6)  # fmt: skip  # noqa: E501
-    (line,) = axis.plot(JUMPS[:sure], values[:sure], "-", color=color, marker=marker, markersize=6)
-    line.set_label(f"{resampling}-step, {WORDS[memory]}")
-    return line
+    last = max(at for at, c in enumerate(costs) if c.measured or resampling == "single")
+    look = {"color": style.COLORS[k + 1], "marker": style.MARKERS[k], "markersize": 6}
+    axis.plot(JUMPS[last:], values[last:], "--", **look, mfc="white")
+    axis.plot(JUMPS[: last + 1], values[: last + 1], "-", **look, mfc="white")
+    sure = [at for at, c in enumerate(costs) if c.measured]
+    axis.plot([JUMPS[at] for at in sure], [values[at] for at in sure], linestyle="none", **look)
+    return Line2D([], [], **look, label=f"{resampling}-step, {WORDS[memory]}")

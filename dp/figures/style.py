@@ -52,7 +52,8 @@ def sheet(width: float, height: float, rows: int = 1, columns: int = 1, **more: 
 
 def head(figure: Figure, text: str) -> None:
     """The words above a figure, in lines that fit its width."""
-    figure.suptitle(textwrap.fill(text, int(LETTERS * figure.get_figwidth())))
+    width = int(LETTERS * figure.get_figwidth())
+    figure.suptitle("\n".join(textwrap.fill(line, width) for line in text.split("\n")))
 
 
 def spread(points: Any) -> Any:
