@@ -13,7 +13,7 @@ COMMANDS = {
     "purify": "purify your own images, and save a strip of each: before, mask, after",
     "runs": "list all runs: how far they are, the time to go, who works on them, whether they are audited",
     "status": "the same for the runs that are named",
-    "sweep": "print the table of a sweep whose shell is gone",
+    "sweep": "print the table and draw the figure of a sweep whose shell is gone",
     "rescore": "score the attacked images of a finished run again, also by other defenses",
     "fetch": "download the weights and data that a configuration needs into the cache",
     "train": "train a denoiser, a classifier or the network of a purifier",

@@ -17,7 +17,7 @@ FLOORS = (  # from the top; a room may import the rooms below it, and those besi
     ("runs",),
     ("audit", "training", "certification", "sanitizing"),
     ("output",),
-    ("evaluation", "contracts"),
+    ("evaluation", "contracts", "figures"),
     ("attacks",),
     ("defense",),
     ("purifiers", "threat_models"),
@@ -27,6 +27,8 @@ FLOORS = (  # from the top; a room may import the rooms below it, and those besi
 FLOOR = {room: -k for k, rooms in enumerate(FLOORS) for room in rooms}
 APART = {("training", "audit"), ("audit", "training"), ("attacks", "purifiers"), ("attacks", "nets")}
 APART |= {("evaluation", "contracts")}
+APART |= {("figures", room) for room in ("evaluation", "contracts")}
+APART |= {(room, "figures") for room in ("evaluation", "contracts")}
 APART |= {("certification", "audit"), ("certification", "training")}
 APART |= {("audit", "certification"), ("training", "certification")}
 APART |= {(one, "sanitizing") for one in ("audit", "training", "certification")}

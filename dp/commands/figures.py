@@ -1,7 +1,8 @@
-"""dp figures: draw results/figures/ from results/measured/.
+"""dp figures: draw results/figures/ from results/measured/, each figure as SVG and PNG. Nothing is computed again.
 
-It draws tradeoff_<dataset>.png, the standard and robust accuracy over the noise time, adjoint_error.png, the error of
-the adjoint gradient, and, of runs with a budget, budget.png, the robust accuracy over what each attack spent.
+From archived runs come tradeoff_<dataset>, the standard and robust accuracy over the noise time, adjoint_error, the
+error of the adjoint gradient, and, of runs with a budget, budget, the robust accuracy over what each attack spent.
+The others are drawn from results/measured/figures/<name>.npz, which scripts/studies/figure_data.py measures.
 """
 
 import argparse
@@ -17,10 +18,12 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from dp.figures import drawn, stored, style
 from dp.output import budget_figure, record
 from dp.output.console import console
 from dp.output.shapes import contents, misfit
 from dp.runs.errors import DONE, command
+from dp.spelling import near_matches
 
 MEASURED, FIGURES = Path("results/measured"), Path("results/figures")
 STANDARD, ROBUST, GRAY = "#0b6e99", "#c1440e", "#777777"
@@ -61,7 +64,7 @@ def _read(folder: Path) -> dict | None:
     return summary
 
 
-def tradeoff(dataset: str, images: int) -> Path:
+def tradeoff(dataset: str, images: int) -> list[Path]:
     """Draw standard and robust accuracy over the noise time, with Wilson intervals, for a single sample and the vote.
 
     Raises ValueError if there are fewer than two runs.
@@ -85,11 +88,9 @@ def tradeoff(dataset: str, images: int) -> Path:
     figure.suptitle(
         f"Uniform purification on {dataset}: {budget}\n{images} images, {seeds} seeds, bands: Wilson 95 %", fontsize=10
     )
-    path = FIGURES / f"tradeoff_{dataset}.png"
-    FIGURES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160)
+    paths = style.save(figure, FIGURES / f"tradeoff_{dataset}")
     plt.close(figure)
-    return path
+    return paths
 
 
 def _accuracies(axis: Axes, runs: list[dict], rule: str) -> None:
@@ -114,7 +115,7 @@ def _accuracies(axis: Axes, runs: list[dict], rule: str) -> None:
     axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
 
 
-def adjoint_error() -> Path:
+def adjoint_error() -> list[Path]:
     """Draw the relative error and the wrong signs of the adjoint gradient over the end time of the reversal.
 
     There is one line for each step of the solver. The data come from scripts/studies/adjoint.py. Raises ValueError
@@ -140,11 +141,9 @@ def adjoint_error() -> Path:
         "(errors: medians); lines: float64, circles: float32",
         fontsize=10,
     )
-    drawn = FIGURES / "adjoint_error.png"
-    FIGURES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(drawn, dpi=160)
+    paths = style.save(figure, FIGURES / "adjoint_error")
     plt.close(figure)
-    return drawn
+    return paths
 
 
 def _adjoint_rows(path: Path) -> list[dict]:
@@ -175,11 +174,11 @@ def _lines_per_step(axis, rows: list[dict], name: str) -> None:
     for dt, color in zip(sorted({row["dt"] for row in rows}, reverse=True), STEP_COLORS, strict=True):
         is_diffpure = dt == DIFFPURE_DT
         label = f"dt = {dt:g}" + (", DiffPure's" if is_diffpure else "")
-        for dtype, style in (("float64", "-"), ("float32", "o")):
+        for dtype, look in (("float64", "-"), ("float32", "o")):
             points = [row for row in rows if (row["dtype"], row["dt"]) == (dtype, dt)]
             ends, values = [row["end"] for row in points], [row[name] for row in points]
-            line = {"label": label, "linewidth": 2.4 if is_diffpure else 1.2} if style == "-" else {"mfc": "none"}
-            axis.plot(ends, values, style, color=color, markersize=5, **line)
+            line = {"label": label, "linewidth": 2.4 if is_diffpure else 1.2} if look == "-" else {"mfc": "none"}
+            axis.plot(ends, values, look, color=color, markersize=5, **line)
     diffpure = ("float64", DIFFPURE_DT, DIFFPURE_END)
     (value,) = (row[name] for row in rows if (row["dtype"], row["dt"], row["end"]) == diffpure)
     axis.plot(DIFFPURE_END, value, "o", color=ROBUST, markersize=9)
@@ -190,20 +189,39 @@ def _lines_per_step(axis, rows: list[dict], name: str) -> None:
     axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
 
 
+def budget() -> list[Path]:
+    """Draw robust accuracy over spent network evaluations, if there are archived runs with a budget."""
+    panels = budget_figure.budget_runs(MEASURED)
+    return budget_figure.draw(panels, FIGURES / "budget") if panels else []
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns 0 if the figures are drawn, 2 after a user's error."""
+    own = ("tradeoff", "adjoint_error", "budget")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="digits")
-    parser.add_argument("--images", type=int, default=128, help="size of the runs to draw (default 128)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join((*own, *drawn.FIGURES)))
+    parser.add_argument("--all", action="store_true", help="all figures whose data are there, as without a name")
+    parser.add_argument("--dataset", default="digits", help="of tradeoff")
+    parser.add_argument("--images", type=int, default=128, help="size of the runs that tradeoff draws (default 128)")
     args = parser.parse_args(argv)
 
     def draw() -> int:
-        console.print(tradeoff(args.dataset, args.images))
-        console.print(adjoint_error())
-        panels, path = budget_figure.budget_runs(MEASURED), FIGURES / "budget.png"
-        if panels:
-            budget_figure.draw(panels, path)
-            console.print(path)
+        known = (*own, *drawn.FIGURES)
+        for name in args.names:
+            if name not in known:
+                raise ValueError(f"unknown figure {name}{near_matches(name, known)}: dp figures --help lists them")
+        every = args.all or not args.names
+        for name in known if every else args.names:
+            if name in own:
+                calls = {"tradeoff": lambda: tradeoff(args.dataset, args.images), "adjoint_error": adjoint_error}
+                with style.looks():
+                    paths = calls.get(name, budget)()
+            elif every and not stored.path_of(name).exists():
+                console.print(f"{name}: no data yet; {stored.todo(name)}")
+                continue
+            else:
+                paths = drawn.draw(name)
+            console.print(*paths)
         return DONE
 
     return command(draw)

@@ -1,7 +1,8 @@
-"""dp sweep: the tables of sweeps that no shell waits for any more, made from the folders of their runs.
+"""dp sweep: tables and figures of sweeps that no shell waits for any more, made from the folders of their runs.
 
 A sweep whose command was stopped, or whose jobs go on after it, keeps its notes in results/sweeps/<name>/. This command
-prints each such table, also while runs are under way, and writes it to results/sweeps/<name>.csv.
+prints each such table, also while runs are under way, and writes it to results/sweeps/<name>.csv, with a figure beside
+it.
 """
 
 import argparse

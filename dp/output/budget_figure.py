@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from dp.figures import style
 from dp.output import record
 from dp.output.row_table import threat_words
 
-COLORS = ("#c1440e", "#0b6e99", "#6a8d2f", "#7a4f9a", "#b8860b", "#333333")
 RULE = "average"  # the single-sample accuracy, with less noise
 
 Panel = tuple[str, ...]  # what the runs of a panel share, in words
@@ -27,39 +29,25 @@ def budget_runs(measured: Path) -> dict[Panel, dict[str, list[dict]]]:
     return found
 
 
-def draw(panels: Mapping[Panel, Mapping[str, Sequence[dict]]], path: Path) -> None:
-    """One panel for each comparison. Raises ValueError if there is none."""
+def draw(panels: Mapping[Panel, Mapping[str, Sequence[dict]]], stem: Path) -> list[Path]:
+    """One panel for each comparison, as `stem`.svg and .png. Raises ValueError if there is none."""
     if not panels:
         raise ValueError("need archived runs with a budget, got none: dp run budget=N attack=NAME, then dp archive")
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    size = (max(6.0, 4.2 * len(panels)), 3.9)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure, axes = style.sheet(max(6.0, 4.2 * len(panels)), 3.9, 1, len(panels), sharey=True)
     for axis, (panel, attacks) in zip(axes[0], panels.items(), strict=True):
         _curves(axis, attacks)
         axis.set_title("\n".join((" / ".join(panel[:4]), ", ".join(panel[4:]))), fontsize=9)
     axes[0, 0].set_ylabel("robust accuracy, average of samples, %")
     axes[0, 0].legend(frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160)
-    plt.close(figure)
+    return style.save(figure, stem)
 
 
 def _curves(axis: Any, attacks: Mapping[str, Sequence[dict]]) -> None:
-    for color, (attack, runs) in zip(COLORS * len(attacks), attacks.items(), strict=False):
+    for k, (attack, runs) in enumerate(attacks.items()):
         spent, figures = [_spent(run) for run in runs], [run["robust"][RULE] for run in runs]
-        values = [figure["value"] for figure in figures]
-        below = [max(0.0, figure["value"] - figure["wilson95"][0]) for figure in figures]
-        above = [max(0.0, figure["wilson95"][1] - figure["value"]) for figure in figures]
-        axis.errorbar(
-            spent, values, yerr=[below, above], marker="o", markersize=4, capsize=2, color=color, label=attack
-        )
+        points = np.array([(figure["value"], *figure["wilson95"]) for figure in figures])
+        style.errorbars(axis, spent, points, k, label=attack)
     axis.set(xscale="log", xlabel="network evaluations of an image that the attack spent", ylim=(-2, 102))
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
 
 
 def _panel(summary: dict) -> Panel:

@@ -13,6 +13,8 @@ from dp.diffusion.sampling import OnStep, ancestral_step, renoise, time_grid, to
 from dp.purifiers.attention_mask import attention_maps, chosen, noise_facts, scattered, threshold_mask
 from dp.rng import Streams
 
+RESAMPLINGS = ("single", "multi")  # the paper's, by one jump of U; RePaint's, every step of stage 1 U times
+
 
 def purify(
     x: Tensor,
@@ -29,6 +31,7 @@ def purify(
     phi: str = "softmax_max",
     eq8_literal: bool = False,
     resample_stage2: bool = False,
+    resampling: str = "single",
     random_mask: bool = False,
     region: Callable[[Tensor], Tensor] | None = None,
     strong_steps: int | None = None,
@@ -39,7 +42,8 @@ def purify(
 ) -> Tensor:
     """Purify x (B,C,H,W) in [0,1] by the paper's Algorithms 1 and 2 and return x_hat in [0,1].
 
-    NFE = steps + steps of stage 1, or 2 * steps with `resample_stage2`; steps alone with `jump` 0.
+    NFE = steps + steps of stage 1, or 2 * steps with `resample_stage2`; steps alone with `jump` 0; for
+    `resampling=multi` see `_again`.
     `t_l`, `t_s`: times of the strong and the weak noise, 0 < t_s <= t_l <= 1; the grid has both, see `two_stage_grid`.
     `tau`: threshold of the mask, in [0,1]. `phi`: see `attention_maps`. `taps`: see `chosen`. `jump`: U of the
     resampling, in 1/1000 of the time range; 0: none. `steps`: number of steps from t_l to 0. `strong_steps`: how many
@@ -52,6 +56,7 @@ def purify(
     another `mask_grad` than `constant`.
     """
     _check(t_l, t_s, jump, random_mask, region is not None, mask_grad)
+    _check_resampling(resampling, jump, resample_stage2)
     attention = (classifier, taps, phi, tau, mask_grad, temperature, rng if random_mask else None)
     mask = _mask(x, *attention) if region is None else region(x)
     strong = 1 - mask if eq8_literal else mask  # Differs (deviation 1: orientation of the mask)
@@ -59,14 +64,13 @@ def purify(
     z = renoise(known, 0.0, denoiser.sigma(t_l), rng.randn_like(known))  # Differs (deviation 15: uniform start at t_l)
     for i, (t, t_next) in enumerate(pairwise(two_stage_grid(t_l, t_s, steps, strong_steps))):
         sigma, sigma_next = denoiser.sigma(t), denoiser.sigma(t_next) if t_next > 0 else 0.0
-        x0 = denoiser(z, sigma)
+        stage1, x0 = t_next >= t_s, denoiser(z, sigma)  # Differs (deviation 60: last insertion of known pixels)
         if on_step is not None:
             on_step(i, sigma, z, x0)
-        z = ancestral_step(z, x0, sigma, sigma_next, rng.randn_like(z), eta=1.0)  # Eq. 7
-        stage1 = t_next >= t_s  # Differs (deviation 60: last insertion of known pixels)
-        if stage1:  # Eqs. 6-8: outside the mask, the input noised to this level
-            z = strong * z + (1 - strong) * renoise(known, 0.0, sigma_next, rng.randn_like(z))
-        if jump and (stage1 or resample_stage2):
+        z = _step(z, x0, sigma, sigma_next, rng, (strong, known) if stage1 else None)
+        if resampling == "multi" and stage1:
+            z = _again(z, denoiser, sigma, sigma_next, rng, (strong, known), jump - 1)
+        elif jump and (stage1 or resample_stage2):
             z = _resample(z, denoiser, rng, t_next, sigma_next, jump)
     return to_01(z, clamp)
 
@@ -123,6 +127,16 @@ def _check(t_l: float, t_s: float, jump: int, random_mask: bool, given: bool, ma
         raise ValueError(f"need mask_grad=constant where the mask is random or given, got mask_grad={mask_grad}")
 
 
+def _check_resampling(resampling: str, jump: int, resample_stage2: bool) -> None:
+    if resampling not in RESAMPLINGS:
+        raise ValueError(f"need resampling among {', '.join(RESAMPLINGS)}, got resampling={resampling!r}")
+    if resampling == "multi" and (jump < 1 or resample_stage2):
+        raise ValueError(
+            f"need jump >= 1 and resample_stage2=false with resampling=multi, got jump={jump}, "
+            f"resample_stage2={str(resample_stage2).lower()}"
+        )
+
+
 def _mask(
     x: Tensor,
     classifier: Classifier,
@@ -139,6 +153,39 @@ def _mask(
         maps = attention_maps(chosen(classifier.features(x), taps), (x.shape[2], x.shape[3]), phi)
         mask = threshold_mask(maps, tau, grad=mask_grad, temperature=temperature)
         return mask if rng is None else scattered(mask, rng)
+
+
+def _step(
+    z: Tensor, x0: Tensor, sigma: float, sigma_next: float, rng: Streams, inside: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Eq. 7, and with `inside` Eqs. 6 to 8: outside of the region of strong noise the input noised to the new level.
+
+    `inside`: that region (B,1,H,W), 1 inside, and the input (B,C,H,W) in [-1,1].
+    """
+    z = ancestral_step(z, x0, sigma, sigma_next, rng.randn_like(z), eta=1.0)
+    if inside is None:
+        return z
+    strong, known = inside
+    return strong * z + (1 - strong) * renoise(known, 0.0, sigma_next, rng.randn_like(z))
+
+
+def _again(
+    z: Tensor,
+    denoiser: Denoiser,
+    sigma: float,
+    sigma_next: float,
+    rng: Streams,
+    inside: tuple[Tensor, Tensor],
+    times: int,
+) -> Tensor:
+    """RePaint's resampling (Lugmayr et al. 2022, Alg. 1): so many times up by one step, and the same step down again.
+
+    So NFE = steps of stage 1 * U + the other steps (deviation 170: multi-step resampling).
+    """
+    for _ in range(times):
+        z = renoise(z, sigma_next, sigma, rng.randn_like(z))
+        z = _step(z, denoiser(z, sigma), sigma, sigma_next, rng, inside)
+    return z
 
 
 def _resample(z: Tensor, denoiser: Denoiser, rng: Streams, t_next: float, sigma_next: float, jump: int) -> Tensor:

@@ -23,6 +23,7 @@ NEUTRAL: dict[str, Any] = {
 NEUTRAL_OF_TARGETS: dict[tuple[str, str], Any] = {  # the same for arguments, wherever the node stands
     ("pgd_eot.PGD", "momentum"): 0.0,
     ("hetero.purify", "taps"): None,
+    ("hetero.purify", "resampling"): "single",
     ("hetero_official.purify", "taps"): None,
     ("diffpure.purify", "variance"): "small",
     ("diffpure.purify", "clip_x0"): False,

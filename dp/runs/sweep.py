@@ -1,6 +1,7 @@
-"""The table of a sweep. The process of each run writes a note; the table is made of the notes and the runs' folders.
+"""The table and the figure of a sweep. The process of each run writes a note; both are made of the notes and the runs'
+folders.
 
-So the table needs no process that has seen the whole sweep: after its end `dp sweep` makes it too.
+So they need no process that has seen the whole sweep: after its end `dp sweep` makes them too.
 """
 
 import hashlib
@@ -67,20 +68,28 @@ def runs_of(notes: Path) -> list[dict]:
 
 
 def finish_sweep(notes: Path, ended: bool) -> int:
-    """Print the table of a sweep and write it to results/sweeps/. Returns how many runs have no summary.
+    """Print the table of a sweep, write it to results/sweeps/ and draw its figure there. Returns how many runs have no
+    summary.
 
     `ended`: no run is under way any more, so that the notes are not needed.
     """
     if not notes.is_dir():
         return 0
-    from dp.output import sweep_table  # imported here: --help does not need pandas
+    from dp.output import sweep_figure, sweep_table  # imported here: --help needs neither matplotlib nor pandas
 
     runs = runs_of(notes)
     failed = sum(run["summary"] is None for run in runs)
     path = notes.with_suffix(".csv")
     sweep_table.sweep_frame(runs).to_csv(path, index=False, float_format="%.2f")
     console.print(sweep_table.sweep_table(runs, f"{len(runs)} runs, {failed} failed"))
-    console.print(f"sweep: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    console.print(f"sweep: {_near(path)}")
+    for picture in sweep_figure.draw(runs, notes):
+        console.print(f"figure: {_near(picture)}")
     if ended:
         shutil.rmtree(notes)
     return failed
+
+
+def _near(path: Path) -> Path:
+    """A path as seen from the working folder, if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

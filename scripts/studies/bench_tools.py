@@ -171,7 +171,7 @@ def peak(make: Callable[..., Callable[[], object]], *args: object) -> float:
 
 
 def _peak(make: Callable[..., Callable[[], object]], args: tuple) -> float:
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
+    quiet_heap()
     function = make(*args)
     gc.collect()
     if torch.cuda.is_initialized():
@@ -179,8 +179,18 @@ def _peak(make: Callable[..., Callable[[], object]], args: tuple) -> float:
         before = torch.cuda.memory_allocated()
         function()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    ctypes.CDLL(None).malloc_trim(0)  # returns freed memory to the system, so that the call below is charged for it
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = resident()[0]
+    before = new_peak()
     function()
     return resident()[1] - before
+
+
+def quiet_heap() -> None:
+    """Give large tensors pages of their own, before the first of them."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
+
+
+def new_peak() -> float:
+    """Forget the peak of this process's memory so far, and return its memory now in megabytes."""
+    ctypes.CDLL(None).malloc_trim(0)  # returns freed memory to the system, so that the call below is charged for it
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    return resident()[0]

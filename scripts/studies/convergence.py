@@ -3,7 +3,7 @@
 Iterations, samples per gradient (EOT) and restarts are multiplied by 4 and by 16, each alone, and by 2 and by 4 all
 together. Four defenses. Every cell is a run that is archived in results/measured/ when it ends, so that the same
 command goes on where it stopped. `--only` limits the cells of this start, and `--list` shows which are missing. The
-study writes results/tables/convergence.md, .csv and results/figures/convergence.png.
+study writes results/tables/convergence.md and .csv; their figure is convergence, see figure_data.py.
 
 The converged budget is the cheapest one after which no budget of the next cost takes 2 points or more from any of the
 defenses, by the paired estimate; of equally cheap ones, the one that takes the most. Costs are network evaluations for
@@ -17,7 +17,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import outputs
 import pandas as pd
@@ -33,7 +32,7 @@ from dp.runs.errors import command
 from dp.statistics.intervals import paired
 
 TABLE = RESULTS / "tables" / "convergence.csv"
-TEXT, PICTURE = TABLE.with_suffix(".md"), RESULTS / "figures" / "convergence.png"
+TEXT = TABLE.with_suffix(".md")
 BASE = ("protocol=strict", "protocol.images=64", "protocol.seeds=[2024]", "audit=false")
 MASKED = "attack=strict_mask"
 DEFENSES = {
@@ -142,41 +141,32 @@ def missing() -> list[tuple[str, Budget]]:
     return [cell for cell in cells if not archived(overrides(*cell))]
 
 
-def draw(path: Path, lines: list[dict]) -> None:
-    """Robust accuracy over spent network evaluations, one panel for each defense, one curve for each family."""
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import LogLocator, NullFormatter
-
+def curves(lines: list[dict]) -> dict[str, np.ndarray]:
+    """The arrays of the figure `convergence`: every cell as a point of its curves."""
     by_cell = {(one["defense"], *(one[k] for k in Budget._fields)): one for one in lines}
-    figure, axes = plt.subplots(1, len(DEFENSES), figsize=(14, 4), sharey=True, layout="constrained")
-    styles = dict(
-        zip(FAMILIES, (("o", "-", "C0"), ("s", "--", "C1"), ("^", ":", "C2"), ("D", "-.", "C3")), strict=True)
-    )
-    drawn = {}
-    for ax, defense in zip(axes, DEFENSES, strict=True):
-        for family, budgets in FAMILIES.items():
-            points = pd.DataFrame([by_cell[defense, *b] for b in budgets if (defense, *b) in by_cell])
-            if len(points) < 2:
-                continue
-            marker, dashes, color = styles[family]
-            spread = [points["taken_high"] - points["taken"], points["taken"] - points["taken_low"]]
-            place = (points["spent"], points["robust"])
-            drawn[family] = ax.errorbar(*place, yerr=spread, marker=marker, ls=dashes, color=color, capsize=3)
-        ax.set(xscale="log", title=defense, xlabel="network evaluations per image")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        ax.xaxis.set_major_formatter("{x:,.0f}")
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.grid(alpha=0.3)
-    axes[0].set_ylabel("robust accuracy, average of 20 (%)")
-    figure.legend(list(drawn.values()), [f"more {name}" for name in drawn], loc="outside lower center", ncols=4)
-    figure.suptitle(
+    cells = [
+        (d, k, by_cell[defense, *budget])
+        for d, defense in enumerate(DEFENSES)
+        for k, budgets in enumerate(FAMILIES.values())
+        for budget in budgets
+        if (defense, *budget) in by_cell
+    ]
+    ends = [(one["taken"] - one["taken_high"], one["taken"] - one["taken_low"]) for *_, one in cells]
+    points = [
+        (one["robust"], one["robust"] + a, one["robust"] + b) for (*_, one), (a, b) in zip(cells, ends, strict=True)
+    ]
+    about = (
         "strict on 64 digits, one seed: accuracy over the attack's budget; bars: paired 95 % interval of the points "
-        "taken from strict as it is"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return {
+        "defenses": np.array(list(DEFENSES)),
+        "families": np.array(list(FAMILIES)),
+        "defense": np.array([d for d, *_ in cells]),
+        "family": np.array([k for _, k, _ in cells]),
+        "spent": np.array([one["spent"] for *_, one in cells]),
+        "robust": np.array(points),
+        "about": np.array(about + "taken from strict as it is"),
+    }
 
 
 def text(lines: list[dict]) -> str:
@@ -206,7 +196,7 @@ def text(lines: list[dict]) -> str:
 
 
 def main() -> int:
-    """The command. Returns 0 when the tables and the figure are written."""
+    """The command. Returns 0 when the tables are written."""
     args = worklist.parser(__doc__).parse_args()
     runs = [Run(f"{defense}, {b.name}", overrides(defense, b), b.cost) for defense, b in missing()]
     if args.list:
@@ -221,11 +211,10 @@ def main() -> int:
         lines += [line(defense, budget, first[0], overrides(defense, budget)) for budget in cells]
     if not lines:
         raise ValueError("need at least one archived cell, got none: start the study without --only 0")
-    table, words, picture = (outputs.target(path, args.write) for path in (TABLE, TEXT, PICTURE))
+    table, words = (outputs.target(path, args.write) for path in (TABLE, TEXT))
     pd.DataFrame(lines).to_csv(table, index=False, float_format="%.4f")
     record.write_atomic(words, text(lines).encode())
-    draw(picture, lines)
-    console.print(f"{table}, {words}, {picture}")
+    console.print(f"{table}, {words}")
     return 0
 
 

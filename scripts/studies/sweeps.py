@@ -3,15 +3,13 @@
 t_l x t_s, tau, and uniform purification over its time: 128 images, 3 seeds, exact gradient; and hetero and uniform
 purification at their defaults on 512 images. Every cell is a run that is archived in results/measured/ when it ends, so
 that the same command goes on where it stopped. `--only` limits the cells of this start, and `--list` shows which are
-missing. `--write` writes results/tables/sweeps.md and results/figures/sweeps.png from the cells that are there.
+missing. `--write` writes results/tables/sweeps.md from the cells that are there; their figure is fig7_sweeps, see
+figure_data.py.
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
-import matplotlib
-import numpy as np
 import outputs
 import worklist
 from cells import RESULTS, finished, markdown
@@ -21,7 +19,7 @@ from worklist import RULE, Run, archived
 from dp.output import record
 from dp.runs.errors import command
 
-TEXT, PICTURE = RESULTS / "tables" / "sweeps.md", RESULTS / "figures" / "sweeps.png"
+TEXT = RESULTS / "tables" / "sweeps.md"
 FULL, SOME = "+experiment=digits/full", ("+experiment=digits/full", "protocol.images=128")
 STRONG, WEAK = (0.15, 0.2, 0.3, 0.4), (0.05, 0.1, 0.15)
 TAUS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
@@ -64,47 +62,8 @@ def text(found: dict[str, dict[tuple[Any, ...], dict]]) -> str:
     return head + "\n".join(tables)
 
 
-def draw(path: Path, found: dict[str, dict[tuple[Any, ...], dict]]) -> None:
-    """Left: the tau sweep. Middle: robust accuracy over t_l and t_s. Right: standard against robust accuracy."""
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
-    for side, color in (("standard", "C7"), ("robust", "C3")):
-        runs = found.get("tau", {})
-        values = [tau for (tau,) in runs]
-        points = np.array([one[side] for one in runs.values()]).reshape(-1, 3)
-        errors = np.abs(points[:, 1:] - points[:, :1]).T
-        left.errorbar(values, points[:, 0], yerr=errors, marker="o", color=color, capsize=3, label=side)
-    left.set(xlabel="tau, the threshold of the mask", ylabel="accuracy, average of 20 (%)", title="hetero over tau")
-    left.legend()
-    grid = np.full((len(WEAK), len(STRONG)), np.nan)
-    for (t_l, t_s), sides in found.get("t_l, t_s", {}).items():
-        grid[WEAK.index(t_s), STRONG.index(t_l)] = sides["robust"][0]
-    shown = middle.imshow(grid, origin="lower", cmap="cividis", aspect="auto")
-    figure.colorbar(shown, ax=middle, label="robust accuracy (%)")
-    for (row, column), value in np.ndenumerate(grid):
-        if not np.isnan(value):
-            color = "black" if shown.norm(value) > 0.5 else "white"
-            middle.text(column, row, f"{value:.1f}", ha="center", va="center", color=color, fontweight="bold")
-    middle.set(xticks=range(len(STRONG)), xticklabels=STRONG, yticks=range(len(WEAK)), yticklabels=WEAK)
-    middle.set(xlabel="t_l, strong noise", ylabel="t_s, weak noise", title="hetero over its noise times")
-    for name, marker, words in (("t", "s", "uniform, over t"), ("t_l, t_s", "o", "hetero, over t_l and t_s")):
-        places = [(one["standard"][0], one["robust"][0], values) for values, one in found.get(name, {}).items()]
-        right.plot([p[0] for p in places], [p[1] for p in places], marker, label=words, alpha=0.8)
-        for x, y, values in places if name == "t" else ():
-            right.annotate(f"{values[0]:g}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
-    right.set(xlabel="standard accuracy (%)", ylabel="robust accuracy (%)", title="the trade-off")
-    right.legend()
-    for ax in (left, right):
-        ax.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def main() -> int:
-    """The command. Returns 0 when the table and the figure are written."""
+    """The command. Returns 0 when the table is written."""
     args = worklist.parser(__doc__).parse_args()
     todo = [overrides for runs in cells().values() for overrides in runs.values() if not archived(overrides)]
     runs = [Run(" ".join(given), given, 1.0 if SOME[1] in given else 4.0) for given in todo]
@@ -115,10 +74,9 @@ def main() -> int:
     found = {name: {v: figures(o) for v, o in runs.items() if archived(o)} for name, runs in cells().items()}
     if not any(found.values()):
         raise ValueError("need at least one archived cell, got none: start the study without --only 0")
-    words, picture = (outputs.target(path, args.write) for path in (TEXT, PICTURE))
+    words = outputs.target(TEXT, args.write)
     record.write_atomic(words, text(found).encode())
-    draw(picture, found)
-    console.print(f"{words}, {picture}")
+    console.print(words)
     return 0
 
 

@@ -232,6 +232,10 @@ SLOW = {
         test_every_attack_goes_on_from_its_state
     """,
     "evaluation/test_work.py": "*",
+    "figures/test_figures.py": """
+        test_a_redraw_gives_the_committed_bytes
+        test_what_is_drawn_is_what_is_stored
+    """,
     "files/test_cache.py": """
         test_several_processes_note_without_losing_anything
     """,
@@ -465,7 +469,6 @@ SLOW = {
     "scripts/test_cells.py": "*",
     "scripts/test_convergence.py": """
         test_every_attack_of_the_union_gets_the_budget
-        test_figure_of_some_cells
     """,
     "scripts/test_noisy_gradients.py": """
         test_every_remedy_asks_for_as_many_gradients_as_the_plain_attack

@@ -68,10 +68,21 @@ HETERO = {"t_l": 0.2, "t_s": 0.1, "tau": 0.5, "jump": 10, "steps": 5}
 
 
 @pytest.mark.parametrize(
-    ("extra", "nfe"), [({}, 7), ({"resample_stage2": True}, 10), ({"t_s": 0.2}, 5), ({"steps": 10}, 15)]
+    ("extra", "nfe"),
+    [
+        ({}, 7),
+        ({"resample_stage2": True}, 10),
+        ({"t_s": 0.2}, 5),
+        ({"steps": 10}, 15),
+        ({"resampling": "multi"}, 23),
+        ({"resampling": "multi", "jump": 1}, 5),
+        ({"resampling": "multi", "t_s": 0.2}, 5),
+    ],
 )
 def test_hetero_nfe(extra, nfe):
-    """steps + stage-1 steps (two of five, from .2 to .15 to .1), 2 steps with resample_stage2."""
+    """steps + stage-1 steps (two of five, from .2 to .15 to .1), 2 steps with resample_stage2; U = 10 times the stage-1
+    steps and the three others with multi-step resampling.
+    """
     model = Defended(functools.partial(hetero.purify, **{**HETERO, **extra}), Counting(), Taps())  # pyright: ignore[reportArgumentType]
     model.purify(half_bright(), Streams([0], 0, "adv"))
     assert model.nfe == nfe
@@ -183,6 +194,44 @@ def test_the_number_of_strong_steps_may_be_given():
     for strong in (0, 4):
         with pytest.raises(ValueError, match="need 0 < strong_steps < steps"):
             hetero.two_stage_grid(0.4, 0.1, 4, strong)
+
+
+def test_multi_step_resampling_by_hand():
+    """RePaint's Algorithm 1 in variance-preserving coordinates: stage 1's step three times, and up between them."""
+    betas = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
+    abar = torch.cumprod(1 - betas, 0)
+    noises = [
+        torch.randn(1, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(10)
+    ]
+    x, mask, mean, std = half_bright(), half_bright(), 0.1, 0.6
+    u, ratio, left = 2 * x - 1, abar[200] / abar[150], list(noises)
+
+    def x0_of(state, k):  # E[x0 | x_k] for x0 ~ N(mean, std^2)
+        a = abar[k]
+        return mean + a.sqrt() * std**2 / (a * std**2 + 1 - a) * (state - a.sqrt() * mean)
+
+    state = abar[200].sqrt() * u + (1 - abar[200]).sqrt() * left.pop(0)
+    for again in range(3):
+        if again:  # q(x_200 | x_150)
+            state = ratio.sqrt() * state + (1 - ratio).sqrt() * left.pop(0)
+        mu = abar[150].sqrt() * (1 - ratio) / (1 - abar[200]) * x0_of(state, 200)
+        mu = mu + ratio.sqrt() * (1 - abar[150]) / (1 - abar[200]) * state
+        unknown = mu + ((1 - abar[150]) / (1 - abar[200]) * (1 - ratio)).sqrt() * left.pop(0)
+        known = abar[150].sqrt() * u + (1 - abar[150]).sqrt() * left.pop(0)
+        state = mask * unknown + (1 - mask) * known
+    expected = ((x0_of(state, 150) + 1) / 2).clamp(0, 1)
+    given = {"t_l": 0.2, "t_s": 0.15, "tau": 0.5, "steps": 2, "jump": 3, "resampling": "multi"}
+    got = hetero.purify(x, Gaussian(mean, std), Taps(), Script(*noises), **given)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    assert len(left) == 1  # the last step, to x0, draws noise that it does not use
+
+
+@pytest.mark.parametrize("wrong", [{"jump": 0}, {"resample_stage2": True}, {"resampling": "both"}])
+def test_multi_step_resampling_refuses(wrong):
+    with pytest.raises(ValueError, match=r"need (jump >= 1 and resample_stage2=false|resampling among single, multi)"):
+        hetero.purify(
+            half_bright(), Gaussian(), Taps(), Streams([0], 0, "a"), **{**HETERO, "resampling": "multi", **wrong}
+        )
 
 
 def test_the_weak_time_is_on_the_grid():

@@ -56,6 +56,12 @@ def test_an_option_added_later_changes_the_key_only_where_it_differs(base, monke
     assert run_key(changed(base, "attack.resampling", "single")) != run_key(base)  # the path counts, not the name
 
 
+def test_resampling_as_it_was_is_not_hashed(base):
+    without = {k: v for k, v in base["purifier"].items() if k != "resampling"}
+    assert run_key({**base, "purifier": without}) == run_key(base)
+    assert run_key(composed("purifier.resampling=multi")) != run_key(base)
+
+
 def test_a_new_dataset_in_a_table_changes_no_key(base):
     table = base["purifier"]["per_dataset"]
     assert run_key(changed(base, "purifier.per_dataset", {**table, "mars": {"t_l": 0.9}})) == run_key(base)

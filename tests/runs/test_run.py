@@ -253,6 +253,9 @@ def test_sweep_keeps_good_cells_and_a_rerun_does_what_is_missing(tiny, monkeypat
     frame = pd.read_csv(table)
     assert frame["error"].notna().sum() == 1
     assert frame["standard_single"].notna().sum() == 3
+    assert "purifier.t_s=0.3 failed: need 0 < t_s <= t_l" in " ".join(out.split())  # below the table
+    for kind in ("svg", "png"):
+        assert table.with_suffix(f".{kind}").stat().st_size > 5_000
     victim = next(Path("results/runs").glob("*/summary.json")).parent
     for path in victim.iterdir():
         path.unlink()
@@ -273,8 +276,8 @@ def test_a_sweep_with_its_results_elsewhere(launcher, tmp_path):
     assert done.returncode == 2, done.stderr
     assert done.stderr == "error: need seeds that differ, got [2, 2]\n"
     assert len(list(elsewhere.glob("*/summary.json"))) == 2
-    (table,) = (work / "results" / "sweeps").iterdir()  # and no notes
-    assert table.suffix == ".csv"
+    table, *figure = sorted((work / "results" / "sweeps").iterdir())  # and no notes
+    assert [path.suffix for path in (table, *figure)] == [".csv", ".png", ".svg"]
     assert pd.read_csv(table)["error"].notna().sum() == 1
 
 

@@ -1,4 +1,4 @@
-"""The table of a sweep is made of files alone: by its command, and by `dp sweep` when that is gone."""
+"""The table and the figure of a sweep are made of files alone: by its command, and by `dp sweep` when that is gone."""
 
 import json
 import sys
@@ -36,6 +36,7 @@ def test_shards_are_one_row_and_code_0(cli):
     code, out = cli("-m", *GIVEN, "shard=1/2,2/2")
     assert code == 0
     assert "1 runs, 0 failed" in out
+    assert "figure" not in out  # of one run
     (table,) = tables()
     assert len(table) == 1
     assert "shard" not in table["overrides"][0]
@@ -44,6 +45,23 @@ def test_shards_are_one_row_and_code_0(cli):
     code, out = cli(*GIVEN, "results=whole")
     whole, parts = (next(Path(f).glob("*/images.jsonl")).read_bytes() for f in ("whole", "results/runs"))
     assert whole == parts
+
+
+def test_figure_7_on_digits_draws_its_curve_when_it_ends(cli):
+    """The preset with two of its cells; one that fails is listed with its error, and a rerun does nothing twice."""
+    given = [word for word in GIVEN if not word.startswith("purifier=")]
+    words = ["-m", "+experiment=fig7/tau", "dataset=digits", "purifier.tau=0.5,0.8,1.5", *given]
+    code, out = cli(*words)
+    assert code == 2
+    assert "3 runs, 1 failed" in out
+    assert "purifier.tau=1.5 failed: need" in " ".join(out.split())
+    stems = {path.stem for path in Path("results/sweeps").iterdir()}
+    assert {path.suffix for path in Path("results/sweeps").iterdir()} == {".csv", ".svg", ".png"}
+    for stem in stems:
+        assert f"figure: results/sweeps/{stem}.svg" in out
+    code, out = cli(*words)
+    assert code == 2
+    assert out.count("already finished, nothing to do") == 2
 
 
 def test_a_missing_shard_is_said(cli):

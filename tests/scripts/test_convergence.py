@@ -4,7 +4,9 @@ import convergence
 import pandas as pd
 import pytest
 from convergence import BUDGETS, DEFENSES, TABLE, Budget, beyond, converged, overrides, text
+from matplotlib.container import ErrorbarContainer
 
+from dp.figures import convergence as figure
 from dp.runs.build import build
 from tests.helpers.compose import composed
 
@@ -74,6 +76,10 @@ def test_strict_says_what_its_converged_budget_takes():
     assert composed("+experiment=digits/strict")["protocol"]["facts"] is None
 
 
-def test_figure_of_some_cells(tmp_path):
-    convergence.draw(tmp_path / "a.png", lines(lambda b, d: 70.0 - b.cost)[:7])
-    assert (tmp_path / "a.png").stat().st_size > 10_000
+def test_every_cell_is_a_point_of_its_curves():
+    """The first budget is the start of all four families."""
+    found = convergence.curves(lines(lambda b, d: 70.0 - b.cost)[:5])
+    assert (found["defense"].tolist(), found["family"].tolist()) == ([0] * 8, [0, 0, 1, 1, 2, 2, 3, 3])
+    assert set(found["robust"][:, 0]) == {69.0, 66.0, 62.0}
+    axis, *_ = figure.draw(found).axes
+    assert {len(c.lines[0].get_xdata()) for c in axis.containers if isinstance(c, ErrorbarContainer)} == {2}

@@ -1,4 +1,4 @@
-"""The sweeps of hetero's settings: their runs compose, and a table and a figure come of the cells that are there."""
+"""The sweeps of hetero's settings: their runs compose, and a table comes of the cells that are there."""
 
 import sweeps
 
@@ -16,10 +16,8 @@ def test_every_cell_composes_and_no_run_is_listed_twice_in_a_sweep():
     assert all(t_s <= t_l for t_l, t_s in sweeps.cells()["t_l, t_s"])
 
 
-def test_table_and_figure_of_some_cells(tmp_path):
+def test_table_of_some_cells():
     sides = {"standard": (99.0, 97.0, 100.0), "robust": (70.5, 65.0, 76.0)}
     found = {"tau": {(0.5,): sides, (0.8,): sides}, "t_l, t_s": {(0.2, 0.1): sides}, "t": {(0.1,): sides}}
     words = sweeps.text(found)
     assert "| 0.2, 0.1 | 99.0 | 97.0 - 100.0 | 70.5 | 65.0 - 76.0 |" in words
-    sweeps.draw(tmp_path / "a.png", found)
-    assert (tmp_path / "a.png").stat().st_size > 10_000
