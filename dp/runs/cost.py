@@ -1,5 +1,6 @@
 """The cost of a run without the run: on this machine, measured, or on a GPU that is not here, by counted FLOPs."""
 
+import copy
 import resource
 import sys
 import time
@@ -134,7 +135,7 @@ def _memory(config: dict, evaluation: Evaluation, found: Measured, nfe: int) -> 
 
 def _other_precisions(config: dict, evaluation: Evaluation, images: int) -> Iterator[tuple[str, float]]:
     """Each other precision, and the time of a gradient through one call of the denoiser over the same in this one."""
-    denoiser, device = evaluation.arms["defended"].attacked.denoiser, evaluation.device
+    device, denoiser = evaluation.device, copy.deepcopy(evaluation.arms["defended"].attacked.denoiser)  # not compiled
     if denoiser is None:
         return
     for dtype, kind in DTYPES.items():

@@ -18,6 +18,7 @@ NEUTRAL: dict[str, Any] = {
     "dataset.budget": "quick",
     "budget": None,
     "scored_dtype": "float32",
+    "compile": False,
 }
 NEUTRAL_OF_TARGETS: dict[tuple[str, str], Any] = {  # the same for arguments, wherever the node stands
     ("pgd_eot.PGD", "momentum"): 0.0,
