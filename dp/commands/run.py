@@ -44,7 +44,9 @@ def one(cfg: DictConfig) -> None:
         if setup.config.get("cost", False) is not False:  # a key that is taken out is refused later
             from dp.runs.cost import show_cost
 
-            show_cost(setup)
+            cost = show_cost(setup)
+            if hydra.mode == RunMode.MULTIRUN:
+                note_cell(hydra.job.num, hydra.overrides.task, None, cost=dict(cost))
             return
         folder = folder_of(setup)
         if hydra.mode == RunMode.MULTIRUN:

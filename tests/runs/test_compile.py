@@ -119,18 +119,16 @@ def test_a_network_that_cannot_be_compiled_is_refused_in_one_line():
 
 
 def test_a_run_compiles_the_calls_of_its_attack():
-    """Both networks, in calls of two images by one or two samples."""
-    one, other = (
-        build(composed(*SMALL, "purifier=diffpure", "purifier.steps=1", more)) for more in ("compile=false", COMPILE)
-    )
+    """In calls of two images by one or two samples; here the classifier's are differentiated."""
+    one, other = (build(composed(*SMALL, "purifier=none", more)) for more in ("compile=false", COMPILE))
     models = [evaluation.arms["defended"].attacked for evaluation in (one, other)]
     x, y, rng = one.subset.x, torch.tensor([3, 5]), Streams([0, 1], 0, "test")
     (loss, plain), (same, twin) = (model.loss_gradient(x, y, rng, 2, margin) for model in models)
     torch.testing.assert_close(same, loss, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(twin, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))
-    for network in (models[1].denoiser, models[1].classifier):
-        assert network.compiled.widths == {2, 4}
-    assert models[0].denoiser.compiled is None
+    assert models[1].classifier.compiled.widths == {2, 4}
+    assert models[1].classifier.compiled.net is models[1].classifier.net
+    assert models[0].classifier.compiled is None
     assert activation_bytes(models[1], x, rng) == activation_bytes(models[0], x, rng)  # one image is plain
 
 
