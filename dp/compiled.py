@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 BACKEND = "inductor"
 VARIANTS = 64  # of one network: widths, with a gradient and without, shapes of noise labels, precisions
-OPTIONS = {"deterministic": True}  # no kernel is chosen by its time, because another one would round otherwise
+OPTIONS: dict[str, Any] = {
+    "deterministic": True
+}  # no kernel is chosen by its time, because another one would round otherwise
 KEEPS = 2  # times what a plain call keeps for the backward pass, at most: also the inputs of convolutions
 TWICE = ("double backward", "donated buffers")  # what torch says where a compiled network is differentiated twice
 
@@ -32,8 +34,12 @@ class Compiled:
     """
 
     def __init__(self, net: nn.Module, widths: Collection[int]):
-        torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
-        torch._functorch.config.donated_buffer = False  # a graph may be kept after its backward pass
+        from torch._dynamo import config, exc  # imported here, because it takes seconds
+        from torch._functorch import config as autograd
+
+        config.recompile_limit = max(VARIANTS, config.recompile_limit)
+        autograd.donated_buffer = False  # a graph may be kept after its backward pass
+        self.refusals = (exc.TorchDynamoException, exc.FailOnRecompileLimitHit)
         self.net, self.widths = net, frozenset(widths)
         make = functools.partial(torch.compile, net, fullgraph=True, dynamic=False, backend=BACKEND)
         own = BACKEND == "inductor"  # other backends, of tests, have no options
@@ -48,7 +54,7 @@ class Compiled:
             if torch.is_grad_enabled() and x.requires_grad:
                 return self.differentiable(x, *labels)
             return self.constant(x, *labels).clone()  # the next call of a CUDA graph overwrites its output
-        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+        except self.refusals as error:
             reason = str(error).strip().partition("\n")[0]
             found = f"{type(self.net).__name__}, of which it says: {reason}"
             raise ValueError(f"need networks that torch.compile takes, got {found}: set compile=false") from error

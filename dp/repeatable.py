@@ -81,7 +81,7 @@ def _settings() -> dict[str, Any]:
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
         ),
-        "filled": deterministic.fill_uninitialized_memory,
+        "filled": deterministic.fill_uninitialized_memory,  # pyright: ignore[reportAttributeAccessIssue]
         "attention": (
             cuda.flash_sdp_enabled(),
             cuda.mem_efficient_sdp_enabled(),
@@ -96,7 +96,7 @@ def _set(values: dict[str, Any]) -> None:
     cudnn.allow_tf32 = values["cudnn_tf32"]
     on, warn_only = values["algorithms"]
     torch.use_deterministic_algorithms(on, warn_only=warn_only)
-    deterministic.fill_uninitialized_memory = values["filled"]
+    deterministic.fill_uninitialized_memory = values["filled"]  # pyright: ignore[reportAttributeAccessIssue]
     switches = cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_cudnn_sdp, cuda.enable_math_sdp
     for switch, value in zip(switches, values["attention"], strict=True):
         switch(value)

@@ -126,8 +126,9 @@ def test_a_run_compiles_the_calls_of_its_attack():
     (loss, plain), (same, twin) = (model.loss_gradient(x, y, rng, 2, margin) for model in models)
     torch.testing.assert_close(same, loss, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(twin, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))
-    assert models[1].classifier.compiled.widths == {2, 4}
-    assert models[1].classifier.compiled.net is models[1].classifier.net
+    made = models[1].classifier.compiled
+    assert made is not None
+    assert (made.widths, made.net) == ({2, 4}, models[1].classifier.net)
     assert models[0].classifier.compiled is None
     assert activation_bytes(models[1], x, rng) == activation_bytes(models[0], x, rng)  # one image is plain
 
