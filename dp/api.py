@@ -26,7 +26,9 @@ from dp.output import archived, record
 from dp.output.console import console
 from dp.output.report import show
 from dp.output.row_table import row_table
+from dp.repeatable import settings_kept
 from dp.runs import compose, given
+from dp.runs.lanes import with_lanes
 from dp.runs.pipeline import folder_of, judged
 from dp.runs.purified import Purified, purified
 from dp.subset import Subset
@@ -107,8 +109,10 @@ def evaluate(
     words += _threat(threat)
     words += [f"{key}={_text(value)}" for key, value in (settings or {}).items()]
     setup = compose.setup(*words, *objects.own_words(), config_dirs=[*objects.folders(), *config_dirs])
-    folder = folder_of(setup)
-    summary = judged(setup, folder)
+    with settings_kept():
+        setup = with_lanes(setup)
+        folder = folder_of(setup)
+        summary = judged(setup, folder)
     if summary is None:
         raise ValueError(f"need settings without a shard, got a shard: the others are not finished in {folder}")
     return Result(folder, summary)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dp.compiled import Compiled, plain_calls
 from dp.precision import narrowed
 from dp.rng import Streams
 
@@ -17,6 +18,7 @@ class Classifier(nn.Module):
     `taps`: names of the modules whose outputs are the attention features, shallow to deep.
     `mean`, `std`: per channel, or None for a network that takes raw [0,1].
     `size`: the side to which images are resized (bilinear), or None.
+    `compiled`: what calls the network where a run compiles it, see `Compiled`.
     Raises ValueError for a mean without a std and for taps that the network does not have.
     """
 
@@ -32,6 +34,7 @@ class Classifier(nn.Module):
         if (mean is None) != (std is None):
             raise ValueError(f"need mean and std together or neither, got mean={mean}, std={std}")
         self.net = net.eval().requires_grad_(False)
+        self.compiled: Compiled | None = None
         names = dict(net.named_modules())
         missing = [tap for tap in taps if tap not in names]
         if missing:
@@ -50,7 +53,7 @@ class Classifier(nn.Module):
             x = F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
         if self.mean is not None and self.std is not None:
             x = (x - self.mean) / self.std
-        return self.net(narrowed(x, self.net)).to(x.dtype)
+        return (self.compiled or self.net)(narrowed(x, self.net)).to(x.dtype)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The features (B,C,h,w) at each tap, shallow to deep, read by hooks that exist during this call only.
@@ -65,7 +68,8 @@ class Classifier(nn.Module):
             for tap in self.taps
         ]
         try:
-            self(x)
+            with plain_calls():  # a compiled network does not see the hooks
+                self(x)
         finally:
             for hook in hooks:
                 hook.remove()

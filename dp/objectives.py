@@ -79,7 +79,10 @@ def check_classes(loss: str, classes: int, targets: int = 1) -> None:
     """
     need = max(LEAST_CLASSES[loss], targets + 1)
     if classes < need:
-        raise ValueError(f"need {need} classes for attack.loss={loss} with {targets} targets, got {classes}: use ce")
+        wanted = f"loss={loss} of an attack" + (f" with {targets} targets" if loss == "targeted" else "")
+        key = f"targets={classes - 1}" if classes >= LEAST_CLASSES[loss] else "loss=ce"
+        todo = f"set attack.{key}, or in a union that of its part, such as attack.attacks.apgd_t.{key}"
+        raise ValueError(f"need {need} classes for {wanted}, got {classes}: {todo}")
 
 
 def _at(logits: Tensor, k: Tensor) -> Tensor:

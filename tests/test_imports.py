@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 DP = Path(__file__).parents[1] / "dp"
+GROUND = ("files", "statistics", "nets", "rng", "philox", "transfer", "subset", "objectives", "adam", "spelling", "assets")
 FLOORS = (  # from the top; a room may import the rooms below it, and those beside it unless APART says otherwise
     ("__main__",),
     ("cli",),
@@ -22,7 +23,7 @@ FLOORS = (  # from the top; a room may import the rooms below it, and those besi
     ("defense",),
     ("purifiers", "threat_models"),
     ("diffusion", "weights", "datasets", "canvas", "regions", "classifiers"),
-    ("files", "statistics", "nets", "rng", "philox", "transfer", "precision", "subset", "objectives", "adam", "spelling", "assets"),
+    (*GROUND, "precision", "compiled", "repeatable"),
 )
 FLOOR = {room: -k for k, rooms in enumerate(FLOORS) for room in rooms}
 APART = {("training", "audit"), ("audit", "training"), ("attacks", "purifiers"), ("attacks", "nets")}

@@ -28,6 +28,7 @@ from dp.runs.cards import write_card
 from dp.runs.early import check_early
 from dp.runs.errors import DONE, command
 from dp.runs.keys import run_key
+from dp.runs.lanes import with_lanes
 from dp.runs.sources import sources_hash
 
 FOLDER = Path("results/audits")
@@ -139,6 +140,7 @@ def audited(setup: compose.Setup, quick: bool, images: int | None, console: Cons
     images = (battery.QUICK_IMAGES if quick else 2 * battery.QUICK_IMAGES) if images is None else images
     if images < 1:
         raise ValueError(f"need --images >= 1, got {images}")
+    setup = with_lanes(setup)
     folder = pipeline.folder_of(setup)
     check_early(setup.config)
     pipeline.fetch_missing(setup.config)
@@ -146,7 +148,7 @@ def audited(setup: compose.Setup, quick: bool, images: int | None, console: Cons
     name = key + ("-quick" if quick else "")
     job = pipeline.built(setup, folder, code)
     subject = pipeline.subject_of(job, images, quick)
-    count, gradient = len(subject.images.ids), report.gradient_words(job.caveats.as_data())
+    count, gradient = len(subject.images.ids), report.gradient_words(job.caveats.as_data(), setup.config["dtype"])
     console.print(f"{name}: {count} images on {job.evaluation.device}, gradient: {gradient}")
     findings = pipeline.audited(subject, console)
     console.print(table(findings, name))

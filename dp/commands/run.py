@@ -35,15 +35,18 @@ def job(cfg: DictConfig) -> None:
 def one(cfg: DictConfig) -> None:
     """One run, alone or in a sweep. A user's error is printed and not raised, so that a sweep goes on."""
     from dp.output.report import show  # imported here: --help needs neither torch nor pandas
+    from dp.runs.lanes import with_lanes
     from dp.runs.pipeline import folder_of, judged
 
     hydra, folder, error = HydraConfig.get(), None, None
     try:
-        setup = compose.setup_of(cfg)
+        setup = with_lanes(compose.setup_of(cfg))
         if setup.config.get("cost", False) is not False:  # a key that is taken out is refused later
             from dp.runs.cost import show_cost
 
-            show_cost(setup)
+            cost = show_cost(setup)
+            if hydra.mode == RunMode.MULTIRUN:
+                note_cell(hydra.job.num, hydra.overrides.task, None, cost=dict(cost))
             return
         folder = folder_of(setup)
         if hydra.mode == RunMode.MULTIRUN:

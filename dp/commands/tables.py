@@ -62,7 +62,7 @@ def line(summary: dict, key: str, side: str, rule: str) -> dict:
         "attack": version_name(config, "attack")
         + "".join(f", budget {b['budget']}" for b in caveats.get("budget", [])),
         "threat": threat_words(config),
-        "gradient": gradient_words(caveats),
+        "gradient": gradient_words(caveats, config["dtype"]),
         "protocol": version_name(config, "protocol"),
         "rule": rule_name(rule, summary[side][rule]["draws"]) + (", in-loop" if side == "seen" else ""),
         "images": summary["robust"][rule]["n"],

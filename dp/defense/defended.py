@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dp.classifiers import Classifier, RandomizedClassifier
+from dp.compiled import differentiated_once
 from dp.defense.interface import AuxiliaryLoss
 from dp.diffusion.denoisers import Denoiser
 from dp.diffusion.sampling import with_identity
@@ -29,7 +30,7 @@ def in_own_precision(method: Method) -> Method:
 
     @functools.wraps(method)
     def inside(self: "Defended", *args: Any, **more: Any) -> Any:
-        with tensor_cores(self.tf32):
+        with tensor_cores(self.tf32), differentiated_once():
             return method(self, *args, **more)
 
     return cast(Method, inside)

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dp.compiled import Compiled
 from dp.diffusion.checkpointing import ActivationCheckpointing
 from dp.diffusion.sampling import beside, cosine_sigmas, vp_sigma, vp_sigmas
 from dp.nets.blocks import ClassConditional
@@ -25,6 +26,7 @@ class Denoiser(nn.Module):
     `recompute.keep` calls (3) keep their activations, of the others only the network's input is kept. Values, first and
     second derivatives are the same, bit for bit.
     `size`: the side of the images that it was trained on, to which a defense resizes others; None resizes nothing.
+    `compiled`: what calls the network where a run compiles it, see `Compiled`.
     Raises ValueError for another `memory`.
     """
 
@@ -38,6 +40,7 @@ class Denoiser(nn.Module):
             raise ValueError(f"need memory store or recompute, got memory={memory!r}")
         super().__init__()
         self.net = net.eval().requires_grad_(False)
+        self.compiled: Compiled | None = None
         self.memory = memory
         self.size = size
         self.classes = net.classes if isinstance(net, ClassConditional) else 0
@@ -91,8 +94,8 @@ class Denoiser(nn.Module):
         return self.recompute(functools.partial(self._net, noise=noise, label=label), x)
 
     def _net(self, x: Tensor, noise: Tensor, label: Tensor | None) -> Tensor:
-        given = narrowed(x, self.net)  # the noise label stays wide
-        out = self.net(given, noise) if label is None else self.net(given, noise, label)
+        given, call = narrowed(x, self.net), self.compiled or self.net  # the noise label stays wide
+        out = call(given, noise) if label is None else call(given, noise, label)
         return out.to(x.dtype)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dp.compiled import plain_calls
 from dp.diffusion.checkpointing import ActivationCheckpointing
 
 Step = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -63,7 +64,7 @@ def inner_gradient(
     differentiated. Without autograd it works as well: the values have the same bits, and no graph.
     """
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    with torch.enable_grad():
+    with torch.enable_grad(), plain_calls():
         leaves = [z if keep and z.requires_grad else z.detach().requires_grad_() for z in inputs]
         values, *rest = objective(*leaves)
         # Always with a graph: without one, autograd takes other kernels, which round otherwise.

@@ -19,6 +19,7 @@ from dp.evaluation.rows import Group, Row, Unit
 from dp.evaluation.slots import Slots
 from dp.evaluation.snapshot import OnSnapshot, Outcome, Packed, Snapshot
 from dp.evaluation.stages import Stage
+from dp.repeatable import noted
 from dp.rng import Streams
 from dp.statistics import metrics
 from dp.subset import Subset
@@ -137,18 +138,21 @@ class Evaluation:
         def keep(snapshot: Snapshot) -> None:
             on_snapshot(snapshot._replace(seconds=before + time.perf_counter() - start_time))
 
-        outcomes = self._slots(unit, images).run(on_step, begun, keep)
-        x_adv = torch.stack([outcome.x_adv for outcome in outcomes])  # pyright: ignore[reportCallIssue, reportArgumentType]
-        if not bool(torch.isfinite(x_adv).all()):
-            raise ValueError(f"need finite attacked images, got NaN from {type(arm.attack).__name__}")
-        clean = None if null else self._score(arm.scored, images.x, unit, Stage.CLEAN)
-        # The null control has its own scoring samples, so that they too are independent of its selection samples.
-        adv = self._score(arm.scored, x_adv, unit, Stage.NULL_ADV if null else Stage.ADV)
+        unrepeatable: set[str] = set()
+        with noted(unrepeatable):
+            outcomes = self._slots(unit, images).run(on_step, begun, keep)
+            x_adv = torch.stack([outcome.x_adv for outcome in outcomes])  # pyright: ignore[reportCallIssue, reportArgumentType]
+            if not bool(torch.isfinite(x_adv).all()):
+                raise ValueError(f"need finite attacked images, got NaN from {type(arm.attack).__name__}")
+            clean = None if null else self._score(arm.scored, images.x, unit, Stage.CLEAN)
+            # The null control has its own scoring samples, so that they too are independent of its selection samples.
+            adv = self._score(arm.scored, x_adv, unit, Stage.NULL_ADV if null else Stage.ADV)
         rows = [
             self._row(unit, k, int(images.y[k]), None if clean is None else clean[k], adv[k], outcomes[k])
             for k in range(len(unit.ids))
         ]
-        return Group(unit, rows, x_adv.cpu(), clean, adv, before + time.perf_counter() - start_time)
+        spent = before + time.perf_counter() - start_time
+        return Group(unit, rows, x_adv.cpu(), clean, adv, spent, tuple(sorted(unrepeatable)))
 
     def release(self) -> None:
         """Free the memory of all networks, because other processes run the units. From now on it can only plan."""

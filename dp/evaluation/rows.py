@@ -47,7 +47,8 @@ class Unit(NamedTuple):
 class Group(NamedTuple):
     """The results of a unit: rows, attacked images, the logits of every sample, and the seconds it took.
 
-    `x_adv`: (B,C,H,W) in [0,1]; `clean`, `adv`: (B,samples,K), with `clean` None under `null`.
+    `x_adv`: (B,C,H,W) in [0,1]; `clean`, `adv`: (B,samples,K), with `clean` None under `null`. `unrepeatable`: names of
+    torch's operations that may give other last bits when they are computed again, see `dp.repeatable`.
     """
 
     unit: Unit
@@ -56,6 +57,7 @@ class Group(NamedTuple):
     clean: Tensor | None
     adv: Tensor
     seconds: float
+    unrepeatable: tuple[str, ...] = ()
 
 
 class Event(NamedTuple):

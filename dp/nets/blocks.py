@@ -44,10 +44,11 @@ def sinusoid(t: Tensor, channels: int, endpoint: bool) -> tuple[Tensor, Tensor]:
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention softmax(q k / sqrt(d)) v over pixels: q, k, v (B,heads,d,pixels) -> (B,heads,d,pixels).
 
-    It can be differentiated twice.
+    It can be differentiated twice, but not in a compiled network.
     """
     q, k, v = (a.transpose(2, 3) for a in (q, k, v))
-    if torch.is_grad_enabled() and q.requires_grad and k.requires_grad and v.requires_grad:
+    differentiated = torch.is_grad_enabled() and q.requires_grad and k.requires_grad and v.requires_grad
+    if differentiated and not torch.compiler.is_compiling():
         return _Attention.apply(q, k, v).transpose(2, 3)
     return F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
 

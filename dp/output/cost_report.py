@@ -1,6 +1,7 @@
 """The text about the cost of a run that is not started: tables and lines, from plain data."""
 
 from collections.abc import Iterator, Sequence
+from typing import TypedDict
 
 from rich import box
 from rich.table import Table
@@ -13,6 +14,18 @@ from dp.output.row_table import count_of
 LONG = 600.0  # seconds: a run of more says so before its first iteration
 FLOPS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 NAMES = {"defended": "the defense", "undefended": "the undefended classifier", "null": "the null control"}
+
+
+class Cell(TypedDict):
+    """What a run of a sweep would cost. `one`: a worker or a GPU, in words; `seconds`: on one of them; `together`: on
+    `several`; `memory`: bytes of one of them.
+    """
+
+    one: str
+    several: int
+    seconds: float
+    together: float
+    memory: float
 
 
 def parts_table(found: Estimate, title: str) -> Table:

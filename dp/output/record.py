@@ -9,7 +9,7 @@ import secrets
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,7 @@ class Writer:
         write_atomic(self.folder / f"part-{self.label}-{self.next}.safetensors", data)
         append(self.rows, [dict(row) for row in group.rows])
         unit = {"arm": group.unit.arm, "seed": group.unit.seed, "images": len(group.rows), "seconds": group.seconds}
+        unit |= {"unrepeatable": list(group.unrepeatable)} if group.unrepeatable else {}
         if not self.timing.is_dir():  # a broken timing file costs times only
             append(self.timing, [unit])
         self.next += 1
@@ -180,8 +181,17 @@ def merge(folder: Path) -> list[Row]:
 
 def seconds(folder: Path) -> float:
     """The worker seconds that all units have taken so far. What cannot be read of them is left out."""
+    return sum(line["seconds"] for line in _times(folder))
+
+
+def unrepeatable(folder: Path) -> list[str]:
+    """The operations of all units that may give other last bits when they are computed again, see `dp.repeatable`."""
+    return sorted({name for line in _times(folder) for name in line.get("unrepeatable", [])})
+
+
+def _times(folder: Path) -> Iterator[Timing]:
     paths = [path for path in folder.glob("timing-*.jsonl") if path.is_file()]
-    return sum(line["seconds"] for path in paths for line in _lines(path, Timing)[0])
+    return (line for path in paths for line in _lines(path, Timing)[0])
 
 
 def read_summary(folder: Path) -> dict | None:

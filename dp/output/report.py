@@ -49,7 +49,7 @@ def announcement(
     lines = [
         key,
         f"attacked: {threat_words(config)}, {attack.says(through(grad, caveats))}; "
-        f"{caveats['attack_nfe']} NFE per sample; gradient: {gradient_words(caveats)}",
+        f"{caveats['attack_nfe']} NFE per sample; gradient: {gradient_words(caveats, config['dtype'])}",
         f"scored: {choices['purifier']} ({caveats['nfe']} NFE), {evaluation.votes} {samples} per image; "
         f"{count_of(images, 'image')} x {count_of(len(evaluation.seeds), 'seed')} on {evaluation.device}, "
         f"{count_of(workers, 'worker')}",
@@ -116,9 +116,13 @@ def stronger_line(protocol: str, experiment: str, least: float, most: float) -> 
     return f"protocol {protocol} has a quick budget on this dataset; {larger}"
 
 
-def gradient_words(caveats: dict) -> str:
-    """The kind of gradient that the attack takes: exact, approximate, none, or the names of the gradient modes."""
-    exact = "approximate (straight-through clamp)" if caveats["straight_through"] else "exact"
+def gradient_words(caveats: dict, dtype: str = "float32") -> str:
+    """The kind of gradient that the attack takes: exact, approximate, none, or the names of the gradient modes.
+
+    `dtype`: of the attacked networks; a narrower one than float32 is named.
+    """
+    exact = "exact" if dtype == "float32" else f"exact up to the rounding of {dtype}"
+    exact = "approximate (straight-through clamp)" if caveats["straight_through"] else exact
     words = {(): exact, (VALUES,): "none"}
     return ", ".join(words.get(tuple(modes), mode_name(modes)) for modes in caveats["gradients"])
 
@@ -167,6 +171,8 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
         lines.append(f"the networks' precision: attacked in {attacked}, scored in {scored}")
     if config.get("rng", 1) != 1:
         lines.append(f"the noise is of rng {config['rng']}, drawn on the device: other numbers than those of rng 1")
+    if config.get("compile"):
+        lines.append("the denoiser and the classifier are compiled (torch.compile): their last digits are its own")
     lines += [*declared_lines(config, caveats), *region_lines(config)]
     if caveats["no_surrogate"]:
         lines.append("the purifier has no surrogate: the attack takes its exact gradient")
@@ -239,6 +245,10 @@ def warnings(summary: dict) -> list[str]:
     attacked = choices["attack"] != "none" and null in summary
     if attacked and summary[robust][rule]["value"] >= summary[null][rule]["value"]:
         lines.append(f"the attack does not beat random noise of the same size ({rule})")
+    if names := summary.get("unrepeatable"):
+        lines.append(
+            f"the last bits may be others when this row is computed again: torch cannot repeat {', '.join(names)}"
+        )
     ties = f"vote ties: {summary['ties']}, broken by {config['protocol']['ties']}"
     return [*lines, f"{ties}; {audit_word(summary['audited'])}"]
 

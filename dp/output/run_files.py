@@ -183,6 +183,7 @@ class Summary(TypedDict):
     per_seed: dict[str, dict]
     ties: NotRequired[int]
     seconds: float
+    unrepeatable: NotRequired[list[str]]
     device: NotRequired[str]
     config: Config
     code: NotRequired[str]
@@ -201,6 +202,7 @@ class Timing(TypedDict):
     """A line of timing-*.jsonl."""
 
     seconds: float
+    unrepeatable: NotRequired[list[str]]
 
 
 def without_figure(summary: dict) -> str | None:

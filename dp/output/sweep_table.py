@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from dp.output.report import headline
+from dp.output.report import clock, headline
 from dp.output.row_table import cells
 
 
@@ -32,6 +32,24 @@ def sweep_table(runs: Sequence[dict], title: str) -> Table:
         first = [*cells(summary["standard"][rule])[:2], *cells(summary[robust][rule])[:2]]
         table.add_row(Text(name), *first, *more, str(summary["caveats"]["nfe"]))
     table.caption = Text("\n".join(["percent; intervals: 95 %", *failed]))
+    return table
+
+
+def cost_table(runs: Sequence[dict]) -> Table:
+    """The table of what the runs of a sweep would cost, with one line for each, and their sum."""
+    table, total = Table("cell", title=f"cost of {len(runs)} runs", box=box.SIMPLE_HEAD), 0.0
+    shared = set.intersection(*(set(run["overrides"]) for run in runs)) if len(runs) > 1 else set()
+    costs = [run["cost"] for run in runs if run["cost"]]
+    for name in (f"one {costs[0]['one']}", f"{costs[0]['several']} of them", "GB"):
+        table.add_column(name, justify="right")
+    for run in runs:
+        name, cost = Text(" ".join(o for o in run["overrides"] if o not in shared)), run["cost"]
+        if cost is None:
+            table.add_row(name, Text(f"failed: {run['error']}"))
+            continue
+        total += cost["seconds"]
+        table.add_row(name, clock(cost["seconds"]), clock(cost["together"]), f"{cost['memory'] / 1e9:.2g}")
+    table.add_row("all", clock(total), clock(sum(cost["together"] for cost in costs)), "")
     return table
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dp.classifiers import Classifier
+from dp.compiled import plain_calls
 from dp.diffusion.denoisers import Denoiser
 from dp.diffusion.sampling import OnStep, ancestral_step, noise_levels, to_01, to_pm1
 from dp.rng import Streams
@@ -81,7 +82,7 @@ def _through_network(
 ) -> tuple[Tensor, Tensor]:
     """The denoised image x0, and the gradient in z of the sum of |x0 - given|, by a vector-Jacobian product with x0."""
     differentiable = torch.is_grad_enabled() and (z.requires_grad or given.requires_grad)
-    with torch.enable_grad():
+    with torch.enable_grad(), plain_calls():  # the gradient is differentiated again
         leaf = z if z.requires_grad else z.detach().requires_grad_()
         x0 = denoiser(leaf, sigma)
         cotangent = _direction(x0 - given, width)

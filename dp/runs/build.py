@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dp.attacks.base import VALUES, Attack, check_members, check_norm
 from dp.classifiers import Classifier
+from dp.compiled import KEEPS, Compiled, check_compiler
 from dp.defense.defended import Defended, brief, unbound
 from dp.defense.memory import bytes_per_call
 from dp.diffusion.denoisers import Denoiser
@@ -22,6 +23,7 @@ from dp.evaluation.judge import Judge
 from dp.precision import DTYPES, cast
 from dp.purifiers import none
 from dp.purifiers.module import PurifierModule
+from dp.repeatable import set_repeatable
 from dp.rng import Streams
 from dp.runs.compose import make, nodes
 from dp.runs.machine import device_of, free_bytes, sharing
@@ -84,12 +86,6 @@ def assembled(config: dict, attacked: Defended, scored: Defended, device: str) -
     return evaluation if budget is None else within(evaluation, budget)
 
 
-def set_repeatable(device: str) -> None:
-    """Make the rows of a GPU repeat byte for byte, and its float32 not TF32."""
-    if device.startswith("cuda"):
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
-
-
 def attacker(config: dict) -> tuple[Attack, ThreatModel, Judge | None]:
     """The attack, the threat model and the in-loop evaluation of a run. They need no file.
 
@@ -147,13 +143,24 @@ def defenses(config: dict, device: str) -> tuple[Defended, Defended]:
     """The attacked defense, without a gradient mode, and the scored one. They are one object if their precision is one,
     and have the same networks if only one of them uses TF32.
     """
-    scored = defense(config, device)
+    scored = attacked = defense(config, device)
     names = config["dtype"], config["scored_dtype"]
-    if names[0] == names[1]:
-        return in_precision(scored, names[0]), scored
-    shared = DTYPES[names[0]] is DTYPES[names[1]]
-    attacked = copy.copy(scored) if shared else copy.deepcopy(scored)
-    return in_precision(attacked, names[0]), in_precision(scored, names[1])
+    if names[0] != names[1]:
+        attacked = copy.copy(scored) if DTYPES[names[0]] is DTYPES[names[1]] else copy.deepcopy(scored)
+    in_precision(attacked, names[0])
+    in_precision(scored, names[1])
+    if config["compile"]:
+        compile_networks(nn.ModuleList([attacked, scored]), config["dataset"], device)
+    return attacked, scored
+
+
+def compile_networks(models: nn.Module, dataset: dict, device: str) -> None:
+    """Have the calls of the denoisers' and the classifiers' networks compiled, in the widths of a run on a dataset."""
+    check_compiler(device)
+    widths = [dataset["lanes"] * samples for samples in range(1, dataset["draws_per_call"] + 1)]
+    for module in models.modules():
+        if isinstance(module, Denoiser | Classifier):
+            module.compiled = Compiled(module.net, widths)
 
 
 def in_precision(model: Defended, name: str) -> Defended:
@@ -231,7 +238,8 @@ def set_memory(config: dict, attacked: Defended, scored: Defended, one: Subset, 
     room = 0.5 * free_bytes(device) / sharing(config)
     each = bytes_per_call(attacked, x, Streams(one.ids, 0, "probe"), room)
     at_once = config["dataset"]["lanes"] * config["dataset"]["draws_per_call"]
-    fit = int(max(0, room / at_once - each.classifier) / max(1, each.call))
+    call = each.call * (KEEPS if config["compile"] else 1)  # the probe's calls are plain
+    fit = int(max(0, room / at_once - each.classifier) / max(1, call))
     for network in networks:
         network.memory = "store" if nfe <= fit else "recompute"
         network.recompute.keep = max(1, fit)

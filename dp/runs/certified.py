@@ -26,9 +26,10 @@ from dp.output.row_table import count_of
 from dp.output.run_files import Timing
 from dp.precision import tensor_cores
 from dp.purifiers import none
+from dp.repeatable import set_repeatable
 from dp.rng import Streams
 from dp.runs import compose, job_files
-from dp.runs.build import check_images, in_precision, network, set_repeatable
+from dp.runs.build import check_images, in_precision, network
 from dp.runs.errors import unknown_option
 from dp.runs.help import options
 from dp.runs.keys import digest_of

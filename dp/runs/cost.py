@@ -1,5 +1,6 @@
 """The cost of a run without the run: on this machine, measured, or on a GPU that is not here, by counted FLOPs."""
 
+import copy
 import resource
 import sys
 import time
@@ -33,19 +34,18 @@ from dp.runs.validate import check_setup
 from dp.weights.needed import missing
 
 
-def show_cost(setup: Setup) -> None:
-    """Print what a command's run would cost, as its key `cost` says. Nothing is attacked, fetched or written."""
+def show_cost(setup: Setup) -> cost_report.Cell:
+    """Print what a command's run would cost, as its key `cost` says, and return it in short. Nothing is attacked,
+    fetched or written.
+    """
     check_setup(setup)
     check_early(setup.config)
     console.print(f"cost of {run_key(setup.config)}; nothing is run")
-    if setup.config["cost"] is True:
-        show_here(setup.config)
-    else:
-        show_on(setup.config, setup.config["cost"])
+    return show_here(setup.config) if setup.config["cost"] is True else show_on(setup.config, setup.config["cost"])
 
 
-def show_here(config: dict) -> None:
-    """Print the cost on this machine."""
+def show_here(config: dict) -> cost_report.Cell:
+    """Print the cost on this machine, and return it."""
     absent = missing(config)
     if absent:
         console.print(cost_report.untrained_line(len(absent)))
@@ -57,17 +57,20 @@ def show_here(config: dict) -> None:
     for line in cost_report.measured_lines(found.images, found.whole, evaluation.device):
         console.print(line)
     console.print(cost_report.parts_table(here, "CPU time" if evaluation.device == "cpu" else "time"))
-    for line in cost_report.here_lines(here, start, workers, _memory(config, evaluation, found, nfe)):
+    memory = _memory(config, evaluation, found, nfe)
+    for line in cost_report.here_lines(here, start, workers, memory):
         console.print(line)
     for dtype, ratio in _other_precisions(known, evaluation, found.images):
         console.print(cost_report.precision_line(dtype, ratio, here))
     longer = battery.due(config["audit"], evaluation, nfe)
     for line in cost_report.bounds(bool(evaluation.judge and evaluation.judge.retire), longer):
         console.print(line)
+    together = here.on(workers).seconds
+    return {"one": "worker", "several": workers, "seconds": here.seconds, "together": together, "memory": memory}
 
 
-def show_on(config: dict, name: str) -> None:
-    """Print the cost on a GPU of `GPUS`."""
+def show_on(config: dict, name: str) -> cost_report.Cell:
+    """Print the cost on a GPU of `GPUS`, and return it."""
     gpu, config = GPUS[name], without_files(config)
     defense = defense_around(network(config, "classifier", "cpu"), denoiser_on_meta(config), config, "cpu")
     evaluation = assembled(config, defense, defense, "cpu")
@@ -80,6 +83,8 @@ def show_on(config: dict, name: str) -> None:
     console.print(cost_report.gpu_table(name, kinds, COUNTS))
     for line in cost_report.gpu_lines(own, COUNTS, gpu.source):
         console.print(line)
+    one, several = (own.estimate.on(count).seconds for count in COUNTS[:2])
+    return {"one": name, "several": COUNTS[1], "seconds": one, "together": several, "memory": own.memory}
 
 
 def on_gpu(config: dict, evaluation: Evaluation, size: Sizes, gpu: Gpu, dtype: str) -> OnGpus:
@@ -134,7 +139,7 @@ def _memory(config: dict, evaluation: Evaluation, found: Measured, nfe: int) -> 
 
 def _other_precisions(config: dict, evaluation: Evaluation, images: int) -> Iterator[tuple[str, float]]:
     """Each other precision, and the time of a gradient through one call of the denoiser over the same in this one."""
-    denoiser, device = evaluation.arms["defended"].attacked.denoiser, evaluation.device
+    device, denoiser = evaluation.device, copy.deepcopy(evaluation.arms["defended"].attacked.denoiser)  # not compiled
     if denoiser is None:
         return
     for dtype, kind in DTYPES.items():

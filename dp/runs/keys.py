@@ -19,6 +19,7 @@ NEUTRAL: dict[str, Any] = {
     "budget": None,
     "scored_dtype": "float32",
     "rng": 1,
+    "compile": False,
 }
 NEUTRAL_OF_TARGETS: dict[tuple[str, str], Any] = {  # the same for arguments, wherever the node stands
     ("pgd_eot.PGD", "momentum"): 0.0,

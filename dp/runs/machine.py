@@ -34,6 +34,13 @@ def free_bytes(device: str) -> float:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def total_bytes(device: str) -> float:
+    """The memory of a device, in bytes, whatever of it is free."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def workers_of(config: dict) -> int:
     """The number of worker processes on this machine. `auto` means one per GPU, or else one per core.
 

@@ -198,6 +198,8 @@ def summarize(job: Job) -> dict | None:
         "caveats": job.caveats.as_data(),
         "audited": battery.read(job.folder / battery.FILE, job.code),
     }
+    if names := record.unrepeatable(job.folder):
+        summary["unrepeatable"] = names
     record.write_summary(job.folder, summary)
     job.snapshots.clear()
     if job.tracker is not None:

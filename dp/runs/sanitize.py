@@ -17,7 +17,8 @@ from dp.output.locks import take_lock
 from dp.output.report import clock
 from dp.output.row_table import count_of
 from dp.output.strips import Strip, draw
-from dp.runs.build import network, set_repeatable
+from dp.repeatable import set_repeatable
+from dp.runs.build import network
 from dp.runs.machine import device_of
 from dp.runs.pipeline import fetch_missing
 from dp.runs.sanitize_networks import Cost, Workshop, cost_of, labels_of, seconds_of

@@ -31,29 +31,36 @@ def begin_sweep() -> Path:
     return notes
 
 
-def note_cell(number: int, overrides: Sequence[str], folder: Path | None, error: str | None = None) -> None:
-    """Note one run of a sweep: its number, overrides and folder, and its error if it has ended with one.
+def note_cell(
+    number: int, overrides: Sequence[str], folder: Path | None, error: str | None = None, cost: dict | None = None
+) -> None:
+    """Note one run of a sweep: its number, overrides and folder, its error if it has ended with one, and what it would
+    cost if only that was asked, see `cost_report.Cell`.
 
     Each run has a file of its own, because the runs may be on several machines.
     """
     from dp.output.record import write_atomic  # imported here: --help does not need torch
 
     words = [o for o in overrides if not o.startswith(PRESETS)]
-    line = {"number": number, "overrides": words, "folder": None if folder is None else str(folder), "error": error}
+    where = None if folder is None else str(folder)
+    line = {"number": number, "overrides": words, "folder": where, "error": error, "cost": cost}
     notes = Path(os.environ[NOTES])
     notes.mkdir(parents=True, exist_ok=True)
     write_atomic(notes / f"{number}.json", json.dumps(line).encode())
 
 
 def runs_of(notes: Path) -> list[dict]:
-    """The runs of a sweep by their notes: overrides, folder, and the summary or an error. Shards are one run."""
+    """The runs of a sweep by their notes: overrides, folder, and the summary, the cost or an error. Shards are one run,
+    but cost each their own.
+    """
     from dp.output.record import read_summary
 
     lines = [json.loads(path.read_text()) for path in notes.glob("[0-9]*.json")]
     runs: dict[tuple, dict] = {}
     for line in sorted(lines, key=lambda line: line["number"]):
-        words = [word for word in line["overrides"] if not word.startswith(SHARD)]
-        run = {"overrides": words, "folder": line["folder"], "summary": None, "error": line["error"]}
+        cost = line.get("cost")  # older notes have none
+        words = [word for word in line["overrides"] if cost or not word.startswith(SHARD)]
+        run = {"overrides": words, "folder": line["folder"], "summary": None, "error": line["error"], "cost": cost}
         same = runs.setdefault((line["folder"], *words), run)
         same["error"] = same["error"] or line["error"]
     for run in runs.values():
@@ -62,14 +69,14 @@ def runs_of(notes: Path) -> list[dict]:
                 run["summary"] = read_summary(Path(run["folder"]))
         except ValueError as error:
             run["error"] = str(error)
-        if run["summary"] is None and run["error"] is None:
+        if run["summary"] is run["error"] is run["cost"] is None:
             run["error"] = UNFINISHED
     return list(runs.values())
 
 
 def finish_sweep(notes: Path, ended: bool) -> int:
-    """Print the table of a sweep, write it to results/sweeps/ and draw its figure there. Returns how many runs have no
-    summary.
+    """Print the table of a sweep, write it to results/sweeps/ and draw its figure there; of a sweep that asks for
+    costs, print theirs. Returns how many runs have neither a summary nor a cost.
 
     `ended`: no run is under way any more, so that the notes are not needed.
     """
@@ -78,7 +85,12 @@ def finish_sweep(notes: Path, ended: bool) -> int:
     from dp.output import sweep_figure, sweep_table  # imported here: --help needs neither matplotlib nor pandas
 
     runs = runs_of(notes)
-    failed = sum(run["summary"] is None for run in runs)
+    failed = sum(run["summary"] is run["cost"] is None for run in runs)
+    if any(run["cost"] for run in runs):
+        console.print(sweep_table.cost_table(runs))
+        if ended:
+            shutil.rmtree(notes)
+        return failed
     path = notes.with_suffix(".csv")
     sweep_table.sweep_frame(runs).to_csv(path, index=False, float_format="%.2f")
     console.print(sweep_table.sweep_table(runs, f"{len(runs)} runs, {failed} failed"))

@@ -102,10 +102,13 @@ def call_seconds(denoiser: Denoiser, evaluation: Evaluation, images: int) -> tup
 
 
 class Clock:
-    """Measures a call: CPU seconds of this process, which other processes do not change; on a GPU wall time."""
+    """Measures a call: CPU seconds of this process, which other processes do not change; on a GPU wall time.
 
-    def __init__(self, device: str):
-        self.device = device
+    `compiled`: the first call compiles networks, and is not measured.
+    """
+
+    def __init__(self, device: str, compiled: bool = False):
+        self.device, self.compiled = device, compiled
 
     def now(self) -> float:
         """The time, when all work of the device is done."""
@@ -116,6 +119,8 @@ class Clock:
 
     def __call__(self, call: Callable[[], object]) -> float:
         """The median seconds of some calls after the first, or the seconds of the first if it is long."""
+        if self.compiled:
+            call()
         times, begin = [], self.now()
         for _ in range(1 + TURNS):
             start_time = self.now()
@@ -130,7 +135,8 @@ class Samples:
     """Prices in seconds, see `work.Price`: each defense that is asked is measured."""
 
     def __init__(self, evaluation: Evaluation):
-        self.evaluation, self.clock = evaluation, Clock(evaluation.device)
+        self.evaluation = evaluation
+        self.clock = Clock(evaluation.device, evaluation.arms["defended"].scored.classifier.compiled is not None)
 
     def __call__(self, model: Defended) -> Price:
         """The price of one sample of one image, in calls as wide as the run's."""

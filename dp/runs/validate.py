@@ -139,7 +139,11 @@ def _check_tables(name: str, tables: dict, node: dict, default: Any) -> None:
 
 
 def check_precision(config: dict) -> None:
-    """Raises ValueError for a precision, a memory mode or a generator that does not exist."""
+    """Raises ValueError for a precision, a memory mode or a generator that does not exist, and for `compile` but true
+    or false.
+    """
+    if not isinstance(config["compile"], bool):
+        raise ValueError(f"need compile true or false, got compile={config['compile']}")
     for key, known in (("dtype", DTYPES), ("scored_dtype", DTYPES), ("memory", ("auto", "store", "recompute"))):
         if config[key] not in known:
             raise ValueError(f"need {key} one of {', '.join(known)}, got {key}={config[key]}")

@@ -7,7 +7,7 @@ from dp.attacks.apgd import APGD, gaps
 from dp.attacks.selection import strongest
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
-from dp.objectives import cross_entropy, dlr, margin, targeted_dlr, with_margin
+from dp.objectives import check_classes, cross_entropy, dlr, margin, targeted_dlr, with_margin
 from dp.purifiers import none
 from dp.rng import Streams
 from dp.runs.compose import make
@@ -273,8 +273,16 @@ def test_rejects(bad):
 def test_too_few_classes_are_an_error(loss):
     model = Defended(none.purify, None, Classifier(Linear(torch.ones(1, 1, 2, 2))))
     x, y = torch.rand(1, 1, 2, 2), torch.zeros(1, dtype=torch.long)
-    with pytest.raises(ValueError, match="classes"):
-        APGD(1, 1, loss).start(model, x, y, ThreatModel("linf", 0.1), Streams([0], 0, "a"))
+    with pytest.raises(
+        ValueError, match=r"^need \d classes .* got \d: set attack.loss=ce, .* attack.attacks.apgd_t.loss=ce$"
+    ):
+        APGD(1, 1, loss, targets=1).start(model, x, y, ThreatModel("linf", 0.1), Streams([0], 0, "a"))
+
+
+def test_fewer_targets_are_the_way_out_where_the_loss_is_defined():
+    with pytest.raises(ValueError, match=r"^need 10 classes .* with 9 targets, got 5: set attack.targets=4,"):
+        check_classes("targeted", 5, 9)
+    check_classes("targeted", 5, 4)
 
 
 def test_the_yaml_holds_the_papers_values():

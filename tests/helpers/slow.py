@@ -4,6 +4,7 @@ Together they take nine tenths of the processor time. What loads scipy, torchvis
 """
 
 SLOW = {
+    "test_repeatable.py": "*",
     "test_api.py": """
         test_three_lines_of_python_give_the_bytes_of_the_command
         test_a_finished_run_is_read_and_changed_weights_are_another_run
@@ -393,6 +394,8 @@ SLOW = {
     "runs/test_kills.py": "*",
     "runs/test_own_dataset.py": "*",
     "runs/test_papers_command.py": "*",
+    "runs/test_compile.py": "*",
+    "runs/test_lanes.py": "*",
     "runs/test_precision.py": """
         test_a_row_says_both
         test_bfloat16_networks_lead_about_the_same_way
@@ -445,6 +448,7 @@ SLOW = {
         test_what_goes_wrong_in_a_worker_is_raised
     """,
     "scripts/test_bench.py": "*",
+    "scripts/test_gpu.py": "*",
     "scripts/test_certified_study.py": """
         test_a_tiny_study_goes_on_and_writes_its_files
         test_the_cells

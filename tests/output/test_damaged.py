@@ -89,7 +89,7 @@ KINDS: dict[str, Callable[[Path, random.Random], None]] = {
     f.__name__: f for f in (truncated, emptied, binary, binary_line, retyped, missing, directory)
 }
 FILES = ["summary.json", "start.json", "images.jsonl", "rows-1of1-0.jsonl", "timing-1of1-0.jsonl"]
-FILES += ["part-1of1-0-1.safetensors"]
+FILES += ["part-1of1-0-1.safetensors", "starts.jsonl"]
 
 
 def drawn() -> list[Damage]:

@@ -285,6 +285,11 @@ def test_the_gradient_in_words(changes, words):
     assert gradient_words(caveats(**changes)) == words
 
 
+def test_a_narrow_gradient_is_exact_up_to_its_rounding():
+    assert gradient_words(caveats(), "bfloat16") == "exact up to the rounding of bfloat16"
+    assert gradient_words(caveats(gradients=[["surrogate"]]), "bfloat16") == "surrogate"
+
+
 def test_a_sound_run_has_no_caveat_to_tell():
     assert caveat_lines(config(), caveats()) == []
 

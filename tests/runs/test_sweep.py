@@ -2,13 +2,16 @@
 
 import json
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from dp.commands.run import main
 from dp.commands.sweep import main as sweep
+from dp.output.sweep_table import cost_table
 from dp.runs.sweep import note_cell
 from tests.helpers.compose import TINY
 
@@ -90,3 +93,27 @@ def test_the_table_of_a_sweep_whose_shell_is_gone(cli, monkeypatch, capsys):
     assert table["standard_single"].notna().tolist() == [False, False, True]
     assert sweep(["results/sweeps/abc"]) == 0
     assert sweep(["results/sweeps/none"]) == 2
+
+
+def test_the_costs_of_a_sweep_are_one_table(cli):
+    """With counted FLOPs, which need no measurement: twice the images cost twice the time."""
+    code, out = cli("-m", *GIVEN, "cost=h200", "protocol.images=4,8")
+    assert code == 0
+    table = out[out.index("cost of 2 runs") :]
+    lines = [line.split() for line in table.splitlines() if line.strip().startswith("protocol.images=")]
+    assert [line[0] for line in lines] == ["protocol.images=4", "protocol.images=8"]
+    assert "one h200" in table
+    assert "8 of them" in table
+    assert not list(Path("results").rglob("*.json*"))
+
+
+def test_a_cell_without_a_cost_says_why():
+    few = {"one": "worker", "several": 2, "seconds": 90.0, "together": 50.0, "memory": 2e9}
+    runs = [{"overrides": ["a=1"], "cost": few, "error": None}, {"overrides": ["a=2"], "cost": few, "error": None}]
+    runs.append({"overrides": ["a=3"], "cost": None, "error": "unknown key a"})
+    out = Console(width=90, record=True, file=StringIO())
+    out.print(cost_table(runs))
+    text = out.export_text()
+    assert "3 min 00 s" in text  # of both together, by one worker
+    assert "1 min 40 s" in text
+    assert "failed: unknown key a" in text
