@@ -14,7 +14,7 @@ from wandb.proto import wandb_internal_pb2
 
 from dp.output.wandb_file import frames
 
-ANSWER = 30.0  # seconds in which a server must answer at the start
+ANSWER = 20.0  # seconds in which a server must answer at the start
 FLUSH = 15.0  # seconds in which W&B's own process writes what it has
 
 
@@ -49,6 +49,7 @@ class ToWandB:
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             if mode == "offline":
                 raise
+            wandb.teardown()  # its service still holds the id
             self.run = wandb.init(mode="offline", settings=settings, **begin)
             why = " ".join(str(error).split())[:120]
             self.say(f"could not be reached ({why}), so this run is recorded offline, and `wandb sync` sends it")

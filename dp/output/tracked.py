@@ -61,7 +61,8 @@ def _cells(summary: Mapping[str, Any], preset: str | None) -> dict[str, float | 
     cells: dict[str, float | str] = {}
     for number in sorted(numbers):
         for name, side in (("standard", "standard"), ("robust", robust), ("null", null)):
-            cells[f"table{number}/{name}"] = summary[side][rule]["value"]
+            if rule in summary.get(side, {}):
+                cells[f"table{number}/{name}"] = summary[side][rule]["value"]
         for row in [row for row in published if row["table"] == number][:1]:
             printed = {name: row[name] for name in ("standard", "robust") if row[name]}
             cells |= {f"table{number}/published/{name}": float(value) for name, value in printed.items()}
