@@ -20,6 +20,7 @@ COMMANDS = {
     "archive": "copy finished runs to results/measured/",
     "tables": "write results/tables/ from results/measured/",
     "figures": "draw results/figures/ from results/measured/",
+    "dashboard": "write the workspace of all runs at W&B, and its specification",
     "view": "write results/page/, finished runs as a page for the browser",
     "canvas": "draw images of the embedded benchmark canvas",
     "reference": "write the lists in docs/ that come from the code",

@@ -133,7 +133,7 @@ class Mirror:
     def _lose(self, why: str) -> None:
         if not self.lost:
             self.lost = True
-            console.print(f"warning: {self.name} {why}: its record of this run is not whole; the run's own files are")
+            console.print(f"warning: {self.name} {why}; the run's own files are complete")
 
     def _kill(self) -> None:
         """End the process and those that it has started."""

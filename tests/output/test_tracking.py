@@ -157,7 +157,7 @@ def lost_once(tracker: Mirror, capsys) -> str:
     tracker.close()
     text = said(capsys)
     assert text.count("warning:") == 1, text
-    assert "the run's own files are" in text
+    assert "the run's own files are complete" in text
     return text
 
 

@@ -58,6 +58,10 @@ def test_the_page_holds_every_row_and_the_pictures(folder, tmp_path):
         row = next(r for r in rows if (r["arm"], r["seed"], r["id"]) == (arm, seed, i))
         assert (table["adv"][k], table["clean"][k]) == (row["adv"], row["clean"])
     assert len(table["id"]) == len(rows)
+    kept = json.loads((folder / "iterations.json").read_text())
+    assert data["curves"]["attack"] == kept
+    assert len(kept["defended"]["loss"]) == 2
+    assert 'id="loss"' in data["html"]
     assert [line["key"] for line in received(out, "runs")] == [key]
 
     group = next(g for g in groups if g.arm == "defended")
@@ -81,6 +85,7 @@ def test_an_archived_run_has_no_attacked_picture(folder, tmp_path):
     assert view.main([str(tmp_path / "measured"), "--out", str(out), "--no-open"]) == 0
     data = received(out, folder.name)
     assert data["archived"]
+    assert data["curves"]["attack"] == json.loads((folder / "iterations.json").read_text())
     assert not list((out / "data" / folder.name).glob("defended-*"))
     assert set(received(out, f"{folder.name}/clean-0")[str(data["ids"][0])]) == {"clean_mask"}
 
