@@ -131,7 +131,7 @@ class Display:
             self.count(event.rows)
             if event.unit.arm == "defended":
                 single, vote = self.robust()
-                self.tracker.log({"so far/single": single, "so far/vote": vote, "so far/images": len(self.right)})
+                self.tracker.log({"so_far/single": single, "so_far/vote": vote, "so_far/images": len(self.right)})
         self.seen.add(unit)
         if self.bar.base is None and len(self.seen) >= self.waiting:
             self.bar.base = (time.monotonic(), self.done + sum(self.part.values()) - self.earlier)

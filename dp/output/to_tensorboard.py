@@ -27,6 +27,7 @@ class ToTensorBoard:
         self, *, say: Callable[[str], None], key: str, folder: str, config: dict[str, Any], preset: str | None
     ):
         self.say, self.place, self.lines = say, Path(folder) / "tensorboard", 0
+        self.earlier = set(self.place.glob("events.*"))
         self.writer = SummaryWriter(str(self.place))
         self.writer.add_text("config", f"```\n{json.dumps(config, indent=1)}\n```")
         self.writer.add_text("run", f"{key}, preset {preset}" if preset else key)
@@ -58,7 +59,11 @@ class ToTensorBoard:
                     self.writer.add_images(f"{name}/{column}", np.stack(shown), dataformats="NHWC")
         self.writer.add_text(END, "the run is finished")
         self.writer.close()
-        if not any(value.tag.startswith(END) for path in self.place.glob("events.*") for value in _values(path)):
+        if not any(
+            value.tag.startswith(END)
+            for path in {*self.place.glob("events.*")} - self.earlier
+            for value in _values(path)
+        ):
             self.say(f"has not written all of its file (a full disk?) in {self.place}")
 
     def stop(self) -> None:

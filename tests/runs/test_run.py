@@ -430,4 +430,4 @@ def test_a_tracker_mirrors_the_row_and_costs_one_warning_at_most(tiny, dies, tmp
 
 
 def _is_table(path: Path) -> bool:
-    return path.is_file() and path.read_bytes().startswith(b'{"columns": ["original"')
+    return path.is_file() and path.read_bytes().startswith(b'{"_type": "table"')
