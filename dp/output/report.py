@@ -223,7 +223,7 @@ def warnings(summary: dict) -> list[str]:
     rule, robust, null = headline(summary)
     lines = [*audit_lines(summary["audited"]), *caveat_lines(config, caveats)]
     if config["dataset"].get("tuning"):
-        lines.append("for tuning: these images choose settings, no row of a table uses them, the networks saw them")
+        lines.append("images to choose values by: the networks were trained on them, and no row of a table has them")
     if caveats["scaled"]:
         origin = config["dataset"].get("scaled_from")
         source = f"the values for {origin['dataset']}" if origin else "the full budget"

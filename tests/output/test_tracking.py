@@ -194,7 +194,7 @@ def test_wandbs_own_process_killed_costs_one_warning(tmp_path, capsys):
     time.sleep(1)
     for pid in _core(tracker.process.pid):
         os.kill(pid, signal.SIGKILL)
-    lost_once(tracker, capsys)
+    assert "Weights & Biases" in lost_once(tracker, capsys)
 
 
 def _core(parent: int) -> list[int]:
@@ -213,7 +213,7 @@ def test_a_full_disk_costs_one_warning(tmp_path, monkeypatch, capsys):
     try:
         monkeypatch.setenv("WANDB_DIR", str(disk))
         (disk / "other").write_bytes(bytes(40 * 1024))
-        lost_once(WandB("key", tmp_path, CONFIG), capsys)
+        assert "Weights & Biases" in lost_once(WandB("key", tmp_path, CONFIG), capsys)
     finally:
         with contextlib.suppress(OSError):
             subprocess.run(["umount", "-l", str(disk)], check=False)

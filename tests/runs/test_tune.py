@@ -21,7 +21,7 @@ def test_two_trials_on_images_of_no_row(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run.py", "+experiment=digits/tune", "hydra.sweeper.n_trials=2", *GIVEN])
     assert main() == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert out.count("for tuning: these images choose settings") == 2
+    assert out.count("images to choose values by") == 2
     found = [json.loads(path.read_text()) for path in Path("results/runs").glob("*/summary.json")]
     means = {
         summary["config"]["purifier"]["tau"]: (

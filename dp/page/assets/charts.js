@@ -60,7 +60,8 @@ const charts = {
     figure.xgrid.grid_line_color = null; figure.ygrid.grid_line_color = grid;
     figure.title.text_color = text;
     figure.legend.background_fill_color = ground; figure.legend.label_text_color = text; figure.legend.border_line_color = grid;
-    figure.legend.location = "bottom_left";
+    figure.legend.background_fill_alpha = 0.7;
+    figure.legend.location = top === null ? "top_left" : "bottom_left";
     Bokeh.Plotting.show(figure, target);
   },
 };
