@@ -50,7 +50,7 @@ def _tables() -> list[Any]:
 
     sections = []
     for number, what in TABLES.items():
-        bars = [
+        bars: list[Any] = [
             wr.BarPlot(title=f"{name.replace('/', ', ')}, percent", metrics=[f"table{number}/{name}"])
             for name in (*MEASURED, *PUBLISHED)
         ]
@@ -62,6 +62,7 @@ def _sweeps() -> Any:
     """Fig. 7: accuracy over tau, and over t_l and t_s."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
+    from wandb_workspaces.reports.v2.interface import ParallelCoordinatesPlotColumn
 
     panels: list[Any] = [
         wr.ScatterPlot(
@@ -74,7 +75,7 @@ def _sweeps() -> Any:
     panels.append(
         wr.ParallelCoordinatesPlot(
             title="robust accuracy over t_l and t_s",
-            columns=[wr.ParallelCoordinatesPlotColumn(metric=metric) for metric in columns],
+            columns=[ParallelCoordinatesPlotColumn(metric=metric) for metric in columns],
         )
     )
     return ws.Section(name="Fig. 7: tau, t_l and t_s", panels=panels)
@@ -90,7 +91,7 @@ def _attack() -> Any:
         "gradient_norm": "l2 norm of the gradient",
         "right": "right samples, percent",
     }
-    panels = [
+    panels: list[Any] = [
         wr.LinePlot(title=f"{arm}: {title}", x="curve/iteration", y=[f"curve/{arm}/{name}"])
         for arm in ARMS
         for name, title in titles.items()

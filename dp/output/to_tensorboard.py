@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from tensorboardX import SummaryWriter
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
 END = "finished"  # the tag of the last event begins so
 CURVES = ("loss", "gradient_norm", "right", "images")

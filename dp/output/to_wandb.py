@@ -10,7 +10,8 @@ from typing import Any
 
 import wandb
 from PIL import Image
-from wandb.proto import wandb_internal_pb2
+from wandb.errors import CommError, UsageError
+from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
 from dp.output.wandb_file import frames
 
@@ -46,7 +47,7 @@ class ToWandB:
         settings = wandb.Settings(silent=True, console="off", init_timeout=ANSWER)
         try:
             self.run = wandb.init(mode=mode, settings=settings, **begin)  # pyright: ignore[reportArgumentType]
-        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        except (CommError, UsageError) as error:
             if mode == "offline":
                 raise
             wandb.teardown()  # its service still holds the id
@@ -65,7 +66,7 @@ class ToWandB:
         for line in curve_lines(content["curves"]):
             self.run.log(line)
         for name, (columns, pictures, rows) in content["tables"].items():
-            whole = [[_shown(v, c in pictures) for c, v in zip(columns, row, strict=True)] for row in rows]
+            whole: list[Any] = [[_shown(v, c in pictures) for c, v in zip(columns, row, strict=True)] for row in rows]
             self.run.log({name: wandb.Table(columns=columns, data=whole)})
         self.run.summary.update(content["figures"])
         path = Path(self.run.settings.sync_file)
@@ -90,7 +91,7 @@ def kinds_of(path: Path) -> set[str]:
     """The kinds of records in a W&B file."""
     if not path.is_file():
         return set()
-    records = map(wandb_internal_pb2.Record.FromString, frames(path.read_bytes()))
+    records = map(Record.FromString, frames(path.read_bytes()))
     return {str(record.WhichOneof("record_type")) for record in records}
 
 

@@ -226,7 +226,7 @@ def mirror(job: Job, summary: dict) -> None:
         return
     try:
         told = content(job.folder, summary, job.preset, tracker.images)
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, RuntimeError) as error:  # such as a GPU without room for the networks once more
         console.print(f"note: the tracker gets no pictures: {sentence(error)}")
         told = content(job.folder, summary, job.preset, 0)
     tracker.finish(told)

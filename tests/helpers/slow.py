@@ -256,6 +256,7 @@ SLOW = {
     """,
     "output/test_tracking.py": "*",
     "runs/test_tune.py": "*",
+    "runs/test_mirrored.py": "*",
     "commands/test_dashboard.py": "*",
     "page/test_browser.py": "*",
     "page/test_page.py": """
