@@ -21,6 +21,7 @@ COMMANDS = {
     "board": "write, check and rank result cards with their attacked images",
     "tables": "write the paper's tables with our runs beside them",
     "figures": "draw results/figures/ from results/measured/",
+    "dashboard": "write the workspace of all runs at W&B, and its specification",
     "view": "write results/page/, finished runs as a page for the browser",
     "canvas": "draw images of the embedded benchmark canvas",
     "reference": "write the lists in docs/ that come from the code",

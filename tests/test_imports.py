@@ -37,7 +37,7 @@ APART |= {("sanitizing", one) for one in ("audit", "training", "certification")}
 APART |= {("purifiers", "nets"), ("purifiers", "threat_models")}
 APART |= {("threat_models", "purifiers"), ("cli", "commands")}  # the console command imports them by name, when asked
 EXTERNAL = {"hydra": {"runs/compose.py", "runs/by_dataset.py", "runs/errors.py", "runs/words.py", "commands/run.py"}}
-EXTERNAL |= {"omegaconf": EXTERNAL["hydra"], "wandb": {"output/tracking.py"}}
+EXTERNAL |= {"omegaconf": EXTERNAL["hydra"], "wandb": {"output/to_wandb.py", "commands/dashboard.py"}}
 MODULES = sorted(DP.rglob("*.py"))
 
 

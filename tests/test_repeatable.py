@@ -92,7 +92,7 @@ def test_a_unit_tells_what_of_it_cannot_repeat():
 def test_the_folder_of_a_run_keeps_it(tmp_path):
     logits = torch.zeros(1, 1, 3)
     groups = [
-        Group(Unit("null", k, (0,)), [], logits, None, logits + 1, 1.5, names)
+        Group(Unit("null", k, (0,)), [], logits, None, logits + 1, 1.5, None, names)
         for k, names in enumerate(((), ("b", "a")))
     ]
     writer = record.Writer(tmp_path, "a")

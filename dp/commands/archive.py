@@ -1,6 +1,6 @@
 """dp archive: copy finished runs from results/runs/ to results/measured/, where tables and figures read them.
 
-Of a run it copies the summary, and the predictions as arrays.
+Of a run it copies the summary, the loss over the iterations, and the predictions as arrays.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from dp.evaluation.rows import Row
 from dp.output import record
 from dp.output.archived import arrays_of
 from dp.output.console import console
+from dp.output.iterations import ITERATIONS
 from dp.output.run_files import VERDICTS, incomplete
 from dp.output.shapes import read_lines
 from dp.runs.errors import DONE, command
@@ -35,6 +36,8 @@ def archive(folder: Path, measured: Path = MEASURED) -> Path:
             raise ValueError(f"need to write the file {copy / name}, got a directory: move it away")
     copy.mkdir(parents=True, exist_ok=True)
     record.write_atomic(copy / VERDICTS, predictions)
+    if (folder / ITERATIONS).is_file():
+        record.write_atomic(copy / ITERATIONS, (folder / ITERATIONS).read_bytes())
     record.write_atomic(copy / record.SUMMARY, (folder / record.SUMMARY).read_bytes())
     return copy
 

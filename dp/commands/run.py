@@ -27,18 +27,21 @@ OmegaConf.register_new_resolver("dp_help", help_text, replace=True)
 
 
 @hydra.main(version_base=compose.VERSION_BASE, config_path=str(compose.CONF), config_name="config")
-def job(cfg: DictConfig) -> None:
+def job(cfg: DictConfig) -> float | None:
     """Hydra's entry. Launchers pickle it for other processes, so it holds no objects."""
-    one(cfg)
+    return one(cfg)
 
 
-def one(cfg: DictConfig) -> None:
-    """One run, alone or in a sweep. A user's error is printed and not raised, so that a sweep goes on."""
-    from dp.output.report import show  # imported here: --help needs neither torch nor pandas
+def one(cfg: DictConfig) -> float | None:
+    """One run, alone or in a sweep. A user's error is printed and not raised, so that a sweep goes on.
+
+    Returns what a sweeper that searches maximizes, or None if the run has no summary.
+    """
+    from dp.output.report import average, show  # imported here: --help needs neither torch nor pandas
     from dp.runs.lanes import with_lanes
     from dp.runs.pipeline import folder_of, judged
 
-    hydra, folder, error = HydraConfig.get(), None, None
+    hydra, folder, error, summary = HydraConfig.get(), None, None, None
     try:
         setup = with_lanes(compose.setup_of(cfg))
         if setup.config.get("cost", False) is not False:  # a key that is taken out is refused later
@@ -47,7 +50,7 @@ def one(cfg: DictConfig) -> None:
             cost = show_cost(setup)
             if hydra.mode == RunMode.MULTIRUN:
                 note_cell(hydra.job.num, hydra.overrides.task, None, cost=dict(cost))
-            return
+            return None
         folder = folder_of(setup)
         if hydra.mode == RunMode.MULTIRUN:
             note_cell(hydra.job.num, hydra.overrides.task, folder)
@@ -61,6 +64,7 @@ def one(cfg: DictConfig) -> None:
         failures.append(error)
     if hydra.mode == RunMode.MULTIRUN and error is not None:
         note_cell(hydra.job.num, hydra.overrides.task, folder, error)
+    return None if summary is None else average(summary)
 
 
 def launcher_errors() -> tuple[type[BaseException], ...]:

@@ -36,6 +36,7 @@ from dp.commands.options import parser
 from dp.output import record
 from dp.output.console import console
 from dp.output.report import clock
+from dp.output.tracked import Content, scalars
 from dp.output.tracking import NoTracking, Tracker
 from dp.runs import compose
 from dp.runs.errors import DONE, command
@@ -114,7 +115,7 @@ def train(words: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
         facts = {"sha256": sha256, "seconds": training.seconds, "processes": world()[1], "config": config}
         summary = {**figures, **facts, **record.provenance()}
         record.write_atomic(folder / record.SUMMARY, json.dumps(summary, indent=1).encode())
-        tracker.finish(summary)
+        tracker.finish(Content(scalars(summary)))
         console.print(f"{clock(training.seconds)} of training; {folder}")
     if world()[1] > 1:
         dist.destroy_process_group()

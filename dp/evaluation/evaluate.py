@@ -1,7 +1,7 @@
 """The loop: attack an image, then score it with fresh samples of the defense. An attack never scores itself."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,8 +15,9 @@ from dp.defense.interface import Defense
 from dp.defense.known_noise import KnownNoise
 from dp.evaluation.draws import decided, fresh_samples
 from dp.evaluation.judge import Judge
+from dp.evaluation.loss_curve import padded
 from dp.evaluation.rows import Group, Row, Unit
-from dp.evaluation.slots import Slots
+from dp.evaluation.slots import OnStep, Slots
 from dp.evaluation.snapshot import OnSnapshot, Outcome, Packed, Snapshot
 from dp.evaluation.stages import Stage
 from dp.repeatable import noted
@@ -122,15 +123,14 @@ class Evaluation:
     def run(
         self,
         unit: Unit,
-        on_step: Callable[[int, int], None] = lambda step, steps: None,
+        on_step: OnStep = lambda step, steps, point: None,
         begun: Snapshot | None = None,
         on_snapshot: OnSnapshot = lambda snapshot: None,
     ) -> Group:
         """Attack and score the images of a unit.
 
-        `on_step(mean iterations done, steps)` is called after every iteration, and `on_snapshot` with what is needed to
-        go on from there. `begun`: such a snapshot, to go on from. Raises ValueError if an attacked image or a logit is
-        not finite.
+        `on_step` is called after every iteration, and `on_snapshot` with what is needed to go on from there. `begun`:
+        such a snapshot, to go on from. Raises ValueError if an attacked image or a logit is not finite.
         """
         start_time, before = time.perf_counter(), 0.0 if begun is None else begun.seconds
         arm, null, images = self.arms[unit.arm], unit.arm == "null", self._images(unit)
@@ -151,8 +151,8 @@ class Evaluation:
             self._row(unit, k, int(images.y[k]), None if clean is None else clean[k], adv[k], outcomes[k])
             for k in range(len(unit.ids))
         ]
-        spent = before + time.perf_counter() - start_time
-        return Group(unit, rows, x_adv.cpu(), clean, adv, spent, tuple(sorted(unrepeatable)))
+        spent, curves = before + time.perf_counter() - start_time, padded([outcome.curve for outcome in outcomes])
+        return Group(unit, rows, x_adv.cpu(), clean, adv, spent, curves, tuple(sorted(unrepeatable)))
 
     def release(self) -> None:
         """Free the memory of all networks, because other processes run the units. From now on it can only plan."""

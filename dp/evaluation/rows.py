@@ -4,6 +4,8 @@ from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
+from dp.evaluation.loss_curve import Point
+
 
 class Row(TypedDict):
     """The result of one image under one condition and seed.
@@ -45,9 +47,10 @@ class Unit(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The results of a unit: rows, attacked images, the logits of every sample, and the seconds it took.
+    """The results of a unit: rows, attacked images, the logits of every sample, the seconds it took, and loss curves.
 
-    `x_adv`: (B,C,H,W) in [0,1]; `clean`, `adv`: (B,samples,K), with `clean` None under `null`. `unrepeatable`: names of
+    `x_adv`: (B,C,H,W) in [0,1]; `clean`, `adv`: (B,samples,K), with `clean` None under `null`; `curves`:
+    (B,iterations,3), the `Point` of every iteration, NaN behind the end of an image's attack. `unrepeatable`: names of
     torch's operations that may give other last bits when they are computed again, see `dp.repeatable`.
     """
 
@@ -57,13 +60,18 @@ class Group(NamedTuple):
     clean: Tensor | None
     adv: Tensor
     seconds: float
+    curves: Tensor | None = None
     unrepeatable: tuple[str, ...] = ()
 
 
 class Event(NamedTuple):
-    """Progress: `step` of `steps` attack iterations of a unit are done. `rows` is set when it is scored and saved."""
+    """Progress: `step` of `steps` attack iterations of a unit are done. `rows` is set when it is scored and saved.
+
+    `point`: the means over the images of the newest iteration, before that.
+    """
 
     unit: Unit
     step: int
     steps: int
     rows: list[Row] | None = None
+    point: Point | None = None

@@ -17,11 +17,15 @@ from dp.attacks.state import cat, each, slot, where
 from dp.defense.defended import Defended
 from dp.defense.interface import Defense
 from dp.evaluation.judge import Judge
+from dp.evaluation.loss_curve import Noted, Notes, Point, mean_point
 from dp.evaluation.snapshot import OnSnapshot, Outcome, Packed, Snapshot, unpacked
 from dp.evaluation.stages import Stage
 from dp.rng import Streams
 from dp.subset import Subset
 from dp.threat_models.ball import ThreatModel
+
+# Called with the mean number of iterations done, the attack's steps, and the mean point of the newest iteration.
+OnStep = Callable[[int, int, Point], None]
 
 
 class Sub(IntEnum):
@@ -51,14 +55,14 @@ class Slots:
 
     def run(
         self,
-        on_step: Callable[[int, int], None],
+        on_step: OnStep,
         begun: Snapshot | None = None,
         on_snapshot: OnSnapshot = lambda snapshot: None,
     ) -> list[Outcome]:
         """The outcomes of all images, in their order.
 
-        `on_step(mean iterations done, steps)` is called after every step, and `on_snapshot` with what is needed to go
-        on from there. `begun`: such a snapshot, to go on from.
+        `on_step` is called after every step, and `on_snapshot` with what is needed to go on from there. `begun`: such a
+        snapshot, to go on from.
         """
         at = begun or Snapshot.first(len(self.images.ids))
         self.outcomes = list(at.outcomes)
@@ -83,7 +87,7 @@ class Slots:
         template = self.attack.start(self.attacked(ids), x, y, self.threat, rng)
         return unpacked(saved, template, self.images.x.device)
 
-    def _round(self, at: Snapshot, on_step: Callable[[int, int], None]) -> Snapshot:
+    def _round(self, at: Snapshot, on_step: OnStep) -> Snapshot:
         """One iteration of a batch: images enter free slots, are attacked, and leave at the end of the phase.
 
         Slots are refilled only when an in-loop evaluation is due, so that all slots are evaluated in one call.
@@ -105,7 +109,7 @@ class Slots:
             due = [k for k in running if self._due(self.outcomes[k].steps, begin, end)]
             if due:
                 self._evaluate(running, due)
-            self._report(on_step)
+            self._report(running, on_step)
         for k in active:
             if self._dropped(k):
                 self.outcomes[k].state = None
@@ -122,10 +126,10 @@ class Slots:
         self.outcomes[k] = copy.copy(self.outcomes[k])
         return self.outcomes[k]
 
-    def _report(self, on_step: Callable[[int, int], None]) -> None:
+    def _report(self, running: list[int], on_step: OnStep) -> None:
         total = self.attack.steps
         steps = sum(total if self._dropped(k) else outcome.steps for k, outcome in enumerate(self.outcomes))
-        on_step(steps // len(self.outcomes), total)
+        on_step(steps // len(self.outcomes), total, mean_point([self.outcomes[k].curve[-1] for k in running]))
 
     def _due(self, steps: int, begin: int, end: int) -> bool:
         return self.judge is not None and ((steps - begin) % self.judge.every == 0 or steps == end)
@@ -159,9 +163,12 @@ class Slots:
         slots, x, y, ids = self._batch(running)
         state = cat([self.outcomes[k].state for k in slots])
         rng = self.streams(Stage.ATTACK, ids).draw([Sub.STEP + self.outcomes[k].steps for k in slots])
-        self._store(running, self.attack.step(self.attacked(ids), state, x, y, self.threat, rng))
-        for k in running:
+        model, notes = self.attacked(ids), Notes(self.width)
+        asked = model if self.attack.batch_bound else Noted(model, notes)  # a package asks about parts of a batch
+        self._store(running, self.attack.step(asked, state, x, y, self.threat, rng))
+        for k, point in zip(running, notes.points(), strict=False):
             self.outcomes[k].steps += 1
+            self.outcomes[k].curve += (point,)
 
     def _store(self, images: list[int], state: Any) -> None:
         for position, k in enumerate(images):

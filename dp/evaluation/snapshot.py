@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dp.attacks.state import named, rebuilt
+from dp.evaluation.loss_curve import Point
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Outcome:
     classes: list[int] = field(default_factory=list)  # classes of the in-loop samples at x_adv
     worst: tuple[int, float] = (-1, 0.0)  # number of wrong in-loop samples and mean margin at x_adv
     state: Any = None  # the attack's state of this image, between batches
+    curve: tuple[Point, ...] = ()  # a point for each iteration done
 
 
 class Snapshot(NamedTuple):
@@ -63,6 +65,8 @@ def packed(snapshot: Snapshot) -> Packed:
             tensors[f"{k}.x_adv"] = outcome.x_adv
         if outcome.state is not None:
             tensors |= {f"{k}.state.{path}": tensor for path, tensor in named(outcome.state).items()}
+        if outcome.curve:
+            tensors[f"{k}.curve"] = torch.tensor(outcome.curve, dtype=torch.float64)
     fields = snapshot._asdict() | {
         "outcomes": [
             [o.distance, o.steps, o.evaluations, o.broken_at, o.classes, list(o.worst)] for o in snapshot.outcomes
@@ -88,7 +92,9 @@ def unpacked(saved: Packed, template: Any, device: torch.device) -> Snapshot:
         prefix = f"{k}.state."
         state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         given = (distance, steps, evaluations, broken_at, classes, tuple(worst))
-        outcomes.append(Outcome(tensors.get(f"{k}.x_adv"), *given, _state(template, state) if state else None))
+        curve = tuple(Point(*point) for point in tensors[f"{k}.curve"].tolist()) if f"{k}.curve" in tensors else ()
+        x_adv = tensors.get(f"{k}.x_adv")
+        outcomes.append(Outcome(x_adv, *given, _state(template, state) if state else None, curve))
     waiting, active, done = (tuple(saved.fields[name]) for name in ("waiting", "active", "done"))
     return Snapshot(saved.fields["phase"], waiting, active, done, tuple(outcomes), saved.fields["seconds"])
 

@@ -122,13 +122,16 @@ class Display:
             self.earlier += slots(unit, self.evaluation.lanes) * costs.attack(max(0, event.step - 1))
         if event.rows is None:
             self.part[unit] = slots(unit, self.evaluation.lanes) * costs.attack(event.step)
+            if event.point is not None:
+                named = event.point._asdict().items()
+                self.tracker.log({f"attack/{unit.arm}/{name}": value for name, value in named})
         else:
             self.part.pop(unit, None)
             self.done += total([unit], self.work, self.evaluation.lanes)
             self.count(event.rows)
             if event.unit.arm == "defended":
                 single, vote = self.robust()
-                self.tracker.log({"robust/single": single, "robust/vote": vote, "images": len(self.right)})
+                self.tracker.log({"so_far/single": single, "so_far/vote": vote, "so_far/images": len(self.right)})
         self.seen.add(unit)
         if self.bar.base is None and len(self.seen) >= self.waiting:
             self.bar.base = (time.monotonic(), self.done + sum(self.part.values()) - self.earlier)

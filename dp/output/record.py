@@ -105,6 +105,8 @@ class Writer:
         }
         if group.clean is not None:
             tensors["clean"] = _stored(group.clean)
+        if group.curves is not None:
+            tensors["curves"] = group.curves.contiguous()
         data = save(tensors, metadata={"arm": group.unit.arm, "seed": str(group.unit.seed)})
         write_atomic(self.folder / f"part-{self.label}-{self.next}.safetensors", data)
         append(self.rows, [dict(row) for row in group.rows])
@@ -152,7 +154,8 @@ def _stored(logits: torch.Tensor) -> torch.Tensor:
 def read_part(path: Path) -> dict:
     """The content of a part: `arm`, `seed`, `ids` (B,), `x_adv` (B,C,H,W) in [0,1], and logits (B,samples,K).
 
-    The logits are `adv`, and `clean` in all conditions but the null control. Raises ValueError for a damaged file.
+    The logits are `adv`, and `clean` in all conditions but the null control. Parts of newer runs have the loss `curves`
+    (B,iterations,3). Raises ValueError for a damaged file.
     """
     try:
         with safe_open(path, "pt") as file:

@@ -229,11 +229,21 @@ def headline(summary: dict) -> tuple[str, str, str]:
     return protocol["report"][0], "seen" if in_loop else "robust", "null_seen" if in_loop else "null"
 
 
+def average(summary: dict) -> float:
+    """The mean of the standard and the robust accuracy in percent, by the protocol's first decision rule; the paper
+    prints it in Table 7.
+    """
+    rule, robust, _ = headline(summary)
+    return (summary["standard"][rule]["value"] + summary[robust][rule]["value"]) / 2
+
+
 def warnings(summary: dict) -> list[str]:
     """The lines below a row: findings of the audit, caveats, scaled values, ties, and whether the run was audited."""
     config, choices, caveats = summary["config"], summary["config"]["choices"], summary["caveats"]
     rule, robust, null = headline(summary)
     lines = [*audit_lines(summary["audited"]), *caveat_lines(config, caveats)]
+    if config["dataset"].get("tuning"):
+        lines.append("images to choose values by: the networks were trained on them, and no row of a table has them")
     if caveats["scaled"]:
         origin = config["dataset"].get("scaled_from")
         source = f"the values for {origin['dataset']}" if origin else "the full budget"

@@ -36,12 +36,14 @@ def budget_curve(rows: Sequence[Mapping[str, Any]]) -> dict[str, list] | None:
 
 
 def curves(run: Run) -> dict[str, Any]:
-    """The curves of a run: accuracy over the number of samples, with intervals, and over the iterations spent."""
+    """The curves of a run: accuracy over the number of samples, with intervals, and over the iterations spent; and the
+    loss, gradient norm and share of right samples over the iterations, by condition.
+    """
     held = run.summary.get("curves", {})
     return {
         rule: {name: held[name][rule] for name in CURVES if name in held and rule in held[name]}
         for rule in ("worst", "vote")
-    } | {"budget": budget_curve(run.rows)}
+    } | {"budget": budget_curve(run.rows), "attack": run.iterations}
 
 
 def text(run: Run, command: str, same: bool) -> dict[str, Any]:
@@ -72,4 +74,5 @@ def text(run: Run, command: str, same: bool) -> dict[str, Any]:
         "audited": audited,
         "archived": not run.groups,
         "in_loop": budget_curve(run.rows) is not None,
+        "has_loss": bool(run.iterations),
     }

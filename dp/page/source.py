@@ -5,24 +5,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dp.output import archived, record, rescore
+from dp.output.iterations import Curve, read_iterations
 from dp.output.rescore import Saved
 from dp.output.run_files import is_archived
-from dp.page.pictures import Shown
-from dp.runs.build import defense, in_precision
-from dp.runs.compose import make, with_plugins
-from dp.runs.machine import device_of
-from dp.subset import Subset
-from dp.weights.needed import missing
 
 
 class Run(NamedTuple):
-    """A finished run. `groups`: rows with attacked images; none of an archived run, which keeps only `rows`."""
+    """A finished run. `groups`: rows with attacked images; none of an archived run, which keeps only `rows`;
+    `iterations`: the loss over the iterations, by condition; none of an older run.
+    """
 
     key: str
     folder: Path
     summary: dict
     rows: list[dict]
     groups: list[Saved]
+    iterations: dict[str, Curve]
 
 
 def folders_of(given: Sequence[Path]) -> list[Path]:
@@ -51,21 +49,7 @@ def read(folder: Path) -> Run:
     if is_archived(folder):
         summary = record.read_summary(folder)
         assert summary is not None, "folders_of has found it"
-        return Run(folder.name, folder, summary, archived.read_rows(folder), [])
+        return Run(folder.name, folder, summary, archived.read_rows(folder), [], read_iterations(folder))
     summary, groups = rescore.finished(folder), rescore.saved(folder)
-    return Run(folder.name, folder, summary, [dict(row) for group in groups for row in group.rows], groups)
-
-
-def shown(run: Run) -> Shown | str:
-    """What the pictures of a run are made of, or why there are none, in a sentence."""
-    config = with_plugins(run.summary["config"], run.summary["config"]["plugins"]["folders"])
-    absent = missing(config)
-    if absent:
-        return f"The page has no pictures of this run: {absent[0].file} is not on this machine (dp fetch gets it)."
-    device = device_of(config)
-    subset: Subset = make(config["dataset"]["loader"], modules=config["plugins"]["modules"])
-    caveats, samples = run.summary["caveats"], run.summary["robust"]["vote"]["draws"]
-    model = in_precision(defense(config, device), config.get("scored_dtype", "float32"))
-    lanes = config["dataset"]["lanes"]
-    ids = subset.ids.tolist()
-    return Shown(model, subset.x, ids, config["purifier"], samples, caveats["nfe"], lanes, config.get("rng", 1))
+    rows = [dict(row) for group in groups for row in group.rows]
+    return Run(folder.name, folder, summary, rows, groups, read_iterations(folder))

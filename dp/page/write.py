@@ -9,13 +9,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from dp.output import pictures
+from dp.output.pictures import Shown
 from dp.output.record import write_atomic
-from dp.page import pictures
 from dp.page.facts import columns, curves, text
-from dp.page.pictures import Shown
-from dp.page.source import Run, shown
+from dp.page.source import Run
 from dp.runs.keys import digest_of
 from dp.runs.repeat import command_of, same_key
+from dp.runs.shown import shown
 
 LIBRARY = ("bokeh.min.js", "bokeh-api.min.js", "bokeh-widgets.min.js", "bokeh-tables.min.js")
 OWN = ("page.js", "charts.js", "page.css")
@@ -48,7 +49,7 @@ def write_files(out: Path, lines: list[dict[str, Any]]) -> None:
 def write_run(out: Path, run: Run, purify: int | None, say: Say) -> None:
     """Write the data and pictures of a run. `purify`: how many images are purified again; None: what is quick."""
     config, ids = run.summary["config"], sorted({row["id"] for row in run.rows})
-    material = shown(run)
+    material = shown(run.summary)
     data = {
         "html": _templates().get_template("run.html").render(text(run, command_of(config), same_key(config))),
         "rows": columns(run.rows),

@@ -14,6 +14,7 @@ from dp.spelling import near_matches
 USER_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
 DONE, MISTAKE, INTERRUPTED = 0, 2, 130  # exit codes; 1 is a check that fails
 LONG_LIST = 40  # names of options in an error
+EXTRAS = {"hydra/sweeper=optuna": "optuna"}  # options that come with an extra of the package
 
 
 def command(main: Callable[[], int], interrupted: str = "interrupted; the same command goes on") -> int:
@@ -34,6 +35,8 @@ def sentence(error: BaseException) -> str:
         return sentence(error.__cause__)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if extra := EXTRAS.get(f"{group}={option}"):
+            return f"need the extra {extra} for {group}={option}, got none: pip install 'dp-purification[{extra}]'"
         return unknown_option(group, option, error.options)
     if isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError) and error.__cause__.full_key:
         key, parent = error.__cause__.full_key, error.__cause__.parent_node

@@ -14,19 +14,22 @@ from dp.evaluation.work import Costs, costs, total
 from dp.files.cache import cache_folder
 from dp.output import record, report
 from dp.output.console import console
+from dp.output.iterations import write_iterations
 from dp.output.progress import Bar, Display, Downloads
 from dp.output.snapshots import Snapshots
 from dp.output.starts import note_start
-from dp.output.tracking import Tracker
+from dp.output.tracking import NoTracking, Tracker
 from dp.runs.build import build
 from dp.runs.cards import write_card
 from dp.runs.caveats import Caveats, caveats_of
 from dp.runs.compose import Setup, make
 from dp.runs.early import check_early
 from dp.runs.engines.interface import Engine, Work
+from dp.runs.errors import USER_ERRORS, sentence
 from dp.runs.faster import faster_lines
 from dp.runs.keys import run_key
 from dp.runs.machine import shard_of
+from dp.runs.mirrored import content
 from dp.runs.sources import sources_hash
 from dp.runs.timing import long_line
 from dp.runs.validate import check_setup
@@ -62,6 +65,12 @@ class Job:
         return self.setup.config
 
     @property
+    def preset(self) -> str | None:
+        """The name of the preset, `+experiment=NAME`, if the command has one."""
+        word = self.setup.words.get("experiment")
+        return None if word is None else word.partition("=")[2]
+
+    @property
     def rows(self) -> set[tuple[str, int, int]]:
         """The (arm, seed, id) of every row that the run has when it is finished."""
         return {(u.arm, u.seed, i) for u in self.evaluation.plan() for i in u.ids}
@@ -89,8 +98,12 @@ def judged(setup: Setup, folder: Path) -> dict | None:
     if summary is not None:
         return summary
     job = prepare(setup, folder)
-    execute(job)
-    return summarize(job)
+    try:
+        execute(job)
+        return summarize(job)
+    finally:
+        if job.tracker is not None:
+            job.tracker.close()
 
 
 def resume(setup: Setup, folder: Path) -> dict | None:
@@ -153,10 +166,7 @@ def execute(job: Job) -> None:
         console.print(f"going on: {len(rows)} of {len(job.rows)} rows are done{states}")
     for line in record.damaged_rows(job.folder):
         console.print(line)
-    tracker: Tracker = make(job.config["tracking"], modules=job.config["plugins"]["modules"])(
-        job.folder.name, job.folder, job.config
-    )
-    job.tracker = tracker
+    job.tracker = tracker = tracker_of(job)
     each = {arm: found.total for arm, found in job.work.items()}
     note_start(job.folder, str(job.config["shard"]), job.workers, len(job.rows), each)
     try:
@@ -200,12 +210,31 @@ def summarize(job: Job) -> dict | None:
     }
     if names := record.unrepeatable(job.folder):
         summary["unrepeatable"] = names
+    write_iterations(job.folder, rows)
     record.write_summary(job.folder, summary)
     job.snapshots.clear()
-    if job.tracker is not None:
-        job.tracker.finish(summary)
     write_card(job.folder)
+    mirror(job, summary)
     return summary
+
+
+def tracker_of(job: Job) -> Tracker:
+    """What the run reports to."""
+    made = make(job.config["tracking"], modules=job.config["plugins"]["modules"])
+    return made(job.folder.name, job.folder, job.config, job.preset)
+
+
+def mirror(job: Job, summary: dict) -> None:
+    """Tell the tracker of the finished run. The run is whole without it, so trouble with its pictures is only said."""
+    tracker = job.tracker or tracker_of(job)  # a run that was stopped after its last row has none yet
+    if isinstance(tracker, NoTracking):
+        return
+    try:
+        told = content(job.folder, summary, job.preset, tracker.images)
+    except (*USER_ERRORS, RuntimeError) as error:  # such as a GPU without room for the networks once more
+        console.print(f"note: the tracker gets no pictures: {sentence(error)}")
+        told = content(job.folder, summary, job.preset, 0)
+    tracker.finish(told)
 
 
 def audit_first(job: Job) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from dp.evaluation.evaluate import Evaluation
+from dp.evaluation.loss_curve import Point
 from dp.evaluation.rows import Event, Group, Unit
 from dp.evaluation.snapshot import Snapshot
 from dp.output.console import console
@@ -144,8 +145,12 @@ def _work_through(
 def _work(evaluation: Evaluation, unit: Unit, keeper: Keeper, writer: Writer, on_event: OnEvent) -> Group:
     """Attack and score a unit, from its saved state on if there is one. Its state is saved if the run is stopped."""
     begun = _begun(evaluation, unit, keeper.snapshots)
+
+    def on_step(step: int, steps: int, point: Point) -> None:
+        on_event(Event(unit, step, steps, point=point))
+
     try:
-        group = evaluation.run(unit, lambda step, steps: on_event(Event(unit, step, steps)), begun, keeper)
+        group = evaluation.run(unit, on_step, begun, keeper)
         writer.write(group)
     except (KeyboardInterrupt, SystemExit):  # launchers of schedulers have handlers of their own, which exit
         with undisturbed():

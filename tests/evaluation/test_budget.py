@@ -50,7 +50,7 @@ def test_a_real_attack_makes_as_many_calls_as_were_counted(attack):
     fitted = within(build(composed(*given, f"attack={attack[0]}", *attack[1:])), 300)
     unit = next(unit for unit in fitted.plan() if unit.arm == "defended")
     calls = Calls(fitted.arms["defended"].scored.denoiser)
-    fitted._slots(unit, fitted._images(unit)).run(lambda step, steps: None)
+    fitted._slots(unit, fitted._images(unit)).run(lambda *_: None)
     assert calls.seen / len(unit.ids) == pytest.approx(spent_of(fitted, 300).spent, rel=0.02)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from dp.evaluation.loss_curve import Point
 from dp.evaluation.rows import Group
 from dp.evaluation.snapshot import Outcome, Packed, Snapshot, packed, unpacked
 from dp.runs.build import build
@@ -47,13 +48,13 @@ def test_what_is_packed_comes_back():
     outcomes = (
         Outcome(),
         Outcome(torch.rand(3, 4, 4).permute(0, 2, 1), 0.1 + 0.2, 3, 2, 1, [4, 4], (2, -0.3), state(1)),
-        Outcome(state=state(2)),
+        Outcome(state=state(2), curve=(Point(0.1 + 0.2, 1e-30, 0.5), Point(1.0, 2.0, 0.0))),
     )
     before = Snapshot(1, (2,), (1,), (), outcomes, 1.5)
     after = unpacked(through_a_file(before), state(0), CPU)
     assert after._replace(outcomes=()) == before._replace(outcomes=())
     for one, other in zip(before.outcomes, after.outcomes, strict=True):
-        for name in ("distance", "steps", "evaluations", "broken_at", "classes", "worst"):
+        for name in ("distance", "steps", "evaluations", "broken_at", "classes", "worst", "curve"):
             assert getattr(one, name) == getattr(other, name)
         assert type(one.state) is type(other.state)
         assert (one.x_adv is None) == (other.x_adv is None)
@@ -111,7 +112,9 @@ def test_a_snapshot_of_other_images_is_refused():
 
 def same(one: Group, other: Group) -> bool:
     clean = one.clean is None or torch.equal(one.clean, other.clean)
-    return one.rows == other.rows and torch.equal(one.x_adv, other.x_adv) and torch.equal(one.adv, other.adv) and clean
+    curves = torch.equal(one.curves.nan_to_num(-1), other.curves.nan_to_num(-1))
+    same = torch.equal(one.x_adv, other.x_adv) and torch.equal(one.adv, other.adv) and clean and curves
+    return one.rows == other.rows and same
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def estimates(evaluation, work, monkeypatch) -> tuple[list[tuple[float, float]],
     display = Display(Console(file=io.StringIO()), evaluation, units, [], NoTracking("", None, {}), work)  # pyright: ignore[reportArgumentType]
     for unit in units:
         steps = evaluation.arms[unit.arm].attack.steps
-        group = evaluation.run(unit, lambda step, steps, unit=unit: display(Event(unit, step, steps)))
+        group = evaluation.run(unit, lambda step, steps, _, unit=unit: display(Event(unit, step, steps)))
         display(Event(unit, steps, steps, group.rows))
     for hook in hooks:
         hook.remove()

@@ -13,11 +13,12 @@ from PIL import Image
 
 from dp.commands import view
 from dp.commands.archive import archive
-from dp.output import record
-from dp.page import pictures, source
+from dp.output import pictures, record
+from dp.page import source
 from dp.page.facts import budget_curve
 from dp.runs.keys import run_key
 from dp.runs.repeat import command_of, same_key, words_of_run, written
+from dp.runs.shown import shown
 from dp.runs.words import value_of
 from tests.helpers.compose import TINY, composed, finished
 
@@ -57,18 +58,22 @@ def test_the_page_holds_every_row_and_the_pictures(folder, tmp_path):
         row = next(r for r in rows if (r["arm"], r["seed"], r["id"]) == (arm, seed, i))
         assert (table["adv"][k], table["clean"][k]) == (row["adv"], row["clean"])
     assert len(table["id"]) == len(rows)
+    kept = json.loads((folder / "iterations.json").read_text())
+    assert data["curves"]["attack"] == kept
+    assert len(kept["defended"]["loss"]) == 2
+    assert 'id="loss"' in data["html"]
     assert [line["key"] for line in received(out, "runs")] == [key]
 
     group = next(g for g in groups if g.arm == "defended")
-    shown = received(out, f"{key}/defended-5-0")
+    pictured = received(out, f"{key}/defended-5-0")
     for row, x_adv in zip(group.rows, group.x_adv, strict=True):
-        of_image = shown[str(row["id"])]
+        of_image = pictured[str(row["id"])]
         assert np.array_equal(pixels(of_image["attacked"]), (255 * x_adv[0]).round().numpy().astype(np.uint8))
         clean = pixels(received(out, f"{data['clean']}/clean-0")[str(row["id"])]["clean"]) / 255
         gray = pixels(of_image["difference"]) / 255
         assert np.allclose(gray, np.clip(0.5 + 10 * (x_adv[0].numpy() - clean), 0, 1), atol=10.5 / 255)
         assert set(np.unique(pixels(of_image["attacked_mask"]))) <= {0, 255}
-    purified = [len(image.get("attacked_purified", [])) for image in shown.values()]
+    purified = [len(image.get("attacked_purified", [])) for image in pictured.values()]
     assert (sorted(purified), data["purified"], data["unequal"]) == ([0, 3, 3], 2, 0)  # the run's own noise
     with zipfile.ZipFile(out.with_name("page.zip")) as bundle:
         assert {"index.html", ".nojekyll", f"data/{key}.js"} <= set(bundle.namelist())
@@ -80,13 +85,14 @@ def test_an_archived_run_has_no_attacked_picture(folder, tmp_path):
     assert view.main([str(tmp_path / "measured"), "--out", str(out), "--no-open"]) == 0
     data = received(out, folder.name)
     assert data["archived"]
+    assert data["curves"]["attack"] == json.loads((folder / "iterations.json").read_text())
     assert not list((out / "data" / folder.name).glob("defended-*"))
     assert set(received(out, f"{folder.name}/clean-0")[str(data["ids"][0])]) == {"clean_mask"}
 
 
 def test_samples_that_the_row_does_not_have_are_counted(folder):
     found = source.read(folder)
-    material = source.shown(found)
+    material = shown(found.summary)
     assert isinstance(material, pictures.Shown)
     group = next(g for g in found.groups if g.arm == "defended")
     changed = [{**row, "adv": [(c + 1) % 10 for c in row["adv"]]} for row in group.rows]
@@ -96,7 +102,7 @@ def test_samples_that_the_row_does_not_have_are_counted(folder):
 
 def test_the_mask_is_that_of_the_purifier(folder):
     """The share of white pixels is the fact that the row states of the first batch."""
-    material = source.shown(source.read(folder))
+    material = shown(source.read(folder).summary)
     assert isinstance(material, pictures.Shown)
     config = record.read_summary(folder)["config"]["purifier"]  # pyright: ignore[reportOptionalSubscript]
     features = material.model.classifier.features(material.images)

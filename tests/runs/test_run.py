@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -408,10 +409,28 @@ def test_a_dataset_that_no_table_names_is_an_error(tiny, monkeypatch, capsys):
     assert "for dataset mnist" in err
 
 
-def test_wandb_run_mirrors_the_row(tiny, tmp_path, monkeypatch, capsys):
-    """With an absolute folder: the service of W&B keeps the working folder in which it was started first."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    code, out, _ = cli(monkeypatch, capsys, *tiny, "tracking=wandb", "purifier=diffpure", f"results={tmp_path}/r")
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_tracker_mirrors_the_row_and_costs_one_warning_at_most(tiny, dies, tmp_path, monkeypatch, capsys):
+    """The process of W&B works, or dies at once."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no account
+    if dies:
+        monkeypatch.setattr("dp.output.tracking.sys.executable", shutil.which("false"))
+    code, out, _ = cli(monkeypatch, capsys, *tiny, "tracking=wandb")
     assert code == 0
-    assert list(folder_of(out).glob("wandb/offline-run-*/*.wandb"))
+    folder = folder_of(out)
+    rows = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 * 2 * 4  # conditions, seeds, images
+    assert out.count("warning: Weights & Biases") == int(dies)
+    assert len(list(folder.glob("wandb/offline-run-*/*.wandb"))) == int(not dies)
+    if not dies:
+        table = json.loads(next(path for path in folder.glob("wandb/data/**/tmp*") if _is_table(path)).read_text())
+        lines = [dict(zip(table["columns"], line, strict=True)) for line in table["data"]]
+        own = [row for row in rows if row["arm"] == "defended" and row["seed"] == 5]
+        assert [(line["id"], line["adv_vote"]) for line in lines] == [(row["id"], row["adv_vote"]) for row in own]
+        assert all(line[name] for line in lines for name in ("original", "attacked", "mask", "purified"))
+
+
+def _is_table(path: Path) -> bool:
+    return path.is_file() and path.read_bytes().startswith(b'{"_type": "table"')

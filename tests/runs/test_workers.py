@@ -1,9 +1,11 @@
 """Worker processes: what they raise arrives in one line, and a death is noticed."""
 
+import json
 import os
 
 import pytest
 
+from dp.output.iterations import write_iterations
 from dp.output.record import merge, read_rows
 from dp.output.snapshots import Snapshots
 from dp.runs.build import build as evaluation_of
@@ -86,8 +88,11 @@ def test_a_stopped_run_saves_its_state_and_goes_on(workers, stopped_by, tmp_path
     run_units(stopped._replace(units=left), evaluation, ["cpu"], again.append)
     assert next(event.step for event in again if event.unit == begun[0]) == done[0] + 1
     assert merge(tmp_path / "stopped") == merge(tmp_path / "whole")
-    whole, stopped = ((tmp_path / name / "images.jsonl").read_bytes() for name in ("whole", "stopped"))
-    assert stopped == whole
+    for name in ("whole", "stopped"):
+        write_iterations(tmp_path / name, merge(tmp_path / name))
+    for file in ("images.jsonl", "iterations.json"):
+        assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert len(json.loads((tmp_path / "whole" / "iterations.json").read_text())["defended"]["loss"]) == 20
     assert not list((tmp_path / "stopped").glob("*state-*"))
 
 

@@ -40,11 +40,12 @@ const charts = {
   },
 
   // Draws lines with optional bands: [{name, color, dash, x, y, low?, high?}].
-  lines(target, title, xlabel, series) {
+  // `top`: the upper end of the vertical axis; null: as the lines need it.
+  lines(target, title, xlabel, series, top = 102) {
     const dark = look.dark(), text = dark ? "#e4e4e4" : "#1c1c1c", ground = dark ? "#16181b" : "#ffffff", grid = dark ? "#3a3d42" : "#dddddd";
     const figure = Bokeh.Plotting.figure({
       title, height: 260, sizing_mode: "stretch_width", toolbar_location: null, tools: [],
-      y_range: new Bokeh.Range1d({ start: 0, end: 102 }), background_fill_color: ground, border_fill_color: ground, outline_line_color: grid,
+      y_range: top === null ? new Bokeh.DataRange1d({ start: 0 }) : new Bokeh.Range1d({ start: 0, end: top }), background_fill_color: ground, border_fill_color: ground, outline_line_color: grid,
     });
     for (const s of series) {
       const color = dark ? s.dark : s.color;
@@ -59,7 +60,8 @@ const charts = {
     figure.xgrid.grid_line_color = null; figure.ygrid.grid_line_color = grid;
     figure.title.text_color = text;
     figure.legend.background_fill_color = ground; figure.legend.label_text_color = text; figure.legend.border_line_color = grid;
-    figure.legend.location = "bottom_left";
+    figure.legend.background_fill_alpha = 0.7;
+    figure.legend.location = top === null ? "top_left" : "bottom_left";
     Bokeh.Plotting.show(figure, target);
   },
 };

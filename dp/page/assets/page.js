@@ -64,6 +64,7 @@ async function allRuns() {
 const COLORS = {
   standard: { color: "#0b6e99", dark: "#7cc4e8" }, robust: { color: "#c1440e", dark: "#ff9d6b", dash: "dashed" },
   null: { color: "#666666", dark: "#b0b0b0", dash: "dotted" },
+  defended: { color: "#c1440e", dark: "#ff9d6b" }, undefended: { color: "#0b6e99", dark: "#7cc4e8", dash: "dashed" },
 };
 
 function drawCurves(curves) {
@@ -77,6 +78,13 @@ function drawCurves(curves) {
   if (curves.budget) {
     charts.lines(document.getElementById("budget"), "not yet broken", "iterations",
       [{ name: "defended", ...COLORS.robust, dash: "solid", x: curves.budget.iterations, y: curves.budget.percent }]);
+  }
+  for (const [name, title, top] of [["loss", "cross entropy, nats"], ["gradient_norm", "gradient norm, l2"], ["right", "right samples, percent", 102]]) {
+    const target = document.getElementById(name);
+    const series = Object.entries(curves.attack).map(([arm, c]) => ({
+      name: arm === "null" ? "null control" : arm, ...COLORS[arm], x: c.iterations, y: c[name].map((v) => (v === null ? NaN : v)),
+    })).filter((s) => s.y.some((v) => !Number.isNaN(v)));
+    if (target && series.length) charts.lines(target, title, "iterations", series, top || null);
   }
 }
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from dp.evaluation.evaluate import Evaluation
+from dp.evaluation.loss_curve import Point
 from dp.evaluation.rows import Event, Group, Unit
 from dp.evaluation.snapshot import Packed, Snapshot, packed
 from dp.runs.engines.interface import Build, sendable
@@ -89,8 +90,8 @@ class Worker:
             unused = ValueError(str(error))
         self.event, self.snapshot, self.unit = None, None, unit
 
-        def on_step(step: int, steps: int) -> None:
-            self.event = Event(unit, step, steps)
+        def on_step(step: int, steps: int, point: Point) -> None:
+            self.event = Event(unit, step, steps, point=point)
 
         def keep(snapshot: Snapshot) -> None:
             self.snapshot = snapshot

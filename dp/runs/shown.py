@@ -1,0 +1,23 @@
+"""What the pictures of a finished run are made of, built from its configuration."""
+
+from dp.output.pictures import Shown
+from dp.runs.build import defense, in_precision
+from dp.runs.compose import make, with_plugins
+from dp.runs.machine import device_of
+from dp.subset import Subset
+from dp.weights.needed import missing
+
+
+def shown(summary: dict) -> Shown | str:
+    """What the pictures of the run of a summary are made of, or why there are none, in a sentence."""
+    config = with_plugins(summary["config"], summary["config"]["plugins"]["folders"])
+    absent = missing(config)
+    if absent:
+        return f"The page has no pictures of this run: {absent[0].file} is not on this machine (dp fetch gets it)."
+    device = device_of(config)
+    subset: Subset = make(config["dataset"]["loader"], modules=config["plugins"]["modules"])
+    caveats, samples = summary["caveats"], summary["robust"]["vote"]["draws"]
+    model = in_precision(defense(config, device), config.get("scored_dtype", "float32"))
+    lanes = config["dataset"]["lanes"]
+    ids = subset.ids.tolist()
+    return Shown(model, subset.x, ids, config["purifier"], samples, caveats["nfe"], lanes, config.get("rng", 1))
