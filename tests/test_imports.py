@@ -7,7 +7,19 @@ from pathlib import Path
 import pytest
 
 DP = Path(__file__).parents[1] / "dp"
-GROUND = ("files", "statistics", "nets", "rng", "philox", "transfer", "subset", "objectives", "adam", "spelling", "assets")
+GROUND = (
+    "files",
+    "statistics",
+    "nets",
+    "rng",
+    "philox",
+    "transfer",
+    "subset",
+    "objectives",
+    "adam",
+    "spelling",
+    "assets",
+)
 FLOORS = (  # from the top; a room may import the rooms below it, and those beside it unless APART says otherwise
     ("__main__",),
     ("cli",),
