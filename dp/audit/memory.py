@@ -177,7 +177,7 @@ def _own_streams(subject: Subject, model: Defended) -> list[str]:
     twin = watched(model, lambda rng, x_hat: given.append(rng.touched))
 
     def see(frame: FrameType, event: str, arg: object) -> None:
-        if event == "call" and frame.f_code is Streams._fill.__code__:
+        if event == "call" and frame.f_code is Streams._drawn.__code__:
             drawn.append(frame.f_locals["self"].touched)
 
     before = sys.getprofile()

@@ -1,6 +1,6 @@
 """Figure 8: seconds and peak memory of one attack gradient over U, single- against multi-step resampling."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -41,9 +41,10 @@ def cost(data: Data, resampling: str, memory: str, jump: int) -> Cost:
     sides = [data[name][own][order].astype(float) / unit for name, unit in (("seconds", 1), ("megabytes", 1000))]
     if jump in jumps or resampling == "single":
         at = jumps.index(jump) if jump in jumps else -1
-        return Cost(*(float(side[at]) for side in sides), jump in jumps)
-    (a, b), pairs = jumps[-2:], [side[-2:] for side in sides]
-    return Cost(*(float(low + (high - low) * (jump - a) / (b - a)) for low, high in pairs), False)
+        return Cost(float(sides[0][at]), float(sides[1][at]), jump in jumps)
+    a, b = jumps[-2:]
+    seconds, gigabytes = (float(side[-2] + (side[-1] - side[-2]) * (jump - a) / (b - a)) for side in sides)
+    return Cost(seconds, gigabytes, False)
 
 
 def saved(data: Data, jump: int = 20, memory: str = "store") -> tuple[float, float]:
@@ -64,7 +65,7 @@ def draw(data: Data) -> Figure:
         axis.yaxis.set_minor_formatter(NullFormatter())
     axes[1].axhline(LIMIT, color=style.GRAY, linewidth=1, linestyle=":")
     axes[1].annotate("16 GB", (1, LIMIT), (0, 3), textcoords="offset points", fontsize=8, color=style.GRAY)
-    hollow = {"color": style.GRAY, "marker": "o", "mfc": "white"}
+    hollow: dict[str, Any] = {"color": style.GRAY, "marker": "o", "mfc": "white"}
     more = [Line2D([], [], **hollow, linestyle="--", label="extrapolated")]
     more += [Line2D([], [], **hollow, linestyle="-", label="not measured: the same network calls")]
     figure.legend(handles=[*handles, *more], loc="outside lower center", ncols=3)

@@ -74,7 +74,7 @@ def test_numbers_of_archived_runs_are_those_of_their_summaries():
     robust = np.concatenate([data[f"{short}_robust"] for short in ("tau", "pairs", "t")])
     for value, point, summary in zip(swept, robust, runs, strict=True):
         node = summary["config"]["purifier"]
-        own = [node["tau"]], [node.get("t_l"), node.get("t_s")], [node.get("t")]
+        own = [node.get("tau")], [node.get("t_l"), node.get("t_s")], [node.get("t")]
         assert any(np.allclose(value, one) for one in own if None not in one), summary["config"]["purifier"]
         assert point[0] == pytest.approx(summary["robust"]["average"]["value"])
 

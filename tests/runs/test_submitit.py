@@ -108,7 +108,7 @@ def test_cells_and_shards_as_jobs(sweep, capsys, monkeypatch):
     code, controllers = sweep("jobs", *words, "protocol.seeds=[5],[6]", "shard=1/2,2/2")
     assert (code, len(controllers)) == (0, 4)
     assert "2 runs, 0 failed" in capsys.readouterr().out
-    (table,) = Path("results/sweeps").iterdir()
+    (table,) = Path("results/sweeps").glob("*.csv")
     assert pd.read_csv(table)["overrides"].str.contains("shard").sum() == 0
     assert [len(path.read_text().splitlines()) for path in Path("jobs").glob("*/images.jsonl")] == [12, 12]
 
