@@ -6,8 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,6 @@ OPTIONS: dict[str, Any] = {
 KEEPS = 2  # times what a plain call keeps for the backward pass, at most: also the inputs of convolutions
 TWICE = ("double backward", "donated buffers")  # what torch says where a compiled network is differentiated twice
 
-_plain: ContextVar[bool] = ContextVar("plain", default=False)
-
 
 class Compiled:
     """A frozen network, called as the network is. Calls with so many images as in `widths` are compiled, each kind when
@@ -32,6 +29,8 @@ class Compiled:
     Derivatives of a compiled call are of first order. On a GPU a call without a gradient is one CUDA graph. One with a
     gradient is not: a purification keeps the activations of many calls at once, and a graph has memory for one.
     """
+
+    plain: ClassVar[int] = 0  # how many `plain_calls` are open, in all threads: a backward pass has one of its own
 
     def __init__(self, net: nn.Module, widths: Collection[int]):
         from torch._dynamo import config, exc  # imported here, because it takes seconds
@@ -48,7 +47,7 @@ class Compiled:
 
     def __call__(self, x: Tensor, *labels: Tensor) -> Tensor:
         """net(x, *labels), x (B,...). Raises ValueError for a network that torch.compile does not take."""
-        if len(x) not in self.widths or _plain.get():
+        if len(x) not in self.widths or Compiled.plain:
             return self.net(x, *labels)
         try:
             if torch.is_grad_enabled() and x.requires_grad:
@@ -66,11 +65,11 @@ class Compiled:
 @contextmanager
 def plain_calls() -> Iterator[None]:
     """Within it, no call is compiled: for gradients that are differentiated again, and for hooks inside a network."""
-    token = _plain.set(True)
+    Compiled.plain += 1
     try:
         yield
     finally:
-        _plain.reset(token)
+        Compiled.plain -= 1
 
 
 @contextmanager

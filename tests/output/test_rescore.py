@@ -119,6 +119,15 @@ def test_command_finds_images_that_are_not_the_runs(folder, capsys, tmp_path):
     assert "DIFFERS" in lines["null"]
 
 
+def test_a_run_of_before_some_keys_is_scored_as_it_was():
+    older = composed(*NOISY, "dtype=bfloat16")
+    for key in ("scored_dtype", "compile"):
+        del older[key]
+    scored = script.scorer("diffpure", older).evaluation.arms["defended"].scored
+    assert scored.precision == (torch.bfloat16, False)
+    assert scored.classifier.compiled is None
+
+
 def test_another_defense_is_a_column(folder, evaluation, capsys):
     """No purification: the classifier's own word on the saved images, in closed form."""
     defended = [k for k in rescore.saved(folder) if k.arm == "defended"]
