@@ -83,7 +83,7 @@ def slots(subset: Subset, lanes: int, every: int = 1, retire: bool = True, attac
 
 
 def outcomes(*args, **kwargs):
-    return slots(*args, **kwargs).run(lambda done, steps: None)
+    return slots(*args, **kwargs).run(lambda *_: None)
 
 
 def test_an_image_is_broken_when_the_closed_form_says():
@@ -147,7 +147,7 @@ def test_color_images_keep_their_bits_through_refills(attack):
     threat, judge, found = ThreatModel("linf", 0.03), Judge(1, draws=2, rule="any"), []
     for lanes in (9, 4):  # none enters late, and some do
         parts = (attack, lambda ids: model, model, threat, streams, subset, lanes, judge)
-        found.append(Slots(*parts).run(lambda done, steps: None))  # pyright: ignore[reportArgumentType]
+        found.append(Slots(*parts).run(lambda *_: None))  # pyright: ignore[reportArgumentType]
     assert 0 < sum(outcome.broken_at is not None for outcome in found[0]) < 9
     for one, other in zip(*found, strict=True):
         assert torch.equal(one.x_adv, other.x_adv)

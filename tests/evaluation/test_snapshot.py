@@ -89,13 +89,13 @@ def test_slots_go_on_from_every_snapshot(retire, every, lanes):
     subset, attack = images(12), Raise(8, (4, 8))
     attacked = slots(subset, lanes, every, retire, attack)
     taken: list[Snapshot] = []
-    whole = attacked.run(lambda done, steps: None, on_snapshot=taken.append)
+    whole = attacked.run(lambda *_: None, on_snapshot=taken.append)
     assert len({s.phase for s in taken}) == 3
     if lanes < 12:
         assert any(s.waiting and s.active for s in taken)
     for number, snapshot in enumerate(taken):
         begun, left = attacked.restored(through_a_file(snapshot)), []
-        again = attacked.run(lambda done, steps: None, begun, left.append)
+        again = attacked.run(lambda *_: None, begun, left.append)
         assert len(left) == len(taken) - number - 1  # no iteration is done twice
         for one, other in zip(whole, again, strict=True):
             assert torch.equal(one.x_adv, other.x_adv)
