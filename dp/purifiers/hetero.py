@@ -42,23 +42,19 @@ def purify(
 ) -> Tensor:
     """Purify x (B,C,H,W) in [0,1] by the paper's Algorithms 1 and 2 and return x_hat in [0,1].
 
-    NFE = steps + steps of stage 1, or 2 * steps with `resample_stage2`; steps alone with `jump` 0; for
-    `resampling=multi` see `_again`.
-    `t_l`, `t_s`: times of the strong and the weak noise, 0 < t_s <= t_l <= 1; the grid has both, see `two_stage_grid`.
-    `tau`: threshold of the mask, in [0,1]. `phi`: see `attention_maps`. `taps`: see `chosen`. `jump`: U of the
-    resampling, in 1/1000 of the time range; 0: none. `steps`: number of steps from t_l to 0. `strong_steps`: how many
-    of them lie above t_s, see `two_stage_grid`. `eq8_literal`: the mask's orientation as Eq. 8 and Alg. 1 print it
-    (deviation 1: orientation of the mask). `resample_stage2`: resample after every step, as Alg. 1 prints it (deviation
-    20: which steps are resampled). `random_mask`, `region`: controls of ours, as many pixels at random places, or masks
-    (B,1,H,W) of images that are given. `clamp`: see `to_01`. `mask_grad`, `temperature`: what an attacker may use in
-    place of the mask's derivative, see `masked`. `on_step(i, sigma, z, x0)` is called after the first denoiser call of
-    every step. Raises ValueError for values outside these ranges, for both controls at once, and for one of them with
-    another `mask_grad` than `constant`.
+    NFE = steps + steps of stage 1, or 2 * steps with `resample_stage2`, or steps with `jump` 0; for
+    `resampling=multi` see `_again`. `t_l`, `t_s`: times of the strong and the weak noise, 0 < t_s <= t_l <= 1. `steps`,
+    `strong_steps`: see `two_stage_grid`. `tau`: threshold of the mask, in [0,1]. `phi`, `taps`: see `attention_maps`,
+    `chosen`. `jump`: U of the resampling, in 1/1000 of the time range; 0: none. `eq8_literal`: the orientation of Eq. 8.
+    `resample_stage2`: resample after every step, as Alg. 1 prints it (deviation 20: which steps are resampled).
+    `random_mask`, `region`: controls of ours, as many pixels at random places, or given masks (B,1,H,W). `clamp`: see
+    `to_01`. `mask_grad`, `temperature`: see `masked`. Every step calls `on_step(i, sigma, z, x0)` after its first
+    denoiser call. Raises ValueError for values that do not fit.
     """
     _check(t_l, t_s, jump, random_mask, region is not None, mask_grad)
     _check_resampling(resampling, jump, resample_stage2)
-    attention = (classifier, taps, phi, tau, mask_grad, temperature, rng if random_mask else None)
-    mask = _mask(x, *attention) if region is None else region(x)
+    scatter = rng if random_mask else None
+    mask = region(x) if region else _mask(x, classifier, taps, phi, tau, mask_grad, temperature, scatter)
     strong = 1 - mask if eq8_literal else mask  # Differs (deviation 1: orientation of the mask)
     known = to_pm1(x)
     z = renoise(known, 0.0, denoiser.sigma(t_l), rng.randn_like(known))  # Differs (deviation 15: uniform start at t_l)
