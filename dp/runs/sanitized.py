@@ -25,6 +25,7 @@ NETWORKS = ("dataset", "classifier", "denoiser")
 TAKES = (*NETWORKS, *DEFAULTS, "results", "device", "overwrite")  # what a command may set
 # A configuration has these groups too, and nothing reads them here. The values are for any dataset.
 REST = ("purifier=diffpure", "purifier.t=0.2", "purifier.steps=1", "attack=none")
+FINER = 0.2  # learning rate of the fine-tuning by default, as a share of the recipe's
 FORMAT = 1  # of summary.json
 REPORT, PICTURE, CHANGES = "report.md", "rounds.png", "changes"  # files of a finished sanitizing
 LABELS, STATES = "labels-*.safetensors", "states-*.safetensors"  # the chunks of the two passes
@@ -129,9 +130,19 @@ def recipe_of(config: dict, name: str, recipe: Recipe, seed: int) -> dict:
         raise ValueError(f"sanitizer.{name}.name: {unknown_option('training', recipe.name, [*known])}")
     same = [f"{group}={config['choices'][group]}" for group in NETWORKS]
     words = [f"+training={recipe.name}", *recipe.words(seed)]
+    if name == "finetuning" and recipe.lr is None:
+        words.append(f"training.optimizer.lr={FINER * rate_of(recipe.name, same, folders)}")
     node = plain((*REST, *same, *words), tuple(folders))["training"]
     check_call({key: node[key] for key in ("data", "task")}, f"training of {recipe.name}", config["plugins"]["modules"])
     return node
+
+
+def rate_of(name: str, words: Sequence[str], folders: Sequence[str]) -> float:
+    """The learning rate of a recipe. Raises ValueError for an optimizer without one."""
+    node = plain((*REST, *words, f"+training={name}"), tuple(folders))["training"]
+    if not isinstance(node["optimizer"].get("lr"), int | float):
+        raise ValueError(f"need training.optimizer.lr in the recipe {name}, got none: set sanitizer.finetuning.lr")
+    return node["optimizer"]["lr"]
 
 
 def plain(words: tuple[str, ...], folders: tuple[str, ...]) -> dict:

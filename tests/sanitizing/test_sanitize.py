@@ -276,6 +276,26 @@ def test_every_poison_fits_every_dataset_with_recipes(dataset, poison):
     assert set(job.recipes) == {"classifier", "finetuning"}
 
 
+@pytest.mark.parametrize(
+    ("words", "lr"),
+    [
+        (["dataset=digits"], 0.02),
+        (["dataset=cifar10"], 0.02),
+        (["dataset=svhn"], 0.002),
+        (["dataset=svhn", "sanitizer.finetuning.lr=0.3"], 0.3),
+    ],
+)
+def test_fine_tuning_has_a_fifth_of_the_recipes_rate(words, lr):
+    job = configured(words)
+    assert job.recipes["finetuning"]["optimizer"]["lr"] == pytest.approx(lr)
+    assert job.recipes["classifier"]["optimizer"]["lr"] == (0.01 if "dataset=svhn" in words else 0.1)
+
+
+def test_fine_tuning_of_ones_own_recipe_has_a_fifth_of_its_rate():
+    job = configured([*WORDS, "results=none"], ["plug"])
+    assert job.recipes["finetuning"]["optimizer"]["lr"] == pytest.approx(0.2 * 0.02)
+
+
 def test_the_papers_values():
     job = configured(["dataset=cifar10"])
     one = job.sanitizer
