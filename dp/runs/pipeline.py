@@ -19,8 +19,8 @@ from dp.output.snapshots import Snapshots
 from dp.output.starts import note_start
 from dp.output.tracking import Tracker
 from dp.runs.build import build
-from dp.runs.caveats import Caveats, caveats_of
 from dp.runs.by_dataset import is_quick
+from dp.runs.caveats import Caveats, caveats_of
 from dp.runs.compose import Setup, make
 from dp.runs.early import check_early
 from dp.runs.engines.interface import Engine, Work

@@ -80,10 +80,9 @@ class Found(NamedTuple):
     """The result of steps 2 and 3, from labels alone.
 
     `candidates`: see there. `classes`: (K,), those of the set. `divergence`, `score`: (K,) of each class. `flagged`:
-    the labels of the classes whose score is above the threshold, and of those whose own label no candidate has, if these
-    are fewer than half of the classes. `sure`, `suspicious`: (N,) bool, images of flagged
-    classes with a transition, whose states agree on one label, and whose states do not. All other images stay as they
-    are.
+    the labels of the classes whose score is above the threshold, and of those whose own label no candidate has, if they
+    are fewer than half of the classes. `sure`, `suspicious`: (N,) bool, images of flagged classes with a transition,
+    whose states agree on one label, and whose states do not. All other images stay as they are.
     """
 
     candidates: Candidates

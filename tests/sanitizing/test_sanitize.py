@@ -293,7 +293,7 @@ def test_test_images_of_the_target_class_alone_are_refused(mine):
     job = configured([*WORDS, "results=none"], ["plug"])
     job.config["dataset"]["loader"]["images"] = None
     job.recipes["classifier"]["test_images"] = 1  # of class 0
-    with pytest.raises(ValueError, match="need test images outside class 0, got none: set poison.target"):
+    with pytest.raises(ValueError, match=r"need test images outside class 0, got none: set poison\.target"):
         sanitize.sets_of(job)
 
 

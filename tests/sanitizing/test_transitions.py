@@ -92,7 +92,7 @@ def test_one_class_with_transitions_is_found():
 
 
 def transitions_of(label: int, own: int, others: int) -> list[list[int]]:
-    """Images of a class, all with a transition, whose candidates have `own` times the label, and others of two kinds."""
+    """Images of a class, all with a transition: candidates with `own` times the label, and others of two kinds."""
     n, half = (own + others) // 7, others // 2
     seen = [label] * own + [(label + 1) % 4] * half + [(label + 2) % 4] * (others - half)
     return [seen[k::n] for k in range(n)]
