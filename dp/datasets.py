@@ -40,7 +40,7 @@ def fixed_ids(total: int, images: int, every: int | None = None) -> np.ndarray:
             raise ValueError(f"need 1 <= images <= {len(ids)} (every {every}th of {total}), got images={images}")
         return ids[:images]
     if not 1 <= images <= total:
-        raise ValueError(f"need 1 <= images <= {total} (the size of the test set), got images={images}")
+        raise ValueError(f"need 1 <= images <= {total}, as many as there are, got images={images}")
     return np.random.RandomState(0).permutation(total)[:images]  # choice without replacement is a prefix of it
 
 

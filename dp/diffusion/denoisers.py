@@ -266,7 +266,8 @@ class Consistency(Denoiser):
         if sigma_data <= 0:
             raise ValueError(f"need sigma_data > 0, got sigma_data={sigma_data}")
         super().__init__(net, memory, size)
-        self.sigma_data, self.low, self.clock = sigma_data, sigma_min if boundary else 0.0, clock
+        self.boundary, self.sigma_data, self.clock = boundary, sigma_data, clock
+        self.low = sigma_min if boundary else 0.0
 
     def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
         s = beside(z, sigma)

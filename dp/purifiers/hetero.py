@@ -45,7 +45,7 @@ def purify(
     NFE = steps + steps of stage 1, or 2 * steps with `resample_stage2`, or steps with `jump` 0; for
     `resampling=multi` see `_again`. `t_l`, `t_s`: times of the strong and the weak noise, 0 < t_s <= t_l <= 1. `steps`,
     `strong_steps`: see `two_stage_grid`. `tau`: threshold of the mask, in [0,1]. `phi`, `taps`: see `attention_maps`,
-    `chosen`. `jump`: U of the resampling, in 1/1000 of the time range; 0: none. `eq8_literal`: the orientation of Eq. 8.
+    `chosen`. `jump`: U of the resampling, in 1/1000 of the time range; 0: none. `eq8_literal`: as in Eq. 8.
     `resample_stage2`: resample after every step, as Alg. 1 prints it (deviation 20: which steps are resampled).
     `random_mask`, `region`: controls of ours, as many pixels at random places, or given masks (B,1,H,W). `clamp`: see
     `to_01`. `mask_grad`, `temperature`: see `masked`. Every step calls `on_step(i, sigma, z, x0)` after its first

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dp.runs.by_dataset import CONF, DATASET_KEYS, is_quick, unvalued  # also the resolvers
+from dp.runs.by_dataset import CONF, DATASET_KEYS, unvalued  # also the resolvers
 from dp.runs.errors import unknown_option
 from dp.runs.targets import PACKAGES, RESERVED, is_below, target_of, typed
 from dp.runs.words import GROUPS, UNCHOSEN, check_folder, check_overrides, check_words, words_of
@@ -108,9 +108,6 @@ def _config_of(cfg: DictConfig, folders: list[str]) -> tuple[dict, tuple[str, ..
 
 def _complete(config: dict, folders: list[str]) -> tuple[dict, tuple[str, ...]]:
     config, notes = with_fallbacks(config, folders)
-    if is_quick(config["dataset"]):
-        budget = f"dataset {config['dataset']['name']} has the quick budget: +dataset.budget=full takes the full one"
-        notes = (*notes, budget)
     config = with_plugins(config, folders)
     return typed(config, config["plugins"]["modules"]), notes
 

@@ -20,6 +20,7 @@ from dp.output.snapshots import Snapshots
 from dp.output.starts import note_start
 from dp.output.tracking import NoTracking, Tracker
 from dp.runs.build import build
+from dp.runs.by_dataset import is_quick
 from dp.runs.cards import write_card
 from dp.runs.caveats import Caveats, caveats_of
 from dp.runs.compose import Setup, make
@@ -126,6 +127,9 @@ def prepare(setup: Setup, folder: Path) -> Job:
     """Check the configuration, fetch its files, build its objects, and print the announcement."""
     for line in setup.notes:
         console.print(line)
+    if is_quick(setup.config["dataset"]):
+        name = setup.config["dataset"]["name"]
+        console.print(f"dataset {name} has the quick budget: +dataset.budget=full takes the full one")
     check_early(setup.config)
     fetch_missing(setup.config)
     job = built(setup, folder, sources_hash(setup.config))

@@ -98,7 +98,9 @@ def judged(job: Job) -> dict:
 
 
 def sets_of(job: Job) -> Sets:
-    """The images, poisoned if the job says so. Raises ValueError for a target that is no label of the set."""
+    """The images, poisoned if the job says so. Raises ValueError for a target that is no label of the set, and for one
+    that all test images have.
+    """
     recipe = job.recipes["classifier"]
     true: Subset = make(job.config, recipe["data"])
     if job.sanitizer.images is not None:
@@ -107,7 +109,16 @@ def sets_of(job: Job) -> Sets:
     if job.poison.known and job.poison.target > int(true.y.max()):
         raise ValueError(f"need poison.target <= {int(true.y.max())}, the last label, got {job.poison.target}")
     data, poisoned = job.poison.applied(true)
-    return Sets(true, data, poisoned, test, job.poison.attacked(test))
+    attacked = job.poison.attacked(test)
+    if job.poison.known and not len(attacked.x):
+        raise ValueError(f"need test images outside class {job.poison.target}, got none: set poison.target")
+    return Sets(true, data, poisoned, test, attacked)
+
+
+def repeated(train: Tensor, test: Tensor) -> int:
+    """How many of the test images (T,C,H,W) are among the training images (N,C,H,W), pixel by pixel."""
+    seen = {image.numpy().tobytes() for image in train}
+    return sum(image.numpy().tobytes() in seen for image in test)
 
 
 def announcement(run: Run, cost: Cost) -> list[str]:
@@ -117,13 +128,16 @@ def announcement(run: Run, cost: Cost) -> list[str]:
     how = f"poison {job.config['choices']['poison']}, target {job.poison.target}: " if job.poison.known else ""
     steps = {name: recipe["steps"] for name, recipe in job.recipes.items()}
     extra = f", {steps['denoiser']} of the denoiser" if job.trains_denoiser else ""
+    same = repeated(run.sets.true.x, run.sets.test.x)
+    tests = count_of(len(run.sets.test.x), "test image")
     return [
         job.folder.name,
         f"{how}{of}{count_of(count, 'image')}; denoiser trained on: {run.sanitizer.denoiser_trained_on}",
-        f"{rounds.count} rounds to t {rounds.t:g}: {cost.nfe} network evaluations an image, {cost.nfe * count:,} in "
-        f"all, about {clock(cost.rounds)}; for images of flagged classes twice",
+        f"{rounds.count} rounds to t {rounds.t:g}: {cost.nfe} network evaluations an image, {cost.nfe * count:,} for "
+        f"all, about {clock(cost.rounds)}; images with a transition in a flagged class are passed twice",
         f"trainings: 3 x {steps['classifier']} steps, {steps['finetuning']} of fine-tuning{extra}, about "
         f"{clock(cost.trainings)}",
+        *([f"{same} of {tests} are training images, too: accuracy on them says little"] if same else []),
     ]
 
 
@@ -142,7 +156,7 @@ def sanitized(run: Run) -> dict:
         run.models["sanitized"] = run.workshop.trained("sanitized", "classifier", result)
     write_changes(run, found, result)
     draw_rounds(run, passes, found, result)
-    summary = summary_of(run, found, result)
+    summary = summary_of(run, passes, found, result)
     record.write_atomic(folder / REPORT, report.markdown(summary).encode())
     record.write_atomic(folder / record.SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
     for path in folder.glob(STATES):  # by far the largest files
@@ -235,7 +249,7 @@ def strip(run: Run, name: str, place: int, ends: Tensor, result: Subset) -> Stri
     return Strip(name, torch.cat(images), words)
 
 
-def summary_of(run: Run, found: Found, result: Subset) -> dict:
+def summary_of(run: Run, passes: Passes, found: Found, result: Subset) -> dict:
     """The summary of a finished sanitizing."""
     job, sets, known = run.job, run.sets, run.job.poison.known
     summary = {"format": FORMAT, "key": job.folder.name, "poison": job.config["choices"]["poison"]}
@@ -248,7 +262,7 @@ def summary_of(run: Run, found: Found, result: Subset) -> dict:
     summary["transitions"] = report.transitions(found.candidates.transition, sets.poisoned)
     summary["labels"] = report.of_labels(sets.data.y, result.y, sets.true.y, sets.poisoned, known)
     summary["models"] = {name: figures_of(run, run.models[name]) for name in report.MODELS}
-    summary["evaluations"] = run.sanitizer.rounds.nfe(run.denoiser.sigma) * len(sets.data.x)
+    summary["evaluations"] = passes.evaluations(int((found.sure | found.suspicious).sum()))
     device = torch.cuda.get_device_name() if run.workshop.device.startswith("cuda") else "cpu"
     summary |= {"seconds": seconds_of(job.folder), "device": device}
     return summary | {"config": job.config, **record.provenance(), "code": job.code}

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +62,7 @@ class Workshop:
             if state.exists():
                 training.restore(state)
             began = training.seconds
-            with Bar(console, training.steps) as bar:
+            with Bar(console, training.steps) as bar, naming(recipe):
                 first = training.step
                 training.run(
                     state, lambda now: bar(now.step, f"{file}: step {now.step}/{now.steps}", first), lambda _: None
@@ -77,10 +78,21 @@ class Workshop:
         adapter, training = self.training(name, data, group)
         if group == "classifier":
             check_classifier(adapter, data, self.device)
-        training.advance()  # the first call also loads what the next ones have
-        began = time.perf_counter()
-        training.advance()
+        with naming(name):
+            if training.steps > 1:
+                training.advance()  # the first call also loads what the next ones have
+            began = time.perf_counter()
+            training.advance()
         return adapter.eval().requires_grad_(False), time.perf_counter() - began
+
+
+@contextmanager
+def naming(recipe: str) -> Iterator[None]:
+    """Puts the key of a recipe before the message of a ValueError of its training."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"sanitizer.{recipe}: {error}") from error
 
 
 def check_classifier(classifier: Classifier, data: Subset, device: str) -> None:

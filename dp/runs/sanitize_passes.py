@@ -1,7 +1,8 @@
 """The two passes of a sanitizing over its images, chunk by chunk. Every chunk is a file, written when it is done.
 
-The first pass keeps only labels. The second one makes the states of the images of flagged classes again, with the same
-noise and in calls of the same width, and keeps them on the disk. In memory there is never more than one chunk.
+The first pass keeps only labels. The second one makes the states of the images with a transition in a flagged class
+again, with the same noise and in calls of the same width, and keeps them on the disk. In memory there is never more
+than one chunk.
 """
 
 import time
@@ -54,6 +55,14 @@ class Passes:
 
         return self.sanitizer.rounds.states(x, self.denoiser, rng, on_call)
 
+    def evaluations(self, again: int) -> int:
+        """The denoiser's network evaluations, with those of the padding: of the first pass, of the second one over
+        `again` images, and of the chunk that is made for the picture.
+        """
+        width = self.sanitizer.batch
+        count = -(-len(self.data.x) // width) + -(-again // width) + 1
+        return count * width * self.sanitizer.rounds.nfe(self.denoiser.sigma)
+
     @torch.no_grad()
     def labels(self) -> Tensor:
         """The first pass: labels (N,1+S) of the images and their states."""
@@ -87,7 +96,7 @@ class Passes:
                 part = self.chunk(index, places)
                 record.write_atomic(path, save(part))
                 note(self.folder, time.perf_counter() - began)
-                console.print(f"states of images of flagged classes: chunk {k + 1}/{total}")
+                console.print(f"states of images with a transition in a flagged class: chunk {k + 1}/{total}")
             yield States(part["index"], part["states"], part["distance"])
 
     @torch.no_grad()

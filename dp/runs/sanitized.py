@@ -1,6 +1,7 @@
 """A sanitizing from its command to its configuration: words, checks, recipes, and the folder of its files."""
 
 import functools
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +9,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dp.classifiers import Classifier
+from dp.diffusion.denoisers import Denoiser
 from dp.output.console import console
 from dp.runs import compose, job_files
 from dp.runs.errors import unknown_option
 from dp.runs.help import options
 from dp.runs.keys import digest_of
 from dp.runs.sources import sources_hash
+from dp.runs.targets import target_of
+from dp.runs.trained import check_whole
 from dp.runs.validate import check_call, check_finite, check_keys, check_kinds, check_setup
-from dp.runs.words import words_of
+from dp.runs.words import GROUPS, words_of
 from dp.sanitizing.elixir import DataElixir, Recipe
 from dp.sanitizing.poison import Poison
+from dp.spelling import near_matches
 
 DEFAULTS = {"sanitizer": "dataelixir", "poison": "patch"}  # the groups of a sanitizing, with their default options
 FOLDER, ARCHIVE = Path("results/sanitized"), Path("results/measured/sanitized")
@@ -25,6 +31,7 @@ NETWORKS = ("dataset", "classifier", "denoiser")
 TAKES = (*NETWORKS, *DEFAULTS, "results", "device", "overwrite")  # what a command may set
 # A configuration has these groups too, and nothing reads them here. The values are for any dataset.
 REST = ("purifier=diffpure", "purifier.t=0.2", "purifier.steps=1", "attack=none")
+FINER = 0.2  # learning rate of the fine-tuning by default, as a share of the recipe's
 FORMAT = 1  # of summary.json
 REPORT, PICTURE, CHANGES = "report.md", "rounds.png", "changes"  # files of a finished sanitizing
 LABELS, STATES = "labels-*.safetensors", "states-*.safetensors"  # the chunks of the two passes
@@ -65,6 +72,10 @@ def configured(words: Sequence[str], config_dirs: Sequence[str] = ()) -> Job:
         for name, recipe in sanitizer.trainings.items()
         if name != "denoiser" or poisoned
     }
+    for group in ("classifier", "denoiser"):
+        if group in recipes and group in words_of(words):
+            named = f"{group}={config['choices'][group]}"
+            console.print(f"{named} gives only the network; its training is {sanitizer.trainings[group].name}")
     dataset = {key: config["dataset"][key] for key in ("name", "files", "loader") if key in config["dataset"]}
     identity = {"dataset": dataset, **{group: config[group] for group in (*NETWORKS[1:], *DEFAULTS)}}
     identity["classifier"] = unweighted(config["classifier"])
@@ -93,7 +104,9 @@ def composed(words: Sequence[str], config_dirs: Sequence[str]) -> tuple[dict, di
             raise ValueError(unknown_option(group, name, [*known]))
     for key, word in words_of(rest).items():
         if key.partition(".")[0] not in TAKES:
-            raise ValueError(f"need {', '.join(TAKES)}, got {word}: a sanitizing has no purifier and no attack")
+            top = key.partition(".")[0]
+            near = "" if top in GROUPS else near_matches(top, TAKES)
+            raise ValueError(f"need {', '.join(TAKES)}, got {word}{near}: a sanitizing has no purifier and no attack")
     groups = [f"+{group}={name}" for group, name in names.items()]
     setup = compose.setup(*REST, *groups, f"results={FOLDER}", *rest, config_dirs=config_dirs)
     config = setup.config
@@ -129,9 +142,30 @@ def recipe_of(config: dict, name: str, recipe: Recipe, seed: int) -> dict:
         raise ValueError(f"sanitizer.{name}.name: {unknown_option('training', recipe.name, [*known])}")
     same = [f"{group}={config['choices'][group]}" for group in NETWORKS]
     words = [f"+training={recipe.name}", *recipe.words(seed)]
+    if name == "finetuning" and recipe.lr is None:
+        words.append(f"training.optimizer.lr={FINER * rate_of(recipe.name, same, folders)}")
     node = plain((*REST, *same, *words), tuple(folders))["training"]
+    check_whole(node, recipe.name)
     check_call({key: node[key] for key in ("data", "task")}, f"training of {recipe.name}", config["plugins"]["modules"])
+    check_task(node["task"]["_target_"], name, recipe.name, config["plugins"]["modules"])
     return node
+
+
+def check_task(target: str, name: str, recipe: str, modules: Sequence[str]) -> None:
+    """Raises ValueError if the first argument of a task is declared as another kind of network than is trained."""
+    takes = next(iter(inspect.signature(target_of(target, modules)).parameters.values())).annotation
+    trained = Denoiser if name == "denoiser" else Classifier
+    if isinstance(takes, type) and not (issubclass(takes, trained) or issubclass(trained, takes)):
+        kinds = f"need a recipe that trains a {trained.__name__}, got one for a {takes.__name__}"
+        raise ValueError(f"{kinds}: sanitizer.{name}.name={recipe}")
+
+
+def rate_of(name: str, words: Sequence[str], folders: Sequence[str]) -> float:
+    """The learning rate of a recipe. Raises ValueError for an optimizer without one."""
+    node = plain((*REST, *words, f"+training={name}"), tuple(folders))["training"]
+    if not isinstance(node["optimizer"].get("lr"), int | float):
+        raise ValueError(f"need training.optimizer.lr in the recipe {name}, got none: set sanitizer.finetuning.lr")
+    return node["optimizer"]["lr"]
 
 
 def plain(words: tuple[str, ...], folders: tuple[str, ...]) -> dict:

@@ -51,6 +51,7 @@ def composed(words: Sequence[str], config_dirs: Sequence[str] = ()) -> tuple[dic
     check_network(config, model)
     if not training:
         raise ValueError(unknown_option("training", recipe, [*known]))
+    check_whole(config["training"], recipe)
     others = others_of(config, config["training"].get("others") or {}, config_dirs)
     return {**config, "others": others}, model, Path(out) if out else None
 
@@ -80,6 +81,15 @@ def check_network(config: dict, model: str) -> None:
         raise ValueError(
             f"need a network under {model}.net.net, got none in {model}={option}: choose {model}=... that names one"
         )
+
+
+def check_whole(node: Mapping[str, Any], name: str) -> None:
+    """Raises ValueError for the node `training` of a recipe that lacks a key which every training needs."""
+    absent = [key for key in ("data", "task", "steps", "batch") if key not in node]
+    if absent:
+        nested = "training" in node
+        advice = "make `# @package _global_` its first line" if nested else "docs/extending.md has an example"
+        raise ValueError(f"need training.{absent[0]} in the recipe {name}, got a yaml without it: {advice}")
 
 
 def others_of(config: dict, names: Any, folders: Sequence[str]) -> dict[str, dict]:

@@ -18,7 +18,7 @@ SOURCES = ("clean", "poisoned")  # what the denoiser was trained on
 class Recipe:
     """A training: the recipe conf/training/<name>.yaml, and what is changed in it.
 
-    `steps`, `batch`, `lr` (of the optimizer): None leaves the recipe's own.
+    `steps`, `batch`, `lr` (of the optimizer): None leaves the recipe's own; for the fine-tuning, `lr` a fifth of it.
     """
 
     name: str

@@ -16,7 +16,7 @@ class Poison:
     `trigger`: a function of images (B,C,H,W) in [0,1], or None for a set that is sanitized as it is: then nobody knows
     what is poisoned in it. `rate`: poisoned images as a share of the whole set. `target`: the label that they get;
     images that have it already are never chosen. `seed`: of the choice.
-    Raises ValueError for a rate outside (0,1) and a negative target.
+    Raises ValueError for a rate outside (0,1) and a negative target; without a trigger, for others than 0 and -1.
     """
 
     trigger: Callable[[Tensor], Tensor] | None
@@ -28,6 +28,11 @@ class Poison:
         if self.trigger is not None and not (0 < self.rate < 1 and self.target >= 0):
             got = f"poison.rate={self.rate}, poison.target={self.target}"
             raise ValueError(f"need 0 < poison.rate < 1 and poison.target >= 0, got {got}")
+        if self.trigger is None and (self.rate, self.target) != (0, -1):
+            got = f"poison.rate={self.rate}, poison.target={self.target}"
+            raise ValueError(
+                f"need poison.rate=0 and poison.target=-1 without a trigger, which poisons nothing, got {got}"
+            )
 
     @property
     def known(self) -> bool:
@@ -44,6 +49,8 @@ class Poison:
             return marked
         others = (y != self.target).nonzero().flatten()
         count = round(self.rate * len(y))
+        if not len(others):
+            raise ValueError(f"need images outside class {self.target} to poison, got {len(y)} of that class alone")
         if not 1 <= count <= len(others):
             raise ValueError(
                 f"need between 1 and {len(others)} poisoned images, those outside class {self.target}, got {count} "

@@ -83,7 +83,8 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
             f"false positive rate {percent(found['false_positive'])} %; "
             f"true label restored in {percent(found['restored'])} % of the poisoned images with a changed label",
         ]
-        if summary["models"]["poisoned"]["success"]["value"] < WEAK:
+        success = summary["models"]["poisoned"]["success"]
+        if success is not None and success["value"] < WEAK:
             lines.append("the attack itself had little success, so this run says little about the method")
         if summary["target"] not in summary["flagged"]:
             lines.append(f"the target class {summary['target']} was not found: the poison is still in the set")

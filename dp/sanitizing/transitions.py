@@ -46,22 +46,23 @@ def candidates(labels: Tensor, second: int) -> Candidates:
     return Candidates(torch.cat([torch.ones_like(own, dtype=torch.bool), chosen], 1), majority, unanimous, transition)
 
 
-def divergences(labels: Tensor, found: Candidates, y: Tensor, classes: Tensor) -> Tensor:
+def divergences(labels: Tensor, found: Candidates, y: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """The divergence (K,) of each of `classes` (K,): KL from the one-hot distribution of the class to the labels of the
-    candidates.
+    candidates; and (K,) bool, the classes whose own label no candidate has.
 
     Only images with a transition count, by their given labels y (N,). The divergence is -log of the share of the class
     itself among these labels.
     """
-    result = torch.zeros(len(classes), dtype=torch.float64)
+    result, lost = torch.zeros(len(classes), dtype=torch.float64), torch.zeros(len(classes), dtype=torch.bool)
     for k, label in enumerate(classes.tolist()):
         mine = found.transition & (y == label)
         seen = labels[mine][found.states[mine]]
         # Differs: a class without transitions has divergence 0 (deviation 160: classes without transitions).
         if len(seen):
+            own = int((seen == label).sum())
             # Differs: at least half a label of its own (deviation 161: an infinite divergence).
-            result[k] = math.log(len(seen) / max(float((seen == label).sum()), 0.5))
-    return result
+            result[k], lost[k] = math.log(len(seen) / max(own, 0.5)), not own
+    return result, lost
 
 
 def scores(values: Tensor) -> Tensor:
@@ -79,9 +80,9 @@ class Found(NamedTuple):
     """The result of steps 2 and 3, from labels alone.
 
     `candidates`: see there. `classes`: (K,), those of the set. `divergence`, `score`: (K,) of each class. `flagged`:
-    the labels of the classes whose score is above the threshold. `sure`, `suspicious`: (N,) bool, images of flagged
-    classes with a transition, whose states agree on one label, and whose states do not. All other images stay as they
-    are.
+    the labels of the classes whose score is above the threshold, and of those whose own label no candidate has, if they
+    are fewer than half of the classes. `sure`, `suspicious`: (N,) bool, images of flagged classes with a transition,
+    whose states agree on one label, and whose states do not. All other images stay as they are.
     """
 
     candidates: Candidates
@@ -96,9 +97,9 @@ class Found(NamedTuple):
 def find(labels: Tensor, y: Tensor, second: int, threshold: float) -> Found:
     """Which images of a set with given labels y (N,) are changed, from the table `labels` (N,1+S)."""
     found, classes = candidates(labels, second), y.unique()
-    divergence = divergences(labels, found, y, classes)
+    divergence, lost = divergences(labels, found, y, classes)
     score = scores(divergence)
-    flagged = classes[score > threshold]
+    flagged = classes[(score > threshold) | (lost & (2 * lost.sum() < len(classes)))]
     changed = torch.isin(y, flagged) & found.transition
     sure, suspicious = changed & found.unanimous, changed & ~found.unanimous
     return Found(found, classes, divergence, score, flagged, sure, suspicious)

@@ -4,17 +4,18 @@ import re
 from pathlib import Path
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NAMED = re.compile(r"# ([\w./-]+\.(?:py|yaml))\n")
+NAMED = re.compile(r"(# @package \w+\n)?# ([\w./-]+\.(?:py|yaml))\n")
 
 
 def files(page: str) -> dict[str, str]:
-    """{path: content} of the blocks whose first line is a comment with a path."""
+    """{path: content} of the blocks whose first line is a comment with a path, if need be after Hydra's `@package`."""
     found = {}
     for _, content in BLOCK.findall(page):
         name = NAMED.match(content)
         if name:
-            assert name.group(1) not in found, f"{name.group(1)} stands twice"
-            found[name.group(1)] = content[name.end() :]
+            package, path = name.groups(default="")
+            assert path not in found, f"{path} stands twice"
+            found[path] = package + content[name.end() :]
     return found
 
 

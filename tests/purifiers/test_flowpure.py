@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from dp.diffusion.denoisers import Gaussian
+from dp.diffusion.denoisers import Consistency, Gaussian
 from dp.diffusion.flow import Flow
+from dp.nets.small_unet import SmallUNet
 from dp.purifiers import diffpure, flowpure
 from dp.rng import Streams
 from tests.helpers.parity import Script
@@ -61,6 +62,14 @@ def test_any_denoiser_gives_the_flow():
             for denoiser in (Flow(Velocity(high), high), Gaussian(MEAN, STD))
         ]
         torch.testing.assert_close(*outs, rtol=0, atol=1e-12)
+
+
+def test_a_consistency_model_is_refused():
+    """It gives the end of the flow, not the posterior mean. Without its boundary the adapter is that of EDM."""
+    with pytest.raises(ValueError, match="need a denoiser that is a posterior mean, got a consistency model"):
+        flowpure.purify(image(), Consistency(nn.Identity()), None, Streams([0, 1], 0, "a"), **GIVEN)
+    edm = Consistency(SmallUNet(1, 8, 8, 8), boundary=False)
+    assert flowpure.purify(image().float(), edm, None, Streams([0, 1], 0, "a"), **GIVEN).isfinite().all()
 
 
 def test_one_step_from_the_start_is_one_shot_denoising():

@@ -63,7 +63,7 @@ def test_the_original_code_gives_the_same(path):
 @of("ebm+langevin")
 def test_the_gradient_of_its_attack_is_bpda_and_here_also_the_exact_one(path):
     """Its energy is piecewise linear, so the gradient of the energy is constant around almost every image, and the
-    derivative of the whole chain is the identity (deviation 115).
+    derivative of the whole chain is the identity (deviation 118).
     """
     file = Recorded(path)
     model, reps = Defended(recorded(file), None, Classifier(Linear(file))), file.settings["reps"]

@@ -315,3 +315,12 @@ def test_the_nearest_table_with_the_key_has_the_value():
     outer = {"per_dataset": {"mars": {"a": 2, "b": 3}}, "a": "${per_dataset:a}", "inner": [inner]}
     plain: Any = OmegaConf.to_container(OmegaConf.create({"dataset": {"name": "mars"}, "x": outer}), resolve=True)
     assert (plain["x"]["a"], plain["x"]["inner"][0]["a"], plain["x"]["inner"][0]["b"]) == (2, 1, 3)
+
+
+@pytest.mark.parametrize("name", ["adp", "atop", "impure", "langevin", "pixeldefend"])
+def test_weights_of_a_purifiers_own_are_those_of_the_dataset(name):
+    """No file of another dataset is taken in silence: without a hash its name is the only sign of what it is for."""
+    for dataset in ("digits", "canvas", "svhn"):
+        net = composed(f"dataset={dataset}", f"purifier={name}")["purifier"]["net"]
+        assert net["file"] == f"{dataset}_{name}.safetensors"
+        assert (net["sha256"] is None) == (dataset != "digits")

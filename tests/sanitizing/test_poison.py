@@ -92,6 +92,8 @@ def test_without_a_trigger_a_set_stays_as_it_is():
     [
         (lambda: attack(rate=0.0), "need 0 < poison.rate < 1"),
         (lambda: attack(target=-1), "poison.target >= 0, got poison.rate=0.25, poison.target=-1"),
+        (lambda: Poison(None, 0.3, -1, 0), "without a trigger, which poisons nothing, got poison.rate=0.3"),
+        (lambda: attack().chosen(torch.zeros(8)), "need images outside class 0 to poison, got 8 of that class alone"),
         (lambda: attack(rate=0.9).chosen(some().y), "need between 1 and 32 poisoned images"),
         (lambda: attack(rate=0.001).chosen(some().y), "got 0"),
         (lambda: patch(some().x, side=9, values=[1.0]), "need 1 <= side <= 8"),

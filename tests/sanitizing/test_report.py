@@ -64,6 +64,12 @@ def test_the_report_says_that_the_attack_was_weak():
     assert "the attack itself had little success" in "\n".join(notes(summary(12.0, [0])))
 
 
+def test_a_report_without_an_attack_success():
+    found = summary(99.0, [0])
+    found["models"]["poisoned"] = {**found["models"]["poisoned"], "success": None}
+    assert "little success" not in "\n".join(notes(found))
+
+
 def test_a_set_as_it_is_has_no_rates():
     page = markdown(summary(99.0, [0], known=False))
     assert "true positive" not in page

@@ -17,6 +17,7 @@ from torch import nn
 
 from dp.commands import sanitize as command
 from dp.datasets import digits_train
+from dp.diffusion import denoisers
 from dp.runs import sanitize, sanitized
 from dp.runs.sanitize_passes import Passes
 from dp.runs.sanitized import configured
@@ -149,7 +150,8 @@ def test_a_poisoned_set_is_sanitized(whole):
     assert summary["labels"]["false_positive"]["value"] == 0
     assert summary["flagged"] == [0]
     assert (summary["images"], summary["poisoned"]) == (60, 9)
-    assert summary["evaluations"] == 60 * 5 * 13
+    # 4 chunks of 16, one of the nine images that are passed again, and one for the picture
+    assert summary["evaluations"] == (4 + 1 + 1) * 16 * 5 * 13
     assert summary["seconds"] > 0
 
 
@@ -247,6 +249,54 @@ def test_a_set_as_it_is(tmp_path):
     assert "| - | - |" in (folder / "report.md").read_text()
 
 
+def test_the_evaluations_are_the_calls_times_their_width(mine, monkeypatch, tmp_path):
+    seen = []
+
+    def counted(self, z, sigma, label=None):
+        seen.append(len(z))
+        return forward(self, z, sigma, label)
+
+    forward = denoisers.Denoiser.forward
+    monkeypatch.setattr(sanitize, "cost_of", lambda *args: sanitize.Cost(1, 1.0, 1.0))
+    monkeypatch.setattr(denoisers.Denoiser, "forward", counted)
+    assert go(tmp_path) == 0
+    (path,) = tmp_path.glob("*/summary.json")
+    assert json.loads(path.read_text())["evaluations"] == sum(seen)
+
+
+def test_one_step_of_training_is_enough(tmp_path):
+    short = ["sanitizer.classifier.steps=1", "sanitizer.finetuning.steps=1", "sanitizer.images=64"]
+    words = ["dataset=digits", "device=cpu", "sanitizer.rounds.coarse=1", "sanitizer.rounds.count=1", *short]
+    assert command.main([*words, f"results={tmp_path}"]) == 0
+
+
+def test_a_classifier_gives_only_its_network(capsys):
+    """Adversarially trained or not, it is trained by the same recipe, so the folder is the same."""
+    first, other = configured([]), configured(["classifier=digits_at"])
+    assert first.folder == other.folder
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == "classifier=digits_at gives only the network; its training is digits_classifier"
+
+
+def test_test_images_that_are_training_images_are_counted():
+    train, test = digits_train().x, torch.rand(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    test[3] = train[7]
+    assert sanitize.repeated(train, test) == 1
+
+
+def test_a_set_of_ones_own_has_no_word_of_a_budget(whole, capsys):
+    configured([*WORDS, "results=none"], ["plug"])
+    assert "budget" not in capsys.readouterr().out
+
+
+def test_test_images_of_the_target_class_alone_are_refused(mine):
+    job = configured([*WORDS, "results=none"], ["plug"])
+    job.config["dataset"]["loader"]["images"] = None
+    job.recipes["classifier"]["test_images"] = 1  # of class 0
+    with pytest.raises(ValueError, match=r"need test images outside class 0, got none: set poison\.target"):
+        sanitize.sets_of(job)
+
+
 def test_archive(whole, tmp_path):
     copy = sanitized.archive(whole, tmp_path)
     assert sorted(path.name for path in copy.iterdir()) == ["changes.csv", "report.md", "summary.json"]
@@ -276,6 +326,26 @@ def test_every_poison_fits_every_dataset_with_recipes(dataset, poison):
     assert set(job.recipes) == {"classifier", "finetuning"}
 
 
+@pytest.mark.parametrize(
+    ("words", "lr"),
+    [
+        (["dataset=digits"], 0.02),
+        (["dataset=cifar10"], 0.02),
+        (["dataset=svhn"], 0.002),
+        (["dataset=svhn", "sanitizer.finetuning.lr=0.3"], 0.3),
+    ],
+)
+def test_fine_tuning_has_a_fifth_of_the_recipes_rate(words, lr):
+    job = configured(words)
+    assert job.recipes["finetuning"]["optimizer"]["lr"] == pytest.approx(lr)
+    assert job.recipes["classifier"]["optimizer"]["lr"] == (0.01 if "dataset=svhn" in words else 0.1)
+
+
+def test_fine_tuning_of_ones_own_recipe_has_a_fifth_of_its_rate():
+    job = configured([*WORDS, "results=none"], ["plug"])
+    assert job.recipes["finetuning"]["optimizer"]["lr"] == pytest.approx(0.2 * 0.02)
+
+
 def test_the_papers_values():
     job = configured(["dataset=cifar10"])
     one = job.sanitizer
@@ -289,6 +359,9 @@ def test_the_papers_values():
     [
         (["poison=pach"], "unknown option poison=pach (did you mean patch"),
         (["sanitizer=elixir"], "unknown option sanitizer=elixir (did you mean dataelixir"),
+        (["datset=digits"], "got datset=digits (did you mean dataset"),
+        (["poison=none", "poison.rate=0.3"], "need poison.rate=0 and poison.target=-1 without a trigger"),
+        (["sanitizer.images=20"], "sanitizer.classifier: need a batch of at most 20 images, got batch=64"),
         (["purifier=hetero"], "got purifier=hetero: a sanitizing has no purifier and no attack"),
         (["sanitizer.round.t=1"], "unknown key sanitizer.round"),
         (["sanitizer.rounds.t=2"], "need coarse, last, count >= 1 and last / 1000 < t <= 1"),
@@ -306,6 +379,10 @@ def test_the_papers_values():
         (["classifier.net.net.channels=3"], "need networks for images of 1x16x16"),
         (["classifier.net.net.classes=4"], "need a logit for every label"),
         (["classifier=rdc"], "need a network to train under classifier.net.net, got none in classifier=rdc"),
+        (
+            ["sanitizer.denoiser_trained_on=poisoned", "sanitizer.denoiser.name=digits_classifier"],
+            "need a recipe that trains a Denoiser, got one for a Classifier: sanitizer.denoiser.name=digits_classifier",
+        ),
         (["dataset=imagenette"], "unknown option training=imagenette_classifier"),
         (["classifier.taps=[]"], "need taps for an attention map"),
     ],

@@ -4,6 +4,7 @@ import math
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,10 +57,11 @@ def test_divergence_by_hand():
     labels = torch.tensor(TABLE)
     found = candidates(labels, second=2)
     y = torch.tensor([0, 0, 0, 0, 5, 5, 7, 9])
-    got = divergences(labels, found, y, torch.tensor([0, 5, 7, 9]))
+    got, lost = divergences(labels, found, y, torch.tensor([0, 5, 7, 9]))
     # 0: images 1 and 2, of 7 and 6 candidates two have the label 0. 5: images 4 and 5, 14 candidates, none is a 5: half
     # a label. 7: image 6, 7 candidates, three are 7. 9: no image with a transition.
     assert got.tolist() == pytest.approx([math.log(13 / 2), math.log(14 / 0.5), math.log(7 / 3), 0.0])
+    assert lost.tolist() == [False, True, False, False]
 
 
 def test_scores_are_robust():
@@ -87,6 +89,38 @@ def test_one_class_with_transitions_is_found():
     found = find(labels, torch.tensor([0, 1, 2, 3, 0]), second=2, threshold=2.0)
     assert found.flagged.tolist() == [0]
     assert found.divergence.isfinite().all()
+
+
+def transitions_of(label: int, own: int, others: int) -> list[list[int]]:
+    """Images of a class, all with a transition: candidates with `own` times the label, and others of two kinds."""
+    n, half = (own + others) // 7, others // 2
+    seen = [label] * own + [(label + 1) % 4] * half + [(label + 2) % 4] * (others - half)
+    return [seen[k::n] for k in range(n)]
+
+
+def test_a_class_that_is_never_seen_as_itself_is_flagged_whatever_its_score():
+    """Four classes of divergence infinite, .79, 1.30 and 2.40: numpy's median of the released code is 1.85, that of the
+    distances .805, and the score of the first class infinite. With half a label of its own the score is below 2.
+    """
+    sizes = [(0, 14), (19, 23), (23, 61), (5, 51)]  # labels of the class itself, and others
+    rows = [transitions_of(k, *size) for k, size in enumerate(sizes)]
+    y = torch.tensor([k for k, mine in enumerate(rows) for _ in mine])
+    found = find(torch.tensor([row for mine in rows for row in mine]), y, second=1, threshold=2.0)
+    code = np.array([np.inf, *(math.log((own + others) / own) for own, others in sizes[1:])])
+    off = np.abs(code - np.median(code))
+    assert (off / 1.4826 / (np.median(off) + 1e-6) > 2).tolist() == [True, False, False, False]
+    assert found.divergence[1:].tolist() == pytest.approx([0.79, 1.30, 2.42], abs=0.01)
+    assert found.score[0] < 2
+    assert found.flagged.tolist() == [0]
+
+
+def test_nothing_is_flagged_if_half_of_the_classes_are_never_seen_as_themselves():
+    """The scores of the released code are not numbers then."""
+    sizes = [(0, 14), (0, 14), (23, 61), (23, 61)]
+    rows = [transitions_of(k, *size) for k, size in enumerate(sizes)]
+    y = torch.tensor([k for k, mine in enumerate(rows) for _ in mine])
+    found = find(torch.tensor([row for mine in rows for row in mine]), y, second=1, threshold=2.0)
+    assert not found.flagged.tolist()
 
 
 def test_labels_that_a_set_lacks_do_not_count():
