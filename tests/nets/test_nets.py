@@ -95,7 +95,6 @@ def test_small_unet_repeats_one_noise_label():
         ("digits_denoiser.safetensors", lambda: SmallUNet(channels=1), 184),
         ("digits_conditional.safetensors", lambda: SmallUNet(channels=1, classes=10), 184),
         ("digits_at.safetensors", lambda: WideResNet(depth=10, widen=1, channels=1), 78),
-        ("digits_wide.safetensors", lambda: WideResNet(depth=10, widen=2, channels=1), 303),
         ("digits_consistency.safetensors", lambda: SmallUNet(channels=1), 184),
     ],
 )

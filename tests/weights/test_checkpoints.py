@@ -150,9 +150,7 @@ def test_a_file_is_found_in_the_cache(cache):
     assert locate(Asset(FILE)) == cache / FILE
 
 
-@pytest.mark.parametrize(
-    "name", ["digits_classifier", "digits_denoiser", "digits_conditional", "digits_at", "digits_wide"]
-)
+@pytest.mark.parametrize("name", ["digits_classifier", "digits_denoiser", "digits_conditional", "digits_at"])
 def test_embedded_weights_need_no_cache(cache, name):
     assert locate(Asset(f"{name}.safetensors")) == ASSETS / f"{name}.safetensors"
 
