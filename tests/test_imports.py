@@ -22,7 +22,20 @@ FLOORS = (  # from the top; a room may import the rooms below it, and those besi
     ("defense",),
     ("purifiers", "threat_models"),
     ("diffusion", "weights", "datasets", "canvas", "classifiers"),
-    ("files", "statistics", "nets", "rng", "philox", "transfer", "precision", "subset", "objectives", "adam", "spelling", "assets"),
+    (
+        "files",
+        "statistics",
+        "nets",
+        "rng",
+        "philox",
+        "transfer",
+        "precision",
+        "subset",
+        "objectives",
+        "adam",
+        "spelling",
+        "assets",
+    ),
 )
 FLOOR = {room: -k for k, rooms in enumerate(FLOORS) for room in rooms}
 APART = {("training", "audit"), ("audit", "training"), ("attacks", "purifiers"), ("attacks", "nets")}
