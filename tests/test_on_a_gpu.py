@@ -151,7 +151,7 @@ def test_an_attack(name, images, hetero, record_property):
             notes.waits.clear()
             calls[0] = 0
 
-        found = run(*given, begun)
+        found = run(given[0], given[1], begun)
     assert torch.equal(found, expected)
     assert_fast(notes.waits, calls[0], "attack", name, record_property)
 
