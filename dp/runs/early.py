@@ -42,7 +42,7 @@ def check_denoiser(setup: Setup) -> None:
         and named != "none"
         and spares_denoiser(named, setup.config["plugins"]["folders"])
     ):
-        raise ValueError(f"purifier {named} uses no denoiser, got {setup.words['denoiser']}: leave it out")
+        raise ValueError(f"purifier {named} uses no denoiser, got denoiser={denoiser}: leave it out")
 
 
 def spares_denoiser(purifier: str, folders: Sequence[str]) -> bool:
