@@ -1,6 +1,6 @@
 """The lines of a row about what the yamls of its purifier and its attack declare."""
 
-from dp.attacks.base import FULL
+from dp.attacks.base import FULL, VALUES
 from dp.attacks.through import mode_words
 from dp.contracts.declared import exceptions, honest_gradient
 
@@ -41,7 +41,7 @@ def _honest_lines(config: dict, caveats: dict) -> list[str]:
     purifier, taken = config["choices"]["purifier"], {tuple(modes) for modes in caveats["gradients"]}
     wanted = config["purifier"].get("honest") or []
     lacking = [mode for mode in wanted if (() if mode == FULL else (mode,)) not in taken]
-    if not taken or not lacking:
+    if taken <= {(VALUES,)} or not lacking:
         return []
     runs = " and ".join(f"threat_model.grad={mode}" for mode in lacking)
     return [f"the purifier {purifier} needs attacks along {', '.join(wanted)}: judge it also with {runs}"]
