@@ -32,7 +32,9 @@ def gradient_for(purifier: Mapping[str, Any], name: str) -> str:
 
 
 def check_declared(config: Mapping[str, Any]) -> None:
-    """Raises ValueError for exceptions that are no known properties with a reason, and for a wrong `gradient`."""
+    """Raises ValueError for exceptions that are no known properties with a reason, and for a wrong `gradient` or
+    `honest`.
+    """
     for group, node in config.items():
         if isinstance(node, Mapping) and node.get("exceptions") is not None:
             _check_exceptions(group, node["exceptions"])
@@ -46,6 +48,9 @@ def check_declared(config: Mapping[str, Any]) -> None:
     if named not in (None, NO_GRADIENT, BPDA, *variants):
         modes = ", ".join((NO_GRADIENT, *variants))
         raise ValueError(f"need purifier.gradient as one of {modes}, got {named}: it names what is attacked instead")
+    honest, modes = purifier.get("honest") or [], ("full", BPDA, *variants)
+    if not isinstance(honest, list) or not {*map(str, honest)} <= {*modes}:
+        raise ValueError(f"need purifier.honest as a list of {', '.join(modes)}, got {honest}")
 
 
 def _check_exceptions(group: str, given: Any) -> None:

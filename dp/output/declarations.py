@@ -1,5 +1,6 @@
 """The lines of a row about what the yamls of its purifier and its attack declare."""
 
+from dp.attacks.base import FULL, VALUES
 from dp.attacks.through import mode_words
 from dp.contracts.declared import exceptions, honest_gradient
 
@@ -11,12 +12,13 @@ WORDS = {  # by group and the property that does not hold
 
 
 def declared_lines(config: dict, caveats: dict) -> list[str]:
-    """A line for each declared exception with its reason, and how a purifier without a gradient is attacked. Another
-    one where the classifier is not the one that was trained on the purifier's images.
+    """A line for each declared exception with its reason, and how a purifier without a gradient is attacked. Others
+    where the classifier is not the one that was trained on the purifier's images, and where the run lacks a gradient
+    mode of an honest evaluation.
 
     `caveats`: `Caveats.as_data()`.
     """
-    lines = _classifier_lines(config)
+    lines = [*_classifier_lines(config), *_honest_lines(config, caveats)]
     for group in ("purifier", "attack"):
         for name, reason in exceptions(config.get(group, {})).items():
             line = f"declared: the {group} {config['choices'][group]} {WORDS[group, name]} ({reason})"
@@ -32,6 +34,17 @@ def _how_attacked(config: dict, caveats: dict) -> str:
     if () in taken:
         return f", but an attack differentiates it, which shows nothing: set threat_model.grad={honest}"
     return ""
+
+
+def _honest_lines(config: dict, caveats: dict) -> list[str]:
+    """A line if the run takes gradients, and lacks a mode that the purifier's yaml names under `honest`."""
+    purifier, taken = config["choices"]["purifier"], {tuple(modes) for modes in caveats["gradients"]}
+    wanted = config["purifier"].get("honest") or []
+    lacking = [mode for mode in wanted if (() if mode == FULL else (mode,)) not in taken]
+    if taken <= {(VALUES,)} or not lacking:
+        return []
+    runs = " and ".join(f"threat_model.grad={mode}" for mode in lacking)
+    return [f"the purifier {purifier} needs attacks along {', '.join(wanted)}: judge it also with {runs}"]
 
 
 def _classifier_lines(config: dict) -> list[str]:

@@ -14,7 +14,8 @@ from dp.evaluation.caveats import VALUES, gradients
 from dp.evaluation.dry import Counted
 from dp.rng import Streams
 from dp.runs.build import attacker, check_lengths
-from dp.runs.compose import CONF, make, nodes
+from dp.runs.compose import CONF, Setup, make, nodes
+from dp.runs.help import options
 from dp.spelling import near_matches
 
 
@@ -30,6 +31,26 @@ class StandIn(nn.Module):
 
     def features(self, x: Tensor) -> Sequence[Tensor]:
         return [x] * self.taps
+
+
+def check_denoiser(setup: Setup) -> None:
+    """Raises ValueError for a command that names a denoiser, if its purifier's yaml chooses the denoiser none."""
+    named, denoiser = (setup.config["choices"][group] for group in ("purifier", "denoiser"))
+    if (
+        "denoiser" in setup.words
+        and denoiser != "none"
+        and named != "none"
+        and spares_denoiser(named, setup.config["plugins"]["folders"])
+    ):
+        raise ValueError(f"purifier {named} uses no denoiser, got denoiser={denoiser}: leave it out")
+
+
+def spares_denoiser(purifier: str, folders: Sequence[str]) -> bool:
+    """True if the yaml of a purifier, or the one from which it takes its values, chooses the denoiser none."""
+    known = options("purifier", folders)
+    entries = (yaml.safe_load(known[purifier].read_text()) or {}).get("defaults") or []
+    own = any(isinstance(one, dict) and one.get("override /denoiser@_global_.denoiser") == "none" for one in entries)
+    return own or any(spares_denoiser(one, folders) for one in entries if isinstance(one, str) and one in known)
 
 
 def check_early(config: dict) -> None:

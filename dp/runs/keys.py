@@ -9,7 +9,7 @@ from dp.runs.compose import nodes
 
 # Keys that cannot change a row: tables whose values are in other keys, labels and declarations; by path, facts of a
 # dataset; and in a node that names a file, its address.
-NOT_HASHED = ("per_dataset", "facts", "mask", "published", "exceptions", "gradient", "trained_with")
+NOT_HASHED = ("per_dataset", "facts", "mask", "published", "exceptions", "gradient", "honest", "trained_with")
 NOT_HASHED_PATHS = ("dataset.files", "dataset.full_size", "dataset.scaled_from", "dataset.shape")
 NOT_HASHED_OF_FILES = ("url", "megabytes")
 # Options that were added later, by path, with the value that changes nothing. They are hashed only if they differ.

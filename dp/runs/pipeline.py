@@ -24,7 +24,7 @@ from dp.runs.by_dataset import is_quick
 from dp.runs.cards import write_card
 from dp.runs.caveats import Caveats, caveats_of
 from dp.runs.compose import Setup, make
-from dp.runs.early import check_early
+from dp.runs.early import check_denoiser, check_early
 from dp.runs.engines.interface import Engine, Work
 from dp.runs.errors import USER_ERRORS, sentence
 from dp.runs.faster import faster_lines
@@ -130,6 +130,7 @@ def prepare(setup: Setup, folder: Path) -> Job:
     if is_quick(setup.config["dataset"]):
         name = setup.config["dataset"]["name"]
         console.print(f"dataset {name} has the quick budget: +dataset.budget=full takes the full one")
+    check_denoiser(setup)
     check_early(setup.config)
     fetch_missing(setup.config)
     job = built(setup, folder, sources_hash(setup.config))

@@ -13,7 +13,7 @@ from dp.classifiers import Classifier
 from dp.diffusion.denoisers import Denoiser
 from dp.output.console import console
 from dp.runs import compose, job_files
-from dp.runs.errors import unknown_option
+from dp.runs.errors import USER_ERRORS, unknown_option
 from dp.runs.help import options
 from dp.runs.keys import digest_of
 from dp.runs.sources import sources_hash
@@ -144,7 +144,11 @@ def recipe_of(config: dict, name: str, recipe: Recipe, seed: int) -> dict:
     words = [f"+training={recipe.name}", *recipe.words(seed)]
     if name == "finetuning" and recipe.lr is None:
         words.append(f"training.optimizer.lr={FINER * rate_of(recipe.name, same, folders)}")
-    node = plain((*REST, *same, *words), tuple(folders))["training"]
+    try:
+        node = plain((*REST, *same, *words), tuple(folders))["training"]
+    except USER_ERRORS:  # such as a key of `words` that the recipe lacks
+        unchanged(recipe.name, same, folders)
+        raise
     check_whole(node, recipe.name)
     check_call({key: node[key] for key in ("data", "task")}, f"training of {recipe.name}", config["plugins"]["modules"])
     check_task(node["task"]["_target_"], name, recipe.name, config["plugins"]["modules"])
@@ -162,10 +166,17 @@ def check_task(target: str, name: str, recipe: str, modules: Sequence[str]) -> N
 
 def rate_of(name: str, words: Sequence[str], folders: Sequence[str]) -> float:
     """The learning rate of a recipe. Raises ValueError for an optimizer without one."""
-    node = plain((*REST, *words, f"+training={name}"), tuple(folders))["training"]
+    node = unchanged(name, words, folders)
     if not isinstance(node["optimizer"].get("lr"), int | float):
         raise ValueError(f"need training.optimizer.lr in the recipe {name}, got none: set sanitizer.finetuning.lr")
     return node["optimizer"]["lr"]
+
+
+def unchanged(name: str, words: Sequence[str], folders: Sequence[str]) -> dict:
+    """The node `training` of a recipe, without changes. Raises ValueError for a recipe that lacks a key."""
+    node = plain((*REST, *words, f"+training={name}"), tuple(folders))["training"]
+    check_whole(node, name)
+    return node
 
 
 def plain(words: tuple[str, ...], folders: tuple[str, ...]) -> dict:

@@ -18,6 +18,7 @@ RESERVED = (
     "gradient",
     "exceptions",
     "facts",
+    "honest",
     "mask",
     "published",
     "trained_with",

@@ -116,7 +116,7 @@ METHODS = (
         masked=True,
         by_seed=True,
     ),
-    Method("ME-Net", MENET, 0.3, BPDA),
+    Method("ME-Net", MENET, 0.3, BPDA, rough=True),
     Method("ME-Net, BPDA", (*MENET, "threat_model.grad=bpda"), 0.3),
     Method("ME-Net, projection", (*MENET, "threat_model.grad=projection"), 0.3),
     Method("IMPure, convolutional", ("purifier=impure",), 0.8, pgd("blind")),

@@ -7,10 +7,12 @@ from dp.output.declarations import declared_lines
 from dp.runs.build import build
 from dp.runs.caveats import caveats_of
 from dp.runs.compose import arguments
+from dp.runs.defense_entries import ENTRIES
 from dp.runs.keys import run_key
 from dp.runs.validate import check_targets
 from tests.helpers.compose import composed, setup
 
+BOTH = "+purifier.honest=[full,bpda]"
 NONE = ("+purifier.gradient=none", "+purifier.exceptions={gradient: it rounds}")
 KINK = "+purifier.exceptions={derivative: it has a kink}"
 SMALL = ("protocol.images=2", "protocol.seeds=[5]", "dataset.lanes=2")
@@ -32,6 +34,7 @@ def lines(*overrides: str) -> list[str]:
             ("+attack.exceptions={determinism: it is random}",),
             "unknown exception attack.exceptions.determinism: it may have moves",
         ),
+        (("+purifier.honest=[full, adjoint]",), "need purifier.honest as a list of full, bpda"),
         (("+denoiser.exceptions={range: large}",), "unknown exception denoiser.exceptions.range: it may have none"),
         (("+purifier.exceptions=[derivative]",), "need purifier.exceptions as a mapping, such as {PROPERTY: REASON}"),
         (
@@ -101,3 +104,17 @@ def test_the_attacked_defense_is_the_named_gradient_of_the_scored_one():
     arm = build(composed(*SMALL, *NONE)).arms["defended"]
     assert arm.attacked.bpda
     assert not arm.scored.bpda
+
+
+def test_a_run_that_lacks_a_gradient_of_an_honest_evaluation_says_so():
+    (said,) = lines(BOTH)
+    assert said == "the purifier diffpure needs attacks along full, bpda: judge it also with threat_model.grad=bpda"
+    (said,) = lines(BOTH, "threat_model.grad=bpda")
+    assert said.endswith("judge it also with threat_model.grad=full")
+    assert lines(BOTH, "attack=none") == []
+    assert run_key(composed(BOTH)) == run_key(composed())
+
+
+@pytest.mark.parametrize("entry", [one for one in ENTRIES if one.option in ("adp", "gdmp_ssim", "langevin", "menet")])
+def test_the_yaml_names_the_gradients_of_the_table_of_defenses(entry):
+    assert composed(*entry.words)["purifier"]["honest"] == ["full", *entry.beside]

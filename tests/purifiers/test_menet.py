@@ -152,7 +152,7 @@ def test_training_images_have_the_shares_of_the_recipe():
     ],
 )
 def test_a_classifier_that_was_not_trained_on_its_images_is_said(words, said):
-    lines = declared_lines(composed("purifier=menet", *words), {"gradients": [()]})
+    lines = declared_lines(composed("purifier=menet", *words), {"gradients": [(), ("bpda",), ("projection",)]})
     assert len(lines) == (said is not None)
     assert all("was not trained on the images of the purifier menet" in line and said in line for line in lines)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from dp.runs import pipeline
-from dp.runs.early import check_early
+from dp.runs.early import check_denoiser, check_early
 from dp.runs.validate import check_setup
 from tests.helpers.compose import composed, home, options, setup
 
@@ -108,3 +108,15 @@ def test_a_learned_variance_needs_a_denoiser_that_has_one(purifier):
         begun("dataset=imagenet", f"purifier={purifier}")
     with pytest.raises(ValueError, match="need a noise predictor with learned variance, got EDM: set variance=small"):
         begun(f"purifier={purifier}", "purifier.variance=learned")
+
+
+@pytest.mark.parametrize("purifier", ["adp", "menet_soft"])
+def test_a_denoiser_that_the_purifier_does_not_use_is_refused(purifier):
+    words = (f"purifier={purifier}", "denoiser=edm_cifar10")
+    with pytest.raises(ValueError, match=f"purifier {purifier} uses no denoiser, got denoiser=edm_cifar10: leave it"):
+        check_denoiser(setup(*words))
+
+
+def test_a_denoiser_that_the_purifier_uses_is_not():
+    for words in (("purifier=diffpure", "denoiser=edm_cifar10"), ("purifier=adp",), ("purifier=adp", "denoiser=none")):
+        check_denoiser(setup(*words))
