@@ -23,7 +23,7 @@ from dp.rng import Streams
 from dp.runs.build import build
 from dp.runs.compose import make
 from tests.helpers.claimed import Mixed, claim, claim_module, claimed_gpu
-from tests.helpers.compose import composed, options, small_budget
+from tests.helpers.compose import composed, home, options, small_budget
 from tests.helpers.contract import DECLARED, in_one_line, skip_without_weights
 
 MOST = 0.2  # waits of the host for each call of a network
@@ -86,10 +86,11 @@ def claimed(*tensors: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("name", options("purifier"))
 def test_a_purifier(name, images, record_property):
     """A gradient, and what it takes; its bits are those without claims."""
-    config = composed(f"purifier={name}", "protocol.images=2", *SHORTER.get(name, ()))
+    config = composed(f"purifier={name}", "protocol.images=2", *home(name), *SHORTER.get(name, ()))
     skip_without_weights(config)
     with in_one_line(f"purifier {name}"):
-        model = build(config).arms["defended"].scored
+        evaluation = build(config)
+    model, images = evaluation.arms["defended"].scored, evaluation.subset if home(name) else images
     model = model.gradient_mode(honest_gradient(config["purifier"]) or "full")
     x, y = images.x[:2], images.y[:2]
     expected = gradient(model, x, y)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dp.compiled import Compiled
 from dp.diffusion.checkpointing import ActivationCheckpointing
-from dp.diffusion.sampling import beside, cosine_sigmas, vp_sigma, vp_sigmas
+from dp.diffusion.sampling import beside, cosine_sigmas, vp_log_sigmas, vp_sigma, vp_sigmas
 from dp.nets.blocks import ClassConditional
 from dp.precision import narrowed
 
@@ -170,7 +170,7 @@ class EpsNet(NoisePredictor):
         return table[min(round(t * len(table)), len(table) - 1)].item()
 
     def labels(self, s: Tensor, z: Tensor) -> Tensor:
-        return (_log_levels(s.device) - s.log()[:, None]).abs().argmin(dim=1)  # the nearest index
+        return (vp_log_sigmas(s.device) - s.log()[:, None]).abs().argmin(dim=1)  # the nearest index
 
 
 class VP(Denoiser):
@@ -232,7 +232,7 @@ class IDDPM(NoisePredictor):
         self.schedule = levels, c_1, c_2
 
     def labels(self, s: Tensor, z: Tensor) -> Tensor:
-        k = (_cosine_levels(*self.schedule, s.device) - s[:, None]).abs().argmin(dim=1)  # the nearest
+        k = (cosine_sigmas(*self.schedule, s.device) - s[:, None]).abs().argmin(dim=1)  # the nearest
         return (k - 1).to(z.dtype)  # the network's labels begin at 0
 
 
@@ -291,14 +291,3 @@ class Gaussian(Denoiser):
     def denoise(self, z: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
         gain = self.std**2 / (self.std**2 + sigma**2)
         return self.mean + gain * (z - self.mean)
-
-
-@functools.cache
-def _log_levels(device: torch.device) -> Tensor:
-    """The logarithms of `vp_sigmas`; a copy for each device, so that no call waits for one."""
-    return vp_sigmas().log().to(device)
-
-
-@functools.cache
-def _cosine_levels(levels: int, c_1: float, c_2: float, device: torch.device) -> Tensor:
-    return cosine_sigmas(levels, c_1, c_2).to(device)

@@ -4,6 +4,7 @@ The variance-preserving state of the papers is this state scaled: x_t = z / sqrt
 abar = 1 / (1 + sigma^2).
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -28,15 +29,22 @@ def vp_sigmas() -> Tensor:
     return ((1 - abar) / abar).sqrt()
 
 
-def cosine_sigmas(levels: int, c_1: float, c_2: float) -> Tensor:
+@functools.cache
+def vp_log_sigmas(device: torch.device) -> Tensor:
+    """The logarithms of `vp_sigmas`; a copy for each device, so that no call waits for one."""
+    return vp_sigmas().log().to(device)
+
+
+@functools.cache
+def cosine_sigmas(levels: int, c_1: float, c_2: float, device: torch.device) -> Tensor:
     """Noise levels of the cosine schedule as EDM's iDDPMPrecond has it (Karras et al. 2022, Table 1), ascending from
-    the clean image on, (levels + 1,) float64.
+    the clean image on, (levels + 1,) float64; a copy for each device.
     """
     cosine = [math.sin(math.pi / 2 * j / (levels * (c_2 + 1))) ** 2 for j in range(levels + 1)]
     u = [0.0]  # from the last index back to the first
     for j in range(levels, 0, -1):
         u.append(math.sqrt((u[-1] ** 2 + 1) / max(cosine[j - 1] / cosine[j], c_1) - 1))
-    return torch.tensor(u, dtype=torch.float64)
+    return torch.tensor(u, dtype=torch.float64, device=device)
 
 
 def vp_sigma(t: float) -> float:

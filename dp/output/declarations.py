@@ -1,4 +1,4 @@
-"""The lines of a row about what the yamls of its purifier and its attack declare."""
+"""The lines of a row about what its configuration declares: exceptions, regions, other numbers of the networks."""
 
 from dp.attacks.base import FULL, VALUES
 from dp.attacks.through import mode_words
@@ -57,3 +57,27 @@ def _classifier_lines(config: dict) -> list[str]:
         return []
     own = f"set classifier={node['trained_with']}" if node["trained_with"] else "dp names none that was"
     return [f"the classifier {classifier} was not trained on the images of the purifier {purifier}: {own}"]
+
+
+def network_lines(config: dict) -> list[str]:
+    """A line for each setting under which networks and noise have other numbers than by default."""
+    lines = []
+    attacked, scored = config["dtype"], config.get("scored_dtype", config["dtype"])  # older runs had one for both
+    if (attacked, scored) != ("float32", "float32"):
+        lines.append(f"the networks' precision: attacked in {attacked}, scored in {scored}")
+    if config.get("rng", 1) != 1:
+        lines.append(f"rng={config['rng']}: other noise than that of rng=1")
+    if config.get("compile"):
+        lines.append("the denoiser and the classifier are compiled (torch.compile): their last digits are its own")
+    return lines
+
+
+def region_lines(config: dict) -> list[str]:
+    """A line for a defense, and one for a perturbation, that is told a region of each image."""
+    lines = []
+    if config["purifier"].get("region"):
+        lines.append("the purifier is told where the object of each test image lies: an oracle, a control, no defense")
+    if config["threat_model"].get("region"):
+        name = config["choices"]["threat_model"]
+        lines.append(f"threat_model={name}: pixels change in a region alone; not the ball, not for an l_p column")
+    return lines

@@ -15,7 +15,7 @@ from dp.evaluation.caveats import mode_name
 from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.judge import Judge
 from dp.output.beside import beside_published, honest_line
-from dp.output.declarations import declared_lines
+from dp.output.declarations import declared_lines, network_lines, region_lines
 from dp.output.published import published_lines, published_rows
 from dp.output.row_table import count_of, row_tables, rule_name, threat_words
 
@@ -166,14 +166,7 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
     if caveats["straight_through"]:
         clamp = "the gradient ignores the last clamp (clamp=straight_through)"
         lines.append(f"attacked differs from scored: {clamp}")
-    attacked, scored = config["dtype"], config.get("scored_dtype", config["dtype"])  # older runs had one for both
-    if (attacked, scored) != ("float32", "float32"):
-        lines.append(f"the networks' precision: attacked in {attacked}, scored in {scored}")
-    if config.get("rng", 1) != 1:
-        lines.append(f"the noise is of rng {config['rng']}, drawn on the device: other numbers than those of rng 1")
-    if config.get("compile"):
-        lines.append("the denoiser and the classifier are compiled (torch.compile): their last digits are its own")
-    lines += [*declared_lines(config, caveats), *region_lines(config)]
+    lines += [*network_lines(config), *declared_lines(config, caveats), *region_lines(config)]
     if caveats["no_surrogate"]:
         lines.append("the purifier has no surrogate: the attack takes its exact gradient")
     for c in caveats["departures"]:
@@ -184,17 +177,6 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
     lines += [f"the purifier's mask is not attacked: add attack={attack}" for attack in caveats["masks_spared"]]
     if caveats["batch_bound"]:
         lines.append("rows depend on the other images in a batch: order, shards and batch slots may change them")
-    return lines
-
-
-def region_lines(config: dict) -> list[str]:
-    """A line for a defense, and one for a perturbation, that is told a region of each image."""
-    lines = []
-    if config["purifier"].get("region"):
-        lines.append("the purifier is told where the object of each test image lies: an oracle, a control, no defense")
-    if config["threat_model"].get("region"):
-        name = config["choices"]["threat_model"]
-        lines.append(f"threat_model={name}: pixels change in a region alone; not the ball, not for an l_p column")
     return lines
 
 

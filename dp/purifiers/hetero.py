@@ -42,19 +42,16 @@ def purify(
 ) -> Tensor:
     """Purify x (B,C,H,W) in [0,1] by the paper's Algorithms 1 and 2 and return x_hat in [0,1].
 
-    NFE = steps + steps of stage 1, or 2 * steps with `resample_stage2`, or steps with `jump` 0; for
-    `resampling=multi` see `_again`. `t_l`, `t_s`: times of the strong and the weak noise, 0 < t_s <= t_l <= 1. `steps`,
-    `strong_steps`: see `two_stage_grid`. `tau`: threshold of the mask, in [0,1]. `phi`, `taps`: see `attention_maps`,
-    `chosen`. `jump`: U of the resampling, in 1/1000 of the time range; 0: none. `eq8_literal`: as in Eq. 8.
-    `resample_stage2`: resample after every step, as Alg. 1 prints it (deviation 20: which steps are resampled).
-    `random_mask`, `region`: controls of ours, as many pixels at random places, or given masks (B,1,H,W). `clamp`: see
-    `to_01`. `mask_grad`, `temperature`: see `masked`. Every step calls `on_step(i, sigma, z, x0)` after its first
-    denoiser call. Raises ValueError for values that do not fit.
+    NFE = steps + steps of stage 1; 2 * steps with `resample_stage2`; steps with `jump` 0; see `_again` for `multi`.
+    `t_l`, `t_s`: times of the strong and the weak noise, 0 < t_s <= t_l <= 1. `steps`, `strong_steps`: see
+    `two_stage_grid`. `tau`: threshold of the mask, in [0,1]. `phi`, `taps`: see `attention_maps`, `chosen`. `jump`: U
+    of the resampling, in 1/1000 of the time range; 0: none. `eq8_literal`: as in Eq. 8. `resample_stage2`: after every
+    step (deviation 20). `random_mask`, `region`: controls, random places, or given masks (B,1,H,W). `clamp`: `to_01`.
+    `mask_grad`, `temperature`: see `masked`. Every step calls `on_step(i, sigma, z, x0)`. Bad values: ValueError.
     """
-    _check(t_l, t_s, jump, random_mask, region is not None, mask_grad)
-    _check_resampling(resampling, jump, resample_stage2)
-    scatter = rng if random_mask else None
-    mask = region(x) if region else _mask(x, classifier, taps, phi, tau, mask_grad, temperature, scatter)
+    _check(t_l, t_s, jump, random_mask, region is not None, mask_grad, resampling, resample_stage2)
+    attention = (classifier, taps, phi, tau, mask_grad, temperature, rng if random_mask else None)
+    mask = region(x) if region else _mask(x, *attention)
     strong = 1 - mask if eq8_literal else mask  # Differs (deviation 1: orientation of the mask)
     known = to_pm1(x)
     z = renoise(known, 0.0, denoiser.sigma(t_l), rng.randn_like(known))  # Differs (deviation 15: uniform start at t_l)
@@ -112,7 +109,16 @@ def two_stage_grid(t_l: float, t_s: float, steps: int, strong_steps: int | None 
     return [*first, *time_grid(t_s, steps - strong)]
 
 
-def _check(t_l: float, t_s: float, jump: int, random_mask: bool, given: bool, mask_grad: str) -> None:
+def _check(
+    t_l: float,
+    t_s: float,
+    jump: int,
+    random_mask: bool,
+    given: bool,
+    mask_grad: str,
+    resampling: str,
+    resample_stage2: bool,
+) -> None:
     if not 0 < t_s <= t_l <= 1:
         raise ValueError(f"need 0 < t_s <= t_l <= 1, got t_s={t_s}, t_l={t_l}")
     if jump < 0:
@@ -121,9 +127,6 @@ def _check(t_l: float, t_s: float, jump: int, random_mask: bool, given: bool, ma
         raise ValueError("need random_mask or region, got both")
     if (random_mask or given) and mask_grad != "constant":
         raise ValueError(f"need mask_grad=constant where the mask is random or given, got mask_grad={mask_grad}")
-
-
-def _check_resampling(resampling: str, jump: int, resample_stage2: bool) -> None:
     if resampling not in RESAMPLINGS:
         raise ValueError(f"need resampling among {', '.join(RESAMPLINGS)}, got resampling={resampling!r}")
     if resampling == "multi" and (jump < 1 or resample_stage2):

@@ -139,9 +139,7 @@ def _check_tables(name: str, tables: dict, node: dict, default: Any) -> None:
 
 
 def check_precision(config: dict) -> None:
-    """Raises ValueError for a precision, a memory mode or a generator that does not exist, and for `compile` but true
-    or false.
-    """
+    """Raises ValueError for values of `compile`, the precisions, the memory mode or the generator that do not exist."""
     if not isinstance(config["compile"], bool):
         raise ValueError(f"need compile true or false, got compile={config['compile']}")
     for key, known in (("dtype", DTYPES), ("scored_dtype", DTYPES), ("memory", ("auto", "store", "recompute"))):

@@ -55,7 +55,7 @@ class Mirror(Streams):
     """The same streams with the sign of every normal number turned."""
 
     def __init__(self, rng: Streams):
-        self.keys, self.calls, self.touched = rng.keys, rng.calls, rng.touched
+        self._begin(rng.keys, rng.calls, rng.touched, rng.version)
 
     def draw(self, k: Any) -> "Mirror":
         """The k-th copy, its sign turned too."""

@@ -18,7 +18,7 @@ from dp.audit import budgets as controls
 from dp.audit import rival_attacks as comparisons
 from dp.audit.check import Subject
 from dp.audit.reruns import above, small
-from dp.defense.known_noise import KnownNoise
+from dp.defense.wrapper import Wrapped
 from dp.evaluation.rows import Group, Row, Unit
 from tests.helpers.audited import Linear, State, composed_subject, made, planted, weights
 from tests.helpers.compose import small_budget
@@ -149,7 +149,9 @@ class Fresh(PGD):
     """Queries with fresh noise, although it could know the noise."""
 
     def step(self, model, state, x, y, threat, rng):
-        return super().step(model.model if isinstance(model, KnownNoise) else model, state, x, y, threat, rng)
+        while isinstance(model, Wrapped):
+            model = model.model
+        return super().step(model, state, x, y, threat, rng)
 
 
 def test_known_noise(bare):

@@ -70,17 +70,17 @@ def test_plan_leaves_out_what_is_done(config):
 def test_attack_and_scoring_share_no_noise(config, monkeypatch):
     """No (seed, stage) is used twice between attack, clean and adversarial scoring, and null scoring."""
     used: dict[str, set] = {}
-    fill = Streams._fill
+    drawn = Streams._drawn
 
-    def watch(self, like, sample):
+    def watch(self, like, normal):
         used.setdefault(stage["now"], set()).update(
             (key, call) for key, call in zip(self.keys, self.calls, strict=True)
         )
-        return fill(self, like, sample)
+        return drawn(self, like, normal)
 
     stage = {"now": ""}
     attack, score = Slots.run, Evaluation._score
-    monkeypatch.setattr(Streams, "_fill", watch)
+    monkeypatch.setattr(Streams, "_drawn", watch)
     count = iter(range(100))
 
     def attacking(self, *args):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dp.classifiers import Classifier
 from dp.diffusion import denoisers
+from dp.diffusion.sampling import cosine_sigmas
 from dp.nets.adm_unet import UNetModel
 from dp.nets.ddpm_unet import DDPMUNet
 from dp.nets.dm_wrn import DMWideResNet
@@ -180,7 +181,7 @@ class Fixture:
             t = ((start**2 + 2 * slope * (1 + sigma**2).log()).sqrt() - start) / slope
             return plain, (init.get("M", 1000) - 1) * t
         levels = init.get("M", 1000)
-        table = denoisers.IDDPM(nn.Identity(), init.get("C_1", 0.001), init.get("C_2", 0.008), levels).sigmas
+        table = cosine_sigmas(levels, init.get("C_1", 0.001), init.get("C_2", 0.008), sigma.device)
         return plain, (table[None] - sigma[:, None]).abs().argmin(dim=1).double() - 1
 
 

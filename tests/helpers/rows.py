@@ -27,6 +27,7 @@ def whole_summary(in_loop: bool = False) -> dict:
     config = {
         "choices": {**choices, "classifier": "digits", "threat_model": "linf"},
         "dataset": {"name": "digits"},
+        "dtype": "float32",
         "classifier": {},
         "attack": {},
         "purifier": {"t": 0.1, "steps": 5, "clamp": "plain"},

@@ -48,7 +48,7 @@ def test_plain_lines(config, monkeypatch):
     assert "to go: seed 5 (1/2), defended, 4 images from id 1081, iteration 1/2" in first
     assert "robust" not in first
     assert "robust so far 75.0 % of 4" in rest[-1]
-    assert said == [{"robust/single": 75.0, "robust/vote": 0.0, "images": 4}]
+    assert said == [{"so_far/single": 75.0, "so_far/vote": 0.0, "so_far/images": 4}]
 
 
 def test_hours_are_announced(config, monkeypatch):

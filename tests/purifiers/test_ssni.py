@@ -132,7 +132,7 @@ def test_without_noise_to_speak_of_the_image_stays_and_the_gradient_is_finite(et
 def test_the_clock_is_the_denoisers():
     """At whole indices; a clock in continuous time, which has no noise at 0, begins at index 1."""
     for denoiser, first in ((Gaussian(), 0), (VP(torch.nn.Identity()), 1)):
-        clock = ssni._clock(denoiser, 0.1)
+        clock = ssni._clock(denoiser, 0.1, torch.device("cpu"))
         times = torch.tensor([0.0, 0.001, 0.002, 0.051, 0.1], dtype=torch.float64)
         wanted = [denoiser.sigma(max(k, first) / 1000) for k in (0, 0, 1, 50, 99)]
         assert clock(times).tolist() == pytest.approx(wanted, rel=1e-9)

@@ -119,4 +119,4 @@ def test_a_denoiser_that_the_purifier_does_not_use_is_refused(purifier):
 
 def test_a_denoiser_that_the_purifier_uses_is_not():
     for words in (("purifier=diffpure", "denoiser=edm_cifar10"), ("purifier=adp",), ("purifier=adp", "denoiser=none")):
-        check_denoiser(setup(*words))
+        assert check_denoiser(setup(*words)) is None

@@ -42,7 +42,7 @@ def test_the_versions_have_other_noise():
 def test_a_row_says_so():
     made = setup(*SMALL, "rng=2")
     facts = caveats_of(made, build(made.config)).as_data()
-    said = "the noise is of rng 2, drawn on the device: other numbers than those of rng 1"
+    said = "rng=2: other noise than that of rng=1"
     assert said in caveat_lines(made.config, facts)
     without = {key: value for key, value in made.config.items() if key != "rng"}  # an older row
     assert not any(
