@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dp.canvas import held_out
+from dp.transfer import sent
 
 KNOWN = ("canvas",)  # datasets whose images come with boxes
 
@@ -31,7 +32,7 @@ class Boxes:
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"need images of the size {self.shape} of those with boxes, got {tuple(x.shape[1:])}")
         found = x.detach().float().flatten(1)
-        self.x, self.masks = self.x.to(found.device), self.masks.to(found.device)
+        self.x, self.masks = sent(self.x, found.device), sent(self.masks, found.device)  # a copy once
         far = self.x.square().sum(dim=1) - 2 * found @ self.x.T  # (B,N) squared distance, but for |x|^2
         return self.masks[far.argmin(dim=1)].to(x.dtype)
 
