@@ -194,7 +194,7 @@ def draw(path: Path, lines: list[dict]) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
     figure.axes[0].set_ylabel("attack success, %")
-    figure.axes[0].legend(frameon=False, fontsize=8, loc="center left")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
 
 

@@ -77,3 +77,12 @@ def test_a_folder_of_ones_own_is_sanitized_as_printed(folder, capsys):
     error = capsys.readouterr().err
     assert "need training.data in the recipe shapes_classifier, got a yaml without it: make `# @package" in error
     assert error.count("\n") == 1
+
+
+def test_without_clean_data_at_a_low_rate(cells):
+    blended, patch = (cells.loc[trigger, 0.02, 0, "poisoned"] for trigger in ("blended", "patch"))
+    said = (
+        f"from {blended['success before']:.0f} to {blended['success after']:.1f} % with the blended trigger and from "
+    )
+    said += f"{patch['success before']:.1f} to {patch['success after']:.1f} % with the patch"
+    assert said in PAGE
