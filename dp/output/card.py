@@ -19,7 +19,7 @@ CARD, TEXT = "card.json", "card.md"
 FORMAT = 1
 FIGURES = ("standard", "robust", "null", "undefended_standard", "undefended", "seen", "null_seen")
 FREE = ("link", "authors", "venue", "additional_data")  # what a person may fill in; nothing depends on it
-TODO = "write it again with dp board card FOLDER"
+AGAIN = "write it again with dp board card FOLDER"
 
 
 class CardConfig(TypedDict):
@@ -251,8 +251,8 @@ def written(card: Card) -> bytes:
 def read_card(path: Path) -> Card:
     """The card in a file. Raises ValueError in one line for what is no card, or one of another format."""
     if not path.is_file():
-        raise ValueError(f"need the file of a card, card.json, got {path}: {TODO}")
-    card = shapes.read_json(path, Card, TODO)
+        raise ValueError(f"need the file of a card, card.json, got {path}: {AGAIN}")
+    card = shapes.read_json(path, Card, AGAIN)
     if card["format"] != FORMAT:
-        raise ValueError(f"need a card of format {FORMAT} in {path}, got {card['format']}: {TODO}")
+        raise ValueError(f"need a card of format {FORMAT} in {path}, got {card['format']}: {AGAIN}")
     return card

@@ -42,12 +42,12 @@ def purify(
 ) -> Tensor:
     """Purify x (B,C,H,W) in [0,1] by the paper's Algorithms 1 and 2 and return x_hat in [0,1].
 
-    NFE = steps + steps of stage 1; 2 * steps with `resample_stage2`; steps with `jump` 0; see `_again` for `multi`.
+    NFE = steps + steps of stage 1; 2 * steps with `resample_stage2`; steps with `jump` 0; for `multi` see `_again`.
     `t_l`, `t_s`: times of the strong and the weak noise, 0 < t_s <= t_l <= 1. `steps`, `strong_steps`: see
-    `two_stage_grid`. `tau`: threshold of the mask, in [0,1]. `phi`, `taps`: see `attention_maps`, `chosen`. `jump`: U
-    of the resampling, in 1/1000 of the time range; 0: none. `eq8_literal`: as in Eq. 8. `resample_stage2`: after every
-    step (deviation 20). `random_mask`, `region`: controls, random places, or given masks (B,1,H,W). `clamp`: `to_01`.
-    `mask_grad`, `temperature`: see `masked`. Every step calls `on_step(i, sigma, z, x0)`. Bad values: ValueError.
+    `two_stage_grid`. `tau`, `phi`, `taps`, `mask_grad`, `temperature`: see `_mask`. `jump`: U, in 1/1000 of the time
+    range; 0: no resampling. `eq8_literal`: the mask as Eq. 8 prints it. `resample_stage2`: resample after every step.
+    `random_mask`: as many pixels at random places. `region`: gives the masks (B,1,H,W) of images. `clamp`: see `to_01`.
+    `on_step(i, sigma, z, x0)` is called once in every step. Raises ValueError for values that do not fit together.
     """
     _check(t_l, t_s, jump, random_mask, region is not None, mask_grad, resampling, resample_stage2)
     attention = (classifier, taps, phi, tau, mask_grad, temperature, rng if random_mask else None)
@@ -146,7 +146,11 @@ def _mask(
     temperature: float,
     rng: Streams | None,
 ) -> Tensor:
-    """Algorithm 2: the mask (B,1,H,W) of images x (B,C,H,W) in [0,1]; with `rng` as many pixels at random places."""
+    """Algorithm 2: the mask (B,1,H,W) of images x (B,C,H,W) in [0,1]; with `rng` as many pixels at random places.
+
+    `taps`: see `chosen`. `phi`: see `attention_maps`. `tau`: threshold in [0,1]. `mask_grad`, `temperature`: what an
+    attacker may use in place of the mask's derivative, see `threshold_mask`.
+    """
     # Differs (deviation 10: derivative of the mask): the method's own mask is a constant.
     with torch.set_grad_enabled(torch.is_grad_enabled() and mask_grad != "constant"):
         maps = attention_maps(chosen(classifier.features(x), taps), (x.shape[2], x.shape[3]), phi)

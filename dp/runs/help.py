@@ -27,10 +27,8 @@ Attack a diffusion-based purification defense, score it on fresh samples, and pr
 usage: {program} [GROUP=OPTION ...] [KEY=VALUE ...]
 """
 TAIL = """\
-All values of a command and the keys that change them: add --cfg job. An unknown key is an error; +KEY=VALUE sets one
-that the yaml leaves out.
-The same command goes on after an interruption. Results: results/runs/<key>/, one folder for each configuration.
-Hydra's own flags: --hydra-help.
+All values of a command, with their keys: add --cfg job. +KEY=VALUE sets a key that the yaml leaves out.
+The same command goes on after an interruption. Results: results/runs/<key>/. Hydra's own flags: --hydra-help.
 
 exit codes: 0 done; 2 a mistake in the command, said in one line, or a failed cell of a sweep; 130 interrupted
 """
