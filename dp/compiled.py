@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 BACKEND = "inductor"
 VARIANTS = 64  # of one network: widths, with a gradient and without, shapes of noise labels, precisions
-OPTIONS: dict[str, Any] = {
-    "deterministic": True
-}  # no kernel is chosen by its time, because another one would round otherwise
+OPTIONS: dict[str, Any] = {"deterministic": True}  # no kernel is chosen by its time: another one would round otherwise
 KEEPS = 2  # times what a plain call keeps for the backward pass, at most: also the inputs of convolutions
 TWICE = ("double backward", "donated buffers")  # what torch says where a compiled network is differentiated twice
 

@@ -21,7 +21,7 @@ class Boxes:
         top, left, bottom, right = (v.view(-1, 1) for v in box.long().T)
         rows, columns = ((row >= top) & (row < bottom), (column >= left) & (column < right))  # (N,H), (N,W)
         self.x, self.masks = x.flatten(1), (rows.unsqueeze(2) & columns.unsqueeze(1)).float().unsqueeze(1)
-        self.shape = tuple(x.shape[1:])
+        self.shape, self.squares = tuple(x.shape[1:]), self.x.square().sum(dim=1)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B,1,H,W): 1 in the box of the clean image that is nearest in l2 to each of x (B,C,H,W), else 0. No gradient.
@@ -32,8 +32,9 @@ class Boxes:
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"need images of the size {self.shape} of those with boxes, got {tuple(x.shape[1:])}")
         found = x.detach().float().flatten(1)
-        self.x, self.masks = sent(self.x, found.device), sent(self.masks, found.device)  # a copy once
-        far = self.x.square().sum(dim=1) - 2 * found @ self.x.T  # (B,N) squared distance, but for |x|^2
+        if self.x.device != found.device:
+            self.x, self.masks, self.squares = (sent(v, found.device) for v in (self.x, self.masks, self.squares))
+        far = self.squares - 2 * found @ self.x.T  # (B,N) squared distance, but for |x|^2
         return self.masks[far.argmin(dim=1)].to(x.dtype)
 
 

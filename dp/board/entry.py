@@ -12,11 +12,11 @@ from torch import Tensor
 from dp.files.cache import Asset, digest
 from dp.files.fetch import fetch
 from dp.output import record, rescore
-from dp.output.archived import ALL, arrays_of, rows_of
+from dp.output.archived import ALL, arrays_of, rows_in, rows_of
 from dp.output.card import CARD, Card, read_card
 from dp.output.rescore import Saved
 from dp.output.run_files import is_archived
-from dp.runs.cards import card_from, put_card, rows_in
+from dp.runs.cards import card_from, put_card
 
 IMAGES = "images.safetensors"
 LARGEST = 2_000_000  # bytes of a file in the repository

@@ -44,6 +44,10 @@ class Wrapped:
         """The samples that the model is asked for in place of `which`."""
         return which
 
+    def objective(self, loss: Loss, x: Tensor, differentiated: bool) -> Loss:
+        """The loss that the model is asked for at images x (B,C,H,W), with its gradient or without."""
+        return loss
+
     def answered(self, query: Query) -> None:
         """Called with every gradient."""
 
@@ -62,7 +66,7 @@ class Wrapped:
         return self.expand(self.model.logits_of(queries, images, *self.noise(rng, samples)), samples)
 
     def loss(self, x: Tensor, y: Tensor, rng: Streams, samples: int, loss: Loss = cross_entropy) -> Tensor:
-        return self.model.loss(x, y, *self.noise(rng, samples), loss)
+        return self.model.loss(x, y, *self.noise(rng, samples), self.objective(loss, x, differentiated=False))
 
     def loss_gradient(
         self,
@@ -73,7 +77,8 @@ class Wrapped:
         loss: Loss = cross_entropy,
         auxiliary: AuxiliaryLoss | None = None,
     ) -> tuple[Tensor, Tensor]:
-        values, gradient = self.model.loss_gradient(x, y, *self.noise(rng, samples), loss, auxiliary)
+        asked = self.objective(loss, x, differentiated=True)
+        values, gradient = self.model.loss_gradient(x, y, *self.noise(rng, samples), asked, auxiliary)
         self.answered(Query(x=x, gradient=gradient, samples=samples, loss=loss, auxiliary=auxiliary))
         return values, gradient
 

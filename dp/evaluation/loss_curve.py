@@ -9,10 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dp.defense.interface import AuxiliaryLoss, Defense
+from dp.defense.interface import Defense
 from dp.defense.wrapper import Query, Wrapped
 from dp.objectives import Loss, cross_entropy
-from dp.rng import Streams
 
 
 class Point(NamedTuple):
@@ -88,24 +87,11 @@ class Noted(Wrapped):
         if len(query.gradient) == self.notes.width:
             self.notes.norm = query.gradient.flatten(1).norm(dim=1)
 
-    def loss(self, x: Tensor, y: Tensor, rng: Streams, samples: int, loss: Loss = cross_entropy) -> Tensor:
-        return super().loss(x, y, rng, samples, self._noting(loss, x, self.notes.of_values))
-
-    def loss_gradient(
-        self,
-        x: Tensor,
-        y: Tensor,
-        rng: Streams,
-        samples: int,
-        loss: Loss = cross_entropy,
-        auxiliary: AuxiliaryLoss | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        return super().loss_gradient(x, y, rng, samples, self._noting(loss, x, self.notes.of_gradients), auxiliary)
-
-    def _noting(self, loss: Loss, x: Tensor, sums: Sums) -> Loss:
+    def objective(self, loss: Loss, x: Tensor, differentiated: bool) -> Loss:
         """The same loss, whose logits are noted."""
         if len(x) != self.notes.width:
             return loss
+        sums = self.notes.of_gradients if differentiated else self.notes.of_values
 
         def noting(logits: Tensor, y: Tensor) -> Tensor:
             sums.add(logits, y, len(x))

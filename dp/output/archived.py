@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dp.output.run_files import VERDICTS
+from dp.output import record
+from dp.output.run_files import VERDICTS, is_archived
 
 SAMPLES = ("clean", "adv", "seen")  # the class of every sample
 DECISIONS = [f"{side}_{rule}" for side in ("clean", "adv") for rule in ("vote", "mean_logits", "mean_softmax")]
@@ -42,6 +43,11 @@ def arrays_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
             values = [[-1 if row[name] is None else row[name] for row in line] for line in grid]
             arrays[f"{arm}.{name}"] = torch.tensor(values, dtype=dtype)
     return arrays
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a finished run, archived or not. Raises ValueError for damaged ones."""
+    return read_rows(folder) if is_archived(folder) else [dict(row) for row in record.read_rows(folder).values()]
 
 
 def rows_of(arrays: Mapping[str, Tensor]) -> list[dict[str, Any]]:

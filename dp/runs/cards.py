@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from dp.files.cache import digest, is_there, locate
-from dp.output import archived, record
+from dp.output import record
+from dp.output.archived import rows_in
 from dp.output.card import CARD, TEXT, Card, Weights, card_of, written
 from dp.output.card_text import card_text
-from dp.output.run_files import is_archived
 from dp.runs.compose import nodes
 from dp.runs.errors import USER_ERRORS
 from dp.runs.repeat import command_of
@@ -34,11 +34,6 @@ def put_card(folder: Path, card: Card) -> None:
     """Write card.json and card.md into a folder."""
     record.write_atomic(folder / CARD, written(card))
     record.write_atomic(folder / TEXT, card_text(card).encode())
-
-
-def rows_in(folder: Path) -> Sequence[Mapping[str, Any]]:
-    """The rows of a finished run, archived or not."""
-    return archived.read_rows(folder) if is_archived(folder) else list(record.read_rows(folder).values())
 
 
 def card_from(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], key: str) -> Card:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dp.output import archived, record
-from dp.output.run_files import is_archived
+from dp.output import record
+from dp.output.archived import rows_in
 from dp.runs.compose import composed
 from dp.runs.keys import run_key
 from dp.statistics import metrics
@@ -81,14 +81,10 @@ def _first(key: str, folders: Sequence[Path], faults: list[str], rows: bool = Fa
         try:
             summary = record.read_summary(folder / key)
             if summary is not None:
-                return summary | ({"rows": _rows(folder / key)} if rows else {})
+                return summary | ({"rows": rows_in(folder / key)} if rows else {})
         except ValueError as error:
             faults.append(f"damaged: {error}")
     return None
-
-
-def _rows(folder: Path) -> list[dict]:
-    return archived.read_rows(folder) if is_archived(folder) else [dict(r) for r in record.read_rows(folder).values()]
 
 
 def _joined(parts: Mapping[int, dict]) -> dict:
