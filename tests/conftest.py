@@ -1,16 +1,31 @@
 """Fixtures that all tests share, and the option that shows them plug-ins: pytest tests --config-dir=mine -k smooth."""
 
+import functools
 from pathlib import Path
 
 import pytest
 import torch
 
+from dp.runs import compose as product
 from dp.runs.build import build
 from dp.subset import Subset
 from tests.helpers import compose
 from tests.helpers.compose import TINY, composed
 from tests.helpers.contract import declared_in
 from tests.helpers.slow import FAST, SLOW
+
+
+def _composed_once(compose):
+    """Hydra's composition, at most once for the same words: it takes .3 s, and the tests ask for few thousands of times.
+
+    A folder of plug-ins may change within a test, so it is read each time.
+    """
+
+    @functools.cache
+    def once(overrides: tuple[str, ...]):
+        return compose(overrides, ())
+
+    return lambda overrides, folders: compose(overrides, folders) if folders else once(tuple(overrides))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = config.getoption("--config-dir")
     compose.CONFIG_DIRS[:] = [str(Path(folder).absolute())] if folder else []
     torch.set_num_threads(1)  # before any fixture: several workers with several threads each get in each other's way
+    product._composed = _composed_once(product._composed)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
