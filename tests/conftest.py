@@ -16,7 +16,7 @@ from tests.helpers.slow import FAST, SLOW
 
 
 def _composed_once(compose):
-    """Hydra's composition, at most once for the same words: it takes .3 s, and the tests ask for few thousands of times.
+    """Hydra's composition, at most once for the same words: it takes .3 s, and tests ask for the same ones often.
 
     A folder of plug-ins may change within a test, so it is read each time.
     """

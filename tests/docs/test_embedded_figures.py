@@ -46,7 +46,8 @@ def test_the_classifier_of_canvas(canvas):
 
 
 def test_the_denoiser_of_canvas(canvas):
-    *quoted, a, b, c = figures(CANVAS, r"error in \[0,1\]: ([.\d]+), ([.\d]+) and ([.\d]+) at sigma (.2), (.4) and (.7) ")
+    error = r"error in \[0,1\]: ([.\d]+), ([.\d]+) and ([.\d]+) "
+    *quoted, a, b, c = figures(CANVAS, error + r"at sigma ([.\d]+), ([.\d]+) and ([.\d]+) ")
     test, found = canvas.subset, []
     x0 = to_pm1(test.x)
     for sigma in (a, b, c):
