@@ -11,7 +11,7 @@ from dp.output.report import GLOSSARY
 from dp.output.row_table import ROWS, RULES
 
 ROOT = Path(__file__).parents[2]
-SOURCES = [ROOT / "dp" / "output" / name for name in ("report.py", "row_table.py", "progress.py")]
+SOURCES = [ROOT / "dp" / "output" / name for name in ("report.py", "row_table.py", "progress.py", "declarations.py")]
 PLAIN = """another beat billion comparable cover decided differs estimate failed figure goes halves ignores long million
     min move need ones order otherwise per percent raise side term thousand trillion trust weights yet"""
 

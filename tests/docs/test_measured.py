@@ -1,0 +1,64 @@
+"""What is committed of measured runs agrees with the code of today: intervals, commands, ranges, lengths."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import switches
+
+from dp.audit.battery import checks
+from dp.runs.keys import run_key
+from dp.statistics.intervals import interval
+from tests.docs import figures
+from tests.helpers.compose import composed
+
+ROOT = Path(__file__).parents[2]
+RUNS = sorted(path.parent for path in figures.MEASURED.glob("*/summary.json"))
+SIDES = [side for side in figures.SIDES if not side.endswith("seen")]
+
+
+def page(name: str) -> str:
+    return " ".join((ROOT / name).read_text().split())
+
+
+@pytest.mark.parametrize("rule", ["single", "average", "worst"])
+def test_every_interval_is_of_todays_rule(rule):
+    assert len(RUNS) > 100
+    for folder in RUNS:
+        summary = json.loads((folder / "summary.json").read_text())
+        for side in SIDES:
+            if rule in summary.get(side, {}):
+                now = interval(figures.right(folder, side, rule))
+                assert np.allclose(summary[side][rule]["wilson95"], [100 * end for end in now]), (folder.name, side)
+
+
+@pytest.mark.parametrize("name", switches.SWITCHES)
+def test_a_line_of_the_switches_is_the_run_of_its_overrides(name):
+    overrides = switches.SWITCHES[name]
+    (line,) = [cells for cells in figures.table("switches.md") if cells[0] == name]
+    assert line[8:] == ([" ".join(overrides)] if overrides else [])
+    given = "purifier=hetero_official protocol.images=64 protocol.seeds=[2024]"
+    assert f"every line adds its overrides to `{given}`" in page("results/tables/switches.md")
+    folder = figures.MEASURED / run_key(composed(*given.split(), "protocol=official", *overrides))
+    robust = json.loads((folder / "summary.json").read_text())["robust"]["vote"]
+    assert line[4] == f"{robust['value']:.1f}"
+    assert line[5] == "{:.1f} - {:.1f}".format(*robust["wilson95"])
+
+
+def test_the_coverage_on_the_page_is_that_of_the_table():
+    rows = [cells for cells in figures.table("coverage.md") if len(cells) == 14 and cells[1][0].isdigit()]
+    middle = [float(cell) for cells in rows for cell in cells[5:12]]  # truths from 5 to 95 %
+    said = f"in {min(middle)} to {max(middle)} % of the cases, for 512 images and true values from 5 to 95 %"
+    assert said in page("docs/evaluation.md")
+
+
+def test_the_text_of_the_main_study_has_at_most_300_words():
+    text = (ROOT / "docs" / "findings.md").read_text().partition("\n## The main study\n")[2].partition("\n###")[0]
+    text = re.sub(r"<!--.*?-->|!\[.*?\]\(.*?\)", " ", text, flags=re.DOTALL)
+    assert 200 < len(text.split()) <= 300
+
+
+def test_the_readme_says_how_many_checks_there_are():
+    assert f"# {len(checks(quick=False))} checks: " in page("README.md")
