@@ -40,12 +40,11 @@ demo: setup  ## attack 16 images of the embedded benchmark and write the page of
 report: setup  ## write results/page, every finished run as a page for the browser
 	$(BIN)/python scripts/view.py
 
-test: setup  ## run all checks: lint, types, tests
-	$(BIN)/ruff check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -n 2 --durations=15
+test: setup lint type  ## run all checks: lint, types, tests
+	$(BIN)/python -m pytest -n 2 -m 'not long' --durations=15
 
-test-all: test docs  ## run all checks, and build the docs
+test-all: setup lint type docs  ## run all checks, the long tests too, and build the docs
+	$(BIN)/python -m pytest -n 2 --durations=15
 
 test-fast: setup  ## run only the tests that take seconds
 	$(BIN)/python -m pytest -n 2 -m 'not slow'

@@ -12,6 +12,7 @@ from dp.subset import Subset
 from tests.helpers import compose
 from tests.helpers.compose import TINY, composed
 from tests.helpers.contract import declared_in
+from tests.helpers.long import LONG
 from tests.helpers.slow import FAST, SLOW
 
 
@@ -40,12 +41,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as `slow` what tests/helpers/slow.py lists."""
+    """Marks as `slow` what tests/helpers/slow.py lists, and as `long` what tests/helpers/long.py lists."""
+    seen = set()
     for item in items:
         file, _, name = item.nodeid.removeprefix("tests/").partition("::")
+        function, bracket, _ = name.partition("[")
+        first = bool(bracket) and (file, function) not in seen  # of several cases
+        seen.add((file, function))
+        if f"{file}::{name}".startswith(FAST):
+            continue
         listed = SLOW.get(file, "").split()
-        if (listed == ["*"] or name.partition("[")[0] in listed) and not f"{file}::{name}".startswith(FAST):
+        if listed == ["*"] or function in listed:
             item.add_marker(pytest.mark.slow)
+        if function in LONG.get(file, "").split() and not first:
+            item.add_marker(pytest.mark.long)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -71,7 +71,6 @@ BUDGETS = {  # at least 30 iterations in one unit
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("attack", BUDGETS)
 def test_a_kill_loses_little_of_the_attack(attack, tmp_path):
     """The state is saved after every iteration here. Without it the second kill alone, at .76 of the run, would make

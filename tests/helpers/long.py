@@ -1,0 +1,67 @@
+"""The tests that `make test` leaves out and `make test-all` runs, by file: functions of which each takes seconds.
+
+`make test` still runs the first case of a function that has several, and the cases that `slow.FAST` names. Everything
+else that is here is a larger form of what a shorter test holds: every method where one is enough to see a mistake in
+the shared code, a whole command where its parts are tested, a study on a small scale.
+"""
+
+LONG = {
+    "attacks/test_diffattack.py": "test_gradient_equals_central_differences",
+    "attacks/test_shards.py": "test_two_shards_give_the_rows_of_one_run",
+    "attacks/test_square.py": "test_l2_nears_the_optimum",
+    "audit/test_audit_authors.py": """
+        test_an_identity_is_named_and_the_exact_gradient_finds_more
+        test_mimics_own_gradient_is_zero_and_the_smoothed_sign_finds_more
+        test_the_adjoint_of_ldsde_fails_on_digits
+        test_the_honest_gradient_has_no_failure
+    """,
+    "audit/test_audit_faults.py": "test_of_a_sound_run_no_check_fails",
+    "audit/test_audit_randomness.py": "test_no_kind_of_run_fails test_noise_levels_of_a_surrogate_of_fewer_rounds",
+    "certification/test_certified.py": """
+        test_rows_of_unknown_code_do_not_count
+        test_the_bare_classifier_stands_beside_it
+        test_what_changes_rows_changes_the_key_and_nothing_else_does
+    """,
+    "contracts/test_declared.py": "test_the_row_says_what_is_declared_and_how_it_is_attacked",
+    "defense/test_diffusion_classifier.py": "test_the_gradient_equals_central_differences_and_needs_no_mode",
+    "defense/test_gradients.py": """
+        test_adjoint_mode_attacks_the_same_purification_with_another_gradient
+        test_full_gradient_equals_central_differences
+        test_recompute_equals_store_bit_for_bit
+        test_straight_through_clamp_is_not_the_derivative
+    """,
+    "diffusion/test_checkpointing.py": "test_torchs_own_check_of_first_and_second_derivatives",
+    "docs/test_embedded_figures.py": "test_the_bare_classifier_of_canvas_under_attack",
+    "docs/test_extending.py": "test_what_is_outside_the_tree_passes_the_contract_tests",
+    "docs/test_results_format.py": "test_the_script_finds_the_accuracies_of_the_summary",
+    "evaluation/test_slots.py": "test_rows_are_equal_with_and_without_refill",
+    "evaluation/test_work.py": "test_the_time_to_go_is_right_from_the_first_line",
+    "files/test_fetch.py": "test_the_list_has_plugins",
+    "nets/test_parity_harness.py": "test_a_folder_outside_the_repository",
+    "runs/test_compile.py": """
+        test_a_run_compiles_the_calls_of_its_attack
+        test_a_second_derivative_is_refused_in_one_line
+    """,
+    "runs/test_cost.py": "test_the_estimate_is_the_time_that_the_run_then_takes",
+    "runs/test_early.py": "test_every_purifier_runs_with_the_denoiser_of_its_dataset",
+    "runs/test_kills.py": "test_a_kill_loses_little_of_the_attack",
+    "runs/test_precision.py": "test_bfloat16_networks_lead_about_the_same_way",
+    "runs/test_run.py": """
+        test_a_run_that_was_told_to_stop_goes_on_with_its_attacks
+        test_a_sweep_with_its_results_elsewhere
+        test_interrupt_says_what_is_saved_and_ends_with_130
+    """,
+    "runs/test_sweep.py": "test_figure_7_on_digits_draws_its_curve_when_it_ends",
+    "runs/test_workers.py": """
+        test_a_state_that_does_not_fit_the_attack_is_not_used
+        test_what_goes_wrong_in_a_worker_is_raised
+    """,
+    "sanitizing/test_sanitize.py": """
+        test_every_poison_fits_every_dataset_with_recipes
+        test_what_changes_the_result_changes_the_key
+    """,
+    "scripts/test_gpu.py": "test_the_whole_path_on_small_networks",
+    "scripts/test_sanitizing_study.py": "test_a_tiny_study_goes_on_and_writes_its_files",
+    "scripts/test_sweeps.py": "test_every_cell_composes_and_no_run_is_listed_twice_in_a_sweep",
+    "training/test_assets.py": "test_standard_accuracy_under_uniform_purification",
+}
