@@ -78,7 +78,8 @@ class _Watch(TorchFunctionMode):
         if isinstance(out, Tensor) and out.grad_fn is not None and out.is_floating_point():
             inputs = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Tensor) and a.requires_grad]
             moved = bool(inputs) and (inputs[0] is not out or func.__name__.endswith("_"))
-            if len(inputs) == 1 and inputs[0].shape == out.shape and moved and inputs[0].is_floating_point():
+            same = len(inputs) == 1 and inputs[0].shape == out.shape and inputs[0].is_floating_point()
+            if same and moved and not _one_number(out):
                 self._hook(func, out, inputs[0])
         return out
 
@@ -121,6 +122,8 @@ class _Watch(TorchFunctionMode):
             given = outputs[0]
             if given is None or (shape is None and not self._image(given)) or (shape and given.shape != shape):
                 return
+            if _one_number(given):
+                return
             taken = next((g for g in inputs if g is not None and g.shape == given.shape), None)
             if taken is None:  # a matrix product, whose node works on a view of another shape
                 return
@@ -140,6 +143,11 @@ class _Watch(TorchFunctionMode):
         """The pixels that count, in the shape of `out` (N B,C,h,w)."""
         copies = len(out) // len(self.interior)
         return F.interpolate(self.interior.float(), size=out.shape[2:]).bool().repeat(copies, 1, 1, 1).expand(out.shape)
+
+
+def _one_number(out: Tensor) -> bool:
+    """True for one number or one for each image, such as a step size within bounds: the pixels have another way."""
+    return out.dim() < 2 or out[:1].numel() <= 1
 
 
 def _place(frame: FrameType | None) -> str:

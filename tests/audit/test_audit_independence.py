@@ -60,6 +60,19 @@ def test_the_share_of_dead_pixels_is_known():
     assert share == pytest.approx(1 - 0.32 / 0.8, abs=0.05)
 
 
+def test_a_number_for_each_image_is_no_layer_that_stops_pixels():
+    """Such as a step size at its bound. The images' channel is one, so that its shape is that of a small image."""
+
+    def stepped(x, *given, on_step=None):
+        size = (9 * x.mean(dim=(1, 2, 3), keepdim=True)).clamp(0.01, 0.1)
+        return x + size * (0.5 - x)
+
+    subject = sound(stepped)
+    gray = dataclasses.replace(subject, images=subject.images._replace(x=0.5 + 0.1 * (subject.images.x - 0.5)))
+    found = dead_pixels.dead_pixels(gray)
+    assert found.verdict == "PASS", found
+
+
 @pytest.mark.parametrize("keep", [0.4, 0.1])
 def test_a_mask_counts_by_what_no_sample_lets_through(keep):
     """A mask that is drawn anew spares every pixel in some sample. One that is fixed spares the same few in all."""
