@@ -2,13 +2,16 @@
 
 import json
 import re
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import switches
+from rich.console import Console
 
 from dp.audit.battery import checks
+from dp.output import report
 from dp.runs.keys import run_key
 from dp.statistics.intervals import interval
 from tests.docs import figures
@@ -58,6 +61,17 @@ def test_the_text_of_the_main_study_has_at_most_300_words():
     text = (ROOT / "docs" / "findings.md").read_text().partition("\n## The main study\n")[2].partition("\n###")[0]
     text = re.sub(r"<!--.*?-->|!\[.*?\]\(.*?\)", " ", text, flags=re.DOTALL)
     assert 200 < len(text.split()) <= 300
+
+
+def test_the_row_of_the_readme_is_the_archived_run_of_its_command():
+    key = run_key(composed())
+    (block,) = re.findall(r"<!-- generated: row -->\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block.startswith(f"{key}\n")
+    shown = Console(width=120, record=True, file=StringIO())
+    report.show(json.loads((figures.MEASURED / key / "summary.json").read_text()), shown)
+    row, said = ([line.strip() for line in text.splitlines() if line.strip()] for text in (shown.export_text(), block))
+    assert row[0] in said
+    assert row[: len(said) - said.index(row[0])] == said[said.index(row[0]) :]
 
 
 def test_the_readme_says_how_many_checks_there_are():
