@@ -121,16 +121,19 @@ def _nudged(subject: Subject, x: Tensor, by: float) -> Tensor:
 def _from_content(subject: Subject, ask: Callable[[Tensor], Answer], by: Scale) -> list[str]:
     """Faults if a small change of the image changes the answer as other noise does, or does not change it at all.
 
-    The median over images counts, because a mask may jump at a threshold. The images are random points of the threat
+    The median over images counts, because a mask may jump at a threshold. A change of some pixels alone is that of a
+    discrete output, such as a level that is rounded: noise changes them all. The images are random points of the threat
     model, so that a tiny change takes some of their 256 or more pixels to another gray level.
     """
     noise = streams(subject, subject.images, Stage.DIRECTIONS).draw(98)
     x = subject.evaluation.threat.noise(subject.images.x, noise)
     first, pixels = ask(x), torch.zeros(())
     for step in STEPS:
-        pixels, _ = change(first, ask(_nudged(subject, x, step)))
+        near = ask(_nudged(subject, x, step))
+        pixels, _ = change(first, near)
         moved = float(pixels.median())
-        if moved > STRETCH * step and moved > SHARE * by.x_hat:
+        whole = sum(_share(first, near, k) >= WHOLE for k in range(len(x))) > len(x) / 2
+        if whole and moved > STRETCH * step and moved > SHARE * by.x_hat:
             return [
                 f"a change of {step:.1g} in every pixel changes the purified image by {moved:.2g}, other noise by "
                 f"{by.x_hat:.2g}: the noise is made from the image's content"
@@ -158,14 +161,19 @@ def _stored(
         step *= 2
         answered = ask(_nudged(subject, x, step) if step < 0.5 else 1 - x.flip(3))
         for k in list(waiting):
-            before, after = first.x_hat[0, k], answered.x_hat[0, k]
-            counted = (before > 0) & (before < 1)
-            counted |= float(counted.double().mean()) < INSIDE
-            changed = float((before != after)[counted].double().mean())
+            changed = _share(first, answered, k)
             if changed > 0:
                 found[k] = changed >= WHOLE
                 waiting.remove(k)
     return list(found.values())
+
+
+def _share(first: Answer, other: Answer, image: int) -> float:
+    """The share of the pixels of one image that differ between two answers, of those not at 0 or 1 in the first."""
+    before, after = first.x_hat[0, image], other.x_hat[0, image]
+    counted = (before > 0) & (before < 1)
+    counted |= float(counted.double().mean()) < INSIDE
+    return float((before != after)[counted].double().mean())
 
 
 def _own_streams(subject: Subject, model: Defended) -> list[str]:

@@ -1,12 +1,12 @@
 """A run killed twenty times: the same rows, and how many network evaluations the kills cost.
 
 `python scripts/studies/kills.py` runs each of three attacks once undisturbed. Then it runs it again, kills the process
-(SIGKILL) at twenty random moments, and starts it again after each. It prints the network evaluations of both, one for
-each image that a denoiser or classifier is given while a unit is attacked or scored. They are counted outside the run,
-so that lost work counts too. The exit code is 1 if rows differ, or if the kills cost more than `--limit` allows.
+(SIGKILL) at twenty random moments, and starts it again after each. It writes results/tables/kills.md: the network
+evaluations of both, one for each image that a denoiser or classifier is given while a unit is attacked or scored. They
+are counted outside the run, so that lost work counts too. The exit code is 1 if rows differ, or if the kills cost more
+than `--limit` allows. It takes about ten minutes on one idle core.
 """
 
-import argparse
 import os
 import random
 import signal
@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import outputs
 import torch
+from cells import RESULTS, markdown
 from torch import nn
 
 from dp.classifiers import Classifier
@@ -29,6 +31,7 @@ from dp.output.record import IMAGES
 from dp.runs import compose
 from dp.runs.pipeline import judged
 
+TABLE = RESULTS / "tables" / "kills.md"
 BATCH = ["protocol.images=32", "protocol.seeds=[5]", "dataset.lanes=32", "dataset.draws_per_call=2", "workers=1"]
 ATTACKS = {  # three attacks whose states differ: restarts; runs, choices and refilled slots; filters and Adam's moments
     "pgd_eot": ["attack=pgd_eot", "attack.iterations=100", "attack.eot=4", "attack.restarts=4"],
@@ -47,7 +50,6 @@ class Killed(NamedTuple):
     plain: int  # network evaluations of the undisturbed run
     total: int  # of all starts of the killed one together
     equal: bool  # the rows are the same bytes
-    seconds: float  # of the undisturbed run
 
     @property
     def ratio(self) -> float:
@@ -131,9 +133,8 @@ def killed(config: dict, kills: int, folder: Path, seed: int) -> Killed:
     work than it has counted, so that every kill hits it at work. Raises ValueError if a start fails by itself.
     """
     plain, disturbed = new_counter(folder / "plain.count"), new_counter(folder / "killed.count")
-    begin_time = time.monotonic()
     code = wait(start(config, folder / "plain", plain))
-    seconds, whole = time.monotonic() - begin_time, counted(plain)
+    whole = counted(plain)
     moments = sorted(random.Random(seed).sample(range(1, whole), kills))
     ends = [kill_at(start(config, folder / "killed", disturbed), moment, disturbed) for moment in moments]
     last = wait(start(config, folder / "killed", disturbed))
@@ -141,33 +142,30 @@ def killed(config: dict, kills: int, folder: Path, seed: int) -> Killed:
         output = (folder / "output.txt").read_text()[-2000:]
         raise ValueError(f"need starts that end by the kill or well, got {code}, {ends}, {last}: {output}")
     rows = [(folder / name / IMAGES).read_bytes() for name in ("plain", "killed")]
-    return Killed(len(ends), whole, counted(disturbed), rows[0] == rows[1], seconds)
+    return Killed(len(ends), whole, counted(disturbed), rows[0] == rows[1])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do the study and print a table. Returns 1 if rows differ or the kills cost too much, else 0."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--kills", type=int, default=20)
+    """Do the study and write its table. Returns 1 if rows differ or the kills cost too much, else 0."""
+    parser = outputs.parser(__doc__)
+    parser.add_argument("--kills", type=outputs.at_least_one, default=20)
     parser.add_argument("--save-every", type=float, default=2.0, help="seconds between two saved states")
     parser.add_argument("--limit", type=float, default=1.3, help="largest ratio of network evaluations")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    parser.add_argument("attacks", nargs="*", default=list(ATTACKS), metavar="attack", help=", ".join(ATTACKS))
-    given, failed = parser.parse_args(argv), 0
-    unknown = sorted(set(given.attacks) - set(ATTACKS))
-    if unknown or given.kills < 1:
-        parser.error(f"need attacks among {', '.join(ATTACKS)} and kills >= 1, got {unknown} and {given.kills}")
-    print("| attack | kills | seconds, undisturbed | evaluations, undisturbed | with kills | ratio | rows |")
-    print("|---|---|---|---|---|---|---|", flush=True)
-    for name in given.attacks:
-        config = compose.composed(*BATCH, *ATTACKS[name], f"save_every={given.save_every}", "audit=false")
+    given, failed, lines = parser.parse_args(argv), 0, []
+    for name, words in ATTACKS.items():
+        config = compose.composed(*BATCH, *words, f"save_every={given.save_every}", "audit=false")
         with tempfile.TemporaryDirectory() as folder:
             cost = killed(config, given.kills, Path(folder), given.seed)
         failed += not cost.equal or cost.ratio > given.limit
-        rows = "equal" if cost.equal else "DIFFERENT"
-        line = (
-            f"| {name} | {cost.kills} | {cost.seconds:.0f} | {cost.plain} | {cost.total} | {cost.ratio:.3f} | {rows} |"
-        )
-        print(line, flush=True)
+        lines.append([name, *map(str, cost[:3]), f"{cost.ratio:.3f}", "equal" if cost.equal else "DIFFERENT"])
+        print(*lines[-1], sep=", ", flush=True)
+    columns = ["attack", "kills", "evaluations, undisturbed", "with kills", "ratio", "rows"]
+    head = f"`python scripts/studies/kills.py`: each run is killed (SIGKILL) {given.kills} times at random moments, "
+    head += f"and its state is saved every {given.save_every:g} seconds. Network evaluations are of one image.\n\n"
+    table = outputs.target(TABLE, given.write)
+    table.write_text("# A run that is killed again and again\n\n" + head + markdown("The runs", columns, lines))
+    print(table)
     return 1 if failed else 0
 
 

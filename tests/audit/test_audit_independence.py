@@ -141,6 +141,22 @@ def test_discrete_outputs_are_no_stored_answers_but_a_constant_is():
         assert "keeps earlier answers" not in declared.value
 
 
+def test_levels_that_flip_are_no_noise_from_the_content_but_a_hash_is():
+    """A tenth of the pixels lie at a threshold of the levels, so that the smallest change flips half of them."""
+    subject = sound(lambda x, *given, on_step=None: (16 * x).round() / 16, threat=ThreatModel("linf", 1e-9))
+    x = ((16 * subject.images.x).floor() + 0.2) / 16
+    place = torch.rand(x.shape, generator=torch.Generator().manual_seed(1))
+    x = torch.where(place < 0.1, ((16 * x).floor() + 0.5) / 16, x).clamp(0, 1)
+    at_thresholds = dataclasses.replace(subject, images=subject.images._replace(x=x))
+    assert memory.memory(at_thresholds).verdict == "PASS"
+
+    def hashed(x, *given, on_step=None):
+        return x + 0.02 * torch.sin(1e7 * x.double().sum(dim=(1, 2, 3), keepdim=True) + 1e3 * x.double()).to(x)
+
+    finding = memory.memory(sound(hashed))
+    assert "the noise is made from the image's content" in finding.value
+
+
 def test_an_attack_that_has_converged_may_rest():
     """PGD on a linear model reaches the corner of the ball in its first steps, and stays there by right."""
     for norm, eps in (("linf", 0.1), ("l2", 1.0)):
