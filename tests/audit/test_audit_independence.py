@@ -157,6 +157,13 @@ def test_levels_that_flip_are_no_noise_from_the_content_but_a_hash_is():
     assert "the noise is made from the image's content" in finding.value
 
 
+def test_a_purifier_that_goes_by_the_batch_size_is_found():
+    """Neither another order nor another batch mate shows it."""
+    finding = batch.batch(sound(lambda x, *given, on_step=None: x * (0.6 + 0.05 * (len(x) % 8))))
+    assert finding.verdict == "FAIL"
+    assert finding.value.startswith("the defense: another batch size changes 3 images of 3")
+
+
 def test_an_attack_that_has_converged_may_rest():
     """PGD on a linear model reaches the corner of the ball in its first steps, and stays there by right."""
     for norm, eps in (("linf", 0.1), ("l2", 1.0)):
