@@ -12,7 +12,7 @@ from dp.subset import Subset
 from tests.helpers import compose
 from tests.helpers.compose import TINY, composed
 from tests.helpers.contract import declared_in
-from tests.helpers.long import LONG
+from tests.helpers.long import LONG, WHOLE
 from tests.helpers.slow import FAST, SLOW
 
 
@@ -46,8 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         file, _, name = item.nodeid.removeprefix("tests/").partition("::")
         function, bracket, _ = name.partition("[")
-        first = bool(bracket) and (file, function) not in seen  # of several cases
-        seen.add((file, function))
+        whole = f"{file}::{function}"
+        first = bool(bracket) and whole not in seen | WHOLE  # of several cases
+        seen.add(whole)
         if f"{file}::{name}".startswith(FAST):
             continue
         listed = SLOW.get(file, "").split()
