@@ -32,6 +32,7 @@ DROPOUT = ("dropout_p", "dropout", "p")  # names that torch's operations give to
 # keeps them, unless almost all are there.
 WHOLE = 0.9
 INSIDE = 0.05
+LEVELS = 0.25  # fewer values than this share of its pixels: an output at levels
 
 
 @audited("memory", "answers that depend on labels, on earlier calls, or on noise of their own", needs="nothing")
@@ -121,8 +122,8 @@ def _nudged(subject: Subject, x: Tensor, by: float) -> Tensor:
 def _from_content(subject: Subject, ask: Callable[[Tensor], Answer], by: Scale) -> list[str]:
     """Faults if a small change of the image changes the answer as other noise does, or does not change it at all.
 
-    The median over images counts, because a mask may jump at a threshold. A change of some pixels alone is that of a
-    discrete output, such as a level that is rounded: noise changes them all. The images are random points of the threat
+    The median over images counts, because a mask may jump at a threshold. An output at few levels may flip some of its
+    pixels by a whole level: noise changes them all, or takes more values. The images are random points of the threat
     model, so that a tiny change takes some of their 256 or more pixels to another gray level.
     """
     noise = streams(subject, subject.images, Stage.DIRECTIONS).draw(98)
@@ -132,8 +133,8 @@ def _from_content(subject: Subject, ask: Callable[[Tensor], Answer], by: Scale) 
         near = ask(_nudged(subject, x, step))
         pixels, _ = change(first, near)
         moved = float(pixels.median())
-        whole = sum(_share(first, near, k) >= WHOLE for k in range(len(x))) > len(x) / 2
-        if whole and moved > STRETCH * step and moved > SHARE * by.x_hat:
+        flips = sum(_levels(first, k) and _share(first, near, k) < WHOLE for k in range(len(x)))
+        if flips < len(x) / 2 and moved > STRETCH * step and moved > SHARE * by.x_hat:
             return [
                 f"a change of {step:.1g} in every pixel changes the purified image by {moved:.2g}, other noise by "
                 f"{by.x_hat:.2g}: the noise is made from the image's content"
@@ -166,6 +167,12 @@ def _stored(
                 found[k] = changed >= WHOLE
                 waiting.remove(k)
     return list(found.values())
+
+
+def _levels(answered: Answer, image: int) -> bool:
+    """True if the pixels of one image have few values, as levels that are rounded."""
+    pixels = answered.x_hat[0, image]
+    return pixels.unique().numel() < LEVELS * pixels.numel()
 
 
 def _share(first: Answer, other: Answer, image: int) -> float:

@@ -33,7 +33,7 @@ SOUND = (*faults.SOUND, *faults.PARTS, *faults.QUICK_ALONE)
 WARNINGS = {  # what explains a warning of a sound defense
     "derivative": "the attack's gradient of two gray levels is that of the identity, as it declares",
     "flags": "the method takes gradients inside its forward pass, or the loss DLR is flat at an image or two of ME-Net",
-    "other gradients": "the published attack on Mimic leaves a point less than its own, on 8 images",
+    "other gradients": "another gradient leaves less, but on 8 images the difference is not clear",
     "EOT": "gradients of 4 samples are noisy, as on the digits in general; 16 to 64 samples are needed",
     "known noise": "4 of 8 images are too few for a clear difference",
     "loss": "10 iterations are few",
