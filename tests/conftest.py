@@ -1,10 +1,13 @@
 """Fixtures that all tests share, and the option that shows them plug-ins: pytest tests --config-dir=mine -k smooth."""
 
 import functools
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.plugins.config_source import ConfigResult
 
 from dp.runs import compose as product
 from dp.runs.build import build
@@ -29,6 +32,21 @@ def _composed_once(compose):
     return lambda overrides, folders: compose(overrides, folders) if folders else once(tuple(overrides))
 
 
+def _read_once(load):
+    """Hydra's reading of a yaml, once for each state of the file: parsing it is a third of a composition."""
+    known = dict[tuple, bytes]()
+
+    def read(source: FileConfigSource, name: str) -> ConfigResult:
+        file = Path(source.path, source._normalize_file_name(name))
+        if not file.is_file():
+            return load(source, name)
+        key = (file, source.provider, file.stat().st_mtime_ns, file.stat().st_size)
+        known[key] = known.get(key) or pickle.dumps(load(source, name))
+        return pickle.loads(known[key])
+
+    return read
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--config-dir", help="folder of plug-ins, as for run.py: the contract tests find what is in it")
 
@@ -38,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     compose.CONFIG_DIRS[:] = [str(Path(folder).absolute())] if folder else []
     torch.set_num_threads(1)  # before any fixture: several workers with several threads each get in each other's way
     product._composed = _composed_once(product._composed)
+    FileConfigSource.load_config = _read_once(FileConfigSource.load_config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -92,7 +92,7 @@ def _line(one: Ranked) -> list[str]:
         f"{figures['standard'][RULE]['value']:.1f}",
         f"{figures['null'][RULE]['value']:.1f}",
         f"{figures['robust']['worst']['value']:.1f}",
-        name_of(card["attacked"]["attack"]),
+        attack_words(card),
         name_of(card["protocol"]),
         counts,
         str(scored["nfe"]),
@@ -102,13 +102,19 @@ def _line(one: Ranked) -> list[str]:
 
 
 def _weaker(name: str, card: Card) -> list[str]:
-    attack, protocol = name_of(card["attacked"]["attack"]), name_of(card["protocol"])
-    return [f"[{name}]({card['key']}/{TEXT})", _interval(card), attack, protocol, audit_words(card)]
+    link = f"[{name}]({card['key']}/{TEXT})"
+    return [link, _interval(card), attack_words(card), name_of(card["protocol"]), audit_words(card)]
 
 
 def _interval(card: Card) -> str:
     low, high = card["figures"]["robust"][RULE]["wilson95"]
     return f"{robust(card):.1f} [{low:.1f} - {high:.1f}]"
+
+
+def attack_words(card: Card) -> str:
+    """The attack, and whether its budget is the quick one of a protocol that has a stronger one for this dataset."""
+    attack = name_of(card["attacked"]["attack"])
+    return f"{attack}, quick budget" if card["caveats"].get("stronger") else attack
 
 
 def audit_words(card: Card) -> str:
@@ -139,7 +145,7 @@ def _fields(one: Ranked, card: Card) -> dict[str, object]:
         "standard": f"{figures['standard'][RULE]['value']:.2f}",
         "null": f"{figures['null'][RULE]['value']:.2f}",
         "worst": f"{figures['robust']['worst']['value']:.2f}",
-        "attack": name_of(card["attacked"]["attack"]),
+        "attack": attack_words(card),
         "protocol": name_of(card["protocol"]),
         "images": len(card["images"]["ids"]),
         "seeds": len(card["seeds"]),

@@ -719,6 +719,12 @@ FAULTS = {
         "FAIL",
         "the defense: another order",
     ),
+    "a purifier that goes by the batch size": Fault(
+        lambda s: purified(s, lambda inner, x, *g: inner(x * (0.6 + 0.05 * (len(x) % 8)), *g)),
+        "batch",
+        "FAIL",
+        "the defense: another batch size",
+    ),
     "a purifier that reads the label": Fault(of_kind(ReadsLabel), "memory", "FAIL", "reads the label"),
     "a purifier that knows of the gradient": Fault(knows_gradient, "memory", "FAIL", "call for a gradient"),
     "a purifier that remembers images": Fault(

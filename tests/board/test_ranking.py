@@ -38,6 +38,7 @@ def made(purifier: str, right: list[int], attack: str = "strict", eps: str = "32
         "seeds": [0],
         "images": {"ids": list(range(len(right))), "right": right, "samples": 10, "file": None},
         "audit": None,
+        "caveats": {},
         "command": f"dp run purifier={purifier}",
         "config": {
             "choices": {"dataset": "digits"},
@@ -87,6 +88,15 @@ def test_a_failed_audit_is_marked():
     assert "**FAILED: dead pixels**" in line
     (first, second) = csv.DictReader(io.StringIO(table))
     assert (first["audit"], second["audit"]) == ("FAILED: dead pixels", "not audited")
+
+
+def test_a_quick_budget_is_said():
+    stronger = {"stronger": [{"experiment": "digits/strict", "least": 0.7, "most": 2.3}]}
+    page, table = page_and_table([made("a", [5] * 9, caveats=stronger), made("b", [4] * 9)])
+    first, second = (next(line for line in page.splitlines() if f"[{name}](" in line) for name in "ab")
+    assert "strict, quick budget" in first
+    assert "quick" not in second
+    assert [line["attack"] for line in csv.DictReader(io.StringIO(table))] == ["strict, quick budget", "strict"]
 
 
 def test_the_board_is_that_of_its_cards(tmp_path, capsys):

@@ -1,7 +1,8 @@
 """Command lines with one mistake each, drawn by a seeded generator from the keys of composed configurations."""
 
+import functools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from dp.runs import compose
@@ -174,13 +175,17 @@ def drawn(seed: int, count: int) -> list[Line]:
             continue
         words = [*QUICK, *BASES[k]] if k < RUNNABLE else [*BASES[k], "workers=1"]
         given = [word for word in words if word.partition("=")[0] in _settable(tuple(BASES[k]))]
-        keys = list(leaves(composed(*given)))
+        keys = list(_leaves(tuple(given)))
         if mistake in (wrong_kind, wrong_value, wrong_word):
             keys = [leaf for leaf in keys if not is_free(leaf.key)]
         lines.append(Line((*given, mistake(rng, keys)), mistake.__name__))
     return lines
 
 
-def _settable(base: Sequence[str]) -> set[str]:
-    config = composed(*base)
-    return {leaf.key for leaf in leaves(config)} | set(compose.GROUPS)
+@functools.cache
+def _leaves(words: tuple[str, ...]) -> tuple[Leaf, ...]:
+    return tuple(leaves(composed(*words)))
+
+
+def _settable(base: tuple[str, ...]) -> set[str]:
+    return {leaf.key for leaf in _leaves(base)} | set(compose.GROUPS)

@@ -32,24 +32,36 @@ LONG = {
     """,
     "diffusion/test_checkpointing.py": "test_torchs_own_check_of_first_and_second_derivatives",
     "docs/test_embedded_figures.py": "test_the_bare_classifier_of_canvas_under_attack",
-    "docs/test_extending.py": "test_what_is_outside_the_tree_passes_the_contract_tests",
-    "docs/test_results_format.py": "test_the_script_finds_the_accuracies_of_the_summary",
+    "docs/test_extending.py": """
+        test_a_faulty_plug_in_fails_its_contract_in_sentences
+        test_an_example_runs_outside_the_tree
+        test_what_is_outside_the_tree_passes_the_contract_tests
+    """,
     "docs/test_performance.py": "test_the_hours_and_the_arithmetic_are_those_of_the_estimate",
-    "evaluation/test_snapshot.py": "test_every_attack_goes_on_from_its_state",
+    "docs/test_results_format.py": "test_the_script_finds_the_accuracies_of_the_summary",
+    "docs/test_sanitizing.py": "test_a_folder_of_ones_own_is_sanitized_as_printed",
     "evaluation/test_slots.py": "test_rows_are_equal_with_and_without_refill",
+    "evaluation/test_snapshot.py": "test_every_attack_goes_on_from_its_state",
     "evaluation/test_work.py": "test_the_time_to_go_is_right_from_the_first_line",
     "files/test_fetch.py": "test_the_list_has_plugins",
     "nets/test_parity_harness.py": "test_a_folder_outside_the_repository",
+    "output/test_tracking.py": "test_a_server_that_does_not_answer_costs_one_warning",
     "runs/test_compile.py": """
         test_a_run_compiles_the_calls_of_its_attack
         test_a_second_derivative_is_refused_in_one_line
+        test_values_and_gradients_are_those_of_the_plain_network
+    """,
+    "runs/test_configs.py": """
+        test_a_preset_of_another_defense_finds_the_figures_that_it_prints
+        test_every_preset_composes_narrows_and_says_its_command
     """,
     "runs/test_cost.py": "test_the_estimate_is_the_time_that_the_run_then_takes",
     "runs/test_early.py": "test_every_purifier_runs_with_the_denoiser_of_its_dataset",
+    "runs/test_engines.py": "test_two_gpus_share_one_queue_and_the_parent_keeps_no_weights",
     "runs/test_kills.py": "test_a_kill_loses_little_of_the_attack",
-    "runs/test_papers_command.py": "test_a_file_that_changes_after_its_first_use",
-    "runs/test_ray.py": "test_a_killed_driver_and_a_killed_worker_change_no_row",
+    "runs/test_papers_command.py": "test_a_file_that_changes_after_its_first_use test_the_official_checkpoint",
     "runs/test_precision.py": "test_bfloat16_networks_lead_about_the_same_way",
+    "runs/test_ray.py": "test_a_killed_driver_and_a_killed_worker_change_no_row",
     "runs/test_run.py": """
         test_a_run_that_was_told_to_stop_goes_on_with_its_attacks
         test_a_sweep_with_its_results_elsewhere
@@ -57,6 +69,7 @@ LONG = {
         test_interrupt_says_what_is_saved_and_ends_with_130
         test_killed_at_random_moments_ends_with_the_same_bytes
     """,
+    "runs/test_submitit.py": "test_a_preempted_job_goes_on_twice",
     "runs/test_sweep.py": "test_figure_7_on_digits_draws_its_curve_when_it_ends",
     "runs/test_workers.py": """
         test_a_state_that_does_not_fit_the_attack_is_not_used
@@ -64,11 +77,12 @@ LONG = {
         test_what_goes_wrong_in_a_worker_is_raised
     """,
     "sanitizing/test_sanitize.py": """
+        test_a_killed_process_goes_on_to_the_same_bytes
         test_every_poison_fits_every_dataset_with_recipes
         test_resume_after_every_chunk_and_every_saved_step_gives_the_same_bytes
         test_what_changes_the_result_changes_the_key
     """,
-    "scripts/test_cells.py": "test_a_run_that_grows_is_the_run test_a_run_by_seeds_is_the_run",
+    "scripts/test_cells.py": "test_a_run_by_seeds_is_the_run test_a_run_that_grows_is_the_run",
     "scripts/test_certified_study.py": "test_a_tiny_study_goes_on_and_writes_its_files",
     "scripts/test_claim.py": "test_calibration_uses_images_that_no_run_uses",
     "scripts/test_defenses.py": "test_the_runs_compose_and_none_is_made_twice",
@@ -76,6 +90,10 @@ LONG = {
     "scripts/test_sanitizing_study.py": "test_a_tiny_study_goes_on_and_writes_its_files",
     "scripts/test_sweeps.py": "test_every_cell_composes_and_no_run_is_listed_twice_in_a_sweep",
     "training/test_assets.py": "test_standard_accuracy_under_uniform_purification",
+    "training/test_trainer.py": """
+        test_killed_and_started_again_it_ends_with_the_same_bytes
+        test_two_processes_compute_what_one_does
+    """,
 }
 WHOLE = {  # functions of which `make test` runs no case: `test_kills` and `test_interrupt...` hold the same
     "runs/test_kills.py::test_a_kill_loses_little_of_the_attack",
