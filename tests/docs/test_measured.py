@@ -76,3 +76,8 @@ def test_the_row_of_the_readme_is_the_archived_run_of_its_command():
 
 def test_the_readme_says_how_many_checks_there_are():
     assert f"# {len(checks(quick=False))} checks: " in page("README.md")
+
+
+def test_the_glossary_says_of_known_noise_what_the_findings_say():
+    (said,) = re.findall(r"On `digits` (\d+) % remain", page("docs/concepts.md"))
+    assert f"- {said} % where the attacker knows the sample" in page("docs/findings.md")
