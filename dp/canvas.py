@@ -6,7 +6,6 @@ authors and licenses of digits and photographs.
 """
 
 import gzip
-import importlib.util
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 
 from dp.files.cache import ASSETS, Asset, digest, locate, verify
+from dp.files.packages import package_file
 from dp.subset import Subset
 
 SIZE, CONTRAST = 32, 0.45
@@ -144,19 +144,9 @@ def write(path: Path = ASSETS / FILE.file) -> str:
 
 
 def wheel_file(package: str, name: str, sha256: str) -> Path:
-    """The file `name` in an installed package, which is not imported. Raises FileNotFoundError where the package or the
-    file is missing, and ValueError for other content.
-    """
-    found = importlib.util.find_spec(package)
-    path = None if found is None or found.origin is None else Path(found.origin).parent / name
-    if path is None or not path.is_file():
-        raise FileNotFoundError(
-            f"missing data: need {name} of the package {package} to compose images of canvas: "
-            "pip install 'dp-purification[canvas]', or in a checkout pip install -e '.[canvas]'"
-        )
-    if (actual := digest(path)) != sha256:
-        raise ValueError(f"need {path} with SHA-256 {sha256[:12]}..., got {actual[:12]}...: install the pinned version")
-    return path
+    """A file of a package of the extra `canvas`, as `package_file` finds it."""
+    advice = "pip install 'dp-purification[canvas]', or in a checkout pip install -e '.[canvas]'"
+    return package_file(package, name, sha256, f"images of canvas are composed of it: {advice}")
 
 
 def _photograph(package: str, name: str, sha256: str) -> np.ndarray:

@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.io.matlab import MatReadError
 from torch import Tensor
 
 from dp.files.cache import cache_folder
+from dp.files.packages import package_file
 from dp.spelling import near_matches
 from dp.subset import Subset
 from dp.weights import pickle_scan as scan
 
+DIGITS = (  # the file of scikit-learn's load_digits
+    "sklearn",
+    "datasets/data/digits.csv.gz",
+    "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
+)
 IMAGENET = (1000, 50_000)  # class folders, validation images
 CELEBAHQ = {"train": 24_183, "val": 2_993, "test": 2_824}  # of the 30000, by CelebA's partition
 IMAGENETTE = {  # class folder: index among ImageNet's 1000
@@ -141,6 +145,7 @@ def celebahq(images: int, attribute: str, partition: str = "val", every: int | N
     `list_eval_partition.txt`. `partition`: train, val or test; ids count its images, sorted by name. Raises ValueError
     for another partition or attribute and where images or lists are not as published.
     """
+    import pandas as pd
     from torchvision import transforms
 
     parts = tuple(CELEBAHQ)
@@ -211,6 +216,7 @@ def _batch(path: Path, md5: str | None) -> tuple[Tensor, Tensor]:
 def _mat(path: Path, md5: str | None) -> tuple[Tensor, Tensor]:
     """Images (N,3,32,32) uint8 and labels (N,) of an SVHN file, which writes the digit 0 as 10."""
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     path = _published(path, md5)
     try:
@@ -258,9 +264,7 @@ def _image(path: Path, read: Callable[[Any], Any]) -> Tensor:
 
 
 def _digits() -> Subset:
-    from sklearn.datasets import load_digits  # imported here because it takes a second
-
-    data: Any = load_digits()
-    small = torch.from_numpy(data.images / 16.0).float().unsqueeze(1)  # (1797,1,8,8)
+    table = np.loadtxt(package_file(*DIGITS, "pip install scikit-learn"), delimiter=",")  # (1797,65): pixels and class
+    small = torch.from_numpy(table[:, :-1].reshape(-1, 1, 8, 8) / 16.0).float()
     x = F.interpolate(small, size=16, mode="bicubic", align_corners=False).clamp(0.0, 1.0)  # (1797,1,16,16)
-    return Subset(torch.arange(len(x)), x, torch.from_numpy(data.target).long())
+    return Subset(torch.arange(len(x)), x, torch.from_numpy(table[:, -1]).long())

@@ -1,5 +1,8 @@
 """The fixed subset of the field, and the embedded digits."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -137,3 +140,8 @@ def test_select(index):
     assert chosen.ids.tolist() == [10 + i for i in at]
     assert chosen.y.tolist() == at
     assert torch.equal(chosen.x, torch.stack([subset.x[i] for i in at]))
+
+
+def test_digits_are_read_without_libraries_that_take_long_to_import():
+    code = "import sys, dp.datasets as d; d.digits(2); print(sorted({'sklearn', 'pandas', 'scipy'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

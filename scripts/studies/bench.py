@@ -10,6 +10,7 @@ By default the networks are those of the embedded digits. Other modes:
               --compile)
   --refill    batch slots that are refilled when an image is broken
   --loading   memory and time to load weights
+  --start     CPU seconds from the start of a command to its first iteration, against another checkout
 """
 
 import argparse
@@ -25,6 +26,7 @@ import bench_tools
 import official
 import torch
 from bench_loading import loading
+from bench_start import medians
 from bench_tools import attacked, floor, gradient, in_format, in_turn, iteration, peak
 from rich import box
 from rich.console import Console
@@ -67,17 +69,19 @@ def costs(ratios: Ratios, turns: int, make: Callable[..., dict], full: bool) -> 
     The networks are those of make(overrides). The bounds are for networks of full size. Returns the evaluation with
     memory=store.
     """
-    bounds = (1.36, 1.06, 1.3, 0.45) if full else (None,) * 4
+    bounds = (1.36, 1.06, 1.3, 0.45, 0.02) if full else (None,) * 5
     store, recompute = (build(make(f"memory={m}")) for m in ("store", "recompute"))
     nfe = dry_nfe(store.arms["defended"].attacked, store.subset.select(slice(0, 1)))
     bare = [bench_tools.all_kept(in_format(copy.deepcopy(store), f)) for f in FORMATS.values()]
     once = in_turn(3, *(floor(e, 1, f) for e, f in zip(bare, FORMATS.values(), strict=True)))
     best = once.index(min(once))
     fastest = floor(bare[best], nfe, list(FORMATS.values())[best])
-    again, stored, least = in_turn(turns, iteration(recompute), iteration(store), fastest, warm=not full)
+    draw = bench_tools.noise(store, nfe)
+    again, stored, least, drawn = in_turn(turns, iteration(recompute), iteration(store), fastest, draw, warm=not full)
     ratios.add("recompute / store, one attack iteration", again, stored, bound=bounds[0])
     name = f"attack iteration / its {nfe} + 1 bare calls, {list(FORMATS)[best]}"
     ratios.add(name, stored, least, bound=bounds[1])
+    ratios.add(f"noise for each of {nfe} calls / attack iteration, stored", drawn, stored, bound=bounds[4])
     hundred, ten = (peak(bench_tools.gradient_of, make("memory=recompute", f"purifier.steps={n}")) for n in (100, 10))
     ratios.add("peak memory, 100 steps / 10 steps, recompute", hundred, ten, bound=bounds[2], unit="MB")
     kept = peak(bench_tools.gradient_of, make("memory=store"))
@@ -256,6 +260,7 @@ def main() -> int:
     mode.add_argument(
         "--switches", action="store_true", help="bf16, packing; on a GPU also TF32 and torch.compile, one at a time"
     )
+    mode.add_argument("--start", metavar="CHECKOUT", help="time to the first iteration, against another checkout")
     mode.add_argument("--refill", action="store_true", help="batch slots with and without refill")
     parser.add_argument("--full", action="store_true", help="networks of full size (10 minutes or more on a CPU)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda; TF32 needs cuda")
@@ -272,6 +277,10 @@ def main() -> int:
     overrides = [f"device={args.device}", *args.overrides]
     if args.loading:
         loading(console)
+    elif args.start:
+        ratios, sides = Ratios("one thread"), (Path(__file__).parents[2], Path(args.start))
+        ratios.add("start to first iteration, this checkout / the other", *medians(args.turns, *sides), bound=0.75)
+        ratios.show()
     elif args.refill:
         refill(args.turns, overrides)
     elif args.official:

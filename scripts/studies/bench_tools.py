@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dp.defense.defended import Defended
 from dp.evaluation.evaluate import Evaluation
-from dp.rng import Streams
+from dp.rng import Streams, cat_draws
 from dp.runs import compose
 from dp.runs.build import build
 from dp.subset import Subset
@@ -111,6 +111,20 @@ def floor(evaluation: Evaluation, nfe: int, memory_format: torch.memory_format) 
             torch.autograd.grad(out.sum(), leaf)
 
     return calls
+
+
+def noise(evaluation: Evaluation, draws: int) -> Callable[[], object]:
+    """A function that draws noise so many times, each time for all images and samples of one call."""
+    model, subset, rng = attacked(evaluation)
+    samples = range(model.draws_per_call)
+    z = subset.x.repeat(len(samples), 1, 1, 1)
+
+    def draw() -> None:
+        streams = cat_draws(rng, samples)
+        for _ in range(draws):
+            streams.randn_like(z)
+
+    return draw
 
 
 def in_format(evaluation: Evaluation, memory_format: torch.memory_format) -> Evaluation:

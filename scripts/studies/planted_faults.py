@@ -29,8 +29,10 @@ TABLE = Path(__file__).parents[2] / "results" / "tables" / "planted_faults.md"
 BUDGET = ("protocol.votes=5", "threat_model.eps=64/255")
 FAULT_BUDGET = ("protocol.images=4", "attack.iterations=3", "attack.eot=2")
 SOUND_BUDGET = ("protocol.images=8", "attack.iterations=10", "attack.eot=4")
-MOMENTUM = "attack.momentum=0.75"  # without it PGD is not the strongest attack on each of them
-OTHERWISE = {  # in place of the momentum: a stronger attack, and more images for a clear difference
+MOMENTUM = "attack.momentum=0.75"
+# Where the usual budget leaves a second warning, of the attack (that it is not the strongest) or of too few images.
+STRONGER = {
+    "hetero, strong noise outside (Eq. 8)": (MOMENTUM,),
     "a classifier with attention": ("attack=autoattack",),
     "a window as the threat model": (MOMENTUM, "protocol.images=16"),
 }
@@ -53,7 +55,7 @@ def overrides(name: str) -> tuple[str, ...]:
     if name in faults.FAULTS:
         return (*faults.SMALL, *BUDGET, *FAULT_BUDGET)
     words = {**faults.SOUND, **faults.QUICK_ALONE}.get(name, faults.SMALL)
-    return (*words, *BUDGET, *SOUND_BUDGET, *OTHERWISE.get(name, (MOMENTUM,)))
+    return (*words, *BUDGET, *SOUND_BUDGET, *STRONGER.get(name, ()))
 
 
 def subject(name: str, quick: bool) -> Subject:
@@ -157,8 +159,9 @@ def report(results: dict[str, tuple[list[dict], list[dict]]], older: int = 0) ->
         "# Planted faults and sound defenses",
         "",
         f"`python scripts/studies/planted_faults.py`: digits, {' '.join(BUDGET)}. A fault is audited with "
-        f"{' '.join(FAULT_BUDGET)}, a sound defense with {' '.join((*SOUND_BUDGET, MOMENTUM))}; "
-        + "; ".join(f"{name} with {' '.join(words)}" for name, words in OTHERWISE.items())
+        f"{' '.join(FAULT_BUDGET)}, a sound defense with {' '.join(SOUND_BUDGET)}. Where that leaves a second warning, "
+        "of a weak attack or of few images, the budget is a stronger one: "
+        + "; ".join(f"{name} with {' '.join(words)}" for name, words in STRONGER.items())
         + ". The black-box attacks of the whole audit have a small budget. A `-` in place of the whole audit: it was "
         "not made, only the quick one.",
         "",
