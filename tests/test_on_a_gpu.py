@@ -14,14 +14,18 @@ from torch import Tensor, nn
 
 from dp import philox
 from dp.attacks.base import Attack
+from dp.attacks.pgd_eot import PGD
 from dp.classifiers import Classifier
 from dp.contracts.declared import honest_gradient
 from dp.defense.defended import Defended
 from dp.diffusion.denoisers import EDM
+from dp.evaluation.slots import Slots
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
 from dp.runs.build import build
 from dp.runs.compose import make
+from dp.subset import Subset
+from dp.threat_models.ball import ThreatModel
 from tests.helpers.claimed import Mixed, claim, claim_module, claimed_gpu
 from tests.helpers.compose import composed, home, options, small_budget
 from tests.helpers.contract import DECLARED, in_one_line, skip_without_weights
@@ -155,6 +159,21 @@ def test_an_attack(name, images, hetero, record_property):
         found = run(given[0], given[1], begun)
     assert torch.equal(found, expected)
     assert_fast(notes.waits, calls[0], "attack", name, record_property)
+
+
+def test_an_iteration_of_a_batch_waits_once(images, hetero):
+    """For its loss curve, beside the answers of the defense. Iterations one by one are taken from 3 and from 7."""
+    (x, y), ids = claimed(images.x[:2], images.y[:2]), images.ids[:2]
+    threat, inner = ThreatModel("linf", 0.1).seen_by(hetero.classifier), []
+    for iterations in (3, 7):
+        attack = PGD(iterations, 1, select="last")
+        with claimed_gpu() as notes:
+            slots = Slots(
+                attack, lambda _: hetero, hetero, threat, lambda _, ids: Streams(ids, 0, "a"), Subset(ids, x, y), 2
+            )
+            assert len(slots.run(lambda *_: None)) == 2
+        inner.append({at: n for at, n in notes.waits.items() if CHECK not in at})
+    assert sum(inner[1].values()) - sum(inner[0].values()) == 4, inner
 
 
 def planted(x, denoiser, classifier, rng, *, on_step=None, fault=""):

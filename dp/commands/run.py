@@ -3,8 +3,6 @@
 import gc
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import hydra
@@ -40,14 +38,15 @@ def one(cfg: DictConfig) -> float | None:
 
     Returns what a sweeper that searches maximizes, or None if the run has no summary.
     """
-    with uncollected():  # imported here: --help needs no torch
-        from dp.output.report import average, show
-        from dp.runs.lanes import with_lanes
-        from dp.runs.pipeline import folder_of, judged
+    from dp.output.report import average, show  # imported here: --help needs no torch
+    from dp.runs.lanes import with_lanes
+    from dp.runs.pipeline import folder_of, judged
 
     hydra, folder, error, summary = HydraConfig.get(), None, None, None
     try:
-        setup = with_lanes(compose.setup_of(cfg))
+        setup = compose.setup_of(cfg)
+        gc.enable()
+        setup = with_lanes(setup)
         if setup.config.get("cost", False) is not False:  # a key that is taken out is refused later
             from dp.runs.cost import show_cost
 
@@ -71,16 +70,6 @@ def one(cfg: DictConfig) -> float | None:
     return None if summary is None else average(summary)
 
 
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Within it Python collects no garbage: while torch is imported that is a fifth of the time, and finds nothing."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def launcher_errors() -> tuple[type[BaseException], ...]:
     """The errors that tell of a lost job. There are none if no launcher of a cluster was loaded."""
     submitit = sys.modules.get("submitit.core.utils")
@@ -90,6 +79,7 @@ def launcher_errors() -> tuple[type[BaseException], ...]:
 def main() -> int:
     """The command. Returns 0 if all is done, 2 after a user's error, 130 if interrupted."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises errors instead of printing them
+    gc.disable()  # until all is imported and composed: to look for garbage then takes long and finds none
     failures.clear()
     notes, ended = begin_sweep(), False
     try:
@@ -107,5 +97,6 @@ def main() -> int:
         print(f"error: a job was lost, the others go on (dp sweep shows them): {sentence(error)}", file=sys.stderr)
         return MISTAKE
     finally:
+        gc.enable()
         failed = finish_sweep(notes, ended)
     return MISTAKE if failures or failed else DONE

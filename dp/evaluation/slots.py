@@ -5,7 +5,7 @@ When an image is finished, its slot is refilled with the next image. No result d
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -26,6 +26,9 @@ from dp.threat_models.ball import ThreatModel
 
 # Called with the mean number of iterations done, the attack's steps, and the mean point of the newest iteration.
 OnStep = Callable[[int, int, Point], None]
+
+
+Batch = tuple[list[int], Tensor, Tensor, list[int]]  # positions, x, y and ids
 
 
 class Sub(IntEnum):
@@ -52,6 +55,7 @@ class Slots:
     width: int
     judge: Judge | None = None
     ties: str = "softmax"
+    _newest: dict[tuple[int, ...], Batch] = field(default_factory=dict, init=False)  # the last batch alone
 
     def run(
         self,
@@ -147,10 +151,15 @@ class Slots:
         assert self.judge is not None
         return steps == self.attack.steps and self.judge.yields_to(self.attack.selection_samples)
 
-    def _batch(self, images: list[int]) -> tuple[list[int], Tensor, Tensor, list[int]]:
-        """Positions, x, y and ids of a full batch. The first image is repeated in empty slots."""
-        slots = [*images, *[images[0]] * (self.width - len(images))]
-        return slots, self.images.x[slots], self.images.y[slots], self.images.ids[slots].tolist()
+    def _batch(self, images: list[int]) -> Batch:
+        """A full batch. The first image is repeated in empty slots. While the images stay, so does the batch: to gather
+        it anew, a GPU would wait for the host.
+        """
+        if tuple(images) not in self._newest:
+            slots = [*images, *[images[0]] * (self.width - len(images))]
+            batch = slots, self.images.x[slots], self.images.y[slots], self.images.ids[slots].tolist()
+            self._newest = {tuple(images): batch}
+        return self._newest[tuple(images)]
 
     def _begin(self, entering: list[int]) -> None:
         _, x, y, ids = self._batch(entering)

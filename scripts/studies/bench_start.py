@@ -8,7 +8,15 @@ import tempfile
 from pathlib import Path
 
 WORDS = ("protocol.images=32", "workers=1", "audit=false")  # of the embedded benchmark
-SAID = "scored: "  # the line that a run prints when all is built, and the first iteration comes next
+STEPPED = 7  # the exit code of a run that has come to its first step
+YAML = "_target_: first.Stop\niterations: 10\neot: 4\nselect: last\n"
+CODE = f"""import os
+from dp.attacks.pgd_eot import PGD
+
+class Stop(PGD):
+    def step(self, *_, **__):
+        os._exit({STEPPED})
+"""
 
 
 def medians(turns: int, *checkouts: Path) -> list[float]:
@@ -18,25 +26,21 @@ def medians(turns: int, *checkouts: Path) -> list[float]:
 
 
 def first_iteration(checkout: Path) -> float:
-    """The CPU seconds of a run in a checkout, in a process of its own that is stopped before its first iteration.
+    """The CPU seconds of a run in a checkout, in a process of its own that ends with the first step of its attack.
 
-    Raises ValueError if the run ends before.
+    The attack is a plug-in: PGD that ends the process. Raises ValueError if the run ends in another way.
     """
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "run.py", *WORDS, f"results={folder}"]
-        env = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-        run = subprocess.Popen(
-            words, cwd=checkout, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        assert run.stdout is not None
-        lines = []
-        for line in run.stdout:
-            lines.append(line.strip())
-            if line.startswith(SAID):
-                run.kill()
-                break
-        _, _, used = os.wait4(run.pid, 0)
-        run.stdout.close()
-    if not lines or not lines[-1].startswith(SAID):
-        raise ValueError(f"need a run of {checkout} that says {SAID!r}, got: {lines[-1] if lines else 'nothing'}")
+        option = Path(folder, "mine", "attack", "first.yaml")
+        option.parent.mkdir(parents=True)
+        option.write_text(YAML)
+        Path(folder, "first.py").write_text(CODE)
+        words = [sys.executable, str(checkout / "run.py"), "--config-dir", "mine", "attack=first", *WORDS]
+        env = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+        with open(Path(folder, "said"), "w+") as said:
+            run = subprocess.Popen(words, cwd=folder, env=env, stdout=said, stderr=subprocess.STDOUT)
+            _, status, used = os.wait4(run.pid, 0)
+            if os.waitstatus_to_exitcode(status) != STEPPED:
+                said.seek(0)
+                raise ValueError(f"need a run of {checkout} that takes a step, got: {said.read()[-300:]}")
     return used.ru_utime + used.ru_stime
