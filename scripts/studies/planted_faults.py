@@ -39,14 +39,11 @@ STRONGER = {
 SOUND_RIVALS, FAULT_RIVALS = (50, 5, 8), (10, 2, 2)  # queries of Square; steps and directions of SPSA
 SOUND = (*faults.SOUND, *faults.PARTS, *faults.QUICK_ALONE)
 WARNINGS = {  # what explains a warning of a sound defense
-    "derivative": "the attack's gradient of two gray levels is that of the identity, as it declares",
+    "derivative": "the method declares that the attack's gradient is not the derivative: that of the identity, or of a "
+    "smoothed sign (MimicDiffusion)",
     "flags": "the method takes gradients inside its forward pass, or the loss DLR is flat at an image or two of ME-Net",
-    "other gradients": "another gradient leaves less, but on 8 images the difference is not clear",
-    "EOT": "gradients of 4 samples are noisy, as on the digits in general; 16 to 64 samples are needed",
-    "known noise": "4 of 8 images are too few for a clear difference",
-    "loss": "10 iterations are few",
-    "null control": "the attack's budget is small",
-    "union of attacks": "AutoAttack with as many iterations leaves less than the run's PGD, which is not the strongest",
+    "other gradients": "another gradient of MimicDiffusion leaves less, but on 8 images the difference is not clear",
+    "EOT": "gradients of 4 samples are noisy, as on the digits in general; 16 to 128 samples are needed",
 }
 
 
