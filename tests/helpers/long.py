@@ -69,7 +69,7 @@ LONG = {
         test_interrupt_says_what_is_saved_and_ends_with_130
         test_killed_at_random_moments_ends_with_the_same_bytes
     """,
-    "runs/test_submitit.py": "test_a_preempted_job_goes_on_twice",
+    "runs/test_submitit.py": "test_a_preempted_job_goes_on_twice test_jobs_give_the_rows_of_one_process",
     "runs/test_sweep.py": "test_figure_7_on_digits_draws_its_curve_when_it_ends",
     "runs/test_workers.py": """
         test_a_state_that_does_not_fit_the_attack_is_not_used
