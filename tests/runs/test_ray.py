@@ -15,7 +15,7 @@ import pytest
 
 from dp.evaluation.rows import Unit
 from dp.evaluation.snapshot import Snapshot, packed
-from dp.output.record import read_rows
+from dp.output.record import merge, read_rows
 from dp.output.snapshots import Snapshots
 from dp.runs.build import build
 from dp.runs.engines.interface import Work
@@ -44,13 +44,20 @@ def hold(address: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory) -> Iterator[tuple[int, str]]:
-    """The process that holds the cluster, and the cluster's address. It is a copy of this one, as the first driver is:
-    so both need no seconds for imports. The cluster has a token of its own, which Ray must know before its import.
-    """
+def own_token() -> Iterator[None]:
+    """The clusters of these tests have a token of their own, which Ray must know before its import."""
     own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    before = {name: os.environ.get(name) for name in own}
-    os.environ |= own
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in own.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def head(own_token, tmp_path_factory) -> Iterator[tuple[int, str]]:
+    """The process that holds the cluster, and the cluster's address. It is a copy of this one, as the first driver is:
+    so both need no seconds for imports.
+    """
     import ray
 
     address = tmp_path_factory.mktemp("head") / "address"
@@ -62,9 +69,6 @@ def head(tmp_path_factory) -> Iterator[tuple[int, str]]:
     ray.shutdown()
     os.kill(process, signal.SIGTERM)
     wait(process)
-    for name, value in before.items():
-        os.environ.pop(name)
-        os.environ |= {} if value is None else {name: value}
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +145,51 @@ def test_a_stopped_driver_saves_the_states_of_its_workers(head, tmp_path, monkey
     assert unit == work.units[0]
     saved = Snapshots(tmp_path, run_key(config), sources_hash(config)).read(unit)
     assert saved.fields["outcomes"][0][1] >= seen[0] - 1  # an event comes just before the state of its iteration
+
+
+@pytest.fixture
+def machines(own_token):
+    """A cluster of two machines, a head without a free core and one with a single core; that machine."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()  # of the other cluster
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield cluster, cluster.add_node(num_cpus=1)
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_machine_joins_and_another_leaves(machines, tmp_path, monkeypatch):
+    """The second joins at the first news, and the first leaves as soon as both are at work: its unit is lost."""
+    cluster, first = machines
+    words, local = [*TINY, "protocol.images=8", "attack.iterations=30", "audit=false", "save_every=0.2"], tmp_path / "l"
+    config = composed(*words, "engine=ray", f"engine.address={cluster.address}")
+    evaluation, busy, left, lost = build(config), set(), [], []
+    folder, units = tmp_path / "run", evaluation.plan()
+    folder.mkdir()
+    lose = Driver._lost
+    monkeypatch.setattr(
+        Driver, "_lost", lambda self, member, error: (lost.append(member.unit), lose(self, member, error))
+    )
+
+    def on_event(event):
+        if len(cluster.list_all_nodes()) == 2 and not left:
+            cluster.add_node(num_cpus=1)
+        busy.add(event.unit)
+        if event.rows is not None:
+            busy.discard(event.unit)
+        if len(busy) == 2 and not left:
+            left.append(cluster.remove_node(first))
+
+    engine = Ray(cluster.address)
+    assert engine.workers(config) == 1
+    engine.run(Work(build, config, units, folder, "1of1"), evaluation, on_event)
+    assert len(left) == len(lost) == 1
+    assert lost[0] in units
+    merge(folder)
+    assert finished(composed(*words, "workers=1"), local)
+    assert (folder / "images.jsonl").read_bytes() == (local / "images.jsonl").read_bytes()
 
 
 def failing(config):
