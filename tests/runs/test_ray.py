@@ -44,20 +44,13 @@ def hold(address: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def own_token() -> Iterator[None]:
-    """The clusters of these tests have a token of their own, which Ray must know before its import."""
-    own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in own.items():
-            patch.setenv(name, value)
-        yield
-
-
-@pytest.fixture(scope="module")
-def head(own_token, tmp_path_factory) -> Iterator[tuple[int, str]]:
+def head(tmp_path_factory) -> Iterator[tuple[int, str]]:
     """The process that holds the cluster, and the cluster's address. It is a copy of this one, as the first driver is:
-    so both need no seconds for imports.
+    so both need no seconds for imports. The cluster has a token of its own, which Ray must know before its import.
     """
+    own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ |= own
     import ray
 
     address = tmp_path_factory.mktemp("head") / "address"
@@ -69,6 +62,9 @@ def head(own_token, tmp_path_factory) -> Iterator[tuple[int, str]]:
     ray.shutdown()
     os.kill(process, signal.SIGTERM)
     wait(process)
+    for name, value in before.items():
+        os.environ.pop(name)
+        os.environ |= {} if value is None else {name: value}
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +144,11 @@ def test_a_stopped_driver_saves_the_states_of_its_workers(head, tmp_path, monkey
 
 
 @pytest.fixture
-def machines(own_token):
-    """A cluster of two machines, a head without a free core and one with a single core; that machine."""
+def machines(head):
+    """Another cluster of two machines, a head without a free core and one with a single core; that machine.
+
+    The first cluster's processes are copies of this one, which must be made before this one is a driver.
+    """
     import ray
     from ray.cluster_utils import Cluster
 
