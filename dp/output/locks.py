@@ -5,18 +5,19 @@ import time
 from typing import TextIO
 
 from dp.files.cache import NO_LOCKS
+from dp.output.console import console
 
 
-def take_lock(lock: TextIO, what: str, patience: float) -> bool:
+def take_lock(lock: TextIO, what: str, patience: float) -> None:
     """Lock an open file. Waits up to `patience` seconds, because the workers of a killed run need a moment to end.
 
-    Returns False if the disk has no file locks.
+    Where the disk has no file locks, it prints so, and nothing is locked. Raises OSError if the file stays locked.
     """
     until = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
+            return
         except BlockingIOError:
             if time.monotonic() > until:
                 raise OSError(
@@ -26,4 +27,5 @@ def take_lock(lock: TextIO, what: str, patience: float) -> bool:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            return False
+            console.print(f"note: {what} is on a disk without file locks: start this command only once at a time")
+            return

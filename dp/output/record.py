@@ -83,15 +83,15 @@ class Writer:
     """Writes the results of a shard. Each shard has only one writer at a time.
 
     `label` is part of the names of the shard's files. `patience`: seconds to wait for another writer of this shard.
-    `locked`: False on a disk without file locks, where nothing keeps a second writer out. Raises OSError if another
-    process still writes the same shard after that time.
+    Raises OSError if another process still writes the same shard after that time. A disk without file locks keeps no
+    second writer out, see `take_lock`.
     """
 
     def __init__(self, folder: Path, label: str, patience: float = 10.0):
         self.folder, self.label = folder, label
         self.rows, self.timing = folder / f"rows-{label}.jsonl", folder / f"timing-{label}.jsonl"
         self._lock = (folder / f".lock-{label}").open("w")
-        self.locked = take_lock(self._lock, f"{folder} (shard {label})", patience)
+        take_lock(self._lock, f"{folder} (shard {label})", patience)
         drop_torn_lines(self.rows, Row)
         drop_torn_lines(self.timing, Timing)
         self.next = self._drop_orphans()

@@ -130,8 +130,6 @@ def _work_through(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a sum's last bits depend on it
     snapshots = Snapshots(writer.folder, run_key(config), sources_hash(config))
-    if not writer.locked:
-        console.print(f"note: {writer.folder} is on a disk without file locks: start this command only once at a time")
     try:
         for unit in units:
             group = _work(evaluation, unit, Keeper(snapshots, unit, config["save_every"]), writer, on_event)

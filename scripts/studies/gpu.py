@@ -1,18 +1,18 @@
 """Measure the paper's row on a GPU, one switch after another: python scripts/studies/gpu.py [--quick].
 
 The networks are those of Table 1 at full size (WRN-28-10, EDM's DDPM++ at 32x32) with random weights, on random images,
-32 batch slots x 4 samples in a call. The lines are: one gradient of the attack through the surrogate in float32, tf32,
-then bfloat16, then with noise from the device, then with compiled networks, each with the switches of the one before;
-one exact gradient with all of them; and in bfloat16 the estimate of `cost=true` against a run, and one unit twice, byte
-for byte.
+32 batch slots x 4 samples in a call. The lines are: the noise of rng=2 on the CPU and on the GPU, bit for bit; one
+gradient of the attack through the surrogate in float32, tf32, then bfloat16, then with noise from the device, then with
+compiled networks, each with the switches of the one before; one exact gradient with all of them; and in bfloat16 the
+estimate of `cost=true` against a run, and one unit twice, byte for byte.
 
 Each line is a process of its own, so that a failure costs no other line. It is written as soon as it is measured, to
-gpu.jsonl and gpu.md in results/studies/. Lines for which no time is left say so. `--quick` does all of it with small
-networks in one process, on a CPU too; its figures mean nothing.
+gpu.jsonl and gpu.md in results/studies/. Lines for which no time is left say so. The exit code is 1 if a line is
+not measured, if noise or a unit has other bytes, or if the estimate is off by over 15 %. `--quick` does all of it with
+small networks in one process, on a CPU too; its figures mean nothing, and its estimate is not judged.
 """
 
 import argparse
-import functools
 import json
 import statistics
 import subprocess
@@ -29,7 +29,7 @@ from dp.evaluation.dry import dry_nfe
 from dp.evaluation.evaluate import Evaluation
 from dp.output.console import console
 from dp.output.record import ROOT, append, write_atomic
-from dp.runs import compose
+from dp.rng import Streams
 from dp.runs.build import build
 from dp.runs.errors import command
 from dp.runs.flops import sizes
@@ -50,25 +50,24 @@ SMALL = (
 )  # fmt: skip
 TF32, BFLOAT16 = ((f"dtype={name}", f"scored_dtype={name}") for name in ("tf32", "bfloat16"))
 SWITCHES = ("rng=2", "compile=true")  # noise from the device; compiled networks
-AGREEMENT = "estimate and repetition, bfloat16"
+NOISE, AGREEMENT = "noise of rng=2 on both devices", "estimate and repetition, bfloat16"
+OFF = 0.15  # share of the truth by which the estimate may be off
 RUN = (*BFLOAT16, "attack.iterations=2", "attack.eot=4", "protocol.votes=4", "protocol.seeds=[0]")
 
 
 def lines() -> dict[str, tuple[str, ...]]:
-    """The lines by name, with their overrides, without switches that this version of dp does not have. Networks are
-    compiled last, because this may take most of the time.
-    """
-    made: dict[str, tuple[str, ...]] = {"float32": (), "tf32": TF32, "bfloat16": BFLOAT16}
-    on = [switch for switch in SWITCHES if switch not in absent()]
-    steps = {" ".join(["bfloat16", *on[:k]]): (*BFLOAT16, *on[:k]) for k in range(1, len(on) + 1)}
-    made |= {name: words for name, words in steps.items() if "compile=true" not in words} | {AGREEMENT: RUN}
-    return {**made, **steps, "the same, exact gradient": (*BFLOAT16, *on, "threat_model.grad=full")}
-
-
-@functools.cache
-def absent() -> tuple[str, ...]:
-    """The switches whose key this version of dp does not have."""
-    return tuple(switch for switch in SWITCHES if switch.partition("=")[0] not in compose.composed())
+    """The lines by name, with their overrides. Networks are compiled last, because this may take most of the time."""
+    device_noise, compiles = SWITCHES
+    return {
+        NOISE: (),
+        "float32": (),
+        "tf32": TF32,
+        "bfloat16": BFLOAT16,
+        f"bfloat16 {device_noise}": (*BFLOAT16, device_noise),
+        AGREEMENT: RUN,
+        f"bfloat16 {device_noise} {compiles}": (*BFLOAT16, *SWITCHES),
+        "the same, exact gradient": (*BFLOAT16, *SWITCHES, "threat_model.grad=full"),
+    }
 
 
 def evaluation_of(line: str, quick: bool) -> tuple[dict, Evaluation]:
@@ -101,7 +100,7 @@ def speed(line: str, quick: bool) -> dict:
         "nfe": nfe,
         "first_seconds": first,
         "seconds": seconds,
-        "images_per_second": width / seconds,
+        "samples_per_second": width / seconds,
         "tflops": rate / 1e12,
         "share": None if peak is None else rate / peak,
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else None,
@@ -135,11 +134,24 @@ def agreement(line: str, quick: bool) -> dict:
     }
 
 
+def noise(line: str, quick: bool) -> dict:
+    """Whether the noise of rng=2 has the same bits on the CPU and on the GPU: calls of equal shape, as a run makes."""
+    images, samples, calls = (2, 1, 12) if quick else (32, 4, 12)
+
+    def drawn(device: str) -> torch.Tensor:
+        rng, like = Streams(range(images), 0, line, version=2), torch.empty(images, samples, 3, 32, 32, device=device)
+        return torch.stack([draw(like).cpu() for draw in (rng.randn_like, rng.uniform_like) for _ in range(calls)])
+
+    here, there = drawn("cpu"), drawn("cuda" if gpus() else "cpu")
+    return {"numbers": here.numel(), "other": int((here.view(torch.int32) != there.view(torch.int32)).sum())}
+
+
 def measured(line: str, quick: bool) -> dict:
     """What is measured for a line, with its overrides."""
+    measure = {NOISE: noise, AGREEMENT: agreement}.get(line, speed)
     if quick:
         compiled.BACKEND = "aot_eager"  # needs no compiler
-    return {"overrides": lines()[line], **(agreement if line == AGREEMENT else speed)(line, quick)}
+    return {"overrides": lines()[line], **measure(line, quick)}
 
 
 def in_its_process(line: str, seconds: float) -> dict:
@@ -159,8 +171,6 @@ def in_its_process(line: str, seconds: float) -> dict:
 def study(quick: bool, budget: float) -> Iterator[dict]:
     """All lines, one after another. A line that fails has an `error`."""
     until = time.monotonic() + budget
-    for switch in absent():
-        yield {"line": switch, "error": "this version of dp has no such key"}
     for line in lines():
         begin, left = time.monotonic(), until - time.monotonic()
         try:
@@ -172,32 +182,50 @@ def study(quick: bool, budget: float) -> Iterator[dict]:
         yield {"line": line, **found, "wall_seconds": time.monotonic() - begin}
 
 
+def faults(found: Sequence[dict], quick: bool) -> list[str]:
+    """What is not measured or not as it should be, each in a line."""
+    said = []
+    for line in found:
+        name, ratio = line["line"], line.get("estimate_over_truth", 1.0)
+        if "error" in line:
+            said.append(f"not measured: {name} ({line['error']})")
+        if line.get("other"):
+            said.append(f"FAILED: {name}: {line['other']} of {line['numbers']} numbers have other bits")
+        if not line.get("twice_equal", True):
+            said.append(f"FAILED: {name}: a unit made twice has other bytes")
+        if abs(ratio - 1) > OFF and not quick:
+            said.append(f"FAILED: {name}: the estimate was {ratio:.2f} of the truth, over {100 * OFF:.0f} % off")
+    return said
+
+
 def page(found: Sequence[dict], device: str, quick: bool) -> str:
     """The lines as Markdown."""
     small = " Small networks: these figures mean nothing." if quick else ""
     text = [f"Measured on {device} by `scripts/studies/gpu.py`, torch {torch.__version__}.{small}", ""]
     text += [
-        "| line | images/s | TFLOP/s | share of the peak | peak GB | hours of Table 1's attack |",
+        "| line | purified samples/s | TFLOP/s | share of the peak | peak GB | hours of Table 1's attack |",
         "|" + "---|" * 6,
     ]
     for line in found:
-        if "images_per_second" in line:
+        if "samples_per_second" in line:
             share = "-" if line["share"] is None else f"{line['share']:.2f}"
             memory = "-" if line["peak_gb"] is None else f"{line['peak_gb']:.1f}"
-            cells = f"{line['images_per_second']:.3g} | {line['tflops']:.3g} | {share} | {memory}"
+            cells = f"{line['samples_per_second']:.3g} | {line['tflops']:.3g} | {share} | {memory}"
             text.append(f"| {line['line']} | {cells} | {line['hours_of_the_row']:.3g} |")
     for line in found:
         if "twice_equal" in line:
             share = f"{line['estimate_over_truth']:.2f} of the {line['seconds']:.3g} s that the run took"
-            equal = "the same bytes" if line["twice_equal"] else "OTHER BYTES"
+            equal = "the same bytes" if line["twice_equal"] else "other bytes"
             names = ", ".join(line["unrepeatable"]) or "nothing"
             text += ["", f"The estimate of `cost=true` was {share}. One unit twice: {equal}; torch warns of {names}."]
-    text += [f"\nnot measured: {line['line']} ({line['error']})" for line in found if "error" in line]
+        if "other" in line:
+            text += ["", f"The {line['line']}: {line['other']} of {line['numbers']} numbers differ."]
+    text += [f"\n{fault}" for fault in faults(found, quick)]
     return "\n".join(text) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns 0 if all lines are measured, 1 if one is not."""
+    """The command. Returns 0 if all lines are measured and as they should be, else 1; it prints which are not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small networks, in seconds, on a CPU too")
     parser.add_argument("--budget", type=float, default=BUDGET, help=f"seconds for all lines (default {BUDGET:.0f})")
@@ -219,7 +247,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_atomic(args.out / "gpu.md", page(found, device, args.quick).encode())
         console.print(json.dumps(line))
     console.print(f"results: {data}, {args.out / 'gpu.md'}")
-    return int(any("error" in line for line in found))
+    wrong = faults(found, args.quick)
+    for fault in wrong:
+        console.print(fault)
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ LONG = {
     "runs/test_compile.py": """
         test_a_run_compiles_the_calls_of_its_attack
         test_a_second_derivative_is_refused_in_one_line
+        test_the_real_compiler_gives_the_plain_values
         test_values_and_gradients_are_those_of_the_plain_network
     """,
     "runs/test_configs.py": """
@@ -61,7 +62,10 @@ LONG = {
     "runs/test_kills.py": "test_a_kill_loses_little_of_the_attack",
     "runs/test_papers_command.py": "test_a_file_that_changes_after_its_first_use test_the_official_checkpoint",
     "runs/test_precision.py": "test_bfloat16_networks_lead_about_the_same_way",
-    "runs/test_ray.py": "test_a_killed_driver_and_a_killed_worker_change_no_row",
+    "runs/test_ray.py": """
+        test_a_killed_driver_and_a_killed_worker_change_no_row
+        test_a_machine_joins_and_another_leaves
+    """,
     "runs/test_run.py": """
         test_a_run_that_was_told_to_stop_goes_on_with_its_attacks
         test_a_sweep_with_its_results_elsewhere
@@ -69,7 +73,7 @@ LONG = {
         test_interrupt_says_what_is_saved_and_ends_with_130
         test_killed_at_random_moments_ends_with_the_same_bytes
     """,
-    "runs/test_submitit.py": "test_a_preempted_job_goes_on_twice",
+    "runs/test_submitit.py": "test_a_preempted_job_goes_on_twice test_jobs_give_the_rows_of_one_process",
     "runs/test_sweep.py": "test_figure_7_on_digits_draws_its_curve_when_it_ends",
     "runs/test_workers.py": """
         test_a_state_that_does_not_fit_the_attack_is_not_used

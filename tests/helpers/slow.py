@@ -418,6 +418,7 @@ SLOW = {
     "runs/test_ray.py": """
         test_a_device_of_one_machine_is_refused
         test_a_killed_driver_and_a_killed_worker_change_no_row
+        test_a_machine_joins_and_another_leaves
         test_a_stopped_driver_saves_the_states_of_its_workers
     """,
     "runs/test_run.py": """

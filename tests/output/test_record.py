@@ -1,12 +1,15 @@
 """The record: torn lines, orphaned parts, locks, other code."""
 
+import fcntl
 import json
 
 import pytest
 import torch
 
+from dp.certification import rows as certified
 from dp.evaluation.rows import Group, Unit
 from dp.output import record
+from tests.helpers.locks import SAID, no_locks
 from tests.helpers.rows import whole_row, whole_summary
 
 
@@ -179,6 +182,16 @@ def test_one_writer_per_shard(tmp_path):
     record.Writer(tmp_path, "b").close()
     writer.close()
     record.Writer(tmp_path, "a").close()
+
+
+@pytest.mark.parametrize("writer", [record.Writer, certified.Writer])
+def test_a_disk_without_file_locks_is_said(writer, tmp_path, monkeypatch, capsys):
+    """By every writer, and it works."""
+    writer(tmp_path, "a")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    writer(tmp_path, "b")
+    assert capsys.readouterr().out == f"note: {tmp_path} (shard b) {SAID}\n"
 
 
 def test_other_code_is_refused_and_overwrite_moves_aside(tmp_path):

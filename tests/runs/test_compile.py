@@ -1,11 +1,12 @@
 """Compiled networks: gradients against plain ones, which calls are compiled, what they keep, what a run says of it.
 
 The graph is torch.compile's own, cut into a forward and a backward pass as for a GPU; the kernels are the plain ones,
-because a compiler takes minutes here.
+because a compiler takes minutes here. One test compiles a tiny network in earnest.
 """
 
 import pytest
 import torch
+from torch import nn
 
 from dp import compiled
 from dp.compiled import KEEPS, Compiled, check_compiler, differentiated_once, plain_calls
@@ -21,7 +22,7 @@ from dp.runs.keys import run_key
 from dp.runs.validate import check_precision
 from tests.helpers.compose import composed, setup
 
-BACKEND = "aot_eager_decomp_partition"
+BACKEND, REAL = "aot_eager_decomp_partition", compiled.BACKEND
 SMALL = ("protocol.images=2", "workers=1", "dataset.lanes=2", "dataset.draws_per_call=2", "memory=store")
 WIDTH, COMPILE = 4, "compile=true"
 
@@ -82,6 +83,37 @@ def test_values_and_gradients_are_those_of_the_plain_network(unet):
     with torch.no_grad():
         torch.testing.assert_close(twin(x, 0.5), plain(x, 0.5), rtol=1e-5, atol=1e-6)
     assert KEEPS >= kept(twin, x) / kept(plain, x) > 1
+
+
+def test_the_real_compiler_gives_the_plain_values(monkeypatch, tmp_path):
+    """On the CPU, by g++: with a gradient and without. It is told to be deterministic, and CUDA graphs only without."""
+    from torch._inductor import config
+    from torch._inductor.graph import GraphLowering
+
+    lowered, run = [], GraphLowering.run
+
+    def spied(graph, *args):
+        lowered.append((config.deterministic, config.triton.cudagraphs))
+        return run(graph, *args)
+
+    monkeypatch.setattr(compiled, "BACKEND", REAL)
+    monkeypatch.setattr(GraphLowering, "run", spied)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what is in the cache is not compiled
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 3, 3, padding=1))
+    plain, twin = net.requires_grad_(False), Compiled(net, [WIDTH])
+    x = torch.randn(WIDTH, 3, 8, 8)
+    values = []
+    for call in (plain, twin, twin):
+        leaf = x.clone().requires_grad_()
+        out = call(leaf)
+        values.append((out.detach(), *torch.autograd.grad(out.square().sum(), leaf)))
+        with torch.no_grad():
+            values[-1] += (call(x),)
+    assert lowered == [(True, False), (True, False), (True, True)]  # forward and backward pass; without a gradient
+    for one, other, again in zip(*values, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+        assert torch.equal(other, again)
 
 
 def test_a_call_of_another_width_is_the_plain_one(unet, monkeypatch):

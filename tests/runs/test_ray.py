@@ -1,10 +1,10 @@
 """The engine `ray`: its rows are those of `engine=local`, whichever process dies."""
 
-import errno
 import fcntl
 import os
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections import Counter, deque
@@ -15,16 +15,18 @@ import pytest
 
 from dp.evaluation.rows import Unit
 from dp.evaluation.snapshot import Snapshot, packed
-from dp.output.record import read_rows
+from dp.output.record import merge, read_rows
 from dp.output.snapshots import Snapshots
 from dp.runs.build import build
 from dp.runs.engines.interface import Work
 from dp.runs.engines.on_ray import Ray
 from dp.runs.engines.ray_driver import Driver, Member
 from dp.runs.engines.ray_worker import News, Worker
+from dp.runs.errors import USER_ERRORS
 from dp.runs.keys import run_key
 from dp.runs.sources import sources_hash
 from tests.helpers.compose import TINY, composed, finished
+from tests.helpers.locks import SAID, no_locks
 from tests.helpers.processes import ended, forked, wait
 
 GIVEN = [*TINY, "protocol.seeds=[5]", "protocol.images=8", "attack.iterations=12", "save_every=0.2", "audit=false"]
@@ -93,12 +95,8 @@ def workers_of_ray(head: int) -> list[int]:
     return [pid for pid in found if parents.get(parents[pid]) == head]
 
 
-def test_a_killed_driver_and_a_killed_worker_change_no_row(head, killed, monkeypatch, tmp_path):
+def test_a_killed_driver_and_a_killed_worker_change_no_row(head, killed, monkeypatch, tmp_path, capsys):
     """The disk has no file locks, either. The second driver goes on from the first one's state."""
-
-    def no_locks(file, operation):
-        raise OSError(errno.ENOLCK, "No locks available")
-
     config = composed(*GIVEN, "engine=ray", f"engine.address={head[1]}")
     begun, _ = Snapshots(killed, run_key(config), sources_hash(config)).begun(read_rows(killed))
     assert begun
@@ -115,6 +113,7 @@ def test_a_killed_driver_and_a_killed_worker_change_no_row(head, killed, monkeyp
     engine = Ray(head[1])
     assert engine.workers(config) == 2
     engine.run(Work(build, config, units, killed, "1of1"), evaluation, on_event)
+    assert capsys.readouterr().out.count(SAID) == 1
     assert victims
     assert next(event.step for event in events if event.unit == begun[0]) > 1
     assert sorted(e.unit for e in events if e.rows is not None) == sorted(units)
@@ -124,8 +123,9 @@ def test_a_killed_driver_and_a_killed_worker_change_no_row(head, killed, monkeyp
     assert not list(killed.glob("*state-*"))
 
 
-def test_a_stopped_driver_saves_the_states_of_its_workers(head, tmp_path):
-    """No state is due by time."""
+def test_a_stopped_driver_saves_the_states_of_its_workers(head, tmp_path, monkeypatch, capsys):
+    """No state is due by time. The disk has no file locks, which the driver says."""
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     config = composed(*GIVEN, "workers=1", "attack.iterations=200", "save_every=1000")
     evaluation, seen = build(config), []
     work = Work(build, config, evaluation.plan()[:1], tmp_path, "1of1")
@@ -136,10 +136,59 @@ def test_a_stopped_driver_saves_the_states_of_its_workers(head, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         Ray(head[1]).run(work, evaluation, stop)
+    assert capsys.readouterr().out.count(SAID) == 1
     (unit,), _ = Snapshots(tmp_path, run_key(config), sources_hash(config)).begun(())
     assert unit == work.units[0]
     saved = Snapshots(tmp_path, run_key(config), sources_hash(config)).read(unit)
     assert saved.fields["outcomes"][0][1] >= seen[0] - 1  # an event comes just before the state of its iteration
+
+
+@pytest.fixture
+def machines(head):
+    """Another cluster of two machines, a head without a free core and one with a single core; that machine.
+
+    The first cluster's processes are copies of this one, which must be made before this one is a driver.
+    """
+    import ray
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()  # of the other cluster
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield cluster, cluster.add_node(num_cpus=1)
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_machine_joins_and_another_leaves(machines, tmp_path, monkeypatch):
+    """The second joins at the first news, and the first leaves as soon as both are at work: its unit is lost."""
+    cluster, first = machines
+    words, local = [*TINY, "protocol.images=8", "attack.iterations=30", "audit=false", "save_every=0.2"], tmp_path / "l"
+    config = composed(*words, "engine=ray", f"engine.address={cluster.address}")
+    evaluation, busy, left, lost = build(config), set(), [], []
+    folder, units = tmp_path / "run", evaluation.plan()
+    folder.mkdir()
+    lose = Driver._lost
+    monkeypatch.setattr(
+        Driver, "_lost", lambda self, member, error: (lost.append(member.unit), lose(self, member, error))
+    )
+
+    def on_event(event):
+        if len(cluster.list_all_nodes()) == 2 and not left:
+            cluster.add_node(num_cpus=1)
+        busy.add(event.unit)
+        if event.rows is not None:
+            busy.discard(event.unit)
+        if len(busy) == 2 and not left:
+            left.append(cluster.remove_node(first))
+
+    engine = Ray(cluster.address)
+    assert engine.workers(config) == 1
+    engine.run(Work(build, config, units, folder, "1of1"), evaluation, on_event)
+    assert len(left) == len(lost) == 1
+    assert lost[0] in units
+    merge(folder)
+    assert finished(composed(*words, "workers=1"), local)
+    assert (folder / "images.jsonl").read_bytes() == (local / "images.jsonl").read_bytes()
 
 
 def failing(config):
@@ -179,6 +228,20 @@ def test_a_worker_that_dies_again_and_again_ends_the_run(tmp_path, monkeypatch):
     lose()
     with pytest.raises(OSError, match=r"3 workers died one after another on the same work.*it died"):
         lose()
+
+
+def test_a_worker_of_other_code_is_refused_in_one_line(tmp_path, monkeypatch):
+    """Without a cluster: a real worker's answer, and a driver whose code has been changed since."""
+    config = composed(*TINY)
+    monkeypatch.setattr(Driver, "__init__", lambda self: None)
+    started = Worker().start(build, config, os.getcwd())
+    driver, member = Driver(), Member(None, None)
+    driver.deaths, driver.waiting, driver.crew, driver.code = Counter(), deque(), [], "f" * 64
+    driver.crew.append(member)
+    said = rf"^need one code, plug-ins and weights on all machines, got others on {socket.gethostname()} "
+    with pytest.raises(USER_ERRORS, match=said + rf"\({sources_hash(config)[:8]}, here ffffffff\): install.*$") as e:
+        driver._answered(member, started)
+    assert "\n" not in str(e.value)
 
 
 def test_a_device_of_one_machine_is_refused(head):

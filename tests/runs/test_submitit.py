@@ -1,10 +1,10 @@
 """Sweeps through submitit: jobs that a scheduler takes the machine from go on, and shards end in one row."""
 
-import errno
 import fcntl
 import os
 import signal
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,9 @@ from submitit.core.submission import process_job
 from torch import nn
 
 from dp.commands.run import main
-from tests.helpers.compose import TINY
+from dp.runs.keys import run_key
+from tests.helpers.compose import TINY, composed, finished
+from tests.helpers.locks import SAID, no_locks
 from tests.helpers.processes import ended, forked, wait
 
 LONG = [*TINY, "protocol.seeds=[5]", "attack.iterations=12", "save_every=1000", "audit=false", "workers=1"]
@@ -97,20 +99,48 @@ def test_a_preempted_job_goes_on_twice(sweep):
     assert plain < counted(preempted.counter) <= 1.3 * plain
 
 
-def no_locks(file, operation):
-    raise OSError(errno.ENOLCK, "No locks available")
+SEEDS = ["protocol.seeds=[5]", "protocol.seeds=[6]"]
+PURIFIERS = ["purifier=hetero", "purifier=diffpure"]
+ROW = [[PURIFIERS[1], SEEDS[0]]]  # one cell
+TWO = ("shard=1/2,2/2", *ROW[0])
+FOUR = ("protocol.images=8", "shard=1/4,2/4,3/4,4/4", *ROW[0])
+CELLS = ("purifier=hetero,diffpure", "protocol.seeds=[5],[6]")
 
 
-def test_cells_and_shards_as_jobs(sweep, capsys, monkeypatch):
-    """Four jobs: two runs, each in two shards. The disk has no file locks."""
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    words = ["protocol.images=4", "protocol.votes=1", "attack=none", "audit=false", "workers=1", "purifier=none"]
-    code, controllers = sweep("jobs", *words, "protocol.seeds=[5],[6]", "shard=1/2,2/2")
-    assert (code, len(controllers)) == (0, 4)
-    assert "2 runs, 0 failed" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("swept", "jobs", "cells", "locks"),
+    [
+        pytest.param(TWO, 2, ROW, False, id="two shards, no locks"),
+        pytest.param(FOUR, 4, [["protocol.images=8", *ROW[0]]], True, id="four shards"),
+        pytest.param(FOUR, 4, [["protocol.images=8", *ROW[0]]], False, id="four shards, no locks"),
+        pytest.param(CELLS, 4, [list(cell) for cell in product(PURIFIERS, SEEDS)], True, id="four cells"),
+        pytest.param(CELLS, 4, [list(cell) for cell in product(PURIFIERS, SEEDS)], False, id="four cells, no locks"),
+    ],
+)
+def test_jobs_give_the_rows_of_one_process(swept, jobs, cells, locks, sweep, tmp_path, capsys, monkeypatch):
+    """Cells, or shards of one row, against undisturbed runs of the engine `local` in this process."""
+    words, configs = [*TINY, "audit=false", "workers=1"], {}
+    for cell in cells:
+        config = composed(*words, *cell)
+        configs[run_key(config)] = config
+        assert finished(config, tmp_path / "local" / run_key(config))
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+    capsys.readouterr()
+    code, controllers = sweep("jobs", *words, *swept)
+    assert (code, len(controllers), len(configs)) == (0, jobs, len(cells))
+    assert f"{len(cells)} runs, 0 failed" in capsys.readouterr().out
     (table,) = Path("results/sweeps").glob("*.csv")
-    assert pd.read_csv(table)["overrides"].str.contains("shard").sum() == 0
-    assert [len(path.read_text().splitlines()) for path in Path("jobs").glob("*/images.jsonl")] == [12, 12]
+    lines = pd.read_csv(table)["overrides"]
+    assert (len(lines), lines.str.contains("shard").sum()) == (len(cells), 0)
+    for controller in controllers:
+        assert (SAID in controller.counter.with_suffix(".1.out").read_text()) == (not locks)
+    found, expected = (
+        {path.parent.name: path.read_bytes() for path in Path(name).glob("*/images.jsonl")}
+        for name in ("jobs", "local")
+    )
+    assert expected.keys() == configs.keys()
+    assert found == expected
 
 
 def test_a_lost_job_is_one_line(tmp_path, monkeypatch, capsys):
@@ -122,6 +152,7 @@ def test_a_lost_job_is_one_line(tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(submitit_local, "start_controller", lambda **given: Lost())
+    monkeypatch.setattr(submitit_local.LocalJob, "_results_timeout_s", 0)  # for slow disks
     monkeypatch.setattr(sys, "argv", ["run.py", "-m", "+slurm=local", *LONG])
     assert main() == 2
     err = capsys.readouterr().err
