@@ -53,7 +53,7 @@ def autoattack(
     return Union(attacks, confirm)
 
 
-ITERATIONS, QUERIES = 100, 5000  # the package's own
+ITERATIONS, QUERIES, TARGETS = 100, 5000, 9  # the package's own; classes that APGD-T and FAB-T aim at
 APART = 2**40  # a sample number that the package, which counts up from 0, never reaches
 
 
@@ -118,6 +118,19 @@ class Upstream(Attack):
     def budget(self) -> dict[str, int]:
         return {"iterations": self.iterations or ITERATIONS, "eot": self.samples}
 
+    def countable(self) -> "Asks":
+        """What the package asks for an image that no part breaks: an upper bound, because it leaves broken images out.
+        Every part predicts the images before and after it. A run of APGD takes a gradient at its start, too.
+        """
+        n = self.iterations or ITERATIONS
+        run, values = (n + 1) * self.samples, 4  # its classes, two checks, its accuracy
+        if self.version == "rand":
+            return Asks(gradients=2 * run, values=values + 2 * 2)
+        values += 5 + 2 + (2 + TARGETS)  # another check, APGD-CE, and APGD-T, which sorts the classes for each target
+        values += 2 + TARGETS * (3 + n)  # FAB-T predicts each iterate, and three times around them
+        values += 4 + (self.queries or QUERIES)  # Square predicts before and after it itself, and begins with a point
+        return Asks(gradients=(1 + TARGETS) * run + TARGETS * n, values=values)
+
     def says(self, through: str) -> str:
         n = self.iterations or ITERATIONS
         queries = "" if self.version == "rand" else f", Square {self.queries or QUERIES} queries"
@@ -160,6 +173,35 @@ class Upstream(Attack):
         if self.queries is not None:
             package.square.n_queries = self.queries
         return package
+
+
+@dataclass(frozen=True)
+class Asks(Attack):
+    """One step that asks for so many `gradients` and `values`, of the same sample each. It moves no image."""
+
+    gradients: int
+    values: int
+
+    @property
+    def steps(self) -> int:
+        return 1
+
+    @property
+    def samples(self) -> int:
+        return 1
+
+    def says(self, through: str) -> str:
+        return f"{self.gradients} gradients and {self.values} values through {through}"
+
+    def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+        return State(x_adv=x)
+
+    def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+        for _ in range(self.gradients):
+            model.loss_gradient(x, y, rng, 1)
+        for _ in range(self.values):
+            model.logits(x, rng, 1)
+        return state
 
 
 class _Forward(nn.Module):

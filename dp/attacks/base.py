@@ -155,6 +155,12 @@ class Attack(ABC):
         budget = self.budget()
         return dataclasses.replace(self, **{key: to(budget[key]) for key, to in changes.items() if key in budget})
 
+    def countable(self) -> "Attack":
+        """An attack that asks a defense for at least as much as this one asks for one image, and whose code runs on one
+        image with a defense that is never wrong: the work is counted by it.
+        """
+        return self
+
     def current(self, state: Any) -> Any:
         """The state whose `x_adv` is the current iterate, rather than the point that would be returned: what is
         evaluated while the attack runs.

@@ -98,6 +98,9 @@ class Union(Attack):
         attacks = {name: attack.with_budget(**changes) for name, attack in self.attacks.items()}
         return dataclasses.replace(self, attacks=attacks)
 
+    def countable(self) -> Self:
+        return dataclasses.replace(self, attacks={name: attack.countable() for name, attack in self.attacks.items()})
+
     @property
     def batch_bound(self) -> bool:
         return any(attack.batch_bound for attack in self.attacks.values())

@@ -97,6 +97,9 @@ class Wrapped(Attack):
     def with_budget(self, **changes: Callable[[int], int]) -> Self:
         return dataclasses.replace(self, attack=self.attack.with_budget(**changes))
 
+    def countable(self) -> Self:
+        return dataclasses.replace(self, attack=self.attack.countable())
+
     def current(self, state: Any) -> Any:
         return self.attack.current(state)
 

@@ -1,5 +1,6 @@
 """Equal budgets: the iterations of an attack are set so that its counted work fits a number of network evaluations."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from dp.attacks.base import Attack
@@ -28,12 +29,16 @@ def within(evaluation: Evaluation, budget: int) -> Evaluation:
     undefended classifier is attacked with as many iterations, and the null control has as many candidates. In-loop
     evaluations are not the attack's work. A backward pass counts as 1.1 evaluations; a call that is computed again to
     save memory counts once, and the classifier counts nothing beside a denoiser, so that no machine changes the result.
-    Raises ValueError for an attack without iterations, and if one iteration costs more.
+    Raises ValueError for an attack without iterations, for one whose work is known as a bound alone (`batch_bound`) or
+    does not grow with its iterations, and if one iteration costs more.
     """
     attack = evaluation.arms["defended"].attack
     configured = attack.budget().get("iterations")
     if configured is None:
         raise ValueError("need an attack with iterations for a budget, got one without: set budget=null")
+    if attack.batch_bound:
+        found = "got one whose work for an image depends on the others in its batch"
+        raise ValueError(f"need an attack whose work can be counted for a budget, {found}: set budget=null")
     pricing = _prices(evaluation)
 
     def spent(iterations: int) -> float:
@@ -44,10 +49,8 @@ def within(evaluation: Evaluation, budget: int) -> Evaluation:
         raise ValueError("need an attack that asks the denoiser for a budget, got one that does not: set budget=null")
     if least > budget:
         raise ValueError(f"need budget >= {least:.0f}, the work of one iteration of this attack, got budget={budget}")
-    most = 2
-    while spent(most) <= budget:
-        most *= 2
-    fits = most // 2
+    fits = _doubled(spent, budget, configured)
+    most = 2 * fits
     while most - fits > 1:
         middle = (fits + most) // 2
         fits, most = (middle, most) if spent(middle) <= budget else (fits, middle)
@@ -55,6 +58,23 @@ def within(evaluation: Evaluation, budget: int) -> Evaluation:
     arms = {name: arm._replace(attack=found) for name, arm in evaluation.arms.items()}
     arms["null"] = arms["null"]._replace(attack=null_control(found, evaluation.judge))
     return replace(evaluation, arms=arms)
+
+
+def _doubled(spent: Callable[[int], float], budget: int, configured: int) -> int:
+    """The largest power of 2 whose iterations fit the budget.
+
+    Each part of an attack has at least its own iterations from `configured` on, and twice as many at each doubling. So
+    if the work has not grown then, it never will.
+    """
+    fits, before = 1, spent(1)
+    while (work := spent(2 * fits)) <= budget:
+        if fits >= configured and work <= before:
+            raise ValueError(
+                "need an attack whose work grows with its iterations for a budget, got one whose does not: "
+                "set budget=null"
+            )
+        fits, before = 2 * fits, work
+    return fits
 
 
 def _scaled(attack: Attack, iterations: int, configured: int) -> Attack:

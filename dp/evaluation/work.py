@@ -241,13 +241,14 @@ def _attack(
 ) -> list[float]:
     """The work of an attack up to each of its first steps, from 0 on.
 
-    The attack's own code is run on one image. Where that is not possible, a step counts as one gradient or one value.
-    Any error of that code is such a case, because an attack may need a defense that is wrong sometimes.
+    Its own code, or that of its `countable`, is run on one image. Where that is not possible, a step counts as one
+    gradient or one value. Any error of that code is such a case, because an attack may need a defense that is wrong
+    sometimes.
     """
-    attack, threat = arm.attack, evaluation.threat
+    attack, threat = arm.attack.countable(), evaluation.threat
     counting = Counting(arm.attacked, pricing, one.y, classes, known)
     steps = min(attack.steps, MOST_STEPS)
-    if threat.norm in COUNTED and not attack.batch_bound:  # else its code asks more than a defense
+    if threat.norm in COUNTED:  # else its code asks more than a defense
         with contextlib.suppress(Exception):
             return _counted(attack, counting, one, threat, steps)
     each = counting.price.forward + (0.0 if attack.gradient == VALUES else counting.price.backward)

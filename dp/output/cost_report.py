@@ -54,15 +54,18 @@ def measured_lines(images: int, whole: bool, device: str) -> Iterator[str]:
     )
 
 
-def here_lines(found: Estimate, start: float, workers: int, memory: float) -> Iterator[str]:
-    """The time and the memory of a run on this machine. `start`: seconds in which a process begins."""
+def here_lines(found: Estimate, start: float, workers: int, memory: float, alone: bool) -> Iterator[str]:
+    """The time and the memory of a run on this machine. `start`: seconds in which a process begins; `alone`: whether
+    its engine has no workers but these.
+    """
     processes = 1 if workers == 1 else workers + 1
     whole, begun = found.on(workers), start * min(processes, 2)
     yield (
         f"all of it: {clock(found.seconds + start * processes)}, of which {clock(start * processes)} to start "
         f"{processes} process{'' if processes == 1 else 'es'}"
     )
-    yield f"on {count_of(workers, 'worker')}: {clock(whole.seconds + begun)}"
+    whose = "" if alone else " of this machine alone (the engine may have others)"
+    yield f"on {count_of(workers, 'worker')}{whose}: {clock(whole.seconds + begun)}"
     others = [count for count in (1, 2, 4, 8, 16) if count != workers]
     yield "on other numbers of such workers: " + ", ".join(f"{n}: {clock(found.on(n).seconds)}" for n in others)
     yield f"memory: about {memory / 1e9:.2g} GB in each process"

@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -38,3 +38,18 @@ def read_starts(folder: Path) -> list[Start]:
     """The whole lines, oldest first; none of a run without the file. Raises ValueError for a directory in its place."""
     path = folder / STARTS
     return shapes.read_lines(path, Start, "run again")[1] if path.exists() else []
+
+
+def newest_starts(starts: Sequence[Start]) -> list[Start]:
+    """Of starts, oldest first, the newest of each shard, the latest last. Shards of a run that was divided otherwise
+    before its latest start are left out.
+    """
+    newest: dict[str, Start] = {}
+    for start in starts:
+        newest.pop(start["shard"], None)  # so that it comes last
+        newest[start["shard"]] = start
+    return [start for start in newest.values() if _parts(start) == _parts(starts[-1])]
+
+
+def _parts(start: Start) -> str:
+    return start["shard"].partition("/")[2]

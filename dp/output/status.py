@@ -16,15 +16,16 @@ from dp.output.report import headline
 from dp.output.run_files import AuditFile
 from dp.output.shapes import read_json
 from dp.output.snapshots import PATTERN
-from dp.output.starts import Start, read_starts
+from dp.output.starts import Start, newest_starts, read_starts
 
 CONDITIONS = 3  # defended, undefended, null
 AUDIT_FILE = "audit.json"
 
 
 class State(StrEnum):
-    """`running`: its latest process lives on this machine. `stopped`: it does not live any more. `elsewhere`: another
-    machine has begun it, so that only the age of its files says more. `damaged`: a file cannot be read.
+    """`running`: a process of one of its shards lives on this machine. `stopped`: all were here, and none lives any
+    more. `elsewhere`: none lives here, and another machine has begun a shard, so that only the age of its files says
+    more. `damaged`: a file cannot be read.
     """
 
     FINISHED = "finished"
@@ -85,15 +86,16 @@ def _finished(folder: Path, summary: dict) -> Status:
 
 def _unfinished(folder: Path) -> Status:
     rows, starts = record.read_rows(folder), read_starts(folder)
+    newest = newest_starts(starts)
     done = Counter(arm for arm, _, _ in rows)
     expected = starts[-1]["rows"] if starts else _planned(folder)
     path = folder / AUDIT_FILE
     return Status(
         folder.name,
-        _state(starts),
+        _state(newest),
         len(rows),
         expected,
-        _left(record.seconds(folder), done, expected, starts),
+        _left(record.seconds(folder), done, expected, newest),
         _hosts(starts),
         _newest(folder),
         len(list(folder.glob(PATTERN))),
@@ -111,26 +113,35 @@ def _planned(folder: Path) -> int:
         raise ValueError(f"need {folder / record.START} with a protocol, got none: add overwrite=true") from None
 
 
-def _left(seconds: float, done: Counter[str], expected: int, starts: Sequence[Start]) -> float | None:
-    """The seconds to go, at the speed so far, for as many workers as the latest start has."""
-    if not starts or not seconds:
+def _left(seconds: float, done: Counter[str], expected: int, newest: Sequence[Start]) -> float | None:
+    """The seconds to go, at the speed so far, for the workers of all shards but those known to have ended; if all have,
+    for all.
+    """
+    if not newest or not seconds:
         return None
-    work, each = starts[-1]["work"], expected / CONDITIONS
+    work, each = newest[-1]["work"], expected / CONDITIONS
     finished = sum(work.get(arm, 0.0) * count for arm, count in done.items())
     left = sum(evaluations * max(0.0, each - done[arm]) for arm, evaluations in work.items())
-    return seconds * left / finished / starts[-1]["workers"] if finished else None
+    workers = sum(start["workers"] for start in [s for s in newest if _lives(s) is not False] or newest)
+    return seconds * left / finished / workers if finished else None
 
 
-def _state(starts: Sequence[Start]) -> State:
-    if not starts or starts[-1]["host"] != socket.gethostname():
-        return State.ELSEWHERE if starts else State.STOPPED
+def _state(newest: Sequence[Start]) -> State:
+    lives = [_lives(start) for start in newest]
+    return State.RUNNING if True in lives else State.ELSEWHERE if None in lives else State.STOPPED
+
+
+def _lives(start: Start) -> bool | None:
+    """Whether its process lives; None if another machine has begun it."""
+    if start["host"] != socket.gethostname():
+        return None
     try:
-        os.kill(starts[-1]["pid"], 0)  # sends nothing
+        os.kill(start["pid"], 0)  # sends nothing
     except ProcessLookupError:
-        return State.STOPPED
+        return False
     except OSError:  # it is another user's
-        return State.RUNNING
-    return State.RUNNING
+        return True
+    return True
 
 
 def _hosts(starts: Sequence[Start]) -> tuple[str, ...]:

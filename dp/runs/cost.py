@@ -27,7 +27,7 @@ from dp.runs.early import check_early
 from dp.runs.flops import Sizes, sizes
 from dp.runs.gpus import BYTES, COUNTS, GPUS, ROOM, SHARE, Gpu
 from dp.runs.keys import run_key
-from dp.runs.machine import shard_of, workers_of
+from dp.runs.machine import shard_of, stays_here, workers_of
 from dp.runs.skeleton import denoiser_on_meta, without_files
 from dp.runs.timing import Measured, call_seconds, here_of
 from dp.runs.validate import check_setup
@@ -45,20 +45,20 @@ def show_cost(setup: Setup) -> cost_report.Cell:
 
 
 def show_here(config: dict) -> cost_report.Cell:
-    """Print the cost on this machine, and return it."""
+    """Print the cost on this machine, and return it. No cluster is asked for its workers."""
     absent = missing(config)
     if absent:
         console.print(cost_report.untrained_line(len(absent)))
     known, workers = without_files(config) if absent else config, workers_of(config)
     evaluation = build(known)
     start = time.process_time()  # a worker imports and builds the same
-    found, here = here_of(config, evaluation)
+    found, here = here_of(config, evaluation, workers)
     nfe = dry_nfe(evaluation.arms["defended"].attacked, evaluation.first)
     for line in cost_report.measured_lines(found.images, found.whole, evaluation.device):
         console.print(line)
     console.print(cost_report.parts_table(here, "CPU time" if evaluation.device == "cpu" else "time"))
     memory = _memory(config, evaluation, found, nfe)
-    for line in cost_report.here_lines(here, start, workers, memory):
+    for line in cost_report.here_lines(here, start, workers, memory, stays_here(config)):
         console.print(line)
     for dtype, ratio in _other_precisions(known, evaluation, found.images):
         console.print(cost_report.precision_line(dtype, ratio, here))

@@ -12,13 +12,13 @@ from dp.rng import Streams
 from dp.runs.build import build
 from dp.runs.compose import Setup
 from dp.runs.early import check_early
-from dp.runs.machine import sharing, total_bytes
+from dp.runs.machine import sharing, stays_here, total_bytes
 from dp.runs.pipeline import fetch_missing
 from dp.runs.skeleton import without_files
 from dp.runs.validate import check_setup
 from dp.weights.needed import missing
 
-AUTO, ALONE = "auto", "dp.runs.engines.local.Local"
+AUTO = "auto"
 MOST = 32  # as for CIFAR-10; more slots make fewer units, which fewer GPUs can share
 ROOM = 0.5  # the share of the memory that activations may take, as in `dp.runs.build.set_memory`
 
@@ -35,7 +35,7 @@ def with_lanes(setup: Setup) -> Setup:
     probe = {**config, "dataset": {**dataset, "lanes": 1}}
     check_setup(setup._replace(config=probe))
     check_early(probe)
-    if str(config["shard"]) != "1/1" or config["engine"]["_target_"] != ALONE:
+    if str(config["shard"]) != "1/1" or not stays_here(config):
         raise ValueError("need dataset.lanes as a number where several machines may share a run, got auto: choose one")
     if isinstance(config["cost"], str):
         raise ValueError(f"need dataset.lanes as a number for cost={config['cost']}, got auto, which measures here")

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
+LOCAL = "dp.runs.engines.local.Local"  # the engine that works on this machine alone
+
 
 def gpus() -> list[str]:
     """The names of the visible GPUs."""
@@ -54,6 +56,11 @@ def workers_of(config: dict) -> int:
     if (devices := devices_of(config)) != ["cpu"]:
         return len(devices)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def stays_here(config: dict) -> bool:
+    """True if the engine works on this machine alone, so that `workers_of` are all that it has."""
+    return config["engine"]["_target_"] == LOCAL
 
 
 def places_of(config: dict) -> list[str]:

@@ -141,7 +141,7 @@ def prepare(setup: Setup, folder: Path) -> Job:
         console.print(line)
     evaluations = total(job.shard.plan(), job.work, job.evaluation.lanes)
     console.print(report.work_line(evaluations))
-    for line in long_line(job.config, job.evaluation, evaluations):
+    for line in long_line(job.config, job.evaluation, evaluations, job.workers):
         console.print(line)
     for line in faster_lines(job.evaluation, job.config):
         console.print(line)

@@ -20,7 +20,7 @@ from dp.evaluation.remembered import remembered
 from dp.evaluation.work import BACKWARD, Costs, Price, Rates, costs, priced
 from dp.output.cost_report import LONG, long_run_line
 from dp.rng import Streams
-from dp.runs.machine import shard_of, workers_of
+from dp.runs.machine import shard_of
 from dp.subset import Subset
 
 TURNS = 3  # calls whose median counts, after one that only warms up
@@ -52,25 +52,28 @@ def measured(evaluation: Evaluation) -> Measured:
         torch.set_num_threads(threads)
 
 
-def here_of(config: dict, evaluation: Evaluation) -> tuple[Measured, Estimate]:
-    """What was measured on this machine, and the estimate for this process's share of the images."""
+def here_of(config: dict, evaluation: Evaluation, workers: int) -> tuple[Measured, Estimate]:
+    """What was measured on this machine, and the estimate for this process's share of the images, which so many workers
+    do.
+    """
     found = measured(evaluation)
-    return found, estimate(evaluation.of_shard(*shard_of(config), workers_of(config)), found.work)
+    return found, estimate(evaluation.of_shard(*shard_of(config), workers), found.work)
 
 
-def long_line(config: dict, evaluation: Evaluation, evaluations: float) -> Iterator[str]:
-    """A line if the run takes over ten minutes. `evaluations`: its work, see `work.total`.
+def long_line(config: dict, evaluation: Evaluation, evaluations: float, workers: int) -> Iterator[str]:
+    """A line if the run takes over ten minutes. `evaluations`: its work, see `work.total`; `workers`: those that its
+    engine has.
 
     A call with one image takes longer than its share of a call with many. So if the run is short even at that speed,
     nothing else is measured.
     """
-    workers, scored = workers_of(config), evaluation.arms["defended"].scored
+    scored = evaluation.arms["defended"].scored
     z = images_of(evaluation.subset, 1, evaluation.device).x
     denoiser = scored.denoiser
     forward, _ = _calls(scored.classifier if denoiser is None else lambda z: denoiser(z, 1.0), z)
     if not scored.classifier_nfe and evaluations * Clock(evaluation.device)(forward) / workers <= LONG:
         return
-    _, here = here_of(config, evaluation)
+    _, here = here_of(config, evaluation, workers)
     if (seconds := here.on(workers).seconds) > LONG:
         yield long_run_line(here, seconds)
 

@@ -34,7 +34,7 @@ from dp.runs.build import build
 from dp.runs.errors import command
 from dp.runs.flops import sizes
 from dp.runs.gpus import GPUS
-from dp.runs.machine import gpus
+from dp.runs.machine import gpus, workers_of
 from dp.runs.timing import Clock, here_of
 
 BUDGET = 450.0  # seconds for all lines
@@ -118,7 +118,7 @@ def peak_of(line: str) -> float | None:
 def agreement(line: str, quick: bool) -> dict:
     """The estimate of a small run and the seconds that its units then take; and its first unit once more."""
     config, evaluation = evaluation_of(line, quick)
-    clock, (_, here) = Clock(evaluation.device), here_of(config, evaluation)
+    clock, (_, here) = Clock(evaluation.device), here_of(config, evaluation, workers_of(config))
     begin = clock.now()
     groups = [evaluation.run(unit) for unit in evaluation.plan()]
     took, first = clock.now() - begin, groups[0]

@@ -66,6 +66,7 @@ def test_a_wrapper_hands_on_every_member(attack):
     assert wrapped.reach(threat) == attack.reach(threat)
     assert wrapped.width(threat) == attack.width(threat)
     assert dict(wrapped.members(10)) == dict(attack.members(10))
+    assert wrapped.countable() == Wrapped(attack.countable())
     twice = wrapped.with_budget(iterations=lambda n: 2 * n)
     assert twice == Wrapped(attack.with_budget(iterations=lambda n: 2 * n))
     assert (twice == wrapped) == ("iterations" not in attack.budget())

@@ -125,6 +125,32 @@ def test_upstream_is_the_package(version, norm):
     assert torch.equal(threat.project(x_adv, x), direct)
 
 
+class Asked(Defended):
+    """Counts the images in its answers: those whose gradient can be taken, and the others."""
+
+    gradients = values = 0
+
+    def logits(self, x, rng, samples):
+        self.gradients += len(x) * samples * x.requires_grad
+        self.values += len(x) * samples * (not x.requires_grad)
+        return super().logits(x, rng, samples)
+
+
+@pytest.mark.parametrize("sure", [True, False], ids=["unbroken", "broken"])
+@pytest.mark.parametrize("version", ["rand", "standard"])
+def test_upstream_asks_for_as_much_as_is_counted_and_less_of_broken_images(version, sure):
+    attack, threat = Upstream(version, 7, 3, queries=20), ThreatModel("linf", 1e-6 if sure else 0.03)
+    model, x = Asked(none.purify, None, Classifier(Net(64, 10)), draws_per_call=2), problem()[1]
+    y, counted = model.classifier(x).argmax(1), attack.countable()
+    run_attack(attack, model, x, y, threat)
+    if sure:
+        assert model.gradients == len(x) * counted.gradients
+        assert model.values == len(x) * counted.values - (len(x) - 1)  # the number of classes is asked of one image
+    else:
+        assert counted.gradients / 5 < model.gradients / len(x) < counted.gradients
+        assert counted.values / 5 < model.values / len(x) < counted.values
+
+
 def test_upstream_leaves_generators_and_tracers_alone():
     model, x, y = problem(jitter)
     before, trace, calls = torch.get_rng_state(), sys.gettrace(), []

@@ -11,6 +11,8 @@ from rich.console import Console
 from torch import Tensor
 
 from dp.attacks.base import Attack
+from dp.attacks.pgd_eot import PGD
+from dp.attacks.union import Union
 from dp.evaluation import work as counted_work
 from dp.evaluation.rows import Event
 from dp.evaluation.work import BACKWARD, MOST_STEPS, Costs, costs, in_evaluations, total
@@ -95,6 +97,27 @@ def test_the_work_of_a_plain_attack_by_hand():
     assert work["undefended"].counted == pytest.approx((0, bare, 2 * bare))
     assert work["undefended"].score == pytest.approx(2 * RATIO)
     assert work["null"].total == pytest.approx(3 * forward)  # one random point
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "in a union"])
+def test_the_work_of_the_autoattack_package_is_that_of_its_real_calls(alone):
+    """No image breaks in so small a ball; the package leaves broken ones out."""
+    evaluation = build(composed(*TINY, "attack=autoattack_upstream", "threat_model.eps=1e-6", "memory=store"))
+    package = evaluation.arms["defended"].attack
+    attack = package if alone else Union({"pgd": PGD(1, 1), "package": package}, confirm=1)
+    arms = {"defended": evaluation.arms["defended"]._replace(attack=attack)}
+    evaluation = dataclasses.replace(evaluation, arms=arms)
+    seen, work = [0.0], costs(evaluation, in_evaluations(0.0))
+
+    def count(module, inputs, output):
+        seen[0] += len(inputs[0]) * (1 + BACKWARD if output.requires_grad else 1)
+
+    denoiser = evaluation.arms["defended"].scored.denoiser
+    assert denoiser is not None
+    denoiser.register_forward_hook(count)
+    unit = evaluation.plan()[0]
+    evaluation.run(unit)
+    assert seen[0] / len(unit.ids) == pytest.approx(work["defended"].total, rel=0.05)
 
 
 def test_steps_that_are_not_counted_cost_as_much_as_the_others():

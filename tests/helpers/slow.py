@@ -27,13 +27,16 @@ SLOW = {
     "runs/test_cost.py": """
         test_a_convolution_by_hand
         test_a_gpu_needs_neither_itself_nor_files
+        test_a_run_tells_the_estimate_the_workers_of_its_engine
         test_hours_are_flops_over_the_assumed_speed
         test_no_network_of_a_purifier_needs_a_file
         test_nothing_is_attacked_or_written
         test_on_the_meta_device_the_same_is_counted_as_in_a_real_call
         test_only_a_long_run_says_how_long
+        test_the_cost_asks_no_cluster_and_says_whose_workers_it_means
         test_the_estimate_is_the_time_that_the_run_then_takes
         test_the_estimate_of_a_shard_is_its_share
+        test_twice_the_workers_of_the_engine_take_half_the_time
         test_without_room_calls_are_computed_twice
     """,
     "attacks/test_apgd.py": """
@@ -83,6 +86,7 @@ SLOW = {
     """,
     "attacks/test_union.py": """
         test_autoattack_fixed_is_the_union
+        test_upstream_asks_for_as_much_as_is_counted_and_less_of_broken_images
         test_upstream_is_marked
         test_upstream_is_the_package
     """,

@@ -36,6 +36,20 @@ def half(run, tmp_path):
     return folder
 
 
+@pytest.fixture
+def dead():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def begin(folder, *starts):
+    """The lines of starts, oldest first: each the line of this process but for what is given."""
+    own = read_starts(folder)[0]
+    (folder / STARTS).write_text("".join(json.dumps({**own, **start}) + "\n" for start in starts))
+
+
 def test_a_finished_run(run):
     found = status_of(run)
     assert (found.state, found.done, found.rows, found.audited) == (State.FINISHED, 24, 24, None)
@@ -58,16 +72,51 @@ def test_the_time_to_go_knows_that_conditions_differ(half):
     assert status_of(half).seconds_left == pytest.approx(100.0 * left / done / 2)
 
 
-def test_a_dead_process_has_stopped_and_another_machine_is_named(half):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
+def test_a_dead_process_has_stopped_and_another_machine_is_named(half, dead):
     (start,) = read_starts(half)
-    (half / STARTS).write_text(json.dumps({**start, "pid": dead.pid}) + "\n")
+    (half / STARTS).write_text(json.dumps({**start, "pid": dead}) + "\n")
     assert status_of(half).state == State.STOPPED
     with (half / STARTS).open("a") as file:
         file.write(json.dumps({**start, "host": "far-away"}) + "\n" + '{"torn')
     found = status_of(half)
     assert (found.state, found.hosts) == (State.ELSEWHERE, (start["host"], "far-away"))
+
+
+def test_all_shards_work_on_what_is_left(half):
+    """Half is done in 100 seconds of a worker, and 8 shards of a worker do the other half."""
+    begin(half, *[{"shard": f"{k}/8", "workers": 1, "host": f"machine-{k}"} for k in range(1, 9)])
+    assert status_of(half).seconds_left == pytest.approx(100 / 8)
+
+
+def test_a_start_replaces_those_of_its_shard_and_those_of_another_division(half):
+    one, two = {"shard": "1/2", "workers": 4}, {"shard": "2/2", "workers": 3}
+    before = [{"shard": f"{k}/8", "workers": 50} for k in range(1, 9)]
+    begin(half, *before, one, two, {**one, "workers": 2})
+    assert status_of(half).seconds_left == pytest.approx(100 / (2 + 3))
+
+
+def test_workers_that_have_ended_do_not_count(half, dead):
+    begin(half, {"shard": "1/2", "workers": 7, "pid": dead}, {"shard": "2/2", "workers": 2})
+    assert status_of(half).seconds_left == pytest.approx(100 / 2)
+    begin(half, *[{"shard": f"{k}/2", "workers": 2, "pid": dead} for k in (1, 2)])
+    assert status_of(half).seconds_left == pytest.approx(100 / 4)
+
+
+@pytest.mark.parametrize(
+    ("who", "state"),
+    [
+        (["here", "dead"], State.RUNNING),
+        (["here", "away"], State.RUNNING),
+        (["away", "dead"], State.ELSEWHERE),
+        (["dead", "dead"], State.STOPPED),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_run_goes_on_while_any_shard_does(half, dead, who, state, turned):
+    kinds = {"here": {}, "dead": {"pid": dead}, "away": {"host": "far-away"}}
+    begin(half, *[{"shard": f"{k}/2", **kinds[name]} for k, name in enumerate(who[:: -1 if turned else 1], 1)])
+    assert status_of(half).state == state
 
 
 def test_a_run_of_before_has_no_line_of_its_start(half):

@@ -12,9 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dp.evaluation.estimate import estimate
 from dp.evaluation.work import BACKWARD
-from dp.runs import cost, flops, skeleton, timing
+from dp.runs import cost, flops, pipeline, skeleton, timing
 from dp.runs.build import build
 from dp.runs.compose import CONF, nodes
+from dp.runs.engines.local import Local
+from dp.runs.engines.on_ray import Ray
 from dp.runs.gpus import GPUS, SHARE, check_cost
 from tests.helpers.compose import TINY, composed, setup
 
@@ -89,7 +91,7 @@ def test_the_estimate_is_the_time_that_the_run_then_takes(overrides, patience, m
     config = composed(*small, "workers=1", "memory=store", *overrides)
     evaluation = build(config)
     clock = counting(evaluation, monkeypatch)
-    found, here = timing.here_of(config, evaluation)
+    found, here = timing.here_of(config, evaluation, 1)
     assert found.whole == (patience > 0)
     begin = clock.now
     for unit in evaluation.plan():
@@ -102,11 +104,29 @@ def test_only_a_long_run_says_how_long(monkeypatch):
     evaluation = build(config)
     clock = counting(evaluation, monkeypatch)
     monkeypatch.setattr(timing, "LONG", 10.0)
-    (line,) = timing.long_line(config, evaluation, 1000.0)
+    (line,) = timing.long_line(config, evaluation, 1000.0, 1)
     assert line.startswith("estimate: this run takes about")
     before = clock.now
-    assert not [*timing.long_line(config, evaluation, 5.0)]
+    assert not [*timing.long_line(config, evaluation, 5.0, 1)]
     assert clock.now - before <= 8  # single calls of one image: nothing else was measured
+
+
+def test_twice_the_workers_of_the_engine_take_half_the_time(monkeypatch):
+    config = composed(*TINY, "workers=1")
+    evaluation = build(config)
+    counting(evaluation, monkeypatch)
+    monkeypatch.setattr(timing, "LONG", 10.0)
+    monkeypatch.setattr(timing, "long_run_line", lambda here, seconds: seconds)
+    one, two = (float(*timing.long_line(config, evaluation, 1000.0, workers)) for workers in (1, 2))
+    assert one / 2 <= two < 0.6 * one
+
+
+def test_a_run_tells_the_estimate_the_workers_of_its_engine(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(Local, "workers", lambda self, config: 7)
+    monkeypatch.setattr(pipeline, "long_line", lambda *given: seen.append(given[-1]) or [])
+    pipeline.prepare(setup(*TINY, "workers=1"), tmp_path / "run")
+    assert seen == [7]
 
 
 def said(monkeypatch, *overrides):
@@ -125,6 +145,17 @@ def test_nothing_is_attacked_or_written(monkeypatch, tmp_path):
     assert "measured on cpu" in text
     assert "on 1 worker:" in text
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_the_cost_asks_no_cluster_and_says_whose_workers_it_means(engine, monkeypatch):
+    def no_cluster(*_):
+        raise AssertionError("a cluster was asked")
+
+    monkeypatch.setattr(Ray, "workers", no_cluster)
+    text = said(monkeypatch, *TINY, "cost=true", "workers=2", f"engine={engine}")
+    alone = " of this machine alone (the engine may have others)" if engine == "ray" else ""
+    assert f"on 2 workers{alone}: " in text
 
 
 def test_a_gpu_needs_neither_itself_nor_files(monkeypatch):
