@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools wheel
 	@echo "fetching the packages of constraints.txt (about 6 GB with CUDA, some minutes), a dot for each"
-	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]' | $(DOTS)
+	@$(BIN)/python -m pip install --no-compile --progress-bar off -c constraints.txt -e '.[dev]' | $(DOTS)
 	@touch $@
 
 $(DOCS): $(STAMP)

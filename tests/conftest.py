@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra.plugins.config_source import ConfigResult
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 
 from dp.runs import compose as product
 from dp.runs.build import build
@@ -36,12 +37,12 @@ def _read_once(load):
     """Hydra's reading of a yaml, once for each state of the file: parsing it is a third of a composition."""
     known = dict[tuple, bytes]()
 
-    def read(source: FileConfigSource, name: str) -> ConfigResult:
-        file = Path(source.path, source._normalize_file_name(name))
+    def read(source: ConfigSource, config_path: str) -> ConfigResult:
+        file = Path(source.path, source._normalize_file_name(config_path))
         if not file.is_file():
-            return load(source, name)
+            return load(source, config_path)
         key = (file, source.provider, file.stat().st_mtime_ns, file.stat().st_size)
-        known[key] = known.get(key) or pickle.dumps(load(source, name))
+        known[key] = known.get(key) or pickle.dumps(load(source, config_path))
         return pickle.loads(known[key])
 
     return read
@@ -56,7 +57,9 @@ def pytest_configure(config: pytest.Config) -> None:
     compose.CONFIG_DIRS[:] = [str(Path(folder).absolute())] if folder else []
     torch.set_num_threads(1)  # before any fixture: several workers with several threads each get in each other's way
     product._composed = _composed_once(product._composed)
-    FileConfigSource.load_config = _read_once(FileConfigSource.load_config)
+    Plugins.instance()  # Hydra makes a class of its own for each kind of source
+    source = SourcesRegistry.instance().resolve("file")
+    source.load_config = _read_once(source.load_config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,7 +2,8 @@
 
 Each figure is a median over the turns: of the process's CPU seconds on a CPU, of wall time on a GPU.
 
-By default the networks are those of the embedded digits. Other modes:
+The ratios are written to results/tables/bench.csv. By default the networks are those of the embedded digits. Other
+modes:
   --full      networks of CIFAR-10's full size (denoiser=edm_cifar10, wrn_28_10) with random weights
   --official  the released code's own attack loop (a checkout of GaozhengPei/Purification on PYTHONPATH), on small
               networks, or with --full on large ones
@@ -24,13 +25,12 @@ from pathlib import Path
 
 import bench_tools
 import official
+import outputs
 import torch
 from bench_loading import loading
 from bench_start import medians
+from bench_table import Ratios, console
 from bench_tools import attacked, floor, gradient, in_format, in_turn, iteration, peak
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from dp.defense.defended import Defended
 from dp.defense.memory import activation_bytes
@@ -42,25 +42,9 @@ from dp.runs import compose
 from dp.runs.build import build
 from dp.runs.errors import command
 
+TABLE = Path(__file__).parents[2] / "results" / "tables" / "bench.csv"
+
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-console = Console(width=118, highlight=False)
-
-
-class Ratios:
-    """A table with one line for each ratio."""
-
-    def __init__(self, title: str):
-        self.table = Table("measured", "ratio", "at most", "", box=box.SIMPLE_HEAD, title=title)
-
-    def add(self, name: str, one: float, other: float, *, bound: float | None = None, unit: str = "s") -> None:
-        """Add the line of one / other, and print it to standard error. `bound`: what the ratio should not exceed."""
-        limit = "" if bound is None else f"{bound:.2f}"
-        self.table.add_row(name, f"{one / other:.3f}", limit, f"{one:.4g} / {other:.4g} {unit}")
-        print(f"{name}: {one / other:.3f} ({one:.4g} / {other:.4g} {unit})", file=sys.stderr, flush=True)
-
-    def show(self) -> None:
-        """Print the table."""
-        console.print(self.table)
 
 
 def costs(ratios: Ratios, turns: int, make: Callable[..., dict], full: bool) -> Evaluation:
@@ -91,12 +75,12 @@ def costs(ratios: Ratios, turns: int, make: Callable[..., dict], full: bool) -> 
     return store
 
 
-def full_size(turns: int, images: int, overrides: list[str]) -> None:
+def full_size(turns: int, images: int, overrides: list[str]) -> Ratios:
     """Measure `costs` on the public CIFAR-10 networks with random weights, one sample per call."""
     ratios = Ratios(f"edm_cifar10 and wrn_28_10, random weights, {images} images x 1 sample, 10 steps, one thread")
     base = ("denoiser=edm_cifar10", f"dataset.lanes={images}", "dataset.draws_per_call=1", *_diffpure(overrides))
     costs(ratios, turns, lambda *more: bench_tools.random_config(*base, *more, images=images), full=True)
-    ratios.show()
+    return ratios
 
 
 def _diffpure(overrides: list[str]) -> list[str]:
@@ -105,7 +89,7 @@ def _diffpure(overrides: list[str]) -> list[str]:
     return overrides if named else ["purifier=diffpure", "purifier.steps=10", "threat_model.grad=full", *overrides]
 
 
-def embedded(turns: int, overrides: list[str]) -> None:
+def embedded(turns: int, overrides: list[str]) -> Ratios:
     """Measure time and memory on the digits, or on another configuration whose files are in the cache."""
     base = ["protocol.images=32", *_diffpure(overrides)]
     ratios = Ratios("one thread, 32 images x samples per call")
@@ -119,8 +103,8 @@ def embedded(turns: int, overrides: list[str]) -> None:
         evaluation = build(compose.composed(*base, f"memory={memory}"))
         ten, hundred = (_stored(evaluation, steps) / 1e6 for steps in (10, 100))
         ratios.add(f"stored for backward an image, 100 steps / 10 steps, {memory}", hundred, ten, unit="MB")
-    ratios.show()
     _lanes([*base, "attack.iterations=5", "protocol.seeds=[1]", "protocol.votes=4"])
+    return ratios
 
 
 def _one_by_one(evaluation: Evaluation) -> tuple[Defended, int]:
@@ -150,7 +134,7 @@ def predictions(evaluation: Evaluation) -> dict:
     return {(row["arm"], row["seed"], row["id"]): (row["clean"], row["adv"]) for row in rows}
 
 
-def against(turns: int, images: int, samples: int, full: bool, overrides: list[str]) -> None:
+def against(turns: int, images: int, samples: int, full: bool, overrides: list[str]) -> Ratios:
     """Measure our attack iteration against the released code's, with the same images, networks, method and samples."""
     name = "DDPM++ and WRN-28-10" if full else "small networks"
     ratios = Ratios(f"against the released code: {name}, {images} images, {samples} samples per iteration, 10 steps")
@@ -181,10 +165,10 @@ def against(turns: int, images: int, samples: int, full: bool, overrides: list[s
         stored = peak(bench_tools.gradient_of, make(1, "store", *overrides))
         ratios.add("peak memory, ours with store / the released code's", stored, most, unit="MB")
         os.chdir(before)
-    ratios.show()
+    return ratios
 
 
-def switches(turns: int, images: int, samples: int, full: bool, compiled: bool, overrides: list[str]) -> None:
+def switches(turns: int, images: int, samples: int, full: bool, compiled: bool, overrides: list[str]) -> Ratios:
     """Measure one attack gradient with each switch on, against float32, not compiled, one sample per call."""
     base = [f"dataset.lanes={images}", f"dataset.draws_per_call={samples}", "memory=store", *_diffpure(overrides)]
 
@@ -207,10 +191,10 @@ def switches(turns: int, images: int, samples: int, full: bool, compiled: bool, 
         tried["torch.compile"] = gradient(plain, twin, samples)
     for name, function in tried.items():
         ratios.add(name, *in_turn(turns, function, against))
-    ratios.show()
+    return ratios
 
 
-def refill(turns: int, overrides: list[str]) -> None:
+def refill(turns: int, overrides: list[str]) -> Ratios:
     """Measure protocol=strict with refilled batch slots against batch by batch, and compare their rows."""
     base = ["protocol=strict", "purifier=diffpure", "protocol.images=64", "protocol.seeds=[1]"]
     base += ["threat_model.eps=80/255", "dataset.lanes=8", *overrides]
@@ -235,8 +219,8 @@ def refill(turns: int, overrides: list[str]) -> None:
         f"({first} of {attack.steps} steps)"
     )
     ratios.add("refilling slots / batch by batch", many, one, bound=0.75)
-    ratios.show()
     print(f"rows equal: {rows_by_window[8] == rows_by_window[1]}")
+    return ratios
 
 
 def _in_tf32(function: Callable[[], object]) -> Callable[[], object]:
@@ -251,9 +235,29 @@ def _in_tf32(function: Callable[[], object]) -> Callable[[], object]:
     return faster
 
 
+def measured(args: argparse.Namespace) -> tuple[str, Ratios]:
+    """The name of the mode that is asked for, and its ratios."""
+    images, overrides = args.images or (1 if args.full else 32), [f"device={args.device}", *args.overrides]
+    if args.start:
+        ratios, sides = Ratios("one thread"), (Path(__file__).parents[2], Path(args.start))
+        ratios.add("start to first iteration, this checkout / the other", *medians(args.turns, *sides), bound=0.75)
+        return "start", ratios
+    if args.refill:
+        return "refill", refill(args.turns, overrides)
+    size = " full" if args.full else ""
+    if args.official:
+        return f"official{size}", against(args.turns, images, args.samples, args.full, overrides)
+    if args.switches:
+        compiled = args.compile or args.device.startswith("cuda")
+        return f"switches{size}", switches(args.turns, images, args.samples, args.full, compiled, overrides)
+    if args.full:
+        return "full", full_size(args.turns, images, overrides)
+    return "digits", embedded(args.turns, overrides)
+
+
 def main() -> int:
     """The command. Returns 0 when all ratios are printed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = outputs.parser(__doc__)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--loading", action="store_true", help="memory and time to load 2.2 GB of weights")
     mode.add_argument("--official", action="store_true", help="against GaozhengPei/Purification, on PYTHONPATH")
@@ -273,25 +277,14 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", help="configuration, as for dp run (default: diffpure, 10 steps)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    images = args.images or (1 if args.full else 32)
-    overrides = [f"device={args.device}", *args.overrides]
     if args.loading:
         loading(console)
-    elif args.start:
-        ratios, sides = Ratios("one thread"), (Path(__file__).parents[2], Path(args.start))
-        ratios.add("start to first iteration, this checkout / the other", *medians(args.turns, *sides), bound=0.75)
-        ratios.show()
-    elif args.refill:
-        refill(args.turns, overrides)
-    elif args.official:
-        against(args.turns, images, args.samples, args.full, overrides)
-    elif args.switches:
-        compiled = args.compile or args.device.startswith("cuda")
-        switches(args.turns, images, args.samples, args.full, compiled, overrides)
-    elif args.full:
-        full_size(args.turns, images, overrides)
-    else:
-        embedded(args.turns, overrides)
+        return 0
+    if args.write and args.overrides:
+        raise ValueError("need --write without overrides, got both: the table is of the defaults")
+    name, ratios = measured(args)
+    ratios.show()
+    ratios.write(outputs.target(TABLE, args.write), name)
     return 0
 
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from dp.evaluation.schedule import schedule
@@ -14,6 +15,14 @@ from dp.runs.skeleton import denoiser_on_meta, without_files
 from tests.helpers.compose import composed
 
 PAGE = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
+MODES = {
+    "digits": "`bench.py`",
+    "full": "`bench.py --full`",
+    "official": "`bench.py --official`",
+    "official full": "`bench.py --official --full`",
+    "refill": "`bench.py --refill`",
+    "start": "`bench.py --start`",
+}
 GRADIENTS = {"exact": "full", "surrogate": "surrogate"}
 
 
@@ -22,6 +31,19 @@ def rows(first: str) -> list[list[str]]:
     return [
         [cell.strip() for cell in line.strip("| ").split(" | ")] for line in PAGE.splitlines() if line.startswith(first)
     ]
+
+
+def test_every_ratio_of_the_bench_stands_on_the_page_and_within_its_bound():
+    measured = pd.read_csv(Path(__file__).parents[2] / "results" / "tables" / "bench.csv")
+    assert {"full", "digits", "start", "official"} <= set(measured["mode"])
+    lines = {(mode, name): (printed, bound) for mode, name, printed, bound in rows("| `bench.py")}
+    expected = {
+        (MODES[one.mode], one.measured): (f"{one.ratio:.3g}", "" if pd.isna(one.bound) else f"{one.bound:g}")
+        for one in measured.itertuples()
+    }
+    assert lines == expected
+    bounded = measured.dropna(subset="bound")
+    assert (bounded["ratio"] <= bounded["bound"]).all()
 
 
 def agrees(printed: str, value: float) -> bool:

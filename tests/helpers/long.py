@@ -60,8 +60,10 @@ LONG = {
     "runs/test_early.py": "test_every_purifier_runs_with_the_denoiser_of_its_dataset",
     "runs/test_engines.py": "test_two_gpus_share_one_queue_and_the_parent_keeps_no_weights",
     "runs/test_kills.py": "test_a_kill_loses_little_of_the_attack",
+    "runs/test_own_dataset.py": "test_a_run_says_its_budget_and_which_values_of_a_protocol_it_scales",
     "runs/test_papers_command.py": "test_a_file_that_changes_after_its_first_use test_the_official_checkpoint",
     "runs/test_precision.py": "test_bfloat16_networks_lead_about_the_same_way",
+    "runs/test_protocols.py": "test_the_table_row_tells_how_it_was_decided",
     "runs/test_ray.py": """
         test_a_killed_driver_and_a_killed_worker_change_no_row
         test_a_machine_joins_and_another_leaves
@@ -86,6 +88,7 @@ LONG = {
         test_resume_after_every_chunk_and_every_saved_step_gives_the_same_bytes
         test_what_changes_the_result_changes_the_key
     """,
+    "scripts/test_bench.py": "test_it_says_how_it_is_used",
     "scripts/test_cells.py": "test_a_run_by_seeds_is_the_run test_a_run_that_grows_is_the_run",
     "scripts/test_certified_study.py": "test_a_tiny_study_goes_on_and_writes_its_files",
     "scripts/test_claim.py": "test_calibration_uses_images_that_no_run_uses",
@@ -99,7 +102,9 @@ LONG = {
         test_two_processes_compute_what_one_does
     """,
 }
-WHOLE = {  # functions of which `make test` runs no case: `test_kills` and `test_interrupt...` hold the same
+WHOLE = {  # functions of which `make test` runs no case: shorter tests hold the same
     "runs/test_kills.py::test_a_kill_loses_little_of_the_attack",
     "runs/test_run.py::test_a_run_that_was_told_to_stop_goes_on_with_its_attacks",
+    "runs/test_run.py::test_a_sweep_with_its_results_elsewhere",
+    "runs/test_workers.py::test_a_stopped_run_saves_its_state_and_goes_on",
 }

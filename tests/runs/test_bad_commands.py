@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra._internal.hydra import Hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
 from dp import cli
@@ -36,7 +37,9 @@ def empty(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch) -> None:
-    """Options without changes are composed once and not for every line, and each line once and not twice."""
+    """Options without changes are composed once and not for every line, each line once and not twice, and a word that
+    many lines have is parsed once.
+    """
     plain = compose.defaults_of
 
     @functools.cache
@@ -47,6 +50,8 @@ def quick(monkeypatch) -> None:
         return copy.deepcopy(by_choices(json.dumps({k: config[k] for k in ("choices", "plugins")}, sort_keys=True)))
 
     monkeypatch.setattr(compose, "defaults_of", defaults_of)
+    parse = functools.cache(OverridesParser.create().parse_rule)
+    monkeypatch.setattr(OverridesParser, "parse_rule", lambda _, word, rule: copy.copy(parse(word, rule)))
     monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: RunMode.RUN)  # it composes all to learn of hydra.mode
 
 
