@@ -29,15 +29,17 @@ def measured(workers: int) -> dict:
     """A run on so many workers: the `seconds` of its units in the order of their ends, and the `wall` seconds from the
     start of the first unit to the end of the last.
     """
-    seconds, ends = list[float](), list[float]()
+    seconds, ends, read = list[float](), list[float](), dict[Path, int]()  # `read`: lines of each worker's file
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "run.py", *WORDS, f"workers={workers}", f"results={folder}"]
         run = subprocess.Popen(words, cwd=RESULTS.parent, stdout=subprocess.DEVNULL)
         while run.poll() is None:
             time.sleep(0.01)
-            lines = [line for path in Path(folder).glob("*/timing-*.jsonl") for line in path.read_text().splitlines()]
-            ends += [time.monotonic()] * (len(lines) - len(seconds))
-            seconds += [json.loads(line)["seconds"] for line in lines[len(seconds) :]]
+            for path in Path(folder).glob("*/timing-*.jsonl"):
+                lines = path.read_text().splitlines()[read.get(path, 0) :]
+                read[path] = read.get(path, 0) + len(lines)
+                seconds += [json.loads(line)["seconds"] for line in lines]
+                ends += [time.monotonic()] * len(lines)
     if run.returncode:
         raise ValueError(f"need a run that ends well, got exit code {run.returncode}: {' '.join(words)}")
     begun = min(end - spent for end, spent in zip(ends, seconds, strict=True))
