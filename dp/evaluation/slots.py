@@ -55,7 +55,7 @@ class Slots:
     width: int
     judge: Judge | None = None
     ties: str = "softmax"
-    _newest: dict[tuple[int, ...], Batch] = field(default_factory=dict, init=False)  # the last batch alone
+    _newest: tuple[list[int], Batch] | None = field(default=None, init=False)  # images, and the batch of them
 
     def run(
         self,
@@ -155,11 +155,11 @@ class Slots:
         """A full batch. The first image is repeated in empty slots. While the images stay, so does the batch: to gather
         it anew, a GPU would wait for the host.
         """
-        if tuple(images) not in self._newest:
+        if self._newest is None or self._newest[0] != images:
             slots = [*images, *[images[0]] * (self.width - len(images))]
             batch = slots, self.images.x[slots], self.images.y[slots], self.images.ids[slots].tolist()
-            self._newest = {tuple(images): batch}
-        return self._newest[tuple(images)]
+            self._newest = list(images), batch
+        return self._newest[1]
 
     def _begin(self, entering: list[int]) -> None:
         _, x, y, ids = self._batch(entering)

@@ -46,6 +46,15 @@ def test_every_ratio_of_the_bench_stands_on_the_page_and_within_its_bound():
     assert (bounded["ratio"] <= bounded["bound"]).all()
 
 
+def test_what_recomputation_costs_in_a_short_and_in_a_long_chain():
+    """All calls but three are computed twice, by the FLOPs that stand on the page."""
+    assert "a third more time for 10 calls, half more for 100" in PAGE
+    figures = {name: float(value) for value, name in re.findall(r"^([\d.]+) = (call|gradient|both)$", PAGE, re.M)}
+    call, gradient, both = (figures[name] for name in ("call", "gradient", "both"))
+    more = [(calls - 3) * call / (calls * gradient + both) for calls in (10, 100)]
+    assert more == pytest.approx([1 / 3, 1 / 2], abs=0.02)
+
+
 def agrees(printed: str, value: float) -> bool:
     """True if a figure is the value, rounded to as many digits as are printed."""
     digits = len(printed.replace(".", "").lstrip("0"))
