@@ -299,7 +299,7 @@ def main() -> int:
     if not found:
         raise ValueError("need at least one archived defense, got none: start the study without --only 0")
     table, words, picture = (outputs.target(path, args.write) for path in (TABLE, TEXT, PICTURE))
-    pd.DataFrame(found).to_csv(table, index=False, float_format="%.2f")
+    pd.DataFrame(found).to_csv(table, index=False, float_format="%.4f")
     record.write_atomic(words, text(found, len(todo())).encode())
     draw(picture, found)
     console.print(f"{table}, {words}, {picture}")

@@ -16,6 +16,7 @@ from dp.statistics.rescoring import chance
 
 ROOT = Path(__file__).parents[2]
 IMAGES, SEEDS, SAMPLES = 128, 3, 20
+ROW = "digits-diffpure-strict-linf-fbed583802"  # uniform purification of the main study, in results/measured
 LEVEL = REFUSED / len(SCORED)
 
 
@@ -63,17 +64,16 @@ def test_counts_that_do_not_fit():
 
 @functools.cache
 def chances() -> dict[str, np.ndarray]:
-    """The chance that a sample is right, of each image and seed, by condition: those of an archived row of protocol
-    strict, 128 images x 3 seeds x 20 samples. A sample of each kind is halved and added, so that no chance is 0 or 1.
+    """The chance that a sample is right, of each image and seed, by condition: those of one archived row of
+    protocol strict, 128 images x 3 seeds x 20 samples. A sample of each kind is halved and added, so that no chance is
+    0 or 1.
     """
-    for folder in sorted((ROOT / "results" / "measured").glob("digits-diffpure-strict-linf-*")):
-        held = archived.arrays(folder)
-        if held["defended.adv"].shape == (SEEDS, IMAGES, SAMPLES):
-            labels = held["labels"][None, :, None]
-            sides = {"robust": "defended.adv", "standard": "defended.clean", "null": "null.adv"}
-            right = {name: (held[side] == labels).sum(dim=2).flatten().numpy() for name, side in sides.items()}
-            return {name: (n + 0.5) / (SAMPLES + 1) for name, n in right.items()}
-    raise AssertionError("no archived row of 128 images x 3 seeds x 20 samples")
+    held = archived.arrays(ROOT / "results" / "measured" / ROW)
+    assert held["defended.adv"].shape == (SEEDS, IMAGES, SAMPLES)
+    labels = held["labels"][None, :, None]
+    sides = {"robust": "defended.adv", "standard": "defended.clean", "null": "null.adv"}
+    right = {name: (held[side] == labels).sum(dim=2).flatten().numpy() for name, side in sides.items()}
+    return {name: (n + 0.5) / (SAMPLES + 1) for name, n in right.items()}
 
 
 def refused(rng: np.random.Generator, raised: float = 0.0) -> tuple[bool, float]:
