@@ -175,17 +175,15 @@ def methods_of(side: str) -> tuple[Method, ...]:
 
 
 def todo() -> list[Run]:
-    """The runs that are not archived, the cheapest first; all of `strict` before the rest. A cost is relative to that
-    of `diffpure` under `strict`.
-    """
+    """The runs that are not archived, the cheapest first. A cost is relative to that of `diffpure` under `strict`."""
     cells = []
     for side in SIDES:
-        for method in sorted(methods_of(side), key=lambda m: m.cost):
+        for method in methods_of(side):
             given, more = overrides(method, side), side == "many"
             if given is not None and not archived(given):
                 cost = method.cost * RELATIVE[side]
                 cells.append(Run(" ".join(given), given, cost, more or (method.by_seed and side != "decision")))
-    return cells
+    return sorted(cells, key=lambda run: run.cost)
 
 
 def line(method: Method, side: str, baseline: pd.Series | None) -> dict | None:
