@@ -54,18 +54,17 @@ def measured_lines(images: int, whole: bool, device: str) -> Iterator[str]:
     )
 
 
-def here_lines(found: Estimate, start: float, workers: int, memory: float, alone: bool) -> Iterator[str]:
-    """The time and the memory of a run on this machine. `start`: seconds in which a process begins; `alone`: whether
-    its engine has no workers but these.
+def here_lines(found: Estimate, starts: Sequence[float], memory: float, alone: bool) -> Iterator[str]:
+    """The time and the memory of a run on this machine. `starts`: seconds in which each of its processes begins, this
+    one and, if there are several, its workers; `alone`: whether its engine has no workers but these.
     """
-    processes = 1 if workers == 1 else workers + 1
-    whole, begun = found.on(workers), start * min(processes, 2)
+    processes, workers = len(starts), max(1, len(starts) - 1)
     yield (
-        f"all of it: {clock(found.seconds + start * processes)}, of which {clock(start * processes)} to start "
+        f"all of it: {clock(found.seconds + sum(starts))}, of which {clock(sum(starts))} to start "
         f"{processes} process{'' if processes == 1 else 'es'}"
     )
     whose = "" if alone else " of this machine alone (the engine may have others)"
-    yield f"on {count_of(workers, 'worker')}{whose}: {clock(whole.seconds + begun)}"
+    yield f"on {count_of(workers, 'worker')}{whose}: {clock(found.on(workers).seconds + sum(starts[:2]))}"
     others = [count for count in (1, 2, 4, 8, 16) if count != workers]
     yield "on other numbers of such workers: " + ", ".join(f"{n}: {clock(found.on(n).seconds)}" for n in others)
     yield f"memory: about {memory / 1e9:.2g} GB in each process"

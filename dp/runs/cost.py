@@ -1,12 +1,8 @@
 """The cost of a run without the run: on this machine, measured, or on a GPU that is not here, by counted FLOPs."""
 
 import copy
-import resource
-import sys
 import time
 from collections.abc import Iterator
-
-import torch
 
 from dp.audit import battery
 from dp.defense.memory import bytes_per_call
@@ -29,7 +25,8 @@ from dp.runs.gpus import BYTES, COUNTS, GPUS, ROOM, SHARE, Gpu
 from dp.runs.keys import run_key
 from dp.runs.machine import shard_of, stays_here, workers_of
 from dp.runs.skeleton import denoiser_on_meta, without_files
-from dp.runs.timing import Measured, call_seconds, here_of
+from dp.runs.timing import call_seconds
+from dp.runs.together import Seen, seen_together
 from dp.runs.validate import check_setup
 from dp.weights.needed import missing
 
@@ -51,16 +48,17 @@ def show_here(config: dict) -> cost_report.Cell:
         console.print(cost_report.untrained_line(len(absent)))
     known, workers = without_files(config) if absent else config, workers_of(config)
     evaluation = build(known)
-    start = time.process_time()  # a worker imports and builds the same
-    found, here = here_of(config, evaluation, workers)
-    nfe = dry_nfe(evaluation.arms["defended"].attacked, evaluation.first)
-    for line in cost_report.measured_lines(found.images, found.whole, evaluation.device):
+    nfe, start = dry_nfe(evaluation.arms["defended"].attacked, evaluation.first), time.process_time()
+    seen = seen_together(known, evaluation, workers)
+    here = estimate(evaluation.of_shard(*shard_of(config), workers), seen.found.work)
+    for line in cost_report.measured_lines(seen.found.images, seen.found.whole, evaluation.device):
         console.print(line)
     console.print(cost_report.parts_table(here, "CPU time" if evaluation.device == "cpu" else "time"))
-    memory = _memory(config, evaluation, found, nfe)
-    for line in cost_report.here_lines(here, start, workers, memory, stays_here(config)):
+    memory = _memory(evaluation, seen, nfe)
+    starts = (start,) if workers == 1 else (start, *[seen.start] * workers)
+    for line in cost_report.here_lines(here, starts, memory, stays_here(config)):
         console.print(line)
-    for dtype, ratio in _other_precisions(known, evaluation, found.images):
+    for dtype, ratio in _other_precisions(known, evaluation, seen.found.images):
         console.print(cost_report.precision_line(dtype, ratio, here))
     longer = battery.due(config["audit"], evaluation, nfe)
     for line in cost_report.bounds(bool(evaluation.judge and evaluation.judge.retire), longer):
@@ -122,19 +120,15 @@ def counted(evaluation: Evaluation, size: Sizes) -> Counted:
     )
 
 
-def _memory(config: dict, evaluation: Evaluation, found: Measured, nfe: int) -> float:
+def _memory(evaluation: Evaluation, seen: Seen, nfe: int) -> float:
     """Bytes that one process needs at most: as measured, or what it stores for a gradient that was not taken."""
-    device, (attacked, _, _) = evaluation.device, evaluation.arms["defended"]
-    if device != "cpu":
-        most = torch.cuda.max_memory_allocated(device)
-    else:
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if found.whole:
-        return most
-    one = evaluation.first
+    if seen.found.whole:
+        return seen.memory
+    one, (attacked, _, _) = evaluation.first, evaluation.arms["defended"]
     each = bytes_per_call(attacked, one.x, Streams(one.ids, 0, "probe"))
     kept = [m.recompute.keep for m in attacked.modules() if isinstance(m, Denoiser) and m.memory == "recompute"]
-    return most + evaluation.lanes * attacked.draws_per_call * (min([nfe, *kept]) * each.call + each.classifier)
+    width = evaluation.lanes * attacked.draws_per_call
+    return seen.memory + width * (min([nfe, *kept]) * each.call + each.classifier)
 
 
 def _other_precisions(config: dict, evaluation: Evaluation, images: int) -> Iterator[tuple[str, float]]:

@@ -1,7 +1,6 @@
 """What the samples of a run cost on this machine, measured: the seconds of one worker."""
 
 import itertools
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -23,7 +22,8 @@ from dp.rng import Streams
 from dp.runs.machine import shard_of
 from dp.subset import Subset
 
-TURNS = 3  # calls whose median counts, after one that only warms up
+TURNS = (3, 30)  # calls whose mean counts, at least and at most, after one that only warms up
+LEAST = 1.0  # seconds that they take together, if that many do
 PATIENCE = 10.0  # seconds after which a call is not measured again, and that one measured gradient may take
 PART = 2.0  # seconds that one measured call of a network alone may take
 
@@ -121,17 +121,18 @@ class Clock:
         return time.perf_counter()
 
     def __call__(self, call: Callable[[], object]) -> float:
-        """The median seconds of some calls after the first, or the seconds of the first if it is long."""
+        """The mean seconds of some calls after the first, or the seconds of the first if it is long."""
         if self.compiled:
             call()
-        times, begin = [], self.now()
-        for _ in range(1 + TURNS):
-            start_time = self.now()
+        begin = first = self.now()
+        for turn in range(1 + TURNS[1]):
             call()
-            times.append(self.now() - start_time)
-            if self.now() - begin > PATIENCE:
+            now = self.now()
+            if turn == 0:
+                first = now
+            if now - begin > PATIENCE or (turn >= TURNS[0] and now - first >= LEAST):
                 break
-        return statistics.median(times[1:] or times)
+        return (now - first) / turn if turn else first - begin
 
 
 class Samples:

@@ -202,7 +202,7 @@ def main() -> int:
     if args.list:
         worklist.show(runs, console)
         return 0
-    worklist.make(runs, args.only, console)
+    worklist.make(runs, args, console)
     gone, lines = set(missing()), []
     for defense in DEFENSES:
         firsts = [] if (defense, Budget()) in gone else [finished(overrides(defense, Budget()))[1]]

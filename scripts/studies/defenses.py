@@ -133,7 +133,7 @@ TITLES = {
     "decision": "By decisions alone, one seed",
 }
 SIDES = tuple(TITLES)
-RELATIVE = {"strict": 1.0, "authors": 0.15, "many": MANY / IMAGES, "decision": 0.6}  # the cost of a run on each side
+RELATIVE = {"strict": 1.0, "authors": 0.15, "many": MANY / IMAGES, "decision": 4.0}  # the cost of a run on each side
 
 
 def overrides(method: Method, side: str) -> tuple[str, ...] | None:
@@ -292,7 +292,7 @@ def main() -> int:
     if args.list:
         worklist.show(runs, console)
         return 0
-    worklist.make(runs, args.only, console)
+    worklist.make(runs, args, console)
     found = lines()
     if not found:
         raise ValueError("need at least one archived defense, got none: start the study without --only 0")

@@ -70,7 +70,7 @@ def main() -> int:
     if args.list:
         worklist.show(runs, console)
         return 0
-    worklist.make(runs, args.only, console)
+    worklist.make(runs, args, console)
     found = {name: {v: figures(o) for v, o in runs.items() if archived(o)} for name, runs in cells().items()}
     if not any(found.values()):
         raise ValueError("need at least one archived cell, got none: start the study without --only 0")

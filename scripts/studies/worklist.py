@@ -1,12 +1,13 @@
 """The runs of a study that are not archived yet: `--list` shows them, and each start makes some of them."""
 
 import argparse
+import os
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import outputs
-from cells import RESULTS, by_seed, finished
+from cells import RESULTS, by_seed, finished, side_by_side
 from rich.console import Console
 
 from dp.output import record, report
@@ -26,9 +27,16 @@ class Run(NamedTuple):
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """A study's parser, with --write, --only and --list."""
+    """A study's parser, with --write, --only, --at-once and --list."""
     made = outputs.parser(description)
     made.add_argument("--only", type=int, default=None, metavar="N", help="at most N runs in this start")
+    made.add_argument(
+        "--at-once",
+        type=outputs.at_least_one,
+        default=1,
+        metavar="N",
+        help="runs side by side, which share the cores (1)",
+    )
     made.add_argument("--list", action="store_true", help="show the runs that are not archived, and make none")
     return made
 
@@ -44,13 +52,22 @@ def show(runs: Sequence[Run], console: Console) -> None:
         console.print(f"{run.cost:5.1f} x cost: {run.name}")
 
 
-def make(runs: Sequence[Run], only: int | None, console: Console) -> None:
-    """Make the first `only` of the missing runs, or all, and archive each when it ends."""
+def make(runs: Sequence[Run], args: argparse.Namespace, console: Console) -> None:
+    """Make the first `args.only` of the missing runs, or all, `args.at_once` side by side on equal parts of the cores:
+    one run alone leaves cores idle while it begins and is audited. Each is archived when it ends.
+    """
     whole, done, begun = sum(run.cost for run in runs), 0.0, time.monotonic()
     console.print(f"{len(runs)} runs are missing, {whole:.0f} times the cost of one")
-    for run in runs[:only]:
-        summary, _ = (by_seed if run.by_seed else finished)(run.given)
-        done += run.cost
+    costs, some = {run.name: run.cost for run in runs}, runs[: args.only]
+    workers = max(1, (os.cpu_count() or 1) // args.at_once)
+    calls = {run.name: (run, workers) for run in some}
+    for name, summary in side_by_side(made, calls, args.at_once) if calls else ():
+        done += costs[name]
         left = (time.monotonic() - begun) / done * (whole - done)
         robust = summary["robust"][RULE]["value"]
-        console.print(f"{run.name}: {robust:.1f} % robust; {report.clock(left)} to go for all")
+        console.print(f"{name}: {robust:.1f} % robust; {report.clock(left)} to go for all")
+
+
+def made(run: Run, workers: int) -> dict:
+    """The summary of a run, which is archived."""
+    return (by_seed if run.by_seed else finished)(run.given, workers)[0]

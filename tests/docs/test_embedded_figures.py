@@ -8,6 +8,7 @@ import torch
 
 from dp.attacks.pgd_eot import PGD
 from dp.canvas import held_out
+from dp.commands import train
 from dp.datasets import digits
 from dp.diffusion.sampling import to_pm1
 from dp.evaluation.evaluate import Evaluation
@@ -104,3 +105,16 @@ def test_adversarial_training_on_digits():
         clean, found = ((classifier(x).argmax(1) == test.y).float().mean().item() for x in (test.x, x_adv))
     assert round(100 * clean, 1) == standard
     assert 100 * found == pytest.approx(robust, abs=1.0)
+
+
+def test_the_wide_classifier_of_digits_is_trained_by_its_recipe(tmp_path, capsys):
+    """Its weights are not in the repository, so its recipe makes them."""
+    conf = DOCS.parent / "conf"
+    quoted = [
+        figures((conf / file).read_text(), r"([\d.]+) % of (?:the )?512 test images")
+        for file in ("training/digits_wide.yaml", "classifier/digits_wide.yaml")
+    ]
+    words = ["dataset=digits", "model=classifier", "classifier=digits_wide"]
+    assert train.main([*words, f"out={tmp_path}/wide.safetensors", f"results={tmp_path}"]) == 0
+    (accuracy,) = figures(capsys.readouterr().out, r"classifier: ([\d.]+) % of 512 test images")
+    assert quoted == [[accuracy], [accuracy]]

@@ -31,7 +31,10 @@ LONG = {
         test_straight_through_clamp_is_not_the_derivative
     """,
     "diffusion/test_checkpointing.py": "test_torchs_own_check_of_first_and_second_derivatives",
-    "docs/test_embedded_figures.py": "test_the_bare_classifier_of_canvas_under_attack",
+    "docs/test_embedded_figures.py": """
+        test_the_bare_classifier_of_canvas_under_attack
+        test_the_wide_classifier_of_digits_is_trained_by_its_recipe
+    """,
     "docs/test_extending.py": """
         test_a_faulty_plug_in_fails_its_contract_in_sentences
         test_an_example_runs_outside_the_tree
