@@ -124,15 +124,14 @@ class Clock:
         """The mean seconds of some calls after the first, or the seconds of the first if it is long."""
         if self.compiled:
             call()
-        begin = first = self.now()
-        for turn in range(1 + TURNS[1]):
+        begin = self.now()
+        call()
+        first = now = self.now()
+        turns = 0
+        while turns < TURNS[1] and now - begin <= PATIENCE and (turns < TURNS[0] or now - first < LEAST):
             call()
-            now = self.now()
-            if turn == 0:
-                first = now
-            if now - begin > PATIENCE or (turn >= TURNS[0] and now - first >= LEAST):
-                break
-        return (now - first) / turn if turn else first - begin
+            turns, now = turns + 1, self.now()
+        return (now - first) / turns if turns else first - begin
 
 
 class Samples:
