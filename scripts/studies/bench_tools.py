@@ -138,7 +138,7 @@ def in_format(evaluation: Evaluation, memory_format: torch.memory_format) -> Eva
 
 def random_config(*overrides: str, images: int) -> dict:
     """A configuration of CIFAR-10 that needs no file: the networks have random weights, and the images are random."""
-    config = compose.composed("dataset=cifar10", f"protocol.images={images}", *overrides)
+    config = compose.composed("dataset=cifar10", "rng=1", f"protocol.images={images}", *overrides)
     for group in ("denoiser", "classifier"):
         config[group]["net"] = {k: v for k, v in config[group]["net"]["net"].items() if k != "_partial_"}
     config["dataset"]["loader"] = {"_target_": "bench_tools.random_images", "images": images}

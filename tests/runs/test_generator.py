@@ -6,6 +6,7 @@ import torch
 from dp.output.report import caveat_lines
 from dp.rng import Streams
 from dp.runs.build import build
+from dp.runs.by_dataset import shipped
 from dp.runs.caveats import caveats_of
 from dp.runs.validate import check_precision
 from tests.helpers.compose import TINY, composed, setup
@@ -37,6 +38,13 @@ def test_the_versions_have_other_noise():
         groups.append(evaluation.run(evaluation.plan()[0]))
     assert not torch.equal(groups[0].adv, groups[1].adv)
     assert torch.allclose(groups[0].adv.mean(), groups[1].adv.mean(), atol=1)
+
+
+def test_small_datasets_have_the_generator_of_the_cpu_and_the_others_that_of_a_gpu():
+    found = {name: composed(f"dataset={name}")["rng"] for name in sorted(shipped())}
+    small = {"digits", "digits_tuning", "canvas"}
+    assert found == {name: 1 if name in small else 2 for name in shipped()}
+    assert composed("dataset=cifar10", "rng=1")["rng"] == 1
 
 
 def test_a_row_says_so():
