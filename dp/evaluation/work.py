@@ -195,8 +195,8 @@ def priced(evaluation: Evaluation, pricing: Prices) -> dict[str, Costs]:
 
 
 def relative_cost(model: Defended, x: Tensor) -> float:
-    """The time of one evaluation of the classifier over that of the denoiser, for an image x (1,C,H,W); 1 without, and
-    0 for a classifier whose own evaluations of a denoiser are counted.
+    """The time of one evaluation of the classifier over that of the denoiser, to one digit, because it is a measured
+    time; for an image x (1,C,H,W). 1 without a denoiser, 0 for a classifier whose own evaluations of one are counted.
     """
     if model.classifier_nfe:
         return 0.0
@@ -213,7 +213,8 @@ def relative_cost(model: Defended, x: Tensor) -> float:
         return min(times)
 
     with torch.no_grad():
-        return seconds(lambda: model.classifier(x)) / max(seconds(lambda: denoiser(x, 1.0)), 1e-9)
+        ratio = seconds(lambda: model.classifier(x)) / max(seconds(lambda: denoiser(x, 1.0)), 1e-9)
+    return float(f"{ratio:.1g}")
 
 
 def slots(unit: Unit, lanes: int) -> int:

@@ -11,7 +11,9 @@ import switches
 from rich.console import Console
 
 from dp.audit.battery import checks
+from dp.evaluation.work import Pricing, in_evaluations, priced, total
 from dp.output import report
+from dp.runs.build import build
 from dp.runs.keys import run_key
 from dp.statistics.intervals import interval
 from tests.docs import figures
@@ -72,6 +74,15 @@ def test_the_row_of_the_readme_is_the_archived_run_of_its_command():
     row, said = ([line.strip() for line in text.splitlines() if line.strip()] for text in (shown.export_text(), block))
     assert row[0] in said
     assert row[: len(said) - said.index(row[0])] == said[said.index(row[0]) :]
+
+
+def test_the_readme_says_how_much_work_its_row_is():
+    """For whatever the classifier's measured cost is, within reason."""
+    made = build(composed())
+    for ratio in (0.6, 0.7, 0.8):
+        work = priced(made, Pricing(made.first, in_evaluations(ratio)))
+        line = report.work_line(total(made.plan(), work, made.lanes))
+        assert f"\n{line}\n" in (ROOT / "README.md").read_text()
 
 
 def test_the_readme_says_how_many_checks_there_are():
