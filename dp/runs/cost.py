@@ -56,7 +56,8 @@ def show_here(config: dict) -> cost_report.Cell:
     console.print(cost_report.parts_table(here, "CPU time" if evaluation.device == "cpu" else "time"))
     memory = _memory(evaluation, seen, nfe)
     starts = (start,) if workers == 1 else (start, *[seen.start] * workers)
-    for line in cost_report.here_lines(here, starts, memory, stays_here(config)):
+    alone = stays_here(config)
+    for line in cost_report.here_lines(here, starts, memory, alone):
         console.print(line)
     for dtype, ratio in _other_precisions(known, evaluation, seen.found.images):
         console.print(cost_report.precision_line(dtype, ratio, here))
@@ -64,7 +65,8 @@ def show_here(config: dict) -> cost_report.Cell:
     for line in cost_report.bounds(bool(evaluation.judge and evaluation.judge.retire), longer):
         console.print(line)
     together = here.on(workers).seconds
-    return {"one": "worker", "several": workers, "seconds": here.seconds, "together": together, "memory": memory}
+    one = "worker" if alone else "worker of this machine"
+    return {"one": one, "several": workers, "seconds": here.seconds, "together": together, "memory": memory}
 
 
 def show_on(config: dict, name: str) -> cost_report.Cell:

@@ -132,8 +132,8 @@ def test_a_run_tells_the_estimate_the_workers_of_its_engine(monkeypatch, tmp_pat
 def said(monkeypatch, *overrides):
     out = io.StringIO()
     monkeypatch.setattr(cost, "console", Console(file=out, width=150))
-    cost.show_cost(setup(*overrides))
-    return out.getvalue()
+    cell = cost.show_cost(setup(*overrides))
+    return out.getvalue(), cell
 
 
 def test_nothing_is_attacked_or_written(monkeypatch, tmp_path):
@@ -141,7 +141,7 @@ def test_nothing_is_attacked_or_written(monkeypatch, tmp_path):
         raise AssertionError("an attack was run")
 
     monkeypatch.setattr("dp.evaluation.slots.Slots.run", no_attack)
-    text = said(monkeypatch, *TINY, "cost=true", f"results={tmp_path / 'runs'}", "workers=1")
+    text, _ = said(monkeypatch, *TINY, "cost=true", f"results={tmp_path / 'runs'}", "workers=1")
     assert "measured on cpu" in text
     assert "on 1 worker:" in text
     assert not [*tmp_path.iterdir()]
@@ -153,9 +153,10 @@ def test_the_cost_asks_no_cluster_and_says_whose_workers_it_means(engine, monkey
         raise AssertionError("a cluster was asked")
 
     monkeypatch.setattr(Ray, "workers", no_cluster)
-    text = said(monkeypatch, *TINY, "cost=true", "workers=2", f"engine={engine}")
+    text, cell = said(monkeypatch, *TINY, "cost=true", "workers=2", f"engine={engine}")
     alone = " of this machine alone (the engine may have others)" if engine == "ray" else ""
     assert f"on 2 workers{alone}: " in text
+    assert cell["one"] == ("worker of this machine" if engine == "ray" else "worker")
 
 
 def test_a_gpu_needs_neither_itself_nor_files(monkeypatch):
@@ -163,7 +164,7 @@ def test_a_gpu_needs_neither_itself_nor_files(monkeypatch):
         raise AssertionError("a file was read")
 
     monkeypatch.setattr("dp.weights.checkpoints.read", no_file)
-    text = said(monkeypatch, *TINY, "cost=rtx4090")
+    text, _ = said(monkeypatch, *TINY, "cost=rtx4090")
     assert "hours on rtx4090" in text
     assert "165.2 x 0.4" in text
     assert "6 units; the longest takes" in text
