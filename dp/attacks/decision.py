@@ -111,6 +111,9 @@ class Decision(Attack):
     def criterion(self) -> str:
         return "the majority of"
 
+    def countable(self) -> "Attack":
+        return _Found(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+
     def current(self, state: State) -> State:
         return state._replace(x_adv=state.now)
 
@@ -232,6 +235,14 @@ class Decision(Attack):
     def _halvings(self, x: Tensor, norm: str) -> int:
         """Halvings after which a binary search has come to `theta`."""
         return min(MOST_HALVINGS, math.ceil(-math.log2(self._theta(x, norm))))
+
+
+class _Found(Decision):
+    """The attack from a point that counts as misclassified, so that every iteration has both of its searches."""
+
+    def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+        one = x.new_ones(len(x))
+        return super().start(model, x, y, threat, rng)._replace(found=one > 0, far=one, least=one)
 
 
 class _Asking:

@@ -120,6 +120,23 @@ def test_the_work_of_the_autoattack_package_is_that_of_its_real_calls(alone):
     assert seen[0] / len(unit.ids) == pytest.approx(work["defended"].total, rel=0.05)
 
 
+def test_the_work_of_decisions_is_that_of_an_attack_with_a_start():
+    """Digits are misclassified under uniform noise, so every iteration has its searches beside the direction. The search
+    for a step counts with all of its halvings, after which it gives up.
+    """
+    words = ("purifier=diffpure", "purifier.steps=1", "dataset.draws_per_call=3", "memory=store")
+    attack = ("attack=decision", "attack.iterations=4", "attack.directions=10", "attack.eot=3", "attack.confirm=3")
+    small = [word for word in TINY if not word.startswith("attack.")]
+    evaluation = build(composed(*small, *words, *attack))
+    seen, counted = [0], costs(evaluation, in_evaluations(0.0))["defended"]
+    denoiser = evaluation.arms["defended"].scored.denoiser
+    assert denoiser is not None
+    denoiser.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    unit = evaluation.plan()[0]
+    evaluation.run(unit)
+    assert 0.5 * counted.total < sum(seen) / len(unit.ids) <= counted.total
+
+
 def test_steps_that_are_not_counted_cost_as_much_as_the_others():
     long = Costs(10**9, (5.0, 7.0, 9.0), 3.0)
     assert long.attack(2) == 9
