@@ -195,8 +195,9 @@ def priced(evaluation: Evaluation, pricing: Prices) -> dict[str, Costs]:
 
 
 def relative_cost(model: Defended, x: Tensor) -> float:
-    """The time of one evaluation of the classifier over that of the denoiser, to one digit, because it is a measured
-    time; for an image x (1,C,H,W). 1 without a denoiser, 0 for a classifier whose own evaluations of one are counted.
+    """The time of one evaluation of the classifier over that of the denoiser, for an image x (1,C,H,W). Times vary, so
+    it is rounded: to tenths, and below 1 to one digit. 1 without a denoiser; 0 for a classifier whose own evaluations
+    of a denoiser are counted.
     """
     if model.classifier_nfe:
         return 0.0
@@ -214,7 +215,7 @@ def relative_cost(model: Defended, x: Tensor) -> float:
 
     with torch.no_grad():
         ratio = seconds(lambda: model.classifier(x)) / max(seconds(lambda: denoiser(x, 1.0)), 1e-9)
-    return float(f"{ratio:.1g}")
+    return round(ratio, 1) if ratio >= 1 else float(f"{ratio:.1g}")
 
 
 def slots(unit: Unit, lanes: int) -> int:

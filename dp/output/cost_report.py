@@ -64,9 +64,9 @@ def here_lines(found: Estimate, starts: Sequence[float], memory: float, alone: b
         f"{processes} process{'' if processes == 1 else 'es'}"
     )
     whose = "" if alone else " of this machine alone (the engine may have others)"
-    yield f"on {count_of(workers, 'worker')}{whose}: {clock(found.on(workers).seconds + sum(starts[:2]))}"
+    yield f"on {count_of(workers, 'worker')}{whose}: {_together(found, starts, workers)}"
     others = [count for count in (1, 2, 4, 8, 16) if count != workers]
-    yield "on other numbers of such workers: " + ", ".join(f"{n}: {clock(found.on(n).seconds)}" for n in others)
+    yield "on other numbers of such workers: " + ", ".join(f"{n}: {_together(found, starts, n)}" for n in others)
     yield f"memory: about {memory / 1e9:.2g} GB in each process"
 
 
@@ -124,6 +124,11 @@ def gpu_lines(own: OnGpus, counts: Sequence[int], source: str) -> Iterator[str]:
     idle = ", ".join(f"{100 * own.estimate.on(count).idle:.0f} % on {count}" for count in counts)
     yield f"idle at the end, of all GPU time: {idle}"
     yield f"{count_of(len(units), 'unit')}; the longest takes {clock(max(units))}, so that no number of GPUs takes less"
+
+
+def _together(found: Estimate, starts: Sequence[float], workers: int) -> str:
+    """The time on so many workers, from the start of this process on and, if there are several, of a worker."""
+    return clock(found.on(workers).seconds + starts[0] + (starts[-1] if workers > 1 else 0.0))
 
 
 def _share(seconds: float, found: Estimate) -> str:

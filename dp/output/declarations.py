@@ -60,7 +60,9 @@ def _classifier_lines(config: dict) -> list[str]:
 
 
 def network_lines(config: dict) -> list[str]:
-    """A line for each setting under which networks and noise have other numbers than by default."""
+    """A line for each setting under which networks and noise have other numbers than in float32 with rng=1, as plain
+    networks.
+    """
     lines = []
     attacked, scored = config["dtype"], config.get("scored_dtype", config["dtype"])  # older runs had one for both
     if (attacked, scored) != ("float32", "float32"):

@@ -46,11 +46,13 @@ def show_here(config: dict) -> cost_report.Cell:
     absent = missing(config)
     if absent:
         console.print(cost_report.untrained_line(len(absent)))
-    known, workers = without_files(config) if absent else config, workers_of(config)
+    known = without_files(config) if absent else config
     evaluation = build(known)
+    shard = evaluation.of_shard(*shard_of(config), workers_of(config))
+    workers = min(workers_of(config), len(shard.plan()))  # a run starts no more than it has units
     nfe, start = dry_nfe(evaluation.arms["defended"].attacked, evaluation.first), time.process_time()
     seen = seen_together(known, evaluation, workers)
-    here = estimate(evaluation.of_shard(*shard_of(config), workers), seen.found.work)
+    here = estimate(shard, seen.found.work)
     for line in cost_report.measured_lines(seen.found.images, seen.found.whole, evaluation.device):
         console.print(line)
     console.print(cost_report.parts_table(here, "CPU time" if evaluation.device == "cpu" else "time"))

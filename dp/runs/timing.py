@@ -87,7 +87,7 @@ def network_rates(evaluation: Evaluation, images: int) -> Rates:
     if denoisers:
         forward, gradient = call_seconds(denoisers[0], evaluation, images)
     elif nfe := dry_run(scored, evaluation.first).nfe:
-        rng = Streams(list(range(images)), 0, "dry")
+        rng = Streams(list(range(images)), 0, "dry", evaluation.rng)
         forward = clock(lambda: scored.purified(x, rng, 1)) / images / nfe
         gradient = (1 + BACKWARD) * forward
     if not scored.classifier_nfe:
@@ -160,7 +160,7 @@ class Samples:
         turns = itertools.count()  # each turn draws noise of its own, as in the run
 
         def call() -> None:
-            rng = Streams(ids, next(turns), "dry")
+            rng = Streams(ids, next(turns), "dry", self.evaluation.rng)
             if y is not None:
                 model.loss_gradient(x, y, rng, samples)
                 return

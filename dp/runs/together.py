@@ -7,7 +7,9 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from threading import BrokenBarrierError
 from typing import Any
 
 import torch
@@ -33,8 +35,8 @@ class Seen:
 
 
 def seen_together(config: dict, evaluation: Evaluation, workers: int) -> Seen:
-    """The mean of what all workers of a run on this machine measure at once. One worker, and GPUs, of which none slows
-    another: this process measures, with its `evaluation`.
+    """The mean of what all workers of a run on this machine measure at once. With one worker, or on a GPU, this process
+    measures alone, with its `evaluation`. Raises the error of a worker, and OSError if a worker died.
     """
     if workers == 1 or evaluation.device != "cpu":
         start = time.process_time()
@@ -42,8 +44,24 @@ def seen_together(config: dict, evaluation: Evaluation, workers: int) -> Seen:
     context = multiprocessing.get_context("spawn")
     gate, before = (context.Barrier(workers),), _of_children()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=gate) as pool:
-        found, spent, memory = zip(*pool.map(_seen, [config] * workers), strict=True)
+        try:
+            found, spent, memory = zip(*_results([pool.submit(_seen, config) for _ in range(workers)]), strict=True)
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()  # a stopped command does not wait for them
+            raise
     return Seen(_mean(found), (_of_children() - before - sum(spent)) / workers, max(memory))
+
+
+def _results(futures: Sequence[Future]) -> list[tuple[Measured, float, float]]:
+    """What all workers return. Raises the first error that is not the end of the others' waiting."""
+    wait(futures)
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if any(isinstance(error, BrokenProcessPool) for error in errors):
+        raise OSError("a measuring process died, perhaps out of memory: workers=1 measures in one process alone")
+    for error in sorted(errors, key=lambda error: isinstance(error, BrokenBarrierError)):
+        raise error
+    return [future.result() for future in futures]
 
 
 def _begin(gate: Any) -> None:
@@ -54,7 +72,11 @@ def _begin(gate: Any) -> None:
 
 def _seen(config: dict) -> tuple[Measured, float, float]:
     """What was measured, the CPU seconds for it, and the most bytes."""
-    evaluation = build(config)
+    try:
+        evaluation = build(config)
+    except BaseException:
+        _gate.abort()  # the others wait for this one
+        raise
     _gate.wait()
     before = time.process_time()
     found = measured(evaluation)
@@ -75,8 +97,10 @@ def _most(device: str) -> float:
 
 
 def _mean(each: Sequence[Measured]) -> Measured:
-    work = {arm: _mean_costs([one.work[arm] for one in each]) for arm in each[0].work}
-    return each[0]._replace(work=work, whole=all(one.whole for one in each))
+    """The mean of measurements of one kind: of whole samples only if all are."""
+    whole = all(one.whole for one in each)
+    same = [one for one in each if one.whole == whole]
+    return same[0]._replace(work={arm: _mean_costs([one.work[arm] for one in same]) for arm in same[0].work})
 
 
 def _mean_costs(each: Sequence[Costs]) -> Costs:

@@ -32,7 +32,7 @@ SECONDS = {"h": 3600, "min": 60, "s": 1}
 def run(*words: str) -> tuple[str, float]:
     """What a run of `run.py` prints, and the CPU seconds of its processes. Raises ValueError if it fails."""
     begin = resource.getrusage(resource.RUSAGE_CHILDREN)
-    given = [sys.executable, "run.py", *words, "audit=false"]
+    given = [sys.executable, "run.py", *words, "workers=2", "audit=false"]
     done = subprocess.run(given, cwd=RESULTS.parent, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"need a run that ends well, got {done.stderr.strip()}: {' '.join(words)}")

@@ -52,7 +52,7 @@ TF32, BFLOAT16 = ((f"dtype={name}", f"scored_dtype={name}") for name in ("tf32",
 SWITCHES = ("rng=2", "compile=true")  # noise from the device; compiled networks
 NOISE, AGREEMENT = "noise of rng=2 on both devices", "estimate and repetition, bfloat16"
 OFF = 0.15  # share of the truth by which the estimate may be off
-RUN = (*BFLOAT16, "attack.iterations=2", "attack.eot=4", "protocol.votes=4", "protocol.seeds=[0]")
+RUN = (*BFLOAT16, "rng=2", "attack.iterations=2", "attack.eot=4", "protocol.votes=4", "protocol.seeds=[0]")
 
 
 def lines() -> dict[str, tuple[str, ...]]:

@@ -1,7 +1,6 @@
 """The runs of a study that are not archived yet: `--list` shows them, and each start makes some of them."""
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from rich.console import Console
 from dp.output import record, report
 from dp.runs import compose
 from dp.runs.keys import run_key
+from dp.runs.machine import workers_of
 
 RULE = "average"  # of fresh samples: the figure that is shown when a run ends
 
@@ -59,7 +59,8 @@ def make(runs: Sequence[Run], args: argparse.Namespace, console: Console) -> Non
     whole, done, begun = sum(run.cost for run in runs), 0.0, time.monotonic()
     console.print(f"{len(runs)} runs are missing, {whole:.0f} times the cost of one")
     costs, some = {run.name: run.cost for run in runs}, runs[: args.only]
-    workers = max(1, (os.cpu_count() or 1) // args.at_once)
+    here = workers_of({"workers": "auto", "device": "auto"})
+    workers = "auto" if args.at_once == 1 else max(1, here // args.at_once)
     calls = {run.name: (run, workers) for run in some}
     for name, summary in side_by_side(made, calls, args.at_once) if calls else ():
         done += costs[name]
@@ -68,6 +69,6 @@ def make(runs: Sequence[Run], args: argparse.Namespace, console: Console) -> Non
         console.print(f"{name}: {robust:.1f} % robust; {report.clock(left)} to go for all")
 
 
-def made(run: Run, workers: int) -> dict:
+def made(run: Run, workers: int | str) -> dict:
     """The summary of a run, which is archived."""
     return (by_seed if run.by_seed else finished)(run.given, workers)[0]

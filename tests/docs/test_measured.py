@@ -6,6 +6,7 @@ from io import StringIO
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import switches
 from rich.console import Console
@@ -74,6 +75,17 @@ def test_the_row_of_the_readme_is_the_archived_run_of_its_command():
     row, said = ([line.strip() for line in text.splitlines() if line.strip()] for text in (shown.export_text(), block))
     assert row[0] in said
     assert row[: len(said) - said.index(row[0])] == said[said.index(row[0]) :]
+
+
+def test_the_deviation_of_me_net_says_what_each_gradient_finds():
+    (said,) = re.findall(
+        r"`strict` leaves ([\d.]+) % by the exact gradient, ([\d.]+) % by the projection and ([\d.]+) % by BPDA",
+        page("docs/deviations.md"),
+    )
+    table = pd.read_csv(figures.MEASURED.parent / "tables" / "defenses.csv").set_index(["side", "method"])["average"]
+    found = [table["strict", name] for name in ("ME-Net", "ME-Net, projection", "ME-Net, BPDA")]
+    assert said == tuple(f"{value:.1f}" for value in found)
+    assert min(found) == found[2]
 
 
 def test_the_readme_says_how_much_work_its_row_is():

@@ -121,8 +121,8 @@ def test_the_work_of_the_autoattack_package_is_that_of_its_real_calls(alone):
 
 
 def test_the_work_of_decisions_is_that_of_an_attack_with_a_start():
-    """Digits are misclassified under uniform noise, so every iteration has its searches beside the direction. The search
-    for a step counts with all of its halvings, after which it gives up.
+    """Digits are misclassified under uniform noise, so every iteration has its searches beside the direction. The
+    search for a step counts with all of its halvings, after which it gives up.
     """
     words = ("purifier=diffpure", "purifier.steps=1", "dataset.draws_per_call=3", "memory=store")
     attack = ("attack=decision", "attack.iterations=4", "attack.directions=10", "attack.eot=3", "attack.confirm=3")

@@ -20,6 +20,17 @@ def results(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_run_whose_rows_were_all_there_is_audited_after_it(asked, results, monkeypatch):
+    """Nothing was attacked, so nothing was audited before the attack."""
+    calls = []
+    monkeypatch.setattr(cells, "judged", lambda setup, folder: calls.append(folder) or {"audited": None})
+    monkeypatch.setattr(cells, "archive", lambda folder, into: folder)
+    monkeypatch.setattr(cells.record, "read_summary", lambda folder: {})
+    cells.finished((*SMALL[:-1], f"audit={str(asked).lower()}"), 1)
+    assert len(calls) == 1 + asked
+
+
 def test_a_run_by_seeds_is_the_run(results):
     summary, copy = cells.by_seed(SMALL, 1)
     assert list((results / "measured").iterdir()) == [copy]  # the seeds are no longer there
