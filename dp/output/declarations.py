@@ -60,9 +60,7 @@ def _classifier_lines(config: dict) -> list[str]:
 
 
 def network_lines(config: dict) -> list[str]:
-    """A line for each setting under which networks and noise have other numbers than in float32 with rng=1, as plain
-    networks.
-    """
+    """A line for each precision, generator and compiler that gives other numbers than float32, rng=1 and none."""
     lines = []
     attacked, scored = config["dtype"], config.get("scored_dtype", config["dtype"])  # older runs had one for both
     if (attacked, scored) != ("float32", "float32"):

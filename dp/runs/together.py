@@ -7,9 +7,6 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from threading import BrokenBarrierError
 from typing import Any
 
 import torch
@@ -17,10 +14,10 @@ import torch
 from dp.evaluation.evaluate import Evaluation
 from dp.evaluation.work import Costs
 from dp.runs.build import build
+from dp.runs.engines.interface import sendable
+from dp.runs.signals import spared, undisturbed
 from dp.runs.timing import Measured, measured
-from dp.runs.workers import follow_parent
-
-_gate: Any = None  # of a worker: where it waits for the others, so that all measure at the same time
+from dp.runs.workers import end, follow_parent, listen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,46 +38,35 @@ def seen_together(config: dict, evaluation: Evaluation, workers: int) -> Seen:
     if workers == 1 or evaluation.device != "cpu":
         start = time.process_time()
         return Seen(measured(evaluation), start, _most(evaluation.device))
-    context = multiprocessing.get_context("spawn")
-    gate, before = (context.Barrier(workers),), _of_children()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=gate) as pool:
-        try:
-            found, spent, memory = zip(*_results([pool.submit(_seen, config) for _ in range(workers)]), strict=True)
-        except BaseException:
-            for child in multiprocessing.active_children():
-                child.terminate()  # a stopped command does not wait for them
-            raise
+    context, before = multiprocessing.get_context("spawn"), _of_children()
+    seen: list[tuple[Measured, float, float]] = []
+    with spared():
+        events = context.Queue()
+        processes = [context.Process(target=_measure, args=(config, events), daemon=True) for _ in range(workers)]
+        for process in processes:
+            process.start()
+    try:
+        listen(processes, events, seen.append)
+        for process in processes:
+            process.join()
+    finally:
+        with undisturbed():
+            end(processes)
+    found, spent, memory = zip(*seen, strict=True)
     return Seen(_mean(found), (_of_children() - before - sum(spent)) / workers, max(memory))
 
 
-def _results(futures: Sequence[Future]) -> list[tuple[Measured, float, float]]:
-    """What all workers return. Raises the first error that is not the end of the others' waiting."""
-    wait(futures)
-    errors = [error for future in futures if (error := future.exception()) is not None]
-    if any(isinstance(error, BrokenProcessPool) for error in errors):
-        raise OSError("a measuring process died, perhaps out of memory: workers=1 measures in one process alone")
-    for error in sorted(errors, key=lambda error: isinstance(error, BrokenBarrierError)):
-        raise error
-    return [future.result() for future in futures]
-
-
-def _begin(gate: Any) -> None:
-    global _gate
-    _gate = gate
+def _measure(config: dict, events: Any) -> None:
+    """In a worker: put what was measured, the CPU seconds for it and the most bytes, and None; or the error."""
     follow_parent()
-
-
-def _seen(config: dict) -> tuple[Measured, float, float]:
-    """What was measured, the CPU seconds for it, and the most bytes."""
     try:
         evaluation = build(config)
-    except BaseException:
-        _gate.abort()  # the others wait for this one
-        raise
-    _gate.wait()
-    before = time.process_time()
-    found = measured(evaluation)
-    return found, time.process_time() - before, _most(evaluation.device)
+        before = time.process_time()
+        found = measured(evaluation)
+        events.put((found, time.process_time() - before, _most(evaluation.device)))
+        events.put(None)
+    except BaseException as error:
+        events.put(sendable(error))
 
 
 def _of_children() -> float:

@@ -6,7 +6,8 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -48,13 +49,13 @@ def run_units(work: Work, evaluation: Evaluation, places: Sequence[str], on_even
         for process in processes:
             process.start()
     try:
-        _listen(processes, events, on_event)
+        listen(processes, events, on_event)
     finally:
         with undisturbed():
-            _end(processes)
+            end(processes)
 
 
-def _end(processes: list) -> None:
+def end(processes: list) -> None:
     """Stop the workers, which save their state first. One that does not end in time is killed."""
     until = time.monotonic() + PATIENCE
     for process in processes:
@@ -66,7 +67,10 @@ def _end(processes: list) -> None:
             process.join()
 
 
-def _listen(processes: list, events, on_event: OnEvent) -> None:
+def listen(processes: list, events, on_event: Callable[[Any], None]) -> None:
+    """Hand on what the workers put into `events`, until each has put None. Raises an error that one put there, and
+    OSError if one died.
+    """
     working = len(processes)
     while working:
         try:

@@ -5,7 +5,6 @@ because the speed of a shared core changes within minutes. It writes results/tab
 results/measured/cost.json. Nothing else should work meanwhile. It takes about twelve minutes on two cores.
 """
 
-import json
 import re
 import resource
 import subprocess
@@ -16,7 +15,6 @@ from statistics import fmean
 import outputs
 from cells import RESULTS, markdown
 
-from dp.output import record
 from dp.output.console import console
 from dp.runs.errors import command
 
@@ -74,11 +72,7 @@ def main() -> int:
     """The command. Returns 0 when the table is written."""
     args = outputs.parser(__doc__).parse_args()
     runs = [measured(words) for words in RUNS]
-    times, table = outputs.target(TIMES, args.write), outputs.target(TABLE, args.write)
-    record.write_atomic(times, json.dumps(runs, indent=1).encode())
-    record.write_atomic(table, text(runs).encode())
-    console.print(text(runs))
-    console.print(f"written: {times}, {table}")
+    outputs.write_measured(TIMES, runs, TABLE, text(runs), args.write)
     return 0
 
 

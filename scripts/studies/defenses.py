@@ -279,6 +279,7 @@ def draw(path: Path, found: list[dict]) -> None:
         ax.annotate(method.name, where, xytext=(5, -3), textcoords="offset points", fontsize=8)
     ax.set(xlabel="standard accuracy, average of 20 (%)", ylabel="robust accuracy, average of 20 (%)")
     ax.set_title("digits, linf 32/255: under strict (dot) and under the published attack (ring)", fontsize=10)
+    ax.margins(x=0.15)  # room for the names
     ax.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

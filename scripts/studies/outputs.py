@@ -1,7 +1,11 @@
 """What studies share: where they write (a new file, or with --write the one in the repository), and counts."""
 
 import argparse
+import json
 from pathlib import Path
+
+from dp.output import record
+from dp.output.console import console
 
 NEW = Path(__file__).parents[2] / "results" / "studies"  # not in git
 FEWEST = 100  # replicates below which a share means nothing
@@ -43,6 +47,15 @@ def target(path: Path, write: bool) -> Path:
         path = next(new for new in free if not new.exists())
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def write_measured(data: Path, measured: list[dict], table: Path, text: str, write: bool) -> None:
+    """Write what was measured as JSON, and its table, each to its `target`; print the table and where both are."""
+    data, table = target(data, write), target(table, write)
+    record.write_atomic(data, json.dumps(measured, indent=1).encode())
+    record.write_atomic(table, text.encode())
+    console.print(text)
+    console.print(f"written: {data}, {table}")
 
 
 def replicates(text: str) -> int:

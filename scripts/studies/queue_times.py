@@ -16,8 +16,6 @@ import outputs
 from cells import RESULTS, markdown
 
 from dp.evaluation.schedule import schedule
-from dp.output import record
-from dp.output.console import console
 from dp.runs.errors import command
 
 TABLE, TIMES = RESULTS / "tables" / "queue.md", RESULTS / "measured" / "queue.json"
@@ -67,11 +65,7 @@ def main() -> int:
     """The command. Returns 0 when the table is written."""
     args = outputs.parser(__doc__).parse_args()
     runs = [measured(workers) for workers in WORKERS]
-    times, table = outputs.target(TIMES, args.write), outputs.target(TABLE, args.write)
-    record.write_atomic(times, json.dumps(runs, indent=1).encode())
-    record.write_atomic(table, text(runs).encode())
-    console.print(text(runs))
-    console.print(f"written: {times}, {table}")
+    outputs.write_measured(TIMES, runs, TABLE, text(runs), args.write)
     return 0
 
 

@@ -1,8 +1,6 @@
 """What the workers of a run measure at once: each makes the evaluation anew, and all count."""
 
-import threading
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
+import multiprocessing
 
 import pytest
 
@@ -10,6 +8,7 @@ from dp.evaluation.work import Costs
 from dp.runs import together
 from dp.runs.build import build
 from dp.runs.timing import Measured
+from dp.runs.workers import listen
 from tests.helpers.compose import TINY, composed
 
 
@@ -40,29 +39,22 @@ def test_each_worker_builds_and_all_measure():
     assert 0.5 < found.start < 60, "CPU seconds of a process that imports torch and builds"
 
 
-def test_a_worker_that_cannot_build_does_not_keep_the_others_waiting(monkeypatch):
-    gate = threading.Barrier(2)
-    monkeypatch.setattr(together, "_gate", gate)
-    monkeypatch.setattr(together, "build", lambda config: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        together._seen({})
-    assert gate.broken
-
-
-def test_the_error_that_broke_the_gate_is_told():
-    futures = [Future(), Future()]
-    futures[0].set_exception(threading.BrokenBarrierError())
-    futures[1].set_exception(ValueError("need a file"))
-    with pytest.raises(ValueError, match="need a file"):
-        together._results(futures)
-    futures = [Future()]
-    futures[0].set_exception(BrokenProcessPool())
-    with pytest.raises(OSError, match="a measuring process died, perhaps out of memory: workers=1"):
-        together._results(futures)
-
-
 def test_a_worker_that_cannot_build_ends_the_measurement():
     config = composed(*TINY, "workers=2")
     evaluation = build(config)
     with pytest.raises(Exception, match="nothing"):
         together.seen_together({**config, "attack": {"_target_": "nothing.at.all"}}, evaluation, 2)
+
+
+def test_a_killed_worker_ends_the_measurement(monkeypatch):
+    config = composed(*TINY, "workers=2")
+    evaluation = build(config)
+
+    def killed(processes, events, on_event):
+        processes[0].kill()
+        listen(processes, events, on_event)
+
+    monkeypatch.setattr(together, "listen", killed)
+    with pytest.raises(OSError, match="a worker died"):
+        together.seen_together(config, evaluation, 2)
+    assert not multiprocessing.active_children()
