@@ -20,8 +20,10 @@ def test_the_runs_compose_and_none_is_made_twice():
         check_setup(whole)
         protocol = whole.config["protocol"]
         assert protocol["votes"] == 20
-        assert protocol["images"] == (defenses.MANY if given[-1] == "protocol.images=512" else defenses.IMAGES)
-        assert len(protocol["seeds"]) == (1 if "attack=decision" in given else defenses.SEEDS)
+        by_decisions = "attack=decision" in given
+        images = defenses.FEW if by_decisions else defenses.IMAGES
+        assert protocol["images"] == (defenses.MANY if given[-1] == "protocol.images=512" else images)
+        assert len(protocol["seeds"]) == (1 if by_decisions else defenses.SEEDS)
 
 
 def test_the_leaders_run_on_more_images_when_all_of_strict_is_there(monkeypatch):
@@ -83,3 +85,13 @@ def test_table_and_figure(tmp_path):
     assert "3 runs are not measured yet" in words
     defenses.draw(tmp_path / "a.png", found)
     assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_decisions_are_compared_with_the_first_seed_of_the_own_strict_run(monkeypatch):
+    menet = next(method for method in defenses.METHODS if method.rough and method.name == "ME-Net")
+    wide, scores = defenses.compared(menet, "strict"), defenses.compared(menet, "decision")
+    assert wide is None or wide.index.equals(scores.index)  # the baseline's images
+    rows = defenses.read_rows(defenses.finished(defenses.overrides(menet, "strict"))[1])
+    own = [row for row in rows if row["arm"] == "defended" and row["seed"] == 2024]
+    assert scores.mean() == pytest.approx(np.mean([np.mean(np.array(row["adv"]) == row["label"]) for row in own]))
+    assert len(scores) == len(own) == defenses.IMAGES
