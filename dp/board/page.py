@@ -18,7 +18,9 @@ HEAD = """# The board
 Defenses by their robust accuracy under the strongest attack that was submitted, in percent with 95 % intervals over
 images. It is the average over fresh samples, the expected accuracy of a single sample. A stronger attack may come, so a
 number is an upper bound. Two defenses are not distinguishable if the 95 % interval of their paired difference over
-common images holds 0. The rank is 1 + the number of defenses that are better and distinguishable.
+common images holds 0. The rank is 1 + the number of defenses that are better and distinguishable. It compares two
+defenses on the images that both have. The column `robust` has all images of an entry, so that a lower rank can show a
+higher number. `worst of samples` counts an image as right if all of its samples are right.
 
 `dp board build` writes this page from the cards. [How to submit one, and how it is checked](../../docs/board.md).
 """
@@ -112,9 +114,13 @@ def _interval(card: Card) -> str:
 
 
 def attack_words(card: Card) -> str:
-    """The attack, and whether its budget is the quick one of a protocol that has a stronger one for this dataset."""
-    attack = name_of(card["attacked"]["attack"])
-    return f"{attack}, quick budget" if card["caveats"].get("stronger") else attack
+    """The attack, whether its budget is the quick one of a protocol that has a stronger one for this dataset, and
+    whether it spares a mask that it could attack.
+    """
+    caveats, words = card["caveats"], [name_of(card["attacked"]["attack"])]
+    words += ["quick budget"] if caveats.get("stronger") else []
+    words += ["the mask is not attacked"] if caveats.get("masks_spared") else []
+    return ", ".join(words)
 
 
 def audit_words(card: Card) -> str:

@@ -10,7 +10,7 @@ import yaml
 from dp.commands.reference import BLOCK, DOCS
 from dp.contracts.declared import honest_gradient
 from dp.runs.defense_entries import ENTRIES
-from dp.runs.defense_lists import comments, lists, measured
+from dp.runs.defense_lists import SETUP, comments, lists, measured
 from dp.runs.help import options
 from dp.runs.targets import RESERVED
 from tests.helpers.compose import composed
@@ -117,22 +117,27 @@ def test_the_authors_attacks_are_those_of_the_study():
 def test_what_was_measured_is_filled_in(tmp_path):
     path = tmp_path / "defenses.csv"
     one = next(one for one in ENTRIES if one.option == "mimic")
-    assert measured(one, path) == ["digits, 128 images, 3 seeds: not measured yet"]
+    assert measured(one, path) == [f"{SETUP}: not measured yet"]
     strict = {"method": one.rows[0], "side": "strict", "standard_average": "98.44", "average": "40.06", "low": "32.10"}
-    strict |= {"high": "48.50", "worst": "14.10"}
-    rows = [strict, strict | {"side": "authors", "average": "66.00"}]
-    for there, end in ((rows[:1], "; under the authors' attack not measured yet"), (rows, "66.0 %")):
+    strict |= {"high": "48.50", "worst": "14.10", "audit": "audited: 18 checks, 0 FAIL, 0 WARN"}
+    theirs = strict | {"side": "authors", "average": "66.00", "low": "60.00", "high": "70.00", "worst": "50.00"}
+    theirs |= {"audit": "audited: 18 checks, 1 FAIL, 2 WARN"}
+    standard, honest = "standard 98.4 %", "robust under `strict` 40.1 % (32.1 to 48.5), worst of 10 samples 14.1 %"
+    attacked = (
+        "robust under the authors' attack 66.0 % (60.0 to 70.0), worst of 10 samples 50.0 %, audit: 1 FAIL, 2 WARN"
+    )
+    for there, words in (
+        ([strict], [standard, honest, "under the authors' attack not measured yet"]),
+        ([strict, theirs], [standard, honest, attacked]),
+        ([theirs], [standard, "under `strict` not measured yet", attacked]),
+    ):
         with path.open("w", newline="") as file:
             table = csv.DictWriter(file, [*strict])
             table.writeheader()
             table.writerows(there)
-        (line,) = measured(one, path)
-        assert line.startswith(
-            "digits, 128 images, 3 seeds: standard 98.4 %; robust under `strict` 40.1 % (32.1 to 48.5)"
-        )
-        assert line.endswith(end)
+        assert measured(one, path) == [f"{SETUP}: {'; '.join(words)}"]
     hetero = next(one for one in ENTRIES if one.option == "hetero")
-    assert measured(hetero, path) == ["digits, 128 images, 3 seeds: not measured yet"]
+    assert measured(hetero, path) == [f"{SETUP}: not measured yet"]
 
 
 def test_comments_are_those_of_the_keys():

@@ -127,3 +127,14 @@ def test_the_simulation_of_the_queue_agrees_with_the_formula(row):
         assert schedule(attacked, int(count)).seconds == pytest.approx(int(rounds) * attacked[0])
         assert agrees(simulated, found.seconds / 3600)
         assert idle == f"{100 * found.idle:.0f} %"
+
+
+def test_forward_passes_of_the_two_budgets():
+    """images x seeds x candidates x samples x (NFE + 1), with hetero's 7 network evaluations on digits."""
+    for words, overrides in (("quick budget", ()), ("full budget", ("+experiment=digits/full",))):
+        config = composed("dataset=digits", "purifier=hetero", "attack=pgd_eot", *overrides)
+        protocol, attack = config["protocol"], config["attack"]
+        passes = protocol["images"] * len(protocol["seeds"]) * attack["iterations"] * attack["eot"] * (7 + 1)
+        ((_, printed, *_),) = rows(f"| digits, {words}")
+        assert printed.endswith(" thousand")
+        assert agrees(printed.split()[0], passes / 1000)
