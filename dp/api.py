@@ -107,7 +107,7 @@ def evaluate(
     words += [objects.word("denoiser", denoiser)] if denoiser is not None else _of(like, data, "denoiser")
     words += [] if attack is None else [f"attack={attack}"]
     words += _threat(threat)
-    words += [f"{key}={_text(value)}" for key, value in (settings or {}).items()]
+    words += [f"{key}={_text(value)}" for key, value in objects.checked(settings or {}).items()]
     setup = compose.setup(*words, *objects.own_words(), config_dirs=[*objects.folders(), *config_dirs])
     with settings_kept():
         setup = with_lanes(setup)
@@ -187,6 +187,15 @@ class _Objects:
             node = compose.composed(f"dataset={self.like}", "purifier=none", "attack=none")["dataset"]
         return {**node, "loader": loader, "full_size": self.images}
 
+    def checked(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The settings. Raises ValueError for a number of images that is not that of the given ones."""
+        asked = settings.get("protocol.images", self.images)
+        if self.images and asked != self.images:
+            raise ValueError(
+                f"need protocol.images as many as the given images, {self.images}, got {asked}: give fewer in data"
+            )
+        return settings
+
     def own_words(self) -> list[str]:
         """The words that given objects need."""
         if not self.nodes:
@@ -213,6 +222,8 @@ def _threat(threat: str | None) -> list[str]:
 
 def _text(value: Any) -> str:
     """A value as a word of the command line."""
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        value = value.tolist()
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):

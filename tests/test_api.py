@@ -107,6 +107,15 @@ def test_given_images_may_take_the_settings_of_a_dataset(tmp_path, monkeypatch):
     assert sorted(result.samples["id"].unique()) == [7, 8, 9, 10]
 
 
+def test_numbers_of_numpy_and_torch_are_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DP_CACHE", str(tmp_path / "cache"))
+    settings = {"protocol.seeds": np.array([3]), "attack.iterations": np.int64(1), "purifier.t": torch.tensor(0.25)}
+    result = dp.evaluate("diffpure", protocol="default", settings={**settings, "protocol.images": np.int32(2)})
+    config = result.summary["config"]
+    assert (config["protocol"]["seeds"], config["attack"]["iterations"], config["purifier"]["t"]) == ([3], 1, 0.25)
+
+
 def test_the_page_about_python_runs(tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
     monkeypatch.chdir(tmp_path)
@@ -127,6 +136,8 @@ MISTAKES = {
     "no network": ({"classifier": 3, "data": IMAGES}, "need classifier as a network"),
     "no denoiser": ({"denoiser": nn.Identity(), "data": IMAGES}, "need denoiser as a dp.diffusion"),
     "an unknown option": ({"purifier": "diffpur"}, "diffpure"),
+    "ids that come twice": ({"data": Subset(torch.tensor([4, 4]), *map(torch.tensor, IMAGES))}, "need ids that tell"),
+    "another number of images": ({"data": IMAGES, "settings": {"protocol.images": 1}}, "need protocol.images as many"),
     "a key that nothing reads": ({"settings": {"purifier.nothing": 3}}, "nothing"),
 }
 

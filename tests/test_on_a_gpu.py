@@ -6,6 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from dp.contracts.declared import honest_gradient
 from dp.defense.defended import Defended
 from dp.diffusion.denoisers import EDM
 from dp.evaluation.slots import Slots
+from dp.evaluation.stages import Stage
+from dp.output.pictures import Shown
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
 from dp.runs.build import build
@@ -103,6 +106,22 @@ def test_a_purifier(name, images, record_property):
         found = gradient(model, *claimed(x, y))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert_fast(notes.waits, calls[0], "purifier", name, record_property)
+
+
+def test_pictures_of_a_run(images):
+    """Masks and purified images, made of images on the CPU: they come back to the CPU, with the same bits."""
+    config = composed("purifier=hetero", "purifier.steps=2", "protocol.images=2")
+    model = build(config).arms["defended"].scored
+    shown = Shown(model, images.x[:2], images.ids[:2].tolist(), config["purifier"], 2, 4, 2)
+    expected = shown.masks(shown.images), *shown.purified(shown.images, shown.ids, 5, Stage.ADV)
+    claim_module(model)
+    with claimed_gpu():
+        shown = replace(shown, device="cuda")
+        found = shown.masks(shown.images), *shown.purified(shown.images, shown.ids, 5, Stage.ADV)
+        assert all(tensor.device.type == "cpu" for tensor in found[:2])
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    assert found[2] == expected[2]
 
 
 class Plain(nn.Module):

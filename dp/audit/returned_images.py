@@ -100,7 +100,7 @@ def rescored(subject: Subject) -> Finding:
     rounded = torch.empty_like(x).copy_((x * 255).round() / 255)
 
     def score(points: Tensor, stage: str) -> Tensor:
-        return fresh_samples(subject.arm.scored, points, ids, subject.seed, stage, e.votes, len(ids))
+        return fresh_samples(subject.arm.scored, points, ids, subject.seed, stage, e.votes, len(ids), rng=e.rng)
 
     def rows(points: Tensor) -> list[Row]:
         logits = score(points, Stage.RESCORE)

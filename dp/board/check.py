@@ -133,7 +133,8 @@ def scorings(
             images = (group.x_adv.float() if side == "adv" else x).to(evaluation.device)
             ids, width = [row["id"] for row in group.rows], evaluation.lanes
             model = evaluation.arms[arm].scored
-            logits = fresh_samples(model, images, ids, group.seed, stage, evaluation.votes, width, on_images)
+            votes, rng = evaluation.votes, evaluation.rng
+            logits = fresh_samples(model, images, ids, group.seed, stage, votes, width, on_images, rng=rng)
             stated += [row[side] for row in group.rows]
             again += logits.argmax(dim=2).tolist()
             labels += [row["label"] for row in group.rows]

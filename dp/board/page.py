@@ -39,7 +39,18 @@ COLUMNS = (
     "not distinguishable from",
 )
 FIELDS = (
-    *("dataset", "norm", "eps", "rank", "defense", "strongest", "robust", "robust_low", "robust_high", "standard"),
+    *(
+        "dataset",
+        "threat_model",
+        "eps",
+        "rank",
+        "defense",
+        "strongest",
+        "robust",
+        "robust_low",
+        "robust_high",
+        "standard",
+    ),
     *("null", "worst", "attack", "protocol", "images", "seeds", "samples", "nfe", "audit", "ties", "key"),
 )
 
@@ -64,9 +75,9 @@ def page_and_table(cards: Sequence[Card]) -> tuple[str, str]:
     blocks, file = [HEAD], io.StringIO()
     writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
     writer.writeheader()
-    for (dataset, norm, _), own in boards(cards).items():
+    for (dataset, threat, _), own in boards(cards).items():
         ranked = ranking(own)
-        blocks.append(f"## {dataset}, {norm} {own[0]['attacked']['eps']}\n")
+        blocks.append(f"## {dataset}, {threat} {own[0]['attacked']['eps']}\n")
         blocks.append(_table(COLUMNS, [_line(one) for one in ranked]))
         weaker = [(one.name, card) for one in ranked for card in one.others]
         if weaker:
@@ -140,7 +151,7 @@ def _fields(one: Ranked, card: Card) -> dict[str, object]:
     low, high = figures["robust"][RULE]["wilson95"]
     return {
         "dataset": card["dataset"],
-        "norm": card["attacked"]["norm"],
+        "threat_model": card["config"]["choices"]["threat_model"],
         "eps": card["attacked"]["eps"],
         "rank": one.rank if strongest else "",
         "defense": one.name,

@@ -32,11 +32,11 @@ class Ranked(NamedTuple):
 
 
 def boards(cards: Sequence[Card]) -> dict[tuple[str, str, float], list[Card]]:
-    """The cards of each board, by dataset, norm and radius: only their numbers can be compared."""
+    """The cards of each board, by dataset, threat model and radius: only their numbers can be compared."""
     found: dict[tuple[str, str, float], list[Card]] = {}
     for card in cards:
-        attacked = card["attacked"]
-        found.setdefault((card["dataset"], attacked["norm"], parse_eps(attacked["eps"])), []).append(card)
+        threat, eps = str(card["config"]["choices"]["threat_model"]), card["attacked"]["eps"]
+        found.setdefault((card["dataset"], threat, parse_eps(eps)), []).append(card)
     return dict(sorted(found.items()))
 
 

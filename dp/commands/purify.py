@@ -8,6 +8,7 @@ photograph the central square is taken and resized to the images of the dataset.
 NAME-purified.png for each sample, and NAME-strip.png. Exit codes: 0 done, 2 a mistake in the command.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         if not files:
             raise ValueError("need an image file, got none: dp purify photo.png dataset=NAME purifier=NAME")
+        twice = [stem for stem, n in Counter(file.stem for file in files).items() if n > 1]
+        if twice:
+            raise ValueError(
+                f"need image files of different names, got two {twice[0]}: purify them in two commands, with --out"
+            )
         config = compose.composed(*words, config_dirs=args.config_dirs)
         if "shape" not in config["dataset"]:
             raise ValueError(f"need `shape` in the yaml of dataset={config['dataset']['name']}, got a dataset without")

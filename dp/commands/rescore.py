@@ -57,7 +57,7 @@ class Work:
 def scorer(name: str, config: dict) -> Scorer:
     """The scored defense of a configuration, without its attack."""
     attack = compose.composed("attack=none")["attack"]
-    older = {"scored_dtype": config["dtype"], "compile": False}  # of a run from before these keys
+    older = {"scored_dtype": config["dtype"], "compile": False, "rng": 1}  # of a run from before these keys
     config = {**older, **config, "attack": attack, "choices": {**config["choices"], "attack": "none"}}
     config["threat_model"] = {**config["threat_model"], "grad": "full"}
     fetch_missing(config)

@@ -19,7 +19,8 @@ def fresh_samples(
     samples: int,
     width: int,
     on_batch: Callable[[int], None] = lambda images: None,
-    rng: int = 1,
+    *,
+    rng: int,
 ) -> Tensor:
     """Logits (B,samples,K), on the CPU, of images x (B,C,H,W) in [0,1].
 

@@ -76,7 +76,9 @@ class Evaluation:
             )
         if self.ties not in metrics.TIES:
             raise ValueError(f"need ties {' or '.join(metrics.TIES)}, got ties={self.ties!r}")
-        x = self.subset.x
+        ids, x = self.subset.ids.tolist(), self.subset.x
+        if len({*ids}) < len(ids):
+            raise ValueError(f"need ids that tell the images apart, got {len({*ids})} ids for {len(ids)} images")
         bad = ~((x >= 0) & (x <= 1)).flatten(1).all(dim=1)  # NaN compares false
         if bool(bad.any()):
             raise ValueError(

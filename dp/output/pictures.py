@@ -32,7 +32,7 @@ class Shown:
 
     `model`: the scored defense; `images`: (N,C,H,W) float32 in [0,1], the clean images, with their `ids`; `purifier`:
     the purifier's node; `samples`: the run's samples of an image; `nfe`: network evaluations of one of them; `lanes`:
-    images in a call; `rng`: the generator of the run's noise.
+    images in a call; `rng`: the generator of the run's noise; `device`: where the model is. Pictures are on the CPU.
     """
 
     model: Defended
@@ -43,6 +43,7 @@ class Shown:
     nfe: int
     lanes: int
     rng: int = 1
+    device: str = "cpu"
 
     @property
     def has_mask(self) -> bool:
@@ -55,7 +56,7 @@ class Shown:
         with torch.no_grad():
             mask = MASKS[self.purifier["_target_"]]
             networks = {"denoiser": self.model.denoiser, "classifier": self.model.classifier}
-            parts = [mask(batch, **networks, **values) for batch in x.split(self.lanes)]
+            parts = [mask(batch.to(self.device), **networks, **values).cpu() for batch in x.split(self.lanes)]
         return torch.cat(parts)
 
     @property
@@ -80,7 +81,7 @@ class Shown:
             held.clear()
             with torch.no_grad():
                 streams = Streams([ids[k] for k in padded], seed, stage, self.rng)
-                logits = self.model.logits(x[padded], streams, self.samples)
+                logits = self.model.logits(x[padded].to(self.device), streams, self.samples).cpu()
             samples = torch.cat([pack.unflatten(0, (-1, self.lanes)) for pack in held])  # (samples,B,C,H,W)
             if len(samples) < self.samples:  # the defense draws no noise, and was asked once
                 samples = samples[:1].expand(self.samples, *samples.shape[1:])

@@ -109,7 +109,8 @@ def score(
     batch.
     """
     ids, x = [row["id"] for row in group.rows], group.x_adv.to(evaluation.device)
-    logits = fresh_samples(model, x, ids, group.seed, stage, evaluation.votes, evaluation.lanes, on_batch)
+    votes, lanes, rng = evaluation.votes, evaluation.lanes, evaluation.rng
+    logits = fresh_samples(model, x, ids, group.seed, stage, votes, lanes, on_batch, rng=rng)
     return [rescored(row, one, evaluation.ties) for row, one in zip(group.rows, logits, strict=True)]
 
 

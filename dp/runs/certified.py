@@ -65,7 +65,10 @@ class Job:
 
 
 class Networks(NamedTuple):
-    """What a certification works on. `denoiser`: None for the bare classifier. `evaluations`: of one noised image."""
+    """What a certification works on. `denoiser`: None for the bare classifier. `evaluations`: of one noised image.
+
+    `tf32`: multiply in TF32, on a GPU.
+    """
 
     subset: Subset
     denoiser: Denoiser | None
@@ -73,6 +76,7 @@ class Networks(NamedTuple):
     device: str
     evaluations: int
     seconds: float  # of one call of the base classifier
+    tf32: bool
 
 
 def configured(words: Sequence[str], config_dirs: Sequence[str] = ()) -> Job:
@@ -160,7 +164,8 @@ def build(job: Job) -> Networks:
     before, began = 0 if denoiser is None else denoiser.nfe, time.perf_counter()
     smoothing.call(predict, x, rng, 0)
     seconds = time.perf_counter() - began
-    return Networks(subset, denoiser, classifier, device, 1 if denoiser is None else denoiser.nfe - before, seconds)
+    evaluations = 1 if denoiser is None else denoiser.nfe - before
+    return Networks(subset, denoiser, classifier, device, evaluations, seconds, model.tf32)
 
 
 def sized(x: Tensor, denoiser: Denoiser | None) -> Tensor:
@@ -203,7 +208,8 @@ def certify(job: Job, networks: Networks) -> None:
             for k in todo:
                 began, x = time.perf_counter(), sized(subset.x[k : k + 1], networks.denoiser)[0].to(networks.device)
                 which = (int(subset.ids[k]), int(subset.y[k]))
-                row = job.smoothing.certify(x, *which, networks.denoiser, networks.classifier, progress.call)
+                with tensor_cores(networks.tf32):
+                    row = job.smoothing.certify(x, *which, networks.denoiser, networks.classifier, progress.call)
                 writer.write(row)
                 record.append(timing, [{"seconds": time.perf_counter() - began}])
                 progress.row(row)

@@ -20,8 +20,9 @@ def fingerprint(value: Any) -> str:
     """64 hexadecimal digits of a SHA-256 over the content of `value`. Equal content has an equal fingerprint.
 
     Of a function count its code, its defaults, the variables that it closes over, and the global objects that it uses,
-    with the code of those. Of a network count its weights, its attributes and the code of its classes. Of what an
-    installed package defines counts the name alone. Raises ValueError for an object whose content cannot be seen.
+    with the code of those. Of a module count the files of its package, the values that it holds, and the modules that
+    it uses. Of a network count its weights, its attributes and the code of its classes. Of what an installed package
+    defines counts the name alone. Raises ValueError for an object whose content cannot be seen.
     """
     digest, known = hashlib.sha256(), {}
     for part in _parts(value, known):
@@ -41,9 +42,10 @@ def _parts(value: Any, known: dict[int, Any]) -> Iterator[bytes]:
     yield type(value).__qualname__.encode()
     if isinstance(value, ModuleType):
         yield value.__name__.encode()
-        file = getattr(value, "__file__", None)
-        if file is not None and not _is_installed_name(value.__name__):
-            yield Path(file).read_bytes()
+        if not _is_installed_name(value.__name__):
+            yield from (file.read_bytes() for file in _files(value))
+            for child in _of_module(value):
+                yield from _parts(child, known)
     elif isinstance(value, type | FunctionType | BuiltinFunctionType) and _is_installed(value):
         yield f"{value.__module__}.{value.__qualname__}".encode()
     else:
@@ -88,6 +90,28 @@ def _children(value: Any) -> Iterator[Any]:
             f"need numbers, text, tensors, networks, functions and objects of these, got {type(value).__qualname__}: "
             "its content cannot be seen"
         )
+
+
+def _files(module: ModuleType) -> list[Path]:
+    """The files of a module's code: all of its top package, since `pkg.core` is reached through `pkg`."""
+    top = sys.modules.get(module.__name__.partition(".")[0], module)
+    folders = [Path(folder) for folder in getattr(top, "__path__", ())]
+    if folders:
+        return sorted(file for folder in folders for file in folder.rglob("*.py"))
+    file = getattr(top, "__file__", None)
+    return [] if file is None else [Path(file)]
+
+
+def _of_module(module: ModuleType) -> Iterator[Any]:
+    """The numbers, text and arrays that a module holds now, and the modules of the user's that it has names from."""
+    for name, member in sorted(vars(module).items()):
+        if name.startswith("__"):
+            continue
+        if isinstance(member, (*PLAIN, Tensor, np.ndarray, np.generic)):
+            yield (name, member)
+        origin = member if isinstance(member, ModuleType) else sys.modules.get(str(getattr(member, "__module__", "")))
+        if isinstance(origin, ModuleType) and origin is not module and not _is_installed_name(origin.__name__):
+            yield origin
 
 
 def _of_function(function: FunctionType) -> Iterator[Any]:

@@ -13,6 +13,7 @@ from dp.runs.keys import NOT_HASHED, run_key
 PLAIN = re.compile(r"[A-Za-z_][\w./-]*|\d+/\d+")  # text that the command line reads as itself
 WORDS = ("null", "true", "false", "nan", "inf")  # text that it reads as another value
 FIRST = "dataset.budget"  # the key that sets others
+OLDER = {"rng": 1}  # keys that a run from before them lacks, and whose default is no longer what it had
 
 
 def command_of(config: dict) -> str:
@@ -29,7 +30,7 @@ def same_key(config: dict) -> bool:
     """True if the command of `config` gives its key today: no method's version has moved, and no option was added."""
     folders = tuple(config.get("plugins", {}).get("folders", ()))
     base = _base(_options(config), folders)
-    today = _merged(base, config) | {"key_ignores": base["key_ignores"]}  # which may name keys that are newer
+    today = _merged(base, OLDER | config) | {"key_ignores": base["key_ignores"]}  # which may name keys that are newer
     return run_key(today) == run_key(config)
 
 
@@ -54,9 +55,13 @@ def words_of_run(config: dict, folders: tuple[str, ...] = ()) -> list[str]:
 def changes_of(config: dict, folders: tuple[str, ...] = ()) -> list[str]:
     """A word for each value of `config` that is not that of its options.
 
-    A key that the present yamls have and `config` lacks stays as it is: the run is older than the key.
+    A key that the present yamls have and `config` lacks stays as it is, but for `OLDER`: the run is older than the key.
     """
-    top = {key: value for key, value in config.items() if key not in (*config["key_ignores"], "choices", "plugins")}
+    top = {
+        key: value
+        for key, value in (OLDER | config).items()
+        if key not in (*config["key_ignores"], "choices", "plugins")
+    }
     changes = list(_changes(_base(_options(config), folders), top, ""))
     values = {(where.rpartition(".")[2], json.dumps(value)) for _, where, value in changes if not _loads(where)}
     return [

@@ -17,10 +17,11 @@ from dp.classifiers import Classifier
 from dp.output import record
 from dp.output.console import console
 from dp.output.progress import Bar
+from dp.output.run_files import Timing
 from dp.rng import Streams
 from dp.runs.build import network
 from dp.runs.sanitized import Job, make
-from dp.runs.trained import OWN, adapter_of
+from dp.runs.trained import adapter_of, looped
 from dp.subset import Subset
 from dp.training.trainer import Training, keep
 from dp.weights.checkpoints import fit
@@ -46,8 +47,7 @@ class Workshop:
         if start is not None:
             adapter.net.load_state_dict(start.net.state_dict())
         task = make(config, recipe["task"])(adapter, data)
-        loop = {key: value for key, value in recipe.items() if key not in OWN}
-        return adapter, make(config, loop)(task)
+        return adapter, looped(config, task, self.device)
 
     def trained(self, file: str, recipe: str, data: Subset, group: str = "classifier", start: Any = None) -> Any:
         """The trained adapter. It is read if its file is there, else it is trained now, or the training goes on.
@@ -150,6 +150,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 def note(folder: Path, seconds: float) -> None:
     """Add to the time that a sanitizing has taken."""
+    record.drop_torn_lines(folder / TIMES, Timing)
     record.append(folder / TIMES, [{"seconds": seconds}])
 
 

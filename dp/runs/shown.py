@@ -20,4 +20,5 @@ def shown(summary: dict) -> Shown | str:
     model = in_precision(defense(config, device), config.get("scored_dtype", "float32"))
     lanes = config["dataset"]["lanes"]
     ids = subset.ids.tolist()
-    return Shown(model, subset.x, ids, config["purifier"], samples, caveats["nfe"], lanes, config.get("rng", 1))
+    purifier, rng = config["purifier"], config.get("rng", 1)
+    return Shown(model, subset.x, ids, purifier, samples, caveats["nfe"], lanes, rng, device)

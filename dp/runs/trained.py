@@ -202,6 +202,12 @@ def training_of(config: dict, adapter: Adapter, device: str) -> Training:
     check_recipe(config)
     recipe = config["training"]
     task = _make(config, recipe["task"])(adapter, _make(config, recipe["data"]), **others_on(config, device))
+    return looped(config, task, device)
+
+
+def looped(config: dict, task: Any, device: str) -> Training:
+    """The training of a task by the recipe's loop, in the recipe's precision."""
+    recipe = config["training"]
     narrow = torch.bfloat16 if recipe["precision"] == "bfloat16" and device.startswith("cuda") else None
     return _make(config, {k: v for k, v in recipe.items() if k not in OWN})(task, autocast=narrow)
 

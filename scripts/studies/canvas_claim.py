@@ -61,7 +61,8 @@ def standard(given: tuple[str, ...]) -> float:
     """The share of right single samples on the clean test images that no run of the study uses."""
     evaluation = build(compose.composed(*given, f"protocol.images={ALL}"))
     others, model = evaluation.subset.select(slice(IMAGES, ALL)), evaluation.arms["defended"].scored
-    logits = fresh_samples(model, others.x, others.ids.tolist(), 0, "calibrate", SAMPLES, evaluation.lanes)
+    ids, lanes, rng = others.ids.tolist(), evaluation.lanes, evaluation.rng
+    logits = fresh_samples(model, others.x, ids, 0, "calibrate", SAMPLES, lanes, rng=rng)
     return float((logits.argmax(dim=2) == others.y.unsqueeze(1)).float().mean())
 
 
@@ -154,7 +155,8 @@ def transfer() -> None:
             if not ids:
                 continue
             x, model = torch.stack([made[other][i] for i in ids]), evaluation.arms["defended"].scored
-            logits = fresh_samples(model, x, ids, SEEDS[0], "adv", VOTES, evaluation.lanes)
+            lanes, rng = evaluation.lanes, evaluation.rng
+            logits = fresh_samples(model, x, ids, SEEDS[0], "adv", VOTES, lanes, rng=rng)
             right = (logits.argmax(dim=2) == torch.tensor([[labels[i]] for i in ids])).float().mean(dim=1)
             new = {str(i): float(share) for i, share in zip(ids, right, strict=True)}
             scores[f"{other} > {name}"] = scores.get(f"{other} > {name}", {}) | new

@@ -94,7 +94,7 @@ def standard(overrides: tuple[str, ...]) -> float:
     images, model = evaluation.subset, evaluation.arms["defended"].scored
     others = [k for k, i in enumerate(images.ids.tolist()) if i not in used]
     x, ids = images.x[others].to(evaluation.device), images.ids[others].tolist()
-    logits = fresh_samples(model, x, ids, 0, "calibrate", SAMPLES, evaluation.lanes)
+    logits = fresh_samples(model, x, ids, 0, "calibrate", SAMPLES, evaluation.lanes, rng=evaluation.rng)
     return float((logits.argmax(dim=2) == images.y[others].unsqueeze(1)).float().mean())
 
 

@@ -162,7 +162,7 @@ def cell(defense: str, base: str, name: str, images: int, seed: int) -> pd.Serie
         batch = subset.select(slice(first, first + width))
         rng = Streams(batch.ids.tolist(), seed, "attack")
         x_adv = attacked(base, REMEDIES[name], model, batch, threat, rng)
-        found.append(fresh_samples(model, x_adv, batch.ids.tolist(), seed, "adv", VOTES, width))
+        found.append(fresh_samples(model, x_adv, batch.ids.tolist(), seed, "adv", VOTES, width, rng=evaluation.rng))
         left = (time.monotonic() - begun) * (images / (first + len(batch.ids)) - 1)
         console.print(f"  {first + len(batch.ids)} of {images} images, {report.clock(left)} to go")
     right = (torch.cat(found).argmax(dim=2) == subset.y.unsqueeze(1)).float().mean(dim=1)

@@ -34,6 +34,13 @@ def test_sound_run_passes(sound):
     assert {f.check: f.verdict for f in findings if f.verdict not in ("PASS", "WARN")} == {}
 
 
+def test_saved_images_of_the_second_generator_pass():
+    finding = returned_images.rescored(
+        subject(*small_budget("pgd_eot"), "rng=2", "purifier=diffpure", "purifier.t=0.6")
+    )
+    assert finding.verdict in ("PASS", "WARN"), finding.value
+
+
 @pytest.mark.parametrize(
     ("attack", "more"),
     [

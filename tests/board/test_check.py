@@ -117,6 +117,12 @@ def test_a_run_writes_its_card(run):
     assert str(card["command"]) in text
 
 
+def test_a_run_of_the_second_generator_is_accepted(tmp_path, capsys):
+    entry = entries.submit(run_of(tmp_path, "rng=2"), tmp_path / "board")
+    code, out, err = cli(capsys, "check", entry)
+    assert code == 0, out + err
+
+
 def robustbench_fields() -> set[str]:
     """The fields of RobustBench's own class for model_info files, read off its source: the import takes seconds."""
     spec = importlib.util.find_spec("robustbench")

@@ -22,7 +22,9 @@ BOARD = ROOT / "results" / "board"
 COMMITTED = sorted(BOARD.glob(f"*/{CARD}"))
 
 
-def made(purifier: str, right: list[int], attack: str = "strict", eps: str = "32/255", **more) -> Any:
+def made(
+    purifier: str, right: list[int], attack: str = "strict", eps: str = "32/255", threat: str = "linf", **more
+) -> Any:
     """A card of images 0, 1, ... with so many right samples of 10 each."""
     value = 10 * float(np.mean(right))
     low, high = (100 * end for end in intervals.interval(np.array(right) / 10))
@@ -41,7 +43,7 @@ def made(purifier: str, right: list[int], attack: str = "strict", eps: str = "32
         "caveats": {},
         "command": f"dp run purifier={purifier}",
         "config": {
-            "choices": {"dataset": "digits"},
+            "choices": {"dataset": "digits", "threat_model": threat},
             "classifier": {},
             "denoiser": {},
             "purifier": {"_target_": f"dp.purifiers.{purifier}.purify"},
@@ -77,7 +79,8 @@ def test_ranks_and_ties_by_paired_differences():
 
 def test_only_what_can_be_compared_is_one_board():
     cards = [made("a", [5] * 9), made("a", [5] * 9, eps="16/255"), made("a", [5] * 9, dataset="canvas")]
-    assert [len(own) for own in boards([*cards, made("b", [5] * 9)]).values()] == [1, 1, 2]
+    cards.append(made("a", [5] * 9, threat="inside_box"))  # linf, but confined to a region
+    assert [len(own) for own in boards([*cards, made("b", [5] * 9)]).values()] == [1, 1, 1, 2]
 
 
 def test_a_failed_audit_is_marked():

@@ -137,6 +137,22 @@ def test_shards_and_an_interruption_give_the_bytes_of_the_whole(whole, tmp_path,
     assert "already finished, nothing to do" in capsys.readouterr().out
 
 
+def test_tf32_is_that_of_the_rows_too(tmp_path, monkeypatch):
+    """Every image is certified with the products that the key names."""
+    job = configured([*TINY, "dtype=tf32", f"results={tmp_path}"])
+    networks, seen = build(job), []
+
+    def certify_one(*given):
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(job.smoothing), "certify", certify_one)
+    job.folder.mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        certified.certify(job, networks)
+    assert seen == [True]
+
+
 def test_an_interrupt_keeps_the_rows(whole, tmp_path, monkeypatch, capsys):
     given, write = [*TINY, f"results={tmp_path}"], rows.Writer.write
 

@@ -50,6 +50,17 @@ def test_own_samples_give_the_same_rows(folder, evaluation):
         assert rescore.unequal(k.rows, rows) == 0
 
 
+def test_own_samples_of_the_second_generator_give_the_same_rows(tmp_path):
+    config = composed(*NOISY, "rng=2", "protocol.seeds=[5]")
+    assert finished(config, tmp_path / "run")
+    evaluation = build(config)
+    for k in rescore.saved(tmp_path / "run"):
+        rows = rescore.score(evaluation.arms[k.arm].scored, evaluation, k, rescore.STAGES[k.arm])
+        assert rescore.unequal(k.rows, rows) == 0
+    older = {key: value for key, value in composed(*NOISY).items() if key != "rng"}
+    assert script.scorer("older", older).evaluation.rng == 1
+
+
 def test_fresh_samples_are_other_samples_of_the_same_defense(folder, evaluation):
     """40 samples of an image against 40 others: classes differ, accuracies by no more than chance (scipy)."""
     many = dataclasses.replace(evaluation, votes=40)

@@ -143,6 +143,15 @@ def test_a_command_states_what_was_changed():
     assert run_key(composed(*words_of_run(config))) == run_key(config)
 
 
+def test_a_run_from_before_the_second_generator_has_a_command_with_the_first():
+    """CIFAR-10 takes the second generator by default; a run without the key had the first."""
+    config = composed("dataset=cifar10", "rng=1")
+    older = {key: value for key, value in config.items() if key != "rng"}
+    assert "rng=1" in command_of(older).split()
+    assert run_key(composed(*words_of_run(older))) == run_key(config) == run_key(older)
+    assert same_key(older)
+
+
 @pytest.mark.parametrize("value", [None, True, 0.5, 3, "8/255", "null", "0.5", "a b", [1, "x"], {"a": [None]}])
 def test_a_written_value_is_read_as_itself(value):
     assert value_of(f"key={written(value)}") == value

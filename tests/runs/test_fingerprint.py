@@ -1,6 +1,7 @@
 """Equal content has an equal fingerprint, and every change that can change a row has another."""
 
 import functools
+import importlib
 import types
 
 import numpy as np
@@ -96,6 +97,25 @@ def test_a_module_of_ones_own_counts_with_its_file(tmp_path, monkeypatch):
     assert fingerprint(made("h.double(x)", h=helper)) == before
     (tmp_path / "own_helper.py").write_text("def double(x):\n    return 3 * x\n")
     assert fingerprint(made("h.double(x)", h=helper)) != before
+
+
+def test_a_package_of_ones_own_counts_with_all_its_files_values_and_modules(tmp_path, monkeypatch):
+    """A function that asks `own_package.core.f(x)` names the package alone."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_package").mkdir()
+    files = {"own_package/__init__": "", "own_package/core": "from own_beside import times\nT = 1\n", "own_beside": ""}
+    files["own_beside"] = "def times(x):\n    return x\n"
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    package, core = __import__("own_package"), importlib.import_module("own_package.core")
+    asked = made("p.core.times(x)", p=package)
+    found = [fingerprint(asked)]
+    assert fingerprint(asked) == found[0]
+    for name in files:
+        (tmp_path / f"{name}.py").write_text(files[name] + "# changed\n")
+        found.append(fingerprint(asked))
+    monkeypatch.setattr(core, "T", 2)
+    assert len({*found, fingerprint(asked)}) == 5
 
 
 def test_evaluation_mode_does_not_count():

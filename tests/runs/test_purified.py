@@ -57,6 +57,7 @@ def test_the_command_saves_a_strip_and_every_sample(tmp_path, capsys):
         (["nothing.png"], "need a picture, got nothing.png"),
         (["photo.txt"], "need a picture, got photo.txt"),
         (["photo.png", "--samples", "0"], "need samples >= 1"),
+        (["photo.png", "other/photo.png"], "need image files of different names, got two photo"),
         (["photo.png", "purifier=hetro"], "hetero"),
         (["photo.png", "denoiser=canvas"], "need networks for images of 1x16x16"),
     ],

@@ -9,6 +9,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,9 +19,10 @@ from torch import nn
 from dp.commands import sanitize as command
 from dp.datasets import digits_train
 from dp.diffusion import denoisers
-from dp.runs import sanitize, sanitized
+from dp.runs import sanitize, sanitize_networks, sanitized
 from dp.runs.sanitize_passes import Passes
 from dp.runs.sanitized import configured
+from dp.runs.trained import looped
 
 ROOT = Path(__file__).parents[2]
 YAML = """\
@@ -206,6 +208,24 @@ def test_a_killed_process_goes_on_to_the_same_bytes(whole, mine, tmp_path):
     assert not (folder / "summary.json").exists()
     assert go(tmp_path) == 0
     assert same(whole, folder)
+
+
+def test_a_torn_line_of_the_time_is_left_out(tmp_path):
+    """The disk was full, or the power failed."""
+    sanitize_networks.note(tmp_path, 2.0)
+    with (tmp_path / sanitize_networks.TIMES).open("a") as file:
+        file.write('{"sec')
+    sanitize_networks.note(tmp_path, 3.0)
+    assert sanitize_networks.seconds_of(tmp_path) == 5.0
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cpu"])
+def test_networks_are_trained_in_the_recipes_precision(device):
+    """On a GPU; a CPU trains in float32."""
+    job = configured(["dataset=cifar10"])
+    config = {**job.config, "training": {**job.recipes["classifier"], "precision": "bfloat16"}}
+    training = looped(config, SimpleNamespace(net=nn.Linear(1, 1)), device)
+    assert training.autocast == (torch.bfloat16 if device == "cuda:0" else None)
 
 
 def test_a_finished_one_is_read(whole, capsys):
