@@ -93,10 +93,14 @@ def _figures(one: Entry, name: str, found: Mapping[tuple[str, str], dict[str, st
         return "not measured yet"
     standard = f"standard {_percent(some, 'standard_average')} %"
     honest = f"robust under `strict` {_robust(ours)}" if ours else "under `strict` not measured yet"
+    parts, alone = [standard, honest], found.get((name, "decision"))
     if theirs is not None:
-        return f"{standard}; {honest}; robust under the authors' attack {_robust(theirs)}"
-    asked = one.authors and name == one.rows[0]
-    return f"{standard}; {honest}" + ("; under the authors' attack not measured yet" if asked else "")
+        parts.append(f"robust under the authors' attack {_robust(theirs)}")
+    elif one.authors and name == one.rows[0]:
+        parts.append("under the authors' attack not measured yet")
+    if alone is not None:
+        parts.append(f"robust by decisions alone, on 32 images and one seed, {_robust(alone)}")
+    return "; ".join(parts)
 
 
 def _robust(row: Mapping[str, str]) -> str:

@@ -126,7 +126,10 @@ def test_what_was_measured_is_filled_in(tmp_path):
     attacked = (
         "robust under the authors' attack 66.0 % (60.0 to 70.0), worst of 10 samples 50.0 %, audit: 1 FAIL, 2 WARN"
     )
+    alone = strict | {"side": "decision", "average": "90.00", "low": "85.00", "high": "95.00", "worst": "70.00"}
+    told = "robust by decisions alone, on 32 images and one seed, 90.0 % (85.0 to 95.0), worst of 10 samples 70.0 %"
     for there, words in (
+        ([strict, theirs, alone], [standard, honest, attacked, told]),
         ([strict], [standard, honest, "under the authors' attack not measured yet"]),
         ([strict, theirs], [standard, honest, attacked]),
         ([theirs], [standard, "under `strict` not measured yet", attacked]),
