@@ -181,13 +181,16 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
 
 
 def quick_budget_line(setup: Any, images: int) -> list[str]:
-    """The command of the full budget, if this run has the quick budget of the embedded benchmark; else no line."""
+    """The command of the full budget, if this run has the quick budget of the embedded benchmark; else no line.
+
+    A preset has a budget of its own.
+    """
     config, choices = setup.config, setup.config["choices"]
     quick = images < config["dataset"].get("full_size", 0) and config["dataset"].get("scaled_from") is not None
+    quick = quick and "experiment" not in setup.words
     if not (quick and choices["attack"] in ("pgd_eot", "pgd_eot_official") and choices["protocol"] == "default"):
         return []
     idle = (
-        "experiment",
         "slurm",
         "protocol.images",
         "protocol.votes",

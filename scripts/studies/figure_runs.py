@@ -112,7 +112,8 @@ def convergence() -> dict[str, np.ndarray]:
 
 
 EPS = (
-    "python run.py -m purifier=hetero,diffpure threat_model.eps=8/255,16/255,24/255,32/255,48/255 protocol.seeds=[2024]"
+    "python run.py -m +experiment=digits/full purifier=hetero,diffpure protocol.images=128 protocol.seeds=[2024] "
+    "threat_model.eps=8/255,16/255,24/255,32/255,48/255"
 )
 
 

@@ -8,9 +8,20 @@ from rich.console import Console
 
 from dp.output.beside import beside_published
 from dp.output.published import published_lines, published_rows
-from dp.output.report import caveat_lines, clock, fact_lines, gradient_words, padding_lines, show, warnings, work_line
+from dp.output.report import (
+    caveat_lines,
+    clock,
+    fact_lines,
+    gradient_words,
+    padding_lines,
+    quick_budget_line,
+    show,
+    warnings,
+    work_line,
+)
 from dp.output.row_table import cells, row_table, row_tables
 from dp.output.sweep_table import sweep_frame, sweep_table
+from tests.helpers.compose import setup
 
 
 def figure(value, n=512, draws=1, std=1.25):
@@ -430,3 +441,12 @@ def test_a_row_ends_with_the_way_to_the_glossary():
     assert console.file.getvalue().splitlines()[-1] == "every term: docs/concepts.md#glossary"
     assert "nan" not in console.file.getvalue()
     assert clock(float("nan")) == "an unknown time"
+
+
+def test_the_quick_budget_is_named_with_the_command_of_the_full_one():
+    """A preset has a budget of its own: also the full one on fewer images is not the quick one."""
+    words = ("purifier=diffpure", "threat_model.eps=8/255", "attack.iterations=10")
+    (line,) = quick_budget_line(setup(*words), 64)
+    assert line.endswith(": dp run +experiment=digits/full purifier=diffpure threat_model.eps=8/255")
+    assert quick_budget_line(setup(*words, "+experiment=digits/full", "protocol.images=128"), 128) == []
+    assert quick_budget_line(setup("dataset=cifar10"), 64) == []
