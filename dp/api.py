@@ -137,7 +137,8 @@ def purify(
     x = _subset((images, np.zeros(len(images), dtype=np.int64))).x
     words = [f"{key}={_text(value)}" for key, value in (settings or {}).items()]
     config = compose.composed(f"dataset={dataset}", f"purifier={purifier}", *words, config_dirs=config_dirs)
-    return purified(config, x, samples, seed)
+    with settings_kept():
+        return purified(config, x, samples, seed)
 
 
 def load(pattern: str | Path = "results/runs/*") -> list[Result]:
@@ -188,7 +189,9 @@ class _Objects:
         return {**node, "loader": loader, "full_size": self.images}
 
     def checked(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The settings. Raises ValueError for a number of images that is not that of the given ones."""
+        """The settings. Raises ValueError for `cost`, and for a number of images that is not that of the given ones."""
+        if settings.get("cost"):
+            raise ValueError("need cost in a command, dp run cost=true, got it in settings, where a run is made")
         asked = settings.get("protocol.images", self.images)
         if self.images and asked != self.images:
             raise ValueError(

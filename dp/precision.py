@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}  # tf32: only of products
 
@@ -19,12 +20,24 @@ class WideLinear(Wide, nn.Linear):
 
 
 def cast(net: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights of a frozen network. Buffers, `Wide` modules and batch norms keep theirs: they cost no time."""
+    """Cast the weights of a frozen network. Buffers, `Wide` modules and batch norms keep theirs: they cost no time.
+
+    Buffers widen what they meet, such as an image that is normalized by a mean and a std. So every convolution and
+    linear layer casts its input, too.
+    """
     for module in net.modules():
         if not isinstance(module, Wide | _BatchNorm):
             for p in module.parameters(recurse=False):
                 if p.is_floating_point():
                     p.data = p.data.to(dtype)
+            if isinstance(module, _ConvNd | nn.Linear):
+                module.register_forward_pre_hook(_narrow_input)
+
+
+def _narrow_input(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The input of a convolution or a linear layer, in the dtype of its weights."""
+    x, *others = given
+    return x.to(next(module.parameters()).dtype), *others
 
 
 def narrowed(x: Tensor, net: nn.Module) -> Tensor:

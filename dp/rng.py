@@ -106,7 +106,9 @@ class Streams:
         draw, of_one = philox.normal if request.normal else philox.uniform, request.shape[1:]
         numbers = [call + k for k in range(calls) for call in self.calls]
         out = draw(self.keys * calls, numbers, of_one, request.device)
-        return [Filling(part, []) for part in out.unflatten(0, (calls, -1))]
+        if calls == 1:
+            return [Filling(out, [])]
+        return [Filling(part.clone(), []) for part in out.unflatten(0, (calls, -1))]  # whose caller may write into it
 
 
 class Request(NamedTuple):

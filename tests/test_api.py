@@ -137,6 +137,7 @@ MISTAKES = {
     "no denoiser": ({"denoiser": nn.Identity(), "data": IMAGES}, "need denoiser as a dp.diffusion"),
     "an unknown option": ({"purifier": "diffpur"}, "diffpure"),
     "ids that come twice": ({"data": Subset(torch.tensor([4, 4]), *map(torch.tensor, IMAGES))}, "need ids that tell"),
+    "a cost": ({"data": IMAGES, "settings": {"cost": True}}, "need cost in a command"),
     "another number of images": ({"data": IMAGES, "settings": {"protocol.images": 1}}, "need protocol.images as many"),
     "a key that nothing reads": ({"settings": {"purifier.nothing": 3}}, "nothing"),
 }

@@ -231,3 +231,14 @@ def test_used():
         assert rng.used
         assert part.used
     assert not cat_draws(rng, [0, 1]).used  # the streams of one call stand for themselves
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_purifier_may_write_into_its_noise(version):
+    """Also with a tensor that needs a gradient. What it has written is not in the next call's noise."""
+    rng, again = Streams(IDS, 0, "adv", version), Streams(IDS, 0, "adv", version)
+    scale, given = torch.ones(1, requires_grad=True), like(4)
+    first, second = rng.randn_like(given).mul_(scale), rng.randn_like(given)
+    first.sum().backward()
+    assert same((first.detach(), second), (again.randn_like(given), again.randn_like(given)))
+    assert scale.grad is not None

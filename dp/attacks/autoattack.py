@@ -142,6 +142,8 @@ class Upstream(Attack):
 
     def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
         classes = model.logits(x[:1], rng.select([0]).draw(APART), 1).shape[2]
+        if classes < 3:
+            raise ValueError(f"need 3 classes for the package's loss, got {classes}: use attack=autoattack")
         if self.version == "standard" and classes < 10:
             raise ValueError(f"need 10 classes for suite=standard, got {classes}: use rand, or mode=fixed")
         tracer, devices = sys.gettrace(), [x.device] if x.device.type == "cuda" else []

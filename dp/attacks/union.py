@@ -74,7 +74,7 @@ class Union(Attack):
     @property
     def norms(self) -> tuple[str, ...]:
         first, *others = self.attacks.values()
-        return tuple(norm for norm in first.norms if all(norm in attack.norms for attack in others))
+        return tuple(norm for norm in first.norms if norm != "flow" and all(norm in attack.norms for attack in others))
 
     @property
     def is_ensemble(self) -> bool:

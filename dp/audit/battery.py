@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from dp.audit import (
     batch,
     budgets,
@@ -62,7 +64,7 @@ def audit(subject: Subject, on_check: Callable[[int, int, str], None] = lambda k
     """The findings of all checks, one after another. They look into the networks, so that nothing is compiled.
 
     `on_check(done, all, name)` is called before each. A check that stops with a ValueError, such as for a gradient with
-    NaN, has failed.
+    NaN, has failed. One that does not fit into memory has seen nothing, and the others go on.
     """
     selected = checks(subject.quick)
     for k, check in enumerate(selected):
@@ -74,6 +76,9 @@ def audit(subject: Subject, on_check: Callable[[int, int, str], None] = lambda k
         except ValueError as error:
             seconds = time.perf_counter() - start_time
             finding = Finding(check.name, f"stopped: {error}", "no error", "FAIL", "-", seconds)
+        except torch.OutOfMemoryError:
+            seconds = time.perf_counter() - start_time
+            finding = Finding(check.name, "not looked at: needs more memory", "-", "INFO", "-", seconds)
         yield finding
 
 

@@ -111,6 +111,18 @@ def _differences(subject: Subject, images: Subset, modes: tuple[str, ...]) -> tu
     # One deepcopy of both, so that networks that they share stay shared.
     attacked, scored = copy.deepcopy((attacked, scored))
     attacked, scored, samples = attacked.double(), scored.double(), 1 if subject.quick else 2
+    wide = subject.evaluation.lanes * attacked.draws_per_call // (2 * samples)  # float64 is twice as wide
+    parts = [
+        _quotients(subject, images.select(slice(first, first + max(1, wide))), attacked, scored, samples)
+        for first in range(0, len(images.ids), max(1, wide))
+    ]
+    return torch.cat([errors for errors, _ in parts], dim=2), torch.cat([zero for _, zero in parts])
+
+
+def _quotients(
+    subject: Subject, images: Subset, attacked: Defended, scored: Defended, samples: int
+) -> tuple[Tensor, Tensor]:
+    """`_differences` of the images of one call, of defenses in float64."""
     noise, rng = streams(subject, images, Stage.DIRECTIONS), streams(subject, images, Stage.DERIVATIVE)
     x = _point(subject, images, torch.float64)
     _, gradient = attacked.loss_gradient(x, images.y, rng, samples, margin)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dp.attacks.base import VALUES, Attack
 from dp.audit.check import Finding, Subject, audited, not_applicable, plural, some, streams
-from dp.audit.reruns import percent, watched
+from dp.audit.reruns import draws, percent, watched
 from dp.audit.stages import Stage
 from dp.defense.known_noise import KnownNoise
 from dp.rng import Streams
@@ -117,7 +117,7 @@ def _followed(subject: Subject, attack: Attack, images: Subset) -> _Path:
 
     def see(noise: Streams, x_hat: Tensor) -> None:
         asked[0] += 1
-        noisy[0] |= noise.used
+        noisy[0] |= draws(subject.arm.attacked, noise)
 
     model: Any = watched(subject.arm.attacked, see)
     if evaluation.known_draws:

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from dp.attacks.base import FULL, VALUES
 from dp.audit.answers import SAMPLES, Answer, answer, recorded
 from dp.audit.check import Finding, Subject, audited, streams
 from dp.audit.reruns import own, percent
+from dp.audit.returned_images import differentiated_by_attack
 from dp.audit.stages import Stage
-from dp.classifiers import Classifier
+from dp.classifiers import Classifier, RandomizedClassifier
 from dp.defense.defended import Defended
-from dp.evaluation.caveats import differences, gradients
+from dp.evaluation.caveats import differences
 from dp.rng import Streams
 from dp.statistics.intervals import paired, wilson
 
@@ -45,19 +45,27 @@ def _keys(subject: Subject) -> list[str]:
     unmoved = (first.x_hat == fresh.x_hat).flatten(2).all(dim=2)  # (S,B)
     if first.used and bool(unmoved.any()):
         faults.append("another key gives the same noise")
+    if isinstance(subject.arm.scored.classifier, RandomizedClassifier):
+        if bool((first.logits == fresh.logits).all(dim=2).any()):
+            faults.append("another key gives the same noise of the classifier")
+        elif _any_equal(first.logits):
+            faults.append("the samples of an image share the noise of the classifier")
     return faults
 
 
 def _eot(subject: Subject) -> list[str]:
     """A fault if the copies of an image in one gradient share their noise."""
-    images = subject.images
-    if gradients(subject.arm.attack, FULL) == ((VALUES,),):
-        return []
-    record, twin = recorded(subject.arm.attacked, len(images.ids))
-    twin.loss_gradient(images.x, images.y, streams(subject, images, Stage.EOT), SAMPLES)
-    copies = torch.cat(record.x_hat)  # (samples,B,...)
-    equal = [bool((copies[a] == copies[b]).all()) for a in range(len(copies)) for b in range(a)]
-    return ["the EOT copies of an image share their noise"] if record.used and any(equal) else []
+    images, shared = subject.images, False
+    for model in differentiated_by_attack(subject).values():
+        record, twin = recorded(model, len(images.ids))
+        twin.loss_gradient(images.x, images.y, streams(subject, images, Stage.EOT), SAMPLES)
+        shared |= record.used and _any_equal(torch.cat(record.x_hat))
+    return ["the EOT copies of an image share their noise"] if shared else []
+
+
+def _any_equal(samples: Tensor) -> bool:
+    """True if two of several samples (S,B,...) are equal for all images."""
+    return any(bool((samples[a] == samples[b]).all()) for a in range(len(samples)) for b in range(a))
 
 
 def _shared(subject: Subject) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from dp.attacks.base import Attack
 from dp.attacks.wrapper import Wrapped
 from dp.audit.check import VERDICTS, Subject
+from dp.classifiers import RandomizedClassifier
 from dp.defense.defended import Defended
 from dp.evaluation.evaluate import Arm, null_control
 from dp.evaluation.rows import Group, Unit
@@ -64,6 +65,16 @@ def watched(model: Defended, see: Callable[[Streams, Tensor], None]) -> Defended
     return twin
 
 
+def draws(model: Defended, rng: Streams) -> bool:
+    """True if the defense draws noise: its purifier did in this call, or its classifier will."""
+    return rng.used or isinstance(model.classifier, RandomizedClassifier)
+
+
+def drawn(model: Defended, rng: Streams) -> set[bytes]:
+    """The keys of the noise that the defense draws in a call."""
+    return {*rng.keys} if draws(model, rng) else set()
+
+
 def small(subject: Subject, attack: Attack | None = None) -> Attack:
     """The run's attack, or another one. In the quick audit it has at most the iterations and samples of `QUICK`."""
     attack = attack or subject.arm.attack
@@ -91,11 +102,12 @@ def own(subject: Subject) -> tuple[Group, AttackLog]:
             off = threat.admit(state, x)[0] - raw
             log.moved = max(log.moved, float(off.abs().max()))
 
-        attacked = watched(arm.attacked, lambda rng, x_hat: log.used.update(rng.keys if rng.used else ()))
-        scored = watched(arm.scored, lambda rng, x_hat: log.calls.append({*rng.keys} if rng.used else set()))
+        attacked = watched(arm.attacked, lambda rng, x_hat: log.used.update(drawn(arm.attacked, rng)))
+        scored = watched(arm.scored, lambda rng, x_hat: log.calls.append(drawn(arm.scored, rng)))
         twins: Any = Arm(attacked, scored, Followed(small(subject), state))
         group = _run(subject, twins)
-        scoring = -(-subject.evaluation.votes // scored.draws_per_call)  # calls of one scoring, after the in-loop ones
+        batches = -(-len(subject.images.ids) // subject.evaluation.lanes)
+        scoring = batches * -(-subject.evaluation.votes // scored.draws_per_call)  # calls; before are in-loop ones
         log.scored = set().union(*log.calls[-scoring:])
         log.used |= set().union(*log.calls[: -2 * scoring])
         subject.memo["own"] = group, log
@@ -128,7 +140,8 @@ def noise(subject: Subject) -> Group:
 
 def _run(subject: Subject, arm: Arm, name: str = "defended", **changes: Any) -> Group:
     images = subject.images
-    parts: dict[str, Any] = {"subset": images, "arms": {name: arm}, "lanes": len(images.ids), "window": 1}
+    lanes = min(len(images.ids), subject.evaluation.lanes)  # calls are as wide as the run's
+    parts: dict[str, Any] = {"subset": images, "arms": {name: arm}, "lanes": lanes, "window": len(images.ids)}
     evaluation = dataclasses.replace(subject.evaluation, **{**parts, **changes})
     return evaluation.run(Unit(name, subject.seed, tuple(evaluation.subset.ids.tolist())))
 

@@ -75,7 +75,7 @@ def _levels(subject: Subject) -> list[str]:
     modes_taken = {mode_name(modes): model for modes, model in differentiated_by_attack(subject).items() if modes}
     for name, model in {"attacked": subject.arm.attacked, **modes_taken}.items():
         sigmas, what = _sigmas(subject, model), "surrogate" if name == "attacked" else name
-        if not sigmas or not scored:
+        if not sigmas or not scored or not scored[0]:  # a method without noise begins at level 0
             continue
         top = scored[0]
         if abs(sigmas[0] / top - 1) > START:

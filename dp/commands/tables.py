@@ -48,7 +48,7 @@ def reported(summary: dict) -> Iterator[tuple[str, str]]:
     protocol = summary["config"]["protocol"]
     for rule in protocol["report"]:
         yield "robust", rule
-    if protocol["judge"] and "seen" in summary:
+    if protocol["judge"] and protocol["report"][0] in summary.get("seen", {}):
         yield "seen", protocol["report"][0]
 
 

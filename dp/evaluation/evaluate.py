@@ -26,6 +26,8 @@ from dp.statistics import metrics
 from dp.subset import Subset
 from dp.threat_models.ball import ThreatModel
 
+MOST_VOTES = 1000  # the curves over m of n samples count subsets, whose number must be a float
+
 
 class Arm(NamedTuple):
     """A condition of the experiment: the defense, the undefended classifier, or the null control.
@@ -227,6 +229,8 @@ def check_counts(votes: int, lanes: int, seeds: Sequence[int]) -> None:
     counts = (votes, lanes, *(seeds if isinstance(seeds, Sequence) else (None,)))
     if not all(isinstance(v, int) and not isinstance(v, bool) for v in counts):
         raise ValueError(f"need whole votes and lanes and a list of seeds, got {votes}, {lanes}, {seeds}")
+    if votes > MOST_VOTES:
+        raise ValueError(f"need votes <= {MOST_VOTES}, got {votes}: of more samples there are too many subsets")
     if votes < 1 or lanes < 1 or not seeds:
         raise ValueError(f"need votes >= 1, lanes >= 1 and a seed, got {votes}, {lanes}, {list(seeds)}")
     if len(set(seeds)) < len(seeds):

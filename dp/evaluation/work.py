@@ -30,6 +30,10 @@ MOST_STEPS = 3000  # of an attack's own code
 MOST_CALLS = 100_000  # of it to the stand-in; an attack that waits for a wrong answer would never end
 
 
+class TooMany(RuntimeError):
+    """An attack has made more than `MOST_CALLS` calls."""
+
+
 class Rates(NamedTuple):
     """What one network evaluation of one image costs, in a unit of choice: a call of the denoiser and of the
     classifier, their backward pass to the input alone, and a call of the denoiser that is computed again.
@@ -157,7 +161,7 @@ class Counting:
     def _count(self, cost: float, samples: int, queries: int = 1) -> None:
         self.calls[0] += 1
         if self.calls[0] > MOST_CALLS:
-            raise RuntimeError(f"need an attack of at most {MOST_CALLS} calls, got more")
+            raise TooMany(f"need an attack of at most {MOST_CALLS} calls, got more")
         samples = self.known or samples
         self.spent[0] += cost * queries * min(samples, self.price.most)
 
@@ -259,12 +263,17 @@ def _attack(
 
 
 def _counted(attack: Attack, counting: Counting, one: Subset, threat: ThreatModel, steps: int) -> list[float]:
-    """The same by the attack's own code, which may raise anything."""
+    """The same by the attack's own code, which may raise anything. After too many calls it has the first steps."""
     rng = Streams(one.ids, 0, "dry")
     state = attack.start(counting, one.x, one.y, threat, rng.draw(0))
     found = [counting.spent[0]]
     for k in range(steps):
-        state = attack.step(counting, state, one.x, one.y, threat, rng.draw(k + 1))
+        try:
+            state = attack.step(counting, state, one.x, one.y, threat, rng.draw(k + 1))
+        except TooMany:
+            if k == 0:
+                raise
+            break
         found.append(counting.spent[0])
     return found
 

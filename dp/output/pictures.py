@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dp.defense.defended import Defended
+from dp.evaluation.caveats import bound
 from dp.evaluation.stages import Stage
 from dp.output.rescore import Saved
 from dp.purifiers import hetero, hetero_official
@@ -52,7 +53,7 @@ class Shown:
 
     def masks(self, x: Tensor) -> Tensor:
         """The masks (B,1,H,W) of images (B,C,H,W) in [0,1]: 1 where they get the strong noise."""
-        values = {k: v for k, v in self.purifier.items() if not k.startswith("_")}
+        values = bound(self.model.purifier)
         with torch.no_grad():
             mask = MASKS[self.purifier["_target_"]]
             networks = {"denoiser": self.model.denoiser, "classifier": self.model.classifier}

@@ -235,7 +235,8 @@ def begin(folder: Path, config: dict, code: str, overwrite: bool, rows: str = RO
         raise NotADirectoryError(f"need to make the folder {folder}, got a file in its place: move it away") from None
     start, written = folder / START, [*folder.glob(rows)]
     if overwrite and (start.exists() or written):
-        aside = folder / f"old-{len(list(folder.glob('old-*')))}"
+        earlier = [int(path.name[4:]) for path in folder.glob("old-*") if path.name[4:].isdecimal()]
+        aside = folder / f"old-{max(earlier, default=-1) + 1}"
         aside.mkdir()
         # START moves last: if a move is interrupted, the next start continues it.
         for path in sorted(folder.iterdir(), key=lambda path: path.name == START):

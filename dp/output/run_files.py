@@ -212,7 +212,7 @@ def without_figure(summary: dict) -> str | None:
         for rule in {*protocol["report"], "single", "vote"}:
             if rule not in summary[name]:
                 return f"no {name}.{rule}"
-    in_loop = bool(protocol["judge"]) and "seen" in summary
+    in_loop = bool(protocol["judge"]) and protocol["judge"]["in_loop"] and "seen" in summary
     return f"no seen.{protocol['report'][0]}" if in_loop and protocol["report"][0] not in summary["seen"] else None
 
 

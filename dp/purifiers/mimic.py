@@ -1,5 +1,6 @@
 """MimicDiffusion (Song et al. 2024, arXiv 2312.04802): generation from pure noise that the input image guides."""
 
+import functools
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,6 +11,7 @@ from torch import Tensor
 from dp.classifiers import Classifier
 from dp.compiled import plain_calls
 from dp.diffusion.denoisers import Denoiser
+from dp.diffusion.guided import guided_step
 from dp.diffusion.sampling import OnStep, ancestral_step, noise_levels, to_01, to_pm1
 from dp.rng import Streams
 
@@ -52,7 +54,8 @@ def purify(
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         is_guided = pull > 0 and first <= i <= last
         if is_guided and guide_through_network and i > first:
-            x0, direction = _through_network(denoiser, z, sigma, given, width)
+            step = functools.partial(_through_network, denoiser, sigma=sigma, width=width)
+            x0, direction = guided_step(denoiser, step, z, given)
         else:
             x0 = denoiser(z, sigma)
             direction = _direction(x0 - given, width) if is_guided else None
@@ -78,7 +81,7 @@ def _direction(difference: Tensor, width: float | None) -> Tensor:
 
 
 def _through_network(
-    denoiser: Denoiser, z: Tensor, sigma: float, given: Tensor, width: float | None
+    denoiser: Denoiser, z: Tensor, given: Tensor, sigma: float, width: float | None
 ) -> tuple[Tensor, Tensor]:
     """The denoised image x0, and the gradient in z of the sum of |x0 - given|, by a vector-Jacobian product with x0."""
     differentiable = torch.is_grad_enabled() and (z.requires_grad or given.requires_grad)
@@ -86,5 +89,6 @@ def _through_network(
         leaf = z if z.requires_grad else z.detach().requires_grad_()
         x0 = denoiser(leaf, sigma)
         cotangent = _direction(x0 - given, width)
-        (direction,) = torch.autograd.grad(x0, leaf, cotangent, create_graph=differentiable, retain_graph=True)
-    return (x0 if differentiable else x0.detach()), direction
+        # Always with a graph: without one, autograd takes other kernels, which round otherwise.
+        (direction,) = torch.autograd.grad(x0, leaf, cotangent, create_graph=True)
+    return (x0, direction) if differentiable else (x0.detach(), direction.detach())

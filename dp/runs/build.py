@@ -53,7 +53,7 @@ def assembled(config: dict, attacked: Defended, scored: Defended, device: str) -
     `build`.
     """
     protocol = config["protocol"]
-    subset: Subset = _make(config, config["dataset"]["loader"])
+    subset = in_own_types(_make(config, config["dataset"]["loader"]))
     attack, threat, judge = attacker(config)
     check_lengths(config["attack"], threat, subset.x[:1])
     threat = threat.seen_by(scored.classifier)
@@ -84,6 +84,14 @@ def assembled(config: dict, attacked: Defended, scored: Defended, device: str) -
     )
     budget = config.get("budget")  # the configuration of an older run has none
     return evaluation if budget is None else within(evaluation, budget)
+
+
+def in_own_types(subset: Subset) -> Subset:
+    """A loader's images as float32, and its ids and labels as int64. Raises ValueError for labels that are floats."""
+    ids, x, y = subset
+    if y.is_floating_point():
+        raise ValueError(f"need labels as whole numbers, got a loader's labels of {y.dtype}")
+    return Subset(ids.long(), x.float(), y.long())
 
 
 def attacker(config: dict) -> tuple[Attack, ThreatModel, Judge | None]:

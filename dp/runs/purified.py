@@ -8,6 +8,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from dp.repeatable import set_repeatable
 from dp.rng import Streams
 from dp.runs.build import defense, in_precision
 from dp.runs.caveats import bound
@@ -40,6 +41,7 @@ def purified(config: dict, x: Tensor, samples: int, seed: int) -> Purified:
         raise ValueError(f"need samples >= 1, got samples={samples}")
     fetch_missing({**config, "dataset": {}})  # its images are not needed
     device = device_of(config)
+    set_repeatable(device)
     scored, parts, masks = in_precision(defense(config, device), config["scored_dtype"]), [], []
     node = config["purifier"].get("mask")
     for at in range(0, len(x), config["dataset"]["lanes"]):

@@ -19,10 +19,10 @@ from dp.runs.errors import unknown_option
 from dp.runs.gpus import check_cost
 from dp.runs.help import options
 from dp.runs.machine import device_of, shard_of, workers_of
+from dp.runs.protocol_keys import check_protocol
 from dp.runs.targets import RESERVED, target_of
 from dp.runs.words import GROUPS
 from dp.spelling import near_matches
-from dp.statistics.metrics import RULES, TIES
 from dp.threat_models.ball import parse_eps
 
 HYDRAS = {"_target_": str, "_partial_": bool, "_recursive_": bool, "_args_": list, "_convert_": str}  # keys of a node
@@ -34,7 +34,6 @@ WORDS[Sequence] = "a list"
 # Keys that a yaml may leave out, of nodes without a `_target_`.
 OPTIONAL = ("dataset.budget", "dataset.files", "dataset.full_size", "dataset.scaled_from", "dataset.shape")
 OPTIONAL += ("protocol.version",)
-PROTOCOL_KEYS = ("seeds", "votes", "ties", "report", "grad", "attack", "attack_variants", "known_draws", "judge")
 
 
 def check_setup(setup: Setup) -> None:
@@ -274,27 +273,3 @@ def check_kinds(config: dict, defaults: dict, name: str = "") -> None:
 
 def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def check_protocol(protocol: dict, window: int) -> None:
-    """Raises ValueError for missing or wrong keys of a protocol, and for a `window` that is no whole number >= 1."""
-    absent = [key for key in PROTOCOL_KEYS if key not in protocol]
-    if absent:
-        raise ValueError(f"need protocol.{absent[0]}, got a protocol without it")
-    for key in ("grad", "ties", "attack"):
-        if not isinstance(protocol[key], str) and not (key == "attack" and protocol[key] is None):
-            raise ValueError(f"need protocol.{key} as a name, got {protocol[key]!r}")
-    if protocol["ties"] not in TIES:
-        raise ValueError(f"need ties {' or '.join(TIES)}, got ties={protocol['ties']!r}")
-    if protocol["judge"] is not None and not isinstance(protocol["judge"], dict):
-        raise ValueError(f"need protocol.judge as null or a mapping, got {protocol['judge']}")
-    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
-        raise ValueError(f"need window as a whole number >= 1, got window={window}")
-    rules, known = protocol["report"], protocol["known_draws"]
-    if not isinstance(rules, list) or not rules or any(rule not in [*RULES] for rule in rules):
-        raise ValueError(f"need protocol.report as a list of {', '.join(RULES)}, got {rules}")
-    images = protocol.get("images")
-    if isinstance(images, int) and images < 1:
-        raise ValueError(f"need protocol.images >= 1, got protocol.images={images}")
-    if not isinstance(known, bool):
-        raise ValueError(f"need protocol.known_draws true or false, got {known}")

@@ -40,6 +40,7 @@ def run_units(work: Work, evaluation: Evaluation, places: Sequence[str], on_even
     context = multiprocessing.get_context("spawn")
     with spared():
         tasks, events = context.Queue(), context.Queue()
+        tasks.cancel_join_thread()  # what no worker has read must not keep this process from its end
         for unit in [*work.units, *[None] * len(places)]:
             tasks.put(unit)
         processes = [

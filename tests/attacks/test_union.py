@@ -80,6 +80,13 @@ def test_rejects():
             Union(**{"attacks": {"pgd": PGD(1, 1)}, **bad})
 
 
+def test_a_flow_is_no_part_of_a_union():
+    """The certificate of a flow is no part of a union's point."""
+    flow = make(composed("attack=stadv", "threat_model=stadv")["attack"])
+    assert "flow" in flow.norms
+    assert Union({"stadv": flow}).norms == ()
+
+
 def test_autoattack_fixed_is_the_union():
     found = make(composed("dataset=cifar10", "attack=autoattack")["attack"])
     assert found == Union({"apgd_ce": APGD(100, 20, "ce"), "apgd_t": APGD(100, 20, "targeted", targets=9)}, 20)
@@ -188,6 +195,9 @@ def test_upstream_rejects():
     model, x, y = problem()
     with pytest.raises(ValueError, match="need 10 classes for suite=standard, got 6"):
         run_attack(Upstream("standard"), model, x, y, LINF)
+    two = Defended(none.purify, None, Classifier(Net(64, 2)))
+    with pytest.raises(ValueError, match="need 3 classes for the package's loss, got 2: use attack=autoattack"):
+        run_attack(Upstream("rand"), two, x, y.clamp(max=1), LINF)
     for bad in ({"version": "plus"}, {"eot": 0}, {"queries": 0}):
         with pytest.raises(ValueError, match=r"^need "):
             Upstream(**{"version": "rand", **bad})

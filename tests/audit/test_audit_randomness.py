@@ -8,6 +8,7 @@ import torch
 
 from dp.audit import randomness, returned_images, same_defense
 from dp.audit.check import Subject
+from dp.audit.reruns import own
 from dp.classifiers import Classifier
 from dp.defense.defended import Defended
 from dp.evaluation.caveats import differences
@@ -39,6 +40,32 @@ def test_saved_images_of_the_second_generator_pass():
         subject(*small_budget("pgd_eot"), "rng=2", "purifier=diffpure", "purifier.t=0.6")
     )
     assert finding.verdict in ("PASS", "WARN"), finding.value
+
+
+def test_a_classifier_that_draws_noise_is_asked_by_its_logits(monkeypatch):
+    """RDC without a purifier: the purified image never changes. A classifier with one noise for all is found."""
+    words = ("classifier=rdc", "purifier=none", *small_budget("pgd_eot"))
+    sound = composed_subject("dataset=digits", "protocol.images=2", *words, quick=True, images=2)
+    assert randomness._keys(sound) == randomness._eot(sound) == []
+    assert own(sound)[1].scored
+    classifier = sound.arm.scored.classifier
+    drawn = type(classifier).forward
+
+    def stuck(self, x, rng):
+        return drawn(self, x, Streams(range(len(x)), 0, "stuck"))
+
+    monkeypatch.setattr(type(classifier), "forward", stuck)
+    assert randomness._keys(sound) == ["another key gives the same noise of the classifier"]
+
+
+def test_a_defense_without_a_gradient_is_asked_by_the_gradient_that_the_attack_takes():
+    found = composed_subject("dataset=digits", "purifier=pixeldefend", "protocol=hill", "attack.iterations=1", images=1)
+    assert randomness._eot(found) == []
+
+
+def test_a_method_that_starts_without_noise_has_no_levels_to_compare():
+    found = composed_subject("protocol.images=2", "purifier=langevin", "purifier.noise=0", "purifier.steps=2", images=2)
+    assert same_defense._levels(found) == []
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,18 @@ def test_steps_that_are_not_counted_cost_as_much_as_the_others():
     assert work["defended"].attack(10 * MOST_STEPS) == pytest.approx(10 * work["defended"].attack(MOST_STEPS))
 
 
+def test_an_attack_of_too_many_calls_is_counted_by_its_first_steps(monkeypatch):
+    """SPSA asks for a batch of values in each iteration: all of them count, though the counting ends before."""
+    words = ("attack=spsa", "attack.directions=10", "attack.eot=3", "purifier=none", "protocol.images=2", "workers=1")
+    few, many = (build(composed(*words, f"attack.iterations={n}")) for n in (3, 30))
+    step = costs(few, in_evaluations(RATIO))["defended"]
+    monkeypatch.setattr(counted_work, "MOST_CALLS", 25)
+    found = costs(many, in_evaluations(RATIO))["defended"]
+    assert 2 <= len(found.counted) < 30
+    each = step.counted[2] - step.counted[1]
+    assert found.attack(30) - found.counted[0] == pytest.approx(30 * each)
+
+
 class At(NamedTuple):
     x_adv: Tensor
 

@@ -143,6 +143,15 @@ def test_a_damaged_start_is_refused_and_overwrite_begins_anew(tmp_path, text):
     assert record.read_start(tmp_path) == {"code": "code", "config": {}}
 
 
+def test_what_is_set_aside_never_meets_an_earlier_one(tmp_path):
+    """Somebody deleted old-0 and kept old-1."""
+    (tmp_path / "old-1").mkdir()
+    (tmp_path / "old-mine").mkdir()
+    (tmp_path / "start.json").write_text("{torn")
+    record.begin(tmp_path, {}, "code", overwrite=True)
+    assert (tmp_path / "old-2" / "start.json").read_text() == "{torn"
+
+
 def test_rows_of_unknown_code_are_refused(tmp_path):
     record.append(tmp_path / "rows-a.jsonl", [whole_row("null", 0, 1)])
     with pytest.raises(ValueError, match="which says what code made the rows, got none: add overwrite=true"):

@@ -143,6 +143,29 @@ def test_a_command_states_what_was_changed():
     assert run_key(composed(*words_of_run(config))) == run_key(config)
 
 
+def test_a_run_whose_pictures_cannot_be_made_says_why(folder):
+    """Of objects of another process, or with plug-ins that have moved; another machine's device is no reason."""
+    summary = record.read_summary(folder)
+    config = summary["config"]
+    assert not isinstance(shown({**summary, "config": {**config, "device": "cuda"}}), str)
+    given = {"_target_": "dp.runs.given.purifier", "name": "mine", "sha256": "0" * 64}
+    told = shown({**summary, "config": {**config, "purifier": given}})
+    assert told.startswith("The page has no pictures of this run: need mine")
+    plugins = {**config["plugins"], "folders": ["nowhere"]}
+    assert "nowhere" in str(shown({**summary, "config": {**config, "plugins": plugins}}))
+
+
+def test_the_mask_of_a_given_region_is_shown(tmp_path):
+    config = composed(
+        *TINY, "dataset=canvas", "purifier=hetero_box", "protocol.images=2", "protocol.seeds=[5]", "workers=1"
+    )
+    assert finished(config, tmp_path / "run")
+    material = shown(record.read_summary(tmp_path / "run"))
+    masks = material.masks(material.images)
+    assert masks.shape == (2, 1, 32, 32)
+    assert {*masks.unique().tolist()} == {0.0, 1.0}
+
+
 def test_a_run_from_before_the_second_generator_has_a_command_with_the_first():
     """CIFAR-10 takes the second generator by default; a run without the key had the first."""
     config = composed("dataset=cifar10", "rng=1")

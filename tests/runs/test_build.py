@@ -12,7 +12,7 @@ from dp.evaluation.dry import check_variance, dry_nfe
 from dp.purifiers import diffpure
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
-from dp.runs.build import build, check_networks, defense
+from dp.runs.build import build, check_networks, defense, in_own_types
 from dp.runs.compose import make
 from dp.subset import Subset
 from dp.weights.needed import needed
@@ -200,3 +200,12 @@ def test_own_networks_are_for_evaluation(outside):
     assert len(list(own.parameters())) == 1
     assert not any(module.training for module in own.modules())
     assert not any(parameter.requires_grad for parameter in own.parameters())
+
+
+def test_a_loaders_images_become_float32_and_its_labels_int64():
+    """NumPy divides to float64, and stores labels in a byte."""
+    ids, x = torch.arange(2, dtype=torch.int32), torch.rand(2, 1, 4, 4, dtype=torch.float64)
+    found = in_own_types(Subset(ids, x, torch.tensor([1, 0], dtype=torch.uint8)))
+    assert [part.dtype for part in found] == [torch.int64, torch.float32, torch.int64]
+    with pytest.raises(ValueError, match="need labels as whole numbers, got a loader.s labels"):
+        in_own_types(Subset(ids, x, torch.zeros(2)))

@@ -188,3 +188,17 @@ def test_without_a_compiler_a_line_says_what_to_do(device, need, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=rf"^need (a )?{need} for compile=true.*: install.* or set compile=false$"):
         check_compiler(device)
+
+
+@pytest.mark.parametrize("guide", ["true", "false"])
+def test_mimics_own_gradient_is_the_same_stored_and_recomputed(guide):
+    """Its guide differentiates the denoiser, also where the backward pass recomputes a step."""
+    words = ("purifier=mimic", f"purifier.guide_through_network={guide}", "purifier.steps=4", "purifier.guided=[0,3]")
+    found = []
+    for memory in ("store", "recompute"):
+        config = composed(*SMALL[:-1], *words, COMPILE, f"memory={memory}", "threat_model.grad=soft_sign")
+        evaluation = build(config)
+        model, images = evaluation.arms["defended"].attacked, evaluation.subset
+        found.append(model.loss_gradient(images.x, images.y, Streams(images.ids, 0, "test"), 1, margin))
+    for stored, again in zip(*found, strict=True):
+        assert torch.allclose(stored, again, rtol=1e-4, atol=1e-6)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 from dp.objectives import margin
 from dp.output.report import caveat_lines
-from dp.precision import DTYPES, narrowed
+from dp.precision import DTYPES, cast, narrowed
 from dp.rng import Streams
 from dp.runs.build import build
 from dp.runs.caveats import caveats_of
@@ -42,6 +43,29 @@ def test_two_dtypes_have_networks_of_their_own(names):
             assert model.tf32 == (name == "tf32")
         own, other = ({p.data_ptr() for p in model.parameters()} for model in models)
         assert not own & other
+
+
+class Normalizing(nn.Module):
+    """A classifier that holds the mean and the std of its images, as those of RobustBench do."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.full((1, 1, 1, 1), 0.5))
+        self.conv, self.norm, self.last = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.last(self.norm(self.conv(x - self.mean)).relu().mean(dim=(2, 3)))
+
+
+def test_buffers_that_widen_the_image_are_no_obstacle():
+    net, x = Normalizing().eval().requires_grad_(False), torch.rand(2, 1, 8, 8)
+    expected = net(x)
+    cast(net, BFLOAT16)
+    leaf = narrowed(x, net).requires_grad_()
+    found = net(leaf)
+    assert found.dtype == BFLOAT16
+    assert torch.autograd.grad(found.float().sum(), leaf)[0].dtype == BFLOAT16
+    assert torch.allclose(found.float(), expected, atol=0.02)
 
 
 def test_tf32_shares_the_networks_and_switches_the_products_for_its_own_calls_alone():

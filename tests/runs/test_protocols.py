@@ -9,14 +9,16 @@ from dp.attacks.bpda import BPDA
 from dp.attacks.null import Null
 from dp.attacks.pgd_eot import PGD
 from dp.attacks.through import Through
+from dp.commands.tables import reported
 from dp.defense.known_noise import KnownNoise
-from dp.output import report
+from dp.output import record, report
 from dp.output.row_table import row_table
 from dp.rng import Streams
 from dp.runs import compose
 from dp.runs.build import build
+from dp.runs.validate import check_setup
 from dp.threat_models.ball import ThreatModel
-from tests.helpers.compose import CONF, TINY, composed, finished, options, plug_ins
+from tests.helpers.compose import CONF, TINY, composed, finished, options, plug_ins, setup
 
 # On CIFAR-10, as in docs/protocols.md: samples that decide, rule, ties, gradient mode, decided in-loop.
 DEFINED = {
@@ -199,3 +201,16 @@ def test_a_purifier_without_a_gradient_is_attacked_by_the_one_that_it_names(tmp_
     (folder / "flat.yaml").write_text(f"_target_: dp.purifiers.none.purify\n_partial_: true\n{declared}")
     config = compose.setup(f"protocol={protocol}", "purifier=flat", config_dirs=[tmp_path / "mine"]).config
     assert config["threat_model"]["grad"] == "bpda"
+
+
+def test_a_report_may_begin_with_a_rule_that_in_loop_samples_lack(tmp_path):
+    """Where fresh samples decide. Where in-loop ones do, it begins with a rule that they have."""
+    config = composed(*TINY, "purifier=none", "protocol=strict", "protocol.report=[single,vote]", "workers=1")
+    assert finished(config, tmp_path / "run")
+    summary = record.read_summary(tmp_path / "run")
+    assert summary is not None
+    assert {*reported(summary)} == {("robust", "single"), ("robust", "vote")}
+    with pytest.raises(ValueError, match=r"need protocol\.report to begin with average or worst or mean_logits"):
+        check_setup(setup("protocol=hill", "protocol.report=[single]"))
+    with pytest.raises(ValueError, match="need votes <= 1000, got 1100"):
+        check_setup(setup("protocol.votes=1100"))

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +109,27 @@ def test_a_state_that_does_not_fit_the_attack_is_not_used(tmp_path, capsys):
     run_units(Work(evaluation_of, config, [unit], tmp_path, "1of1"), evaluation, ["cpu"], lambda event: None)
     assert "is not used, because need the attack's own state" in " ".join(capsys.readouterr().out.split())
     assert list(read_rows(tmp_path).values()) == evaluation.run(unit).rows
+
+
+FULL = """
+from pathlib import Path
+from dp.evaluation.rows import Unit
+from dp.runs.engines.interface import Work
+from dp.runs.workers import run_units
+from tests.runs.test_workers import failing
+
+if __name__ == "__main__":
+    units = [Unit("defended", 2024, (10_000 + k,)) for k in range(5000)]
+    run_units(Work(failing, {}, units, Path("."), "1of1"), None, ["cpu"] * 2, lambda event: None)
+"""
+
+
+def test_a_run_of_many_units_ends_when_a_worker_fails(tmp_path):
+    """What no worker has read is more than a pipe holds: the process must not wait until somebody reads it."""
+    (tmp_path / "full.py").write_text(FULL)
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(tmp_path / "full.py")]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "missing weights: need x" in ended.stderr

@@ -17,6 +17,7 @@ from dp.training.noise import Drawn
 from dp.training.tasks.classifying_purified import ClassifyingPurified
 from dp.training.tasks.levels import Levels
 from dp.training.tasks.restoring import Restoring
+from tests.helpers.claimed import claim_module, claimed_gpu
 
 DRAWS = torch.Generator
 
@@ -109,6 +110,15 @@ def test_the_judge_writes_what_the_attack_does_to_an_idle_purifier(tmp_path):
     assert figures["accuracy_after/attacked"] <= figures["accuracy_after/clean"]
     assert (tmp_path / "judge.csv").read_text().count("\n") == 4
     assert (tmp_path / "purified.png").exists()
+
+
+def test_the_judge_of_a_network_on_a_gpu_gives_it_images_on_the_gpu(tmp_path):
+    judged = task()
+    expected = judged.judge(data(), tmp_path, seed=0)
+    for network in (judged.net, judged.classifier):
+        claim_module(network)
+    with claimed_gpu():
+        assert judged.judge(data(), tmp_path, seed=0) == expected
 
 
 def test_a_bad_share():

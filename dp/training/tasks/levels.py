@@ -50,9 +50,10 @@ class Levels(Task):
         of both after purification. A picture of these before and after.
         """
         noise = 2 * torch.rand(test.x.shape, generator=torch.Generator().manual_seed(seed)) - 1
+        device = next(self.net.parameters()).device
         noised = (test.x + self.purifier.reach / (self.levels - 1) * noise).clamp(0, 1)
         rows, shown = [], []
-        for name, x in (("clean", test.x), ("noise", noised)):
+        for name, x in (("clean", test.x.to(device)), ("noise", noised.to(device))):
             purified = self.purifier(x[:SHOWN], None, None, Streams(test.ids[:SHOWN], seed, "clean"))  # pyright: ignore[reportArgumentType]
             whole = torch.cat([self.nats(part) for part in x.split(128)]).mean().item()
             first, after = (self.nats(images).mean().item() for images in (x[:SHOWN], purified))

@@ -91,10 +91,11 @@ class Restoring(Task):
         uniform noise of the threat model's eps, and attacked by the judge's attack on the classifier alone. A picture
         of each before and after.
         """
-        rows, shown = [], []
+        rows, shown, device = [], [], next(self.net.parameters()).device
+        images, labels = test.x.to(device), test.y.to(device)
         for name in ("clean", "noise", "attacked"):
             parts = []
-            for ids, x, y in zip(*(t.split(BATCH) for t in test), strict=True):
+            for ids, x, y in zip(*(t.split(BATCH) for t in (test.ids, images, labels)), strict=True):
                 given = self._changed(name, x, y, Streams(ids, seed, STAGE))
                 with torch.no_grad():
                     x_hat = self.purifier(given, None, self.classifier, Streams(ids, seed, "clean"))
