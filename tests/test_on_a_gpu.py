@@ -284,17 +284,3 @@ def test_noise_that_is_drawn_ahead_is_the_same_noise(version, monkeypatch):
         assert all(one.is_cuda for one in found)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert not notes.waits
-
-
-def test_noise_that_is_drawn_ahead_may_be_written_into():
-    """A call's numbers share no memory with those of the next one, which a backward pass may need as they were."""
-    with claimed_gpu():
-        (like,) = claimed(torch.empty(3, 1, 8, 8))
-        rng, x = Streams([5, 6, 7], 3, "adv", 2), claim(torch.ones(3, 1, 8, 8)).requires_grad_()
-        total = x.sum()
-        for _ in range(12):
-            noise = rng.randn_like(like)
-            total = total + (x * noise).sum()
-            rng.randn_like(like).mul_(2)
-        total.backward()
-    assert x.grad is not None

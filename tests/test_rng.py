@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from dp.rng import Streams, cat_draws
+from dp.rng import Request, Streams, cat_draws
 
 IDS = [9394, 898, 2398, 5906]
 
@@ -242,3 +242,16 @@ def test_a_purifier_may_write_into_its_noise(version):
     first.sum().backward()
     assert same((first.detach(), second), (again.randn_like(given), again.randn_like(given)))
     assert scale.grad is not None
+
+
+def test_noise_that_is_drawn_ahead_may_be_written_into(monkeypatch):
+    """As on a GPU. A call's numbers share no memory with the next one's, which a backward pass needs as they were."""
+    monkeypatch.setattr(Request, "on_gpu", True)
+    rng, x, total = Streams(IDS, 3, "adv", 2), torch.ones(4, 1, 4, 4, requires_grad=True), torch.zeros(())
+    kept = []
+    for _ in range(12):
+        kept.append(rng.randn_like(x.detach()))
+        total = total + (x * kept[-1]).sum()
+        rng.randn_like(x.detach()).mul_(2)
+    total.backward()
+    assert torch.allclose(x.grad, torch.stack(kept).sum(dim=0), atol=1e-5)

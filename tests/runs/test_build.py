@@ -207,5 +207,5 @@ def test_a_loaders_images_become_float32_and_its_labels_int64():
     ids, x = torch.arange(2, dtype=torch.int32), torch.rand(2, 1, 4, 4, dtype=torch.float64)
     found = in_own_types(Subset(ids, x, torch.tensor([1, 0], dtype=torch.uint8)))
     assert [part.dtype for part in found] == [torch.int64, torch.float32, torch.int64]
-    with pytest.raises(ValueError, match="need labels as whole numbers, got a loader.s labels"):
+    with pytest.raises(ValueError, match="need labels as whole numbers, got a loader's labels"):
         in_own_types(Subset(ids, x, torch.zeros(2)))
