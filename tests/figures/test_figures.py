@@ -19,8 +19,8 @@ PINNED = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_t
 
 
 def test_data_are_small_and_complete():
-    """Of accuracy over eps there may be no runs yet; of all others there are data."""
-    assert set(drawn.FIGURES) - set(THERE) <= {"eps"}
+    """There are data of every figure."""
+    assert set(drawn.FIGURES) == set(THERE)
     assert {path.stem for path in DATA.iterdir()} == set(THERE)
     for name in THERE:
         assert stored.path_of(name, DATA).stat().st_size <= 500_000
