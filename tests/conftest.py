@@ -16,7 +16,7 @@ from dp.subset import Subset
 from tests.helpers import compose
 from tests.helpers.compose import TINY, composed
 from tests.helpers.contract import declared_in
-from tests.helpers.long import LONG, WHOLE
+from tests.helpers.long import L2, LONG, WHOLE
 from tests.helpers.slow import FAST, SLOW
 
 
@@ -76,7 +76,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         listed = SLOW.get(file, "").split()
         if listed == ["*"] or function in listed:
             item.add_marker(pytest.mark.slow)
-        if function in LONG.get(file, "").split() and not first:
+        under_l2 = f"{file}::{name}".startswith(L2) and name.endswith("-l2]")
+        if under_l2 or (function in LONG.get(file, "").split() and not first):
             item.add_marker(pytest.mark.long)
 
 

@@ -110,10 +110,15 @@ def test_given_images_may_take_the_settings_of_a_dataset(tmp_path, monkeypatch):
 def test_numbers_of_numpy_and_torch_are_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DP_CACHE", str(tmp_path / "cache"))
-    settings = {"protocol.seeds": np.array([3]), "attack.iterations": np.int64(1), "purifier.t": torch.tensor(0.25)}
-    result = dp.evaluate("diffpure", protocol="default", settings={**settings, "protocol.images": np.int32(2)})
+    settings = {
+        "protocol.seeds": np.array([3]),
+        "attack.iterations": np.int64(1),
+        "threat_model.eps": torch.tensor(0.25),
+    }
+    result = dp.evaluate("none", protocol="default", settings={**settings, "protocol.images": np.int32(2)})
     config = result.summary["config"]
-    assert (config["protocol"]["seeds"], config["attack"]["iterations"], config["purifier"]["t"]) == ([3], 1, 0.25)
+    assert (config["protocol"]["seeds"], config["attack"]["iterations"]) == ([3], 1)
+    assert config["threat_model"]["eps"] == 0.25
 
 
 def test_the_page_about_python_runs(tmp_path, monkeypatch, capsys):

@@ -60,7 +60,7 @@ def test_calibration_uses_images_that_no_run_uses(monkeypatch):
     """A defense that always says 3 is right as often as there are threes among them."""
     used = []
 
-    def three(model, x, ids, seed, stage, samples, width):
+    def three(model, x, ids, seed, stage, samples, width, rng):
         used.extend(ids)
         return torch.nn.functional.one_hot(torch.full((len(x), samples), 3), 10).float()
 

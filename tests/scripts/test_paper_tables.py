@@ -4,7 +4,6 @@ import shlex
 
 import paper_tables
 import pytest
-import worklist
 
 from dp.output.published import PUBLISHED, read_csv
 from dp.runs.cells import Found
@@ -14,14 +13,13 @@ from tests.helpers.compose import setup
 WHOLE = "+experiment=digits/table1 hydra.mode=RUN purifier=atop"
 
 
-def test_what_is_not_archived_is_missing_once_and_is_of_an_embedded_benchmark():
-    cells = [cell for cell in read_csv(PUBLISHED / "cells.csv") if cell["command"]]
-    commands = {tuple(shlex.split(cell["command"])) for cell in cells if cell["stand_in"]}
+def test_every_run_of_an_embedded_benchmark_is_missing_once_where_nothing_is_archived(monkeypatch):
+    monkeypatch.setattr(paper_tables, "find", lambda *cell: Found(None, "not run"))
+    cells = [cell for cell in read_csv(PUBLISHED / "cells.csv") if cell["command"] and cell["stand_in"]]
     missing = paper_tables.missing()
-    assert len({*missing}) == len(missing)
-    assert {*missing} == {given for given in commands if not worklist.archived(given)}
-    for given in missing:
-        check_setup(setup(*given))
+    assert {*missing} == {tuple(shlex.split(cell["command"])) for cell in cells}
+    assert len({*missing}) == len(missing) < len(cells)
+    check_setup(setup(*missing[0]))
 
 
 def test_a_run_of_which_there_are_fewer_images_is_missing(monkeypatch):
