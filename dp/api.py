@@ -28,6 +28,7 @@ from dp.output.report import show
 from dp.output.row_table import row_table
 from dp.repeatable import settings_kept
 from dp.runs import compose, given
+from dp.runs.errors import in_one_line
 from dp.runs.lanes import with_lanes
 from dp.runs.pipeline import folder_of, judged
 from dp.runs.purified import Purified, purified
@@ -71,6 +72,7 @@ class Result:
         return pd.DataFrame(_samples(_rows(self.folder)))
 
 
+@in_one_line()
 def evaluate(
     purifier: str | Callable = "none",
     classifier: str | nn.Module | None = None,
@@ -118,6 +120,7 @@ def evaluate(
     return Result(folder, summary)
 
 
+@in_one_line()
 def purify(
     images: Any,
     purifier: str = "hetero",
@@ -219,6 +222,8 @@ def _threat(threat: str | None) -> list[str]:
     """The words of a threat such as `linf 8/255`."""
     if threat is None:
         return []
+    if not isinstance(threat, str):
+        raise ValueError(f"need threat as text, such as 'linf 8/255', got {threat!r}")
     norm, _, eps = threat.strip().partition(" ")
     return [f"threat_model={norm}", *([f"threat_model.eps={eps.strip()}"] if eps else [])]
 
@@ -271,7 +276,7 @@ def _subset(data: Any) -> Subset:
         raise ValueError(f"need images as floats in [0,1], got {x.dtype} from {float(x.min()):g} to {float(x.max()):g}")
     if y.is_floating_point() or int(y.min()) < 0:
         raise ValueError(f"need labels as whole numbers from 0 on, got {y.dtype} from {float(y.min()):g} on")
-    return Subset(ids.cpu().long(), x.detach().cpu().float().contiguous(), y.cpu().long())
+    return Subset(ids.cpu().long(), x.detach().cpu().float().contiguous().clone(), y.cpu().long())
 
 
 def _rows(folder: Path) -> list[dict]:

@@ -144,6 +144,9 @@ MISTAKES = {
     "ids that come twice": ({"data": Subset(torch.tensor([4, 4]), *map(torch.tensor, IMAGES))}, "need ids that tell"),
     "a cost": ({"data": IMAGES, "settings": {"cost": True}}, "need cost in a command"),
     "another number of images": ({"data": IMAGES, "settings": {"protocol.images": 1}}, "need protocol.images as many"),
+    "a threat in pieces": ({"threat": ("linf", 8 / 255)}, "need threat as text"),
+    "an unknown threat": ({"threat": "Linf 8/255"}, "unknown option threat_model=Linf"),
+    "an unknown key": ({"settings": {"atack.iterations": 1}}, "unknown key atack"),
     "a key that nothing reads": ({"settings": {"purifier.nothing": 3}}, "nothing"),
 }
 
@@ -153,9 +156,16 @@ def test_a_mistake_is_one_line(mistake, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DP_CACHE", str(tmp_path / "cache"))
     arguments, told = MISTAKES[mistake]
-    with pytest.raises(Exception, match=told):  # of Hydra, or ValueError
+    with pytest.raises(ValueError, match=told) as caught:
         dp.evaluate(**{"classifier": nn.Flatten(), **arguments})
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "results").exists()
+
+
+def test_given_images_depart_from_no_protocol_by_their_number(own):
+    settings = {"protocol.seeds": [0], "protocol.votes": 1}
+    result = dp.evaluate(own.purify, own.Net(), own.arrays(), protocol="null_control", settings=settings)
+    assert {change["key"] for change in result.summary["caveats"]["departures"]} == {"protocol.seeds", "protocol.votes"}
 
 
 def test_another_process_says_that_it_was_not_given_the_object():

@@ -109,6 +109,9 @@ class APGD(Attack):
     def least_classes(self) -> int:
         return LEAST_CLASSES[self.loss]
 
+    def check_classes(self, classes: int) -> None:
+        check_classes(self.loss, classes, self._classes)
+
     @property
     def objective(self) -> str:
         """What it climbs, in words."""
@@ -123,7 +126,7 @@ class APGD(Attack):
         targets = targets_of(self.target, model, x, y, rng, self.eot)
         if self.loss != "ce":
             logits = model.logits(x, rng.draw(Start.SURVEY), self.eot).mean(dim=0)  # (B,K)
-            check_classes(self.loss, logits.shape[1], self._classes)
+            self.check_classes(logits.shape[1])
             if self.loss == "targeted" and self.target is None:
                 wrong = logits.scatter(1, y.view(-1, 1), -torch.inf)
                 targets = wrong.argsort(dim=1, descending=True, stable=True)[:, : self.targets]

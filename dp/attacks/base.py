@@ -116,6 +116,13 @@ class Attack(ABC):
         """Classes that its loss needs."""
         return 2
 
+    def check_classes(self, classes: int) -> None:
+        """Raises ValueError if its loss is not defined for so many classes."""
+        if classes < self.least_classes:
+            raise ValueError(
+                f"need {self.least_classes} classes for this attack's loss, got {classes}: take another attack"
+            )
+
     @property
     def is_baseline(self) -> bool:
         """True for projected gradient steps on the mean loss, the attack that ensembles are compared with."""

@@ -76,6 +76,10 @@ class Union(Attack):
         first, *others = self.attacks.values()
         return tuple(norm for norm in first.norms if norm != "flow" and all(norm in attack.norms for attack in others))
 
+    def check_classes(self, classes: int) -> None:
+        for attack in self.attacks.values():
+            attack.check_classes(classes)
+
     @property
     def is_ensemble(self) -> bool:
         return True

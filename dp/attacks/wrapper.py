@@ -71,6 +71,9 @@ class Wrapped(Attack):
     def least_classes(self) -> int:
         return self.attack.least_classes
 
+    def check_classes(self, classes: int) -> None:
+        self.attack.check_classes(classes)
+
     @property
     def is_baseline(self) -> bool:
         return self.attack.is_baseline

@@ -65,6 +65,10 @@ def one(cfg: DictConfig) -> float | None:
         error = sentence(caught)
         print(f"error: {error}", file=sys.stderr)
         failures.append(error)
+    except Exception as bug:
+        if hydra.mode == RunMode.MULTIRUN:
+            note_cell(hydra.job.num, hydra.overrides.task, folder, f"{type(bug).__name__}: {bug}")
+        raise
     if hydra.mode == RunMode.MULTIRUN and error is not None:
         note_cell(hydra.job.num, hydra.overrides.task, folder, error)
     return None if summary is None else average(summary)

@@ -1,17 +1,22 @@
 """One purification with a cheap denoiser in place of the true one: its cost, and whether its settings are right."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dp.defense.defended import Defended
+from dp.defense.defended import Defended, unbound
 from dp.diffusion.denoisers import Denoiser, Gaussian
+from dp.evaluation.random_calls import random_calls
 from dp.rng import Streams
 from dp.subset import Subset
 
+CLOSE = 1e-3  # how far beyond [0,1] a pixel may round
+PACKAGE = Path(__file__).parents[1]
 MOST_NFE = 10_000  # of one purification: ten times the levels of the finest schedule
 
 
@@ -75,8 +80,30 @@ def dry_run(model: Defended, one: Subset, cheap: Counted | None = None) -> Dry:
 
     `cheap`: the denoiser that is called, by default one with the clock of the defense's own. A defense without a
     denoiser is run without one. A randomized classifier is not run, because it says what it asks.
-    Raises ValueError if its purifier needs one, and for more than `MOST_NFE` network evaluations.
+    Raises ValueError if its purifier needs one, for more than `MOST_NFE` network evaluations, for an answer that is no
+    purified image, and for what a purifier outside dp raises.
     """
+    try:
+        return _tried(model, one, cheap)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        function = unbound(model.purifier)
+        name = f"{function.__module__}.{getattr(function, '__name__', type(function).__name__)}"
+        if name.startswith("dp."):
+            raise
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}{_place(error)}"
+        raise ValueError(f"need a purifier that runs, got {name} with {told}") from error
+
+
+def _place(error: BaseException) -> str:
+    """` (mine.py, line 8)`: the last place of an error outside dp and installed packages; nothing if there is none."""
+    places = ((Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__))
+    own = [(p, n) for p, n in places if PACKAGE not in p.parents and "site-packages" not in p.parts]
+    return f" ({own[-1][0].name}, line {own[-1][1]})" if own else ""
+
+
+def _tried(model: Defended, one: Subset, cheap: Counted | None) -> Dry:
     if model.denoiser is not None:
         return _dry_run(model, cheap or Counted(model.denoiser.sigma), one)
     try:
@@ -92,12 +119,33 @@ def _dry_run(model: Defended, denoiser: Denoiser | None, one: Subset) -> Dry:
     classifier, rng = model.classifier, Streams(one.ids, 0, "dry")
     cheap = Defended(model.purifier, denoiser, classifier)
     x = one.x.to(_device(classifier))
+    given = x.clone()
     with torch.no_grad():
+        with random_calls() as drawn:
+            x_hat = cheap.purify(given, rng)
+        _check(x_hat, given, x, drawn)
         if cheap.classifier_nfe == 0:
-            cheap(x, rng)
+            cheap.classify(x_hat, rng)
             return Dry(cheap.nfe, rng.used)
-        cheap.purify(x, rng)
     return Dry(cheap.nfe + cheap.classifier_nfe, True, cheap.classifier_nfe)
+
+
+def _check(x_hat: Any, given: Tensor, x: Tensor, drawn: Sequence[str]) -> None:
+    """Raises ValueError unless x_hat is a purified image of x, of which the purifier got the copy `given`.
+
+    `drawn`: what it drew from torch's own generators.
+    """
+    if not isinstance(x_hat, Tensor):
+        raise ValueError(f"need a purifier that returns a tensor, got one that returns a {type(x_hat).__name__}")
+    if x_hat.shape != x.shape:
+        raise ValueError(f"need purified images as large as the given ones, {tuple(x.shape)}, got {tuple(x_hat.shape)}")
+    if not torch.equal(given, x):
+        raise ValueError("need a purifier that leaves its input as it is, got one that writes into it: use x = x + ...")
+    low, high = float(x_hat.min()), float(x_hat.max())
+    if not -CLOSE <= low <= high <= 1 + CLOSE:
+        raise ValueError(f"need purified images in [0,1], got values from {low:.3g} to {high:.3g}: end by .clamp(0, 1)")
+    if drawn:
+        raise ValueError(f"need a purifier with noise from rng, got torch's own {drawn[0]}: write rng.randn_like(x)")
 
 
 def _device(network: nn.Module) -> torch.device:

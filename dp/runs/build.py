@@ -40,7 +40,7 @@ def build(config: dict) -> Evaluation:
     attacked, scored = defenses(config, device)
     evaluation = assembled(config, attacked, scored, device)
     first, differentiated = evaluation.subset.select(slice(0, 1)), evaluation.arms["defended"].attacked
-    check_images(scored, evaluation.subset, device)
+    evaluation.arms["defended"].attack.check_classes(check_images(scored, evaluation.subset, device))
     nfe = dry_nfe(differentiated, first)  # this call also finds bad hyperparameters before any work
     dry_nfe(scored, first)
     check_variance(scored, first)
@@ -130,8 +130,10 @@ def check_lengths(node: dict, threat: ThreatModel, x: Tensor) -> None:
             )
 
 
-def check_images(scored: Defended, subset: Subset, device: str) -> None:
-    """Raises ValueError for a network that does not take the dataset's images, and for labels without a logit."""
+def check_images(scored: Defended, subset: Subset, device: str) -> int:
+    """The number of classes. Raises ValueError for a network that does not take the dataset's images, and for labels
+    without a logit.
+    """
     x, shape = subset.x[:1].to(device, memory_format=torch.channels_last), "x".join(map(str, subset.x.shape[1:]))
     network = "classifier"
     try:
@@ -142,9 +144,12 @@ def check_images(scored: Defended, subset: Subset, device: str) -> None:
                 scored.denoiser(x, 1.0)
     except RuntimeError as error:
         raise ValueError(f"need a {network} for images of {shape}, got one that says: {error}") from error
+    if classes < 2:
+        raise ValueError(f"need at least 2 logits, got {classes}: let the classifier return (0, z) for a sigmoid's z")
     if classes <= int(subset.y.max()):
         labels = f"the dataset's labels go up to {int(subset.y.max())}"
         raise ValueError(f"need a logit for every label, got {classes} logits, and {labels}")
+    return classes
 
 
 def defenses(config: dict, device: str) -> tuple[Defended, Defended]:

@@ -37,19 +37,22 @@ def per_dataset(key: str, *, _parent_: Any, _root_: Any) -> Any:
     """The resolver ${per_dataset:key}: the value of `key` for the chosen dataset.
 
     It comes from the `per_dataset` table of this node, or else of the nearest node above. A table maps dataset names,
-    or `default`, to values by key. The quick budget has the `QUICK_KEYS` of `digits`, see `is_quick`.
+    or `default`, to values by key. The quick budget has the `QUICK_KEYS` of `digits`, see `is_quick`, and
+    what is null there, such as a step size: it follows from other values.
     Raises ValueError if no table has a value.
     """
     name, tables, node = _root_.dataset.name, [], _parent_
     budget = str(_parent_._get_full_key(None)).partition(".")[0] in BUDGETS and is_quick(_root_.dataset)
-    columns = (name, QUICK, "default") if budget and key in QUICK_KEYS else (name, "default")
+    columns = (name, QUICK, "default") if budget else (name, "default")
     while node is not None:
         table = node.get("per_dataset") if isinstance(node, DictConfig) else None
         if table is not None:
             tables.append(table)
             for column in columns:
                 if column in table and key in table[column]:
-                    return table[column][key]
+                    value = table[column][key]
+                    if column in (name, "default") or key in QUICK_KEYS or value is None:
+                        return value
             if any(key in values for values in table.values()):
                 break
         node = node._get_parent()

@@ -28,6 +28,7 @@ from dp.evaluation.evaluate import Evaluation
 from dp.runs.by_dataset import BUDGETS, QUICK, is_quick
 from dp.runs.compose import Setup, arguments, make
 
+GIVEN = "dp.runs.given.images"  # the loader of a program's images
 FACT_IMAGES = 32  # images on which a purifier tells of itself
 
 
@@ -91,7 +92,9 @@ def departures(setup: Setup) -> Iterator[Change]:
     yield from changes(arguments(config["attack"]), arguments(plain["attack"]), "attack")
     threat = {**plain["threat_model"], "grad": protocol["grad"]}
     yield from changes(arguments(config["threat_model"]), arguments(threat), "threat_model")
-    yield from changes(arguments(config["protocol"]), arguments(protocol), "protocol")
+    of_protocol = changes(arguments(config["protocol"]), arguments(protocol), "protocol")
+    given = config["dataset"]["loader"].get("_target_") == GIVEN  # a program's images, all of which are attacked
+    yield from (change for change in of_protocol if not (given and change.key == "protocol.images"))
     yield from changes(config["dataset"]["loader"].get("images", images), images, "dataset.loader.images")
 
 

@@ -1,7 +1,8 @@
 """How a command ends: the exit code, and one line for any error that a user can cause."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import yaml
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
@@ -27,6 +28,15 @@ def command(main: Callable[[], int], interrupted: str = "interrupted; the same c
     except USER_ERRORS as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         return MISTAKE
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Within it, a mistake in a name or a key is a ValueError of one line, as on the command line."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(sentence(error)) from error
 
 
 def sentence(error: BaseException) -> str:

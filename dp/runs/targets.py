@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
+from dp.spelling import near_matches
+
 # The packages whose functions and classes a `_target_` may name; plug-ins add their modules. timm and the rest of torch
 # are left out, because they have functions that execute a pickle.
 PACKAGES = ("dp", "torch.nn", "torch.optim", "torchvision.models")
@@ -42,12 +44,21 @@ def target_of(name: Any, modules: Sequence[str] = (), where: str = "") -> Callab
         raise ValueError(f"need {key} below {', '.join(allowed)}, got {name}: {advice}")
     target = pydoc.locate(name)
     if not callable(target):
-        raise ValueError(f"need {key} to name a function or class, got {name}")
+        raise ValueError(f"need {key} to name a function or class, got {name}{_why(str(name))}")
     module = inspect.getmodule(target)
     if module is None or not is_below(module.__name__, allowed):
         owner = "no module" if module is None else module.__name__
         raise ValueError(f"need {key} to name what a module below {', '.join(allowed)} defines, got {name} of {owner}")
     return target
+
+
+def _why(name: str) -> str:
+    """Why a name is of no object, in words: its module is not found, or has another name that is near."""
+    where, _, last = name.rpartition(".")
+    module = pydoc.locate(where)
+    if module is None:
+        return f": there is no module {where} in the working folder, or on PYTHONPATH"
+    return near_matches(last, [each for each in vars(module) if not each.startswith("_")])
 
 
 def is_below(name: str, packages: Sequence[str]) -> bool:

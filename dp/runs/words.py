@@ -87,6 +87,9 @@ def check_flags(words: Sequence[str]) -> list[str]:
 
 
 def _refuse(message: str) -> NoReturn:
+    unread = message.partition("unrecognized arguments: ")[2].split()
+    if unread and not any(word.startswith("-") for word in unread):
+        raise ValueError(f"need flags such as -m before all key=value words, got one before {unread[0]}")
     raise ValueError(f"need a flag as --hydra-help lists them, got: {message}")
 
 

@@ -109,7 +109,7 @@ def test_a_purifiers_own_error_is_no_missing_denoiser(outside):
 
     scored = build(composed("purifier=gain", "protocol.images=2")).arms["defended"].scored
     one = Subset(torch.tensor([0]), torch.rand(1, 1, 16, 16), torch.tensor([0]))
-    with pytest.raises(AttributeError, match="no_such_method"):
+    with pytest.raises(ValueError, match=r"broken with AttributeError: .*no_such_method' \(test_build.py, line"):
         dry_nfe(Defended(broken, None, scored.classifier), one)
 
 
@@ -209,3 +209,59 @@ def test_a_loaders_images_become_float32_and_its_labels_int64():
     assert [part.dtype for part in found] == [torch.int64, torch.float32, torch.int64]
     with pytest.raises(ValueError, match="need labels as whole numbers, got a loader's labels"):
         in_own_types(Subset(ids, x, torch.zeros(2)))
+
+
+def in_place(x, denoiser, classifier, rng, *, on_step=None):
+    return x.mul_(0.5)
+
+
+def torchs_noise(x, denoiser, classifier, rng, *, on_step=None):
+    return (x + 0.1 * torch.randn_like(x)).clamp(0, 1)
+
+
+def smaller(x, denoiser, classifier, rng, *, on_step=None):
+    return x[:, :, :8, :8]
+
+
+def beyond(x, denoiser, classifier, rng, *, on_step=None):
+    return 2 * x - 1
+
+
+def several(x, denoiser, classifier, rng, *, on_step=None):
+    return x, None
+
+
+@pytest.mark.parametrize(
+    ("purify", "told"),
+    [
+        (in_place, "need a purifier that leaves its input as it is"),
+        (torchs_noise, "need a purifier with noise from rng, got torch's own rand"),
+        (smaller, "need purified images as large as the given ones"),
+        (beyond, "need purified images in .0,1., got values from -0.999 to"),
+        (several, "need a purifier that returns a tensor, got one that returns a tuple"),
+    ],
+)
+def test_a_purifier_that_breaks_a_rule_is_refused_before_it_runs(purify, told):
+    """Else its row would be wrong without a word."""
+    scored = build(composed("purifier=none", "protocol.images=2")).arms["defended"].scored
+    x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.3
+    one, before = Subset(torch.tensor([0]), x, torch.tensor([0])), x.clone()
+    with pytest.raises(ValueError, match=told):
+        dry_nfe(Defended(purify, None, scored.classifier), one)
+    assert torch.equal(x, before)
+
+
+def test_a_loss_that_needs_more_classes_is_refused_before_the_attack():
+    attack = make(composed("dataset=digits", "attack=strict")["attack"])
+    attack.check_classes(10)
+    with pytest.raises(ValueError, match="need 4 classes for loss=targeted"):
+        attack.check_classes(3)
+    with pytest.raises(ValueError, match="need 3 classes for this attack's loss, got 2"):
+        make(composed("attack=diffhammer", "attack.losses=[dlr]")["attack"]).check_classes(2)
+
+
+def test_what_is_wrong_with_a_target_is_said(outside):
+    with pytest.raises(ValueError, match=r"gain_of_the_tests\.haf \(did you mean half\?\)"):
+        make({"_target_": "gain_of_the_tests.haf"}, modules=["gain_of_the_tests"])
+    with pytest.raises(ValueError, match="there is no module gain_of_no_tests in the working folder"):
+        make({"_target_": "gain_of_no_tests.half"}, modules=["gain_of_no_tests"])

@@ -87,9 +87,10 @@ def test_the_budget_is_the_quick_one_until_told_otherwise(mine):
     for made, like in ((quick, digits), (full, cifar)):
         for count in ("iterations", "eot"):
             assert made.config["attack"][count] == like["attack"][count]
-        assert made.config["attack"]["step_size"] == cifar["attack"]["step_size"]
         assert made.config["protocol"]["images"] == like["protocol"]["images"]
         assert made.config["protocol"]["votes"] == like["protocol"]["votes"]
+    assert quick.config["attack"]["step_size"] is None  # 2.5 eps / iterations, as of digits
+    assert full.config["attack"]["step_size"] == cifar["attack"]["step_size"] == 0.007
     assert [is_quick(made.config["dataset"]) for made in (quick, full)] == [True, False]
     assert is_quick({"name": "mine"})
     assert not is_quick({"name": "imagenet"})

@@ -165,6 +165,7 @@ def test_workers_and_shards_give_the_same_bytes(tiny, monkeypatch, capsys):
         (["purifier.steps=50000"], "need at most 10000 network evaluations in one purification"),
         (["classifier.net.net.classes=3"], "digits_classifier.safetensors"),
         (["--nonsense"], "need a flag as --hydra-help lists them"),
+        (["purifier=none", "-m", "attack=none,noise"], "need flags such as -m before all key=value words"),
         (["results=5"], "need results as a folder"),
         (["+purifier.gradients.blind={steps: 2}"], "need another name for purifier.gradients.blind"),
         (
