@@ -30,14 +30,14 @@ def cast(net: nn.Module, dtype: torch.dtype) -> None:
             for p in module.parameters(recurse=False):
                 if p.is_floating_point():
                     p.data = p.data.to(dtype)
-            if isinstance(module, _ConvNd | nn.Linear):
-                module.register_forward_pre_hook(_narrow_input)
+            if dtype != torch.float32 and isinstance(module, _ConvNd | nn.Linear):
+                module.register_forward_pre_hook(_narrow_input, with_kwargs=True)
 
 
-def _narrow_input(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _narrow_input(module: nn.Module, given: tuple, named: dict) -> tuple[tuple, dict]:
     """The input of a convolution or a linear layer, in the dtype of its weights."""
-    x, *others = given
-    return x.to(next(module.parameters()).dtype), *others
+    dtype = next(module.parameters()).dtype
+    return tuple(x.to(dtype) for x in given), {name: x.to(dtype) for name, x in named.items()}
 
 
 def narrowed(x: Tensor, net: nn.Module) -> Tensor:

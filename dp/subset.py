@@ -18,3 +18,11 @@ class Subset(NamedTuple):
     def select(self, index: Tensor | slice) -> "Subset":
         """The images at these positions of the subset, in this order."""
         return Subset(self.ids[index], self.x[index], self.y[index])
+
+
+def in_own_types(subset: Subset) -> Subset:
+    """A loader's images as float32, and its ids and labels as int64. Raises ValueError for labels that are floats."""
+    ids, x, y = subset
+    if y.is_floating_point():
+        raise ValueError(f"need labels as whole numbers, got a loader's labels of {y.dtype}")
+    return Subset(ids.long(), x.float(), y.long())

@@ -131,6 +131,12 @@ class Upstream(Attack):
         values += 4 + (self.queries or QUERIES)  # Square predicts before and after it itself, and begins with a point
         return Asks(gradients=(1 + TARGETS) * run + TARGETS * n, values=values)
 
+    def check_classes(self, classes: int) -> None:
+        if classes < 3:
+            raise ValueError(f"need 3 classes for the package's loss, got {classes}: use attack=autoattack")
+        if self.version == "standard" and classes < 10:
+            raise ValueError(f"need 10 classes for suite=standard, got {classes}: use rand, or mode=fixed")
+
     def says(self, through: str) -> str:
         n = self.iterations or ITERATIONS
         queries = "" if self.version == "rand" else f", Square {self.queries or QUERIES} queries"
@@ -141,11 +147,7 @@ class Upstream(Attack):
         return State(x_adv=x)
 
     def step(self, model: Defense, state: State, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
-        classes = model.logits(x[:1], rng.select([0]).draw(APART), 1).shape[2]
-        if classes < 3:
-            raise ValueError(f"need 3 classes for the package's loss, got {classes}: use attack=autoattack")
-        if self.version == "standard" and classes < 10:
-            raise ValueError(f"need 10 classes for suite=standard, got {classes}: use rand, or mode=fixed")
+        self.check_classes(model.logits(x[:1], rng.select([0]).draw(APART), 1).shape[2])
         tracer, devices = sys.gettrace(), [x.device] if x.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # the package seeds torch's global generators ...
             try:

@@ -78,7 +78,7 @@ def audit(subject: Subject, on_check: Callable[[int, int, str], None] = lambda k
             finding = Finding(check.name, f"stopped: {error}", "no error", "FAIL", "-", seconds)
         except torch.OutOfMemoryError:
             seconds = time.perf_counter() - start_time
-            finding = Finding(check.name, "not looked at: needs more memory", "-", "INFO", "-", seconds)
+            finding = Finding(check.name, "not looked at: needs more memory", "-", "WARN", "-", seconds)
         yield finding
 
 

@@ -28,7 +28,7 @@ from dp.rng import Streams
 from dp.runs.compose import make, nodes
 from dp.runs.machine import device_of, free_bytes, sharing
 from dp.runs.validate import check_config
-from dp.subset import Subset
+from dp.subset import Subset, in_own_types
 from dp.threat_models.ball import ThreatModel
 
 
@@ -84,14 +84,6 @@ def assembled(config: dict, attacked: Defended, scored: Defended, device: str) -
     )
     budget = config.get("budget")  # the configuration of an older run has none
     return evaluation if budget is None else within(evaluation, budget)
-
-
-def in_own_types(subset: Subset) -> Subset:
-    """A loader's images as float32, and its ids and labels as int64. Raises ValueError for labels that are floats."""
-    ids, x, y = subset
-    if y.is_floating_point():
-        raise ValueError(f"need labels as whole numbers, got a loader's labels of {y.dtype}")
-    return Subset(ids.long(), x.float(), y.long())
 
 
 def attacker(config: dict) -> tuple[Attack, ThreatModel, Judge | None]:

@@ -39,7 +39,7 @@ from dp.runs.sources import sources_hash
 from dp.runs.targets import target_of
 from dp.runs.validate import check_call, check_finite, check_keys, check_kinds, check_setup
 from dp.runs.words import words_of
-from dp.subset import Subset
+from dp.subset import Subset, in_own_types
 
 GROUP, DEFAULT = "certificate", "one_shot"
 FOLDER, ARCHIVE = Path("results/certified"), Path("results/measured/certified")
@@ -151,7 +151,7 @@ def build(job: Job) -> Networks:
     set_repeatable(device)
     denoiser: Denoiser | None = None if smoothing.bare else network(config, "denoiser", device)
     classifier: Classifier = network(config, "classifier", device)
-    subset: Subset = _make(config, config["dataset"]["loader"])
+    subset = in_own_types(_make(config, config["dataset"]["loader"]))
     model = in_precision(Defended(none.purify, denoiser, classifier), config["dtype"])
     check_images(model, subset, device)
 

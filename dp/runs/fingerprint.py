@@ -107,11 +107,20 @@ def _of_module(module: ModuleType) -> Iterator[Any]:
     for name, member in sorted(vars(module).items()):
         if name.startswith("__"):
             continue
-        if isinstance(member, (*PLAIN, Tensor, np.ndarray, np.generic)):
+        if _is_data(member):
             yield (name, member)
         origin = member if isinstance(member, ModuleType) else sys.modules.get(str(getattr(member, "__module__", "")))
         if isinstance(origin, ModuleType) and origin is not module and not _is_installed_name(origin.__name__):
             yield origin
+
+
+def _is_data(value: Any) -> bool:
+    """True for numbers, text, arrays and paths, and for lists, tuples, sets and mappings of these."""
+    if isinstance(value, Mapping):
+        return all(_is_data(key) and _is_data(each) for key, each in value.items())
+    if isinstance(value, list | tuple | Set):
+        return all(_is_data(each) for each in value)
+    return isinstance(value, (*PLAIN, Tensor, np.ndarray, np.generic, Path))
 
 
 def _of_function(function: FunctionType) -> Iterator[Any]:

@@ -6,7 +6,7 @@ from dp.runs.build import defense, in_precision
 from dp.runs.compose import make, with_plugins
 from dp.runs.errors import USER_ERRORS, sentence
 from dp.runs.machine import device_of
-from dp.subset import Subset
+from dp.subset import in_own_types
 from dp.weights.needed import missing
 
 
@@ -27,7 +27,7 @@ def _shown(summary: dict) -> Shown | str:
         return f"The page has no pictures of this run: {absent[0].file} is not on this machine (dp fetch gets it)."
     device = device_of({**config, "device": "auto"})  # the run's may be another machine's
     set_repeatable(device)
-    subset: Subset = make(config["dataset"]["loader"], modules=config["plugins"]["modules"])
+    subset = in_own_types(make(config["dataset"]["loader"], modules=config["plugins"]["modules"]))
     caveats, samples = summary["caveats"], summary["robust"]["vote"]["draws"]
     model = in_precision(defense(config, device), config.get("scored_dtype", "float32"))
     lanes = config["dataset"]["lanes"]

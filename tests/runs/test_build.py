@@ -12,9 +12,9 @@ from dp.evaluation.dry import check_variance, dry_nfe
 from dp.purifiers import diffpure
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
-from dp.runs.build import build, check_networks, defense, in_own_types
+from dp.runs.build import build, check_networks, defense
 from dp.runs.compose import make
-from dp.subset import Subset
+from dp.subset import Subset, in_own_types
 from dp.weights.needed import needed
 from tests.helpers import compose
 from tests.helpers.compose import composed
@@ -223,10 +223,6 @@ def smaller(x, denoiser, classifier, rng, *, on_step=None):
     return x[:, :, :8, :8]
 
 
-def beyond(x, denoiser, classifier, rng, *, on_step=None):
-    return 2 * x - 1
-
-
 def several(x, denoiser, classifier, rng, *, on_step=None):
     return x, None
 
@@ -237,7 +233,6 @@ def several(x, denoiser, classifier, rng, *, on_step=None):
         (in_place, "need a purifier that leaves its input as it is"),
         (torchs_noise, "need a purifier with noise from rng, got torch's own rand"),
         (smaller, "need purified images as large as the given ones"),
-        (beyond, "need purified images in .0,1., got values from -0.999 to"),
         (several, "need a purifier that returns a tensor, got one that returns a tuple"),
     ],
 )
@@ -251,11 +246,26 @@ def test_a_purifier_that_breaks_a_rule_is_refused_before_it_runs(purify, told):
     assert torch.equal(x, before)
 
 
+def shuffled(x, denoiser, classifier, rng, *, on_step=None):
+    order = torch.randperm(x.shape[3], generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.rrelu(x[..., order], training=False)
+
+
+@pytest.mark.parametrize("purifier", ["diffpure", "hetero"])
+def test_what_breaks_no_rule_runs(purifier):
+    """An option of dp without the last clamp; and a purifier with a fixed permutation, and a random layer at rest."""
+    scored = build(composed(f"purifier={purifier}", "purifier.clamp=none", "protocol.images=2")).arms["defended"].scored
+    one = Subset(torch.tensor([0]), torch.rand(1, 1, 16, 16), torch.tensor([0]))
+    assert dry_nfe(Defended(shuffled, None, scored.classifier), one) == 0
+
+
 def test_a_loss_that_needs_more_classes_is_refused_before_the_attack():
     attack = make(composed("dataset=digits", "attack=strict")["attack"])
     attack.check_classes(10)
     with pytest.raises(ValueError, match="need 4 classes for loss=targeted"):
         attack.check_classes(3)
+    with pytest.raises(ValueError, match="need 3 classes for the package's loss, got 2"):
+        make(composed("dataset=digits", "attack=autoattack_upstream")["attack"]).check_classes(2)
     with pytest.raises(ValueError, match="need 3 classes for this attack's loss, got 2"):
         make(composed("attack=diffhammer", "attack.losses=[dlr]")["attack"]).check_classes(2)
 

@@ -103,7 +103,11 @@ def test_a_package_of_ones_own_counts_with_all_its_files_values_and_modules(tmp_
     """A function that asks `own_package.core.f(x)` names the package alone."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "own_package").mkdir()
-    files = {"own_package/__init__": "", "own_package/core": "from own_beside import times\nT = 1\n", "own_beside": ""}
+    files = {
+        "own_package/__init__": "",
+        "own_package/core": "from own_beside import times\nT, ALL = 1, {}\n",
+        "own_beside": "",
+    }
     files["own_beside"] = "def times(x):\n    return x\n"
     for name, text in files.items():
         (tmp_path / f"{name}.py").write_text(text)
@@ -115,7 +119,9 @@ def test_a_package_of_ones_own_counts_with_all_its_files_values_and_modules(tmp_
         (tmp_path / f"{name}.py").write_text(files[name] + "# changed\n")
         found.append(fingerprint(asked))
     monkeypatch.setattr(core, "T", 2)
-    assert len({*found, fingerprint(asked)}) == 5
+    found.append(fingerprint(asked))
+    core.ALL["s"] = [0.2]
+    assert len({*found, fingerprint(asked)}) == 6
 
 
 def test_evaluation_mode_does_not_count():

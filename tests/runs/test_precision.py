@@ -54,7 +54,7 @@ class Normalizing(nn.Module):
         self.conv, self.norm, self.last = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 10)
 
     def forward(self, x):
-        return self.last(self.norm(self.conv(x - self.mean)).relu().mean(dim=(2, 3)))
+        return self.last(input=self.norm(self.conv(x - self.mean)).relu().mean(dim=(2, 3)))
 
 
 def test_buffers_that_widen_the_image_are_no_obstacle():
