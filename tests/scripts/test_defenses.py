@@ -1,5 +1,7 @@
 """The study of all defenses: its runs compose, its figures are the rows' own, and every purifier has a line."""
 
+import itertools
+
 import defenses
 import numpy as np
 import pytest
@@ -95,3 +97,13 @@ def test_decisions_are_compared_with_the_first_seed_of_the_own_strict_run(monkey
     own = [row for row in rows if row["arm"] == "defended" and row["seed"] == 2024]
     assert scores.mean() == pytest.approx(np.mean([np.mean(np.array(row["adv"]) == row["label"]) for row in own]))
     assert len(scores) == len(own) == defenses.IMAGES
+
+
+def test_numbers_in_the_figure_do_not_cover_each_other():
+    taken = []
+    for y in (66.0, 66.1, 66.3, 66.0, 90.0):
+        taken.append(defenses.free_place(98.0, y, taken))
+    heights = sorted(y for _, y in taken)
+    assert min(b - a for a, b in itertools.pairwise(heights)) >= 2.5 - 1e-9
+    assert taken[0] == (98.08, 66.0)
+    assert taken[-1] == (98.08, 90.0)
