@@ -193,10 +193,10 @@ class _Objects:
 
     def checked(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """The settings. Raises ValueError for `cost`, and for a number of images that is not that of the given ones."""
-        if str(settings.get("cost", False)).lower() != "false":
+        if _text(settings.get("cost", False)) != "false":
             raise ValueError("need cost in a command, dp run cost=true, got it in settings, where a run is made")
         asked = settings.get("protocol.images", self.images)
-        if self.images and str(asked) != str(self.images):
+        if self.images and _text(asked) != _text(self.images):
             raise ValueError(
                 f"need protocol.images as many as the given images, {self.images}, got {asked}: give fewer in data"
             )

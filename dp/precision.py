@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +36,12 @@ def cast(net: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _narrow_input(module: nn.Module, given: tuple, named: dict) -> tuple[tuple, dict]:
-    """The input of a convolution or a linear layer, in the dtype of its weights."""
-    dtype = next(module.parameters()).dtype
-    return tuple(x.to(dtype) for x in given), {name: x.to(dtype) for name, x in named.items()}
+    """The tensors that a convolution or a linear layer is given, in the dtype of its weights."""
+
+    def narrow(value: Any) -> Any:
+        return narrowed(value, module) if isinstance(value, Tensor) else value
+
+    return tuple(map(narrow, given)), {name: narrow(value) for name, value in named.items()}
 
 
 def narrowed(x: Tensor, net: nn.Module) -> Tensor:

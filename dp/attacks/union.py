@@ -73,6 +73,7 @@ class Union(Attack):
 
     @property
     def norms(self) -> tuple[str, ...]:
+        """Those of all parts, but for flows: a union's point has no room for the flow that certifies it."""
         first, *others = self.attacks.values()
         return tuple(norm for norm in first.norms if norm != "flow" and all(norm in attack.norms for attack in others))
 

@@ -2,18 +2,20 @@
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dp.audit.answers import Answer, Scale, answer, change, differ, recorded, scale
 from dp.audit.check import Finding, Subject, audited, plural, streams
 from dp.audit.reruns import watched
 from dp.audit.stages import Stage
 from dp.defense.defended import Defended
-from dp.evaluation.random_calls import random_calls
 from dp.objectives import margin
 from dp.rng import Streams
 from dp.subset import Subset
@@ -24,6 +26,7 @@ from dp.subset import Subset
 STRETCH = 5.0
 SHARE = 0.05  # and the change must reach this share of what other noise changes
 STEPS = (1e-5, 1e-4, 1 / 255)  # changes of every pixel, in [0,1]
+DROPOUT = ("dropout_p", "dropout", "p")  # names that torch's operations give to the probability of dropout
 # A discrete output changes in some of its parts, where the image crosses a threshold. An answer that is no longer
 # taken from the memory changes at least at this share of its pixels. Pixels at 0 or 1 do not count, because a clamp
 # keeps them, unless almost all are there.
@@ -58,11 +61,12 @@ def _faults(subject: Subject, model: Defended) -> list[str]:
     """A sentence for each situation in which the answer changes."""
     images, x = subject.images, subject.images.x
     fresh = copy.deepcopy(model)
+    drawn: list[str] = []
 
     def ask(what: Tensor, seed: int = subject.seed, of: Defended = model) -> Answer:
         return answer(of, what, Streams(images.ids, seed, Stage.MEMORY, subject.evaluation.rng))
 
-    with random_calls() as drawn:
+    with _random_calls(drawn):
         first = ask(x)
     if drawn:  # what follows would blame the images or the order of calls
         return [f"random numbers come from torch's own generator ({drawn[0]}), not from the given noise"]
@@ -203,6 +207,33 @@ def _own_streams(subject: Subject, model: Defended) -> list[str]:
     return (
         [f"{own} of {plural(len(drawn), 'draw')} of noise come from other streams than the given ones"] if own else []
     )
+
+
+class _RandomCalls(TorchDispatchMode):
+    """Writes down the torch operations that draw from a generator of torch."""
+
+    def __init__(self, names: list[str]):
+        super().__init__()
+        self.names = names
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if torch.Tag.nondeterministic_seeded in func.tags and _by_chance(func, args, kwargs or {}):
+            self.names.append(str(func).removeprefix("aten.").split(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _by_chance(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """False for an operation whose call has no dropout, such as attention: torch marks it as random all the same."""
+    named = [argument.name for argument in func._schema.arguments]
+    given = {a.name: a.default_value for a in func._schema.arguments} | dict(zip(named, args, strict=False)) | kwargs
+    training = given.get("train", given.get("training"))
+    return training is not False and all(given.get(name) != 0 for name in DROPOUT)
+
+
+@contextmanager
+def _random_calls(names: list[str]) -> Iterator[None]:
+    with _RandomCalls(names):
+        yield
 
 
 CHECKS = (memory,)

@@ -39,18 +39,8 @@ COLUMNS = (
     "not distinguishable from",
 )
 FIELDS = (
-    *(
-        "dataset",
-        "threat_model",
-        "eps",
-        "rank",
-        "defense",
-        "strongest",
-        "robust",
-        "robust_low",
-        "robust_high",
-        "standard",
-    ),
+    *("dataset", "threat_model", "eps", "rank", "defense", "strongest"),
+    *("robust", "robust_low", "robust_high", "standard"),
     *("null", "worst", "attack", "protocol", "images", "seeds", "samples", "nfe", "audit", "ties", "key"),
 )
 

@@ -24,6 +24,7 @@ from dp.output.row_table import cells, rule_name
 from dp.runs import compose
 from dp.runs.build import build
 from dp.runs.errors import DONE, command
+from dp.runs.keys import OLDER
 from dp.runs.pipeline import fetch_missing
 from dp.runs.sources import sources_hash
 from dp.runs.words import value_of
@@ -57,7 +58,7 @@ class Work:
 def scorer(name: str, config: dict) -> Scorer:
     """The scored defense of a configuration, without its attack."""
     attack = compose.composed("attack=none")["attack"]
-    older = {"scored_dtype": config["dtype"], "compile": False, "rng": 1}  # of a run from before these keys
+    older = OLDER | {"scored_dtype": config["dtype"]}  # which was that of both defenses
     config = {**older, **config, "attack": attack, "choices": {**config["choices"], "attack": "none"}}
     config["threat_model"] = {**config["threat_model"], "grad": "full"}
     fetch_missing(config)

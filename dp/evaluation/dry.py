@@ -1,9 +1,9 @@
 """One purification with a cheap denoiser in place of the true one: its cost, and whether its settings are right."""
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from dp.compiled import plain_calls
 from dp.defense.defended import Defended, unbound
 from dp.diffusion.denoisers import Denoiser, Gaussian
-from dp.evaluation.random_calls import random_calls
 from dp.rng import Streams
 from dp.subset import Subset
 
@@ -75,16 +74,45 @@ def check_variance(model: Defended, one: Subset) -> None:
             model.denoiser.with_variance(F.interpolate(one.x.to(device), size), cheap.asked)
 
 
+def check_purifier(model: Defended, one: Subset) -> None:
+    """Purify an image twice with the same noise and a cheap denoiser, as `dry_run`, which must have passed before.
+
+    Raises ValueError for a purifier that writes into its input, returns no image of its size, or answers otherwise the
+    second time: its noise does not come from the given streams, or it remembers. A row of it would be wrong.
+    """
+    denoiser = None if model.denoiser is None else Counted(model.denoiser.sigma)
+    cheap, x, answers = Defended(model.purifier, denoiser, model.classifier), one.x.to(_device(model.classifier)), []
+    for _ in range(2):
+        given = x.clone()
+        with torch.no_grad(), plain_calls():
+            answers.append(cheap.purify(given, Streams(one.ids, 0, "dry")))
+        if not torch.equal(given, x):
+            raise ValueError("need a purifier that leaves its input as it is, got one that writes into it: x = x + ...")
+    if answers[0].shape != x.shape:
+        raise ValueError(f"need purified images of the given size, {tuple(x.shape)}, got {tuple(answers[0].shape)}")
+    if not torch.equal(*answers):
+        found = "got one that differs from call to call: draw noise by rng.randn_like(x) alone, and keep nothing"
+        raise ValueError(f"need a purifier that answers the same for the same noise, {found}")
+
+
 def dry_run(model: Defended, one: Subset, cheap: Counted | None = None) -> Dry:
     """What one purification of an image does, found by running it once with a cheap Gaussian denoiser.
 
     `cheap`: the denoiser that is called, by default one with the clock of the defense's own. A defense without a
     denoiser is run without one. A randomized classifier is not run, because it says what it asks.
-    Raises ValueError if its purifier needs one, for more than `MOST_NFE` network evaluations, for an answer that is no
-    purified image, and for what a purifier outside dp raises.
+    Raises ValueError if its purifier needs one, for more than `MOST_NFE` network evaluations, and for what a purifier
+    outside dp raises.
     """
     try:
-        return _tried(model, one, cheap)
+        if model.denoiser is not None:
+            return _dry_run(model, cheap or Counted(model.denoiser.sigma), one)
+        try:
+            return _dry_run(model, None, one)
+        except (AttributeError, TypeError) as error:  # what a call or a method of None raises
+            _dry_run(model, Counted(), one)  # raises again if the purifier itself is wrong
+            raise ValueError(
+                "need a denoiser for this purifier, got none: choose denoiser=NAME or purifier=none"
+            ) from error
     except (ValueError, OSError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -103,46 +131,17 @@ def _place(error: BaseException) -> str:
     return f" ({own[-1][0].name}, line {own[-1][1]})" if own else ""
 
 
-def _tried(model: Defended, one: Subset, cheap: Counted | None) -> Dry:
-    if model.denoiser is not None:
-        return _dry_run(model, cheap or Counted(model.denoiser.sigma), one)
-    try:
-        return _dry_run(model, None, one)
-    except (AttributeError, TypeError) as error:  # what a call or a method of None raises
-        _dry_run(model, Counted(), one)  # raises again if the purifier itself is wrong
-        raise ValueError(
-            "need a denoiser for this purifier, got none: choose denoiser=NAME or purifier=none"
-        ) from error
-
-
 def _dry_run(model: Defended, denoiser: Denoiser | None, one: Subset) -> Dry:
     classifier, rng = model.classifier, Streams(one.ids, 0, "dry")
     cheap = Defended(model.purifier, denoiser, classifier)
-    x = one.x.to(_device(classifier))
-    given = x.clone()
     with torch.no_grad():
-        with plain_calls(), random_calls(seeded=False) as drawn:
-            x_hat = cheap.purify(given, rng)
-        _check(x_hat, given, x, drawn)
+        x_hat = cheap.purify(one.x.to(_device(classifier)).clone(), rng)  # whose own image no purifier may write into
+        if not isinstance(x_hat, Tensor):
+            raise ValueError(f"need a purifier that returns a tensor, got one that returns a {type(x_hat).__name__}")
         if cheap.classifier_nfe == 0:
             cheap.classify(x_hat, rng)
             return Dry(cheap.nfe, rng.used)
     return Dry(cheap.nfe + cheap.classifier_nfe, True, cheap.classifier_nfe)
-
-
-def _check(x_hat: Any, given: Tensor, x: Tensor, drawn: Sequence[str]) -> None:
-    """Raises ValueError unless x_hat is a purified image of x, of which the purifier got the copy `given`.
-
-    `drawn`: what it drew from torch's own generators.
-    """
-    if not isinstance(x_hat, Tensor):
-        raise ValueError(f"need a purifier that returns a tensor, got one that returns a {type(x_hat).__name__}")
-    if x_hat.shape != x.shape:
-        raise ValueError(f"need purified images as large as the given ones, {tuple(x.shape)}, got {tuple(x_hat.shape)}")
-    if not torch.equal(given, x):
-        raise ValueError("need a purifier that leaves its input as it is, got one that writes into it: use x = x + ...")
-    if drawn:
-        raise ValueError(f"need a purifier with noise from rng, got torch's own {drawn[0]}: write rng.randn_like(x)")
 
 
 def _device(network: nn.Module) -> torch.device:

@@ -17,7 +17,7 @@ from dp.defense.memory import bytes_per_call
 from dp.diffusion.denoisers import Denoiser
 from dp.evaluation.budget import within
 from dp.evaluation.caveats import gradients
-from dp.evaluation.dry import check_variance, dry_nfe
+from dp.evaluation.dry import check_purifier, check_variance, dry_nfe
 from dp.evaluation.evaluate import Arm, Evaluation, null_control
 from dp.evaluation.judge import Judge
 from dp.precision import DTYPES, cast
@@ -26,6 +26,7 @@ from dp.purifiers.module import PurifierModule
 from dp.repeatable import set_repeatable
 from dp.rng import Streams
 from dp.runs.compose import make, nodes
+from dp.runs.keys import OLDER
 from dp.runs.machine import device_of, free_bytes, sharing
 from dp.runs.validate import check_config
 from dp.subset import Subset, in_own_types
@@ -43,6 +44,7 @@ def build(config: dict) -> Evaluation:
     evaluation.arms["defended"].attack.check_classes(check_images(scored, evaluation.subset, device))
     nfe = dry_nfe(differentiated, first)  # this call also finds bad hyperparameters before any work
     dry_nfe(scored, first)
+    check_purifier(scored, first)
     check_variance(scored, first)
     set_memory(config, attacked, scored, first, nfe, device)
     return evaluation
@@ -52,6 +54,7 @@ def assembled(config: dict, attacked: Defended, scored: Defended, device: str) -
     """The objects of a run around its defenses, see `defenses`. Their denoiser is not called. Raises ValueError as
     `build`.
     """
+    config = OLDER | config
     protocol = config["protocol"]
     subset = in_own_types(_make(config, config["dataset"]["loader"]))
     attack, threat, judge = attacker(config)
@@ -80,9 +83,9 @@ def assembled(config: dict, attacked: Defended, scored: Defended, device: str) -
         judge=judge,
         known_draws=protocol["known_draws"],
         window=config["window"],
-        rng=config.get("rng", 1),  # the configuration of an older run has none
+        rng=config["rng"],
     )
-    budget = config.get("budget")  # the configuration of an older run has none
+    budget = config["budget"]
     return evaluation if budget is None else within(evaluation, budget)
 
 

@@ -37,9 +37,8 @@ def per_dataset(key: str, *, _parent_: Any, _root_: Any) -> Any:
     """The resolver ${per_dataset:key}: the value of `key` for the chosen dataset.
 
     It comes from the `per_dataset` table of this node, or else of the nearest node above. A table maps dataset names,
-    or `default`, to values by key. The quick budget has the `QUICK_KEYS` of `digits`, see `is_quick`, and
-    what is null there, such as a step size: it follows from other values.
-    Raises ValueError if no table has a value.
+    or `default`, to values by key. The quick budget, see `is_quick`, has the `QUICK_KEYS` of `digits`, and what is null
+    there, such as a step size, because it follows from other values. Raises ValueError if no table has a value.
     """
     name, tables, node = _root_.dataset.name, [], _parent_
     budget = str(_parent_._get_full_key(None)).partition(".")[0] in BUDGETS and is_quick(_root_.dataset)

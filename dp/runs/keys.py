@@ -34,6 +34,8 @@ NEUTRAL_OF_TARGETS: dict[tuple[str, str], Any] = {  # the same for arguments, wh
     ("apgd.APGD", "target"): None,
 }
 
+OLDER = {key: value for key, value in NEUTRAL.items() if "." not in key}  # what a run from before these keys had
+
 # Values by path whose numbers moved, with what is hashed for them. Before, bfloat16 was autocast of both defenses.
 MOVED: dict[tuple[str, Any], Any] = {("dtype", "bfloat16"): "bfloat16, version 2"}
 

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from dp.runs.compose import composed
-from dp.runs.keys import NOT_HASHED, run_key
+from dp.runs.keys import NOT_HASHED, OLDER, run_key
 
 PLAIN = re.compile(r"[A-Za-z_][\w./-]*|\d+/\d+")  # text that the command line reads as itself
 WORDS = ("null", "true", "false", "nan", "inf")  # text that it reads as another value
 FIRST = "dataset.budget"  # the key that sets others
-OLDER = {"rng": 1}  # keys that a run from before them lacks, and whose default is no longer what it had
 
 
 def command_of(config: dict) -> str:

@@ -5,6 +5,7 @@ from dp.repeatable import set_repeatable
 from dp.runs.build import defense, in_precision
 from dp.runs.compose import make, with_plugins
 from dp.runs.errors import USER_ERRORS, sentence
+from dp.runs.keys import OLDER
 from dp.runs.machine import device_of
 from dp.subset import in_own_types
 from dp.weights.needed import missing
@@ -21,7 +22,7 @@ def shown(summary: dict) -> Shown | str:
 
 
 def _shown(summary: dict) -> Shown | str:
-    config = with_plugins(summary["config"], summary["config"]["plugins"]["folders"])
+    config = OLDER | with_plugins(summary["config"], summary["config"]["plugins"]["folders"])
     absent = missing(config)
     if absent:
         return f"The page has no pictures of this run: {absent[0].file} is not on this machine (dp fetch gets it)."
@@ -29,8 +30,7 @@ def _shown(summary: dict) -> Shown | str:
     set_repeatable(device)
     subset = in_own_types(make(config["dataset"]["loader"], modules=config["plugins"]["modules"]))
     caveats, samples = summary["caveats"], summary["robust"]["vote"]["draws"]
-    model = in_precision(defense(config, device), config.get("scored_dtype", "float32"))
+    model = in_precision(defense(config, device), config["scored_dtype"])
     lanes = config["dataset"]["lanes"]
     ids = subset.ids.tolist()
-    purifier, rng = config["purifier"], config.get("rng", 1)
-    return Shown(model, subset.x, ids, purifier, samples, caveats["nfe"], lanes, rng, device)
+    return Shown(model, subset.x, ids, config["purifier"], samples, caveats["nfe"], lanes, config["rng"], device)

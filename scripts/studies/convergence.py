@@ -195,14 +195,16 @@ def text(lines: list[dict]) -> str:
     return markdown(title, columns, rows) + "\n" + note + "\n" + end + "\n"
 
 
+def todo() -> list[Run]:
+    """The runs that are not archived."""
+    return [Run(f"{defense}, {b.name}", overrides(defense, b), b.cost) for defense, b in missing()]
+
+
 def main() -> int:
     """The command. Returns 0 when the tables are written."""
-    args = worklist.parser(__doc__).parse_args()
-    runs = [Run(f"{defense}, {b.name}", overrides(defense, b), b.cost) for defense, b in missing()]
-    if args.list:
-        worklist.show(runs, console)
+    args = worklist.started(__doc__, todo, console)
+    if args is None:
         return 0
-    worklist.make(runs, args, console)
     gone, lines = set(missing()), []
     for defense in DEFENSES:
         firsts = [] if (defense, Budget()) in gone else [finished(overrides(defense, Budget()))[1]]

@@ -319,12 +319,9 @@ def free_place(x: float, y: float, taken: list[tuple[float, float]]) -> tuple[fl
 
 def main() -> int:
     """The command. Returns 0 when the tables and the figure are written."""
-    args = worklist.parser(__doc__).parse_args()
-    runs = todo()
-    if args.list:
-        worklist.show(runs, console)
+    args = worklist.started(__doc__, todo, console)
+    if args is None:
         return 0
-    worklist.make(runs, args, console)
     found = lines()
     if not found:
         raise ValueError("need at least one archived defense, got none: start the study without --only 0")

@@ -48,12 +48,8 @@ def todo() -> list[Run]:
 
 def main() -> int:
     """The command. Returns 0 when the runs are archived."""
-    args = worklist.parser(__doc__).parse_args()
-    runs = todo()
-    if args.list:
-        worklist.show(runs, console)
+    if worklist.started(__doc__, todo, console) is None:
         return 0
-    worklist.make(runs, args, console)
     console.print("dp tables writes the tables")
     return 0
 

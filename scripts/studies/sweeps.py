@@ -62,15 +62,17 @@ def text(found: dict[str, dict[tuple[Any, ...], dict]]) -> str:
     return head + "\n".join(tables)
 
 
+def todo() -> list[Run]:
+    """The runs that are not archived."""
+    missing = [overrides for runs in cells().values() for overrides in runs.values() if not archived(overrides)]
+    return [Run(" ".join(given), given, 1.0 if SOME[1] in given else 4.0) for given in missing]
+
+
 def main() -> int:
     """The command. Returns 0 when the table is written."""
-    args = worklist.parser(__doc__).parse_args()
-    todo = [overrides for runs in cells().values() for overrides in runs.values() if not archived(overrides)]
-    runs = [Run(" ".join(given), given, 1.0 if SOME[1] in given else 4.0) for given in todo]
-    if args.list:
-        worklist.show(runs, console)
+    args = worklist.started(__doc__, todo, console)
+    if args is None:
         return 0
-    worklist.make(runs, args, console)
     found = {name: {v: figures(o) for v, o in runs.items() if archived(o)} for name, runs in cells().items()}
     if not any(found.values()):
         raise ValueError("need at least one archived cell, got none: start the study without --only 0")

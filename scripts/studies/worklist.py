@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import outputs
@@ -50,6 +50,19 @@ def show(runs: Sequence[Run], console: Console) -> None:
     """Print what is missing, with the cost of each run."""
     for run in runs:
         console.print(f"{run.cost:5.1f} x cost: {run.name}")
+
+
+def started(description: str | None, todo: Callable[[], Sequence[Run]], console: Console) -> argparse.Namespace | None:
+    """Read a study's command, and make the runs that `todo` finds missing. Returns the arguments, or None after --list,
+    which only shows the runs.
+    """
+    args = parser(description).parse_args()
+    runs = todo()
+    if args.list:
+        show(runs, console)
+        return None
+    make(runs, args, console)
+    return args
 
 
 def make(runs: Sequence[Run], args: argparse.Namespace, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import time
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from dp.attacks.pgd_eot import PGD
 from dp.attacks.union import Union
 from dp.evaluation import work as counted_work
 from dp.evaluation.rows import Event
-from dp.evaluation.work import BACKWARD, MOST_STEPS, Costs, costs, in_evaluations, total
+from dp.evaluation.work import BACKWARD, MOST_STEPS, Costs, costs, in_evaluations, relative_cost, total
 from dp.output.progress import Bar, Display
 from dp.output.tracking import NoTracking
 from dp.runs.build import build
@@ -145,6 +146,15 @@ def test_steps_that_are_not_counted_cost_as_much_as_the_others():
     evaluation = build(composed(*TINY, f"attack.iterations={10 * MOST_STEPS}", "purifier=none"))
     work = costs(evaluation, in_evaluations(RATIO))
     assert work["defended"].attack(10 * MOST_STEPS) == pytest.approx(10 * work["defended"].attack(MOST_STEPS))
+
+
+def test_other_processes_do_not_make_the_classifier_dearer(monkeypatch):
+    """The wall clock runs on while another process has the core; the time that this one computes does not."""
+    evaluation = build(composed("purifier=diffpure", "protocol.images=2", "workers=1"))
+    model, seen = evaluation.arms["defended"].scored, []
+    monkeypatch.setattr(model.classifier, "forward", lambda x: time.sleep(0.05) or seen.append(x) or x)
+    assert relative_cost(model, evaluation.first.x) < 5
+    assert len(seen) == 3
 
 
 def test_an_attack_of_too_many_calls_is_counted_by_its_first_steps(monkeypatch):

@@ -3,12 +3,13 @@
 import functools
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from dp.defense.defended import Defended, unbound
 from dp.diffusion.denoisers import VP, EpsNet, Gaussian
-from dp.evaluation.dry import check_variance, dry_nfe
+from dp.evaluation.dry import check_purifier, check_variance, dry_nfe, dry_run
 from dp.purifiers import diffpure
 from dp.purifiers.module import PurifierModule
 from dp.rng import Streams
@@ -219,6 +220,10 @@ def torchs_noise(x, denoiser, classifier, rng, *, on_step=None):
     return (x + 0.1 * torch.randn_like(x)).clamp(0, 1)
 
 
+def numpys_noise(x, denoiser, classifier, rng, *, on_step=None):
+    return (x + 0.1 * torch.from_numpy(np.random.default_rng().normal(size=x.shape)).float()).clamp(0, 1)
+
+
 def smaller(x, denoiser, classifier, rng, *, on_step=None):
     return x[:, :, :8, :8]
 
@@ -231,24 +236,33 @@ def several(x, denoiser, classifier, rng, *, on_step=None):
     ("purify", "told"),
     [
         (in_place, "need a purifier that leaves its input as it is"),
-        (torchs_noise, "need a purifier with noise from rng, got torch's own rand"),
-        (smaller, "need purified images as large as the given ones"),
+        (torchs_noise, "need a purifier that answers the same for the same noise"),
+        (numpys_noise, "need a purifier that answers the same for the same noise"),
+        (smaller, "need purified images of the given size"),
         (several, "need a purifier that returns a tensor, got one that returns a tuple"),
     ],
 )
-def test_a_purifier_that_breaks_a_rule_is_refused_before_it_runs(purify, told):
+def test_a_purifier_that_breaks_a_rule_is_refused_before_it_runs(purify, told, monkeypatch):
     """Else its row would be wrong without a word."""
-    scored = build(composed("purifier=none", "protocol.images=2")).arms["defended"].scored
-    x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.3
-    one, before = Subset(torch.tensor([0]), x, torch.tensor([0])), x.clone()
+    config = composed("purifier=none", "protocol.images=2")
+    broken = Defended(purify, None, defense(config, "cpu").classifier)
+    monkeypatch.setattr("dp.runs.build.defenses", lambda config, device: (broken, broken))
     with pytest.raises(ValueError, match=told):
-        dry_nfe(Defended(purify, None, scored.classifier), one)
-    assert torch.equal(x, before)
+        build(config)
+
+
+def test_a_try_leaves_the_images_as_they_are():
+    one = Subset(torch.tensor([0]), torch.full((1, 1, 16, 16), 0.5), torch.tensor([0]))
+    model = Defended(in_place, None, defense(composed("purifier=none"), "cpu").classifier)
+    assert dry_nfe(model, one) == 0
+    with pytest.raises(ValueError, match="leaves its input as it is"):
+        check_purifier(model, one)
+    assert one.x.unique().tolist() == [0.5]
 
 
 def shuffled(x, denoiser, classifier, rng, *, on_step=None):
     order = torch.randperm(x.shape[3], generator=torch.Generator().manual_seed(0))
-    return torch.nn.functional.rrelu(x[..., order], training=False)
+    return torch.nn.functional.rrelu(x[..., order] + 0.1 * rng.randn_like(x), training=False)
 
 
 @pytest.mark.parametrize("purifier", ["diffpure", "hetero"])
@@ -256,7 +270,9 @@ def test_what_breaks_no_rule_runs(purifier):
     """An option of dp without the last clamp; and a purifier with a fixed permutation, and a random layer at rest."""
     scored = build(composed(f"purifier={purifier}", "purifier.clamp=none", "protocol.images=2")).arms["defended"].scored
     one = Subset(torch.tensor([0]), torch.rand(1, 1, 16, 16), torch.tensor([0]))
-    assert dry_nfe(Defended(shuffled, None, scored.classifier), one) == 0
+    sound = Defended(shuffled, None, scored.classifier)
+    check_purifier(sound, one)
+    assert dry_run(sound, one).draws
 
 
 def test_a_loss_that_needs_more_classes_is_refused_before_the_attack():
