@@ -17,6 +17,7 @@ from dp.subset import Subset
 
 PACKAGE = Path(__file__).parents[1]
 MOST_NFE = 10_000  # of one purification: ten times the levels of the finest schedule
+BEYOND = 0.9  # how far a purified value may leave [0,1]: an unclamped image leaves it by less, one in [-1,1] by 1
 
 
 class Dry(NamedTuple):
@@ -77,8 +78,9 @@ def check_variance(model: Defended, one: Subset) -> None:
 def check_purifier(model: Defended, one: Subset) -> None:
     """Purify an image twice with the same noise and a cheap denoiser, as `dry_run`, which must have passed before.
 
-    Raises ValueError for a purifier that writes into its input, returns no image of its size, or answers otherwise the
-    second time: its noise does not come from the given streams, or it remembers. A row of it would be wrong.
+    Raises ValueError for a purifier that writes into its input, returns no image of its size, has values more than
+    `BEYOND` outside [0,1], or answers otherwise the second time: its noise does not come from the given streams, or it
+    remembers. A row of it would be wrong.
     """
     denoiser = None if model.denoiser is None else Counted(model.denoiser.sigma)
     cheap, x, answers = Defended(model.purifier, denoiser, model.classifier), one.x.to(_device(model.classifier)), []
@@ -90,6 +92,10 @@ def check_purifier(model: Defended, one: Subset) -> None:
             raise ValueError("need a purifier that leaves its input as it is, got one that writes into it: x = x + ...")
     if answers[0].shape != x.shape:
         raise ValueError(f"need purified images of the given size, {tuple(x.shape)}, got {tuple(answers[0].shape)}")
+    least, most = answers[0].min().item(), answers[0].max().item()
+    if not (least >= -BEYOND and most <= 1 + BEYOND):
+        found = f"got values from {least:.2f} to {most:.2f}: images z in [-1,1] are (z + 1) / 2 in [0,1]"
+        raise ValueError(f"need purified images in [0,1], {found}")
     if not torch.equal(*answers):
         found = "got one that differs from call to call: draw noise by rng.randn_like(x) alone, and keep nothing"
         raise ValueError(f"need a purifier that answers the same for the same noise, {found}")

@@ -228,6 +228,14 @@ def smaller(x, denoiser, classifier, rng, *, on_step=None):
     return x[:, :, :8, :8]
 
 
+def in_pm1(x, denoiser, classifier, rng, *, on_step=None):
+    return 2 * x - 1
+
+
+def not_a_number(x, denoiser, classifier, rng, *, on_step=None):
+    return x / torch.zeros_like(x)
+
+
 def several(x, denoiser, classifier, rng, *, on_step=None):
     return x, None
 
@@ -239,6 +247,8 @@ def several(x, denoiser, classifier, rng, *, on_step=None):
         (torchs_noise, "need a purifier that answers the same for the same noise"),
         (numpys_noise, "need a purifier that answers the same for the same noise"),
         (smaller, "need purified images of the given size"),
+        (in_pm1, r"need purified images in \[0,1\], got values from -1.00 to 1.00: images z in \[-1,1\] are"),
+        (not_a_number, r"need purified images in \[0,1\], got values from nan to nan"),
         (several, "need a purifier that returns a tensor, got one that returns a tuple"),
     ],
 )
