@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from dp.rng import Streams
 from dp.runs.build import build
 from dp.threat_models.ball import ThreatModel
 from dp.training.tasks.adversarial import attacked
+from dp.training.tasks.consistency import ConsistencyTask
 from tests.helpers.compose import composed
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -81,6 +83,7 @@ def test_the_mask_on_canvas(canvas):
         ("linf", r"bare classifier at ([.\d]+) % of 128 test images"),
         ("inside_box", r"Through the true box alone it leaves ([\d.]+) %"),
         ("outside_box", r"outside the box alone ([\d.]+) %"),
+        ("l2", r"In l2 eps is 1.0, which leaves ([\d.]+) %"),
     ],
 )
 def test_the_bare_classifier_of_canvas_under_attack(threat, pattern):
@@ -92,6 +95,27 @@ def test_the_bare_classifier_of_canvas_under_attack(threat, pattern):
     with torch.no_grad():
         right = (classifier(x_adv).argmax(1) == test.y).float().mean().item()
     assert round(100 * right, 1) == quoted
+
+
+def test_the_consistency_model_of_digits(tmp_path):
+    """But for the middle number of each triple, of stage 1, whose weights are not in the repository."""
+    page = " ".join((DOCS / "defenses.md").read_text().split())
+    error = r"at sigma ([.\d]+) the squared error is ([.\d]+) for the posterior mean, [.\d]+ after stage 1 and ([.\d]+)"
+    sigma, *errors = figures(page, error)
+    near = figures(page, r"the accuracy ([.\d]+), [.\d]+ and ([.\d]+) %\. At sigma")
+    level, *far = figures(page, r"At sigma (\d) the accuracy is ([.\d]+), [.\d]+ and ([.\d]+) %")
+    teacher, model = (
+        build(composed(f"denoiser={name}")).arms["defended"].scored for name in ("digits", "digits_consistency")
+    )
+    assert teacher.denoiser is not None
+    assert model.denoiser is not None
+    task = ConsistencyTask(model.denoiser, digits(), teacher=teacher.denoiser, classifier=model.classifier)
+    task.judge(digits(), tmp_path, 0)
+    table = pd.read_csv(tmp_path / "judge.csv").set_index("sigma").sort_index()
+    quotes = (("error", sigma, errors, 4), ("accuracy", sigma, near, 1), ("accuracy", level, far, 1))
+    for column, at, quoted, digits_after in quotes:
+        found = table.loc[at, [f"posterior_mean_{column}", column]]
+        assert [round(value, digits_after) for value in found] == quoted
 
 
 def test_adversarial_training_on_digits():
