@@ -23,6 +23,7 @@ from dp.output import budget_figure, record
 from dp.output.console import console
 from dp.output.shapes import contents, misfit
 from dp.runs.errors import DONE, command
+from dp.runs.keys import run_key
 from dp.spelling import near_matches
 
 MEASURED, FIGURES = Path("results/measured"), Path("results/figures")
@@ -40,18 +41,22 @@ class Uniform(TypedDict):
 
 
 def uniform_runs(dataset: str, images: int) -> list[dict]:
-    """The summaries of uniform purification on so many images, sorted by noise time."""
+    """The summaries of uniform purification on so many images, sorted by noise time. They differ in nothing else: of
+    several such series, the longest one.
+    """
     plain = {"purifier": "diffpure", "attack": "pgd_eot", "threat_model": "linf", "protocol": "default"}
     summaries = [_read(path.parent) for path in sorted(MEASURED.glob(f"*/{record.SUMMARY}"))]
-    runs = [
-        s
-        for s in summaries
-        if s is not None
-        and plain.items() <= s["config"]["choices"].items()
-        and s["config"]["dataset"]["name"] == dataset
-        and s["robust"]["single"]["n"] == images
-    ]
-    return sorted(runs, key=lambda s: s["config"]["purifier"]["t"])
+    series: dict[str, list[dict]] = {}
+    for s in summaries:
+        if (
+            s is not None
+            and plain.items() <= s["config"]["choices"].items()
+            and s["config"]["dataset"]["name"] == dataset
+            and s["robust"]["single"]["n"] == images
+        ):
+            rest = s["config"] | {"purifier": s["config"]["purifier"] | {"t": 0.0}}
+            series.setdefault(run_key(rest), []).append(s)
+    return sorted(max(series.values(), key=len, default=[]), key=lambda s: s["config"]["purifier"]["t"])
 
 
 def _read(folder: Path) -> dict | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 
-from dp.commands.figures import main
+from dp.commands import figures
 from dp.figures import drawn, fig3_resampling, fig7_sweeps, fig8_cost, standard_robust, stored, style
 from dp.output import record
 
@@ -32,6 +32,22 @@ def test_a_redraw_gives_the_committed_bytes(name, tmp_path):
     if mpl.__version__ != PINNED["matplotlib"] or np.__version__ != PINNED["numpy"]:
         pytest.skip("another version of matplotlib or numpy draws other bytes")
     for path in drawn.draw(name, DATA, tmp_path):
+        assert path.read_bytes() == (PICTURES / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [lambda: figures.tradeoff("digits", 128), figures.adjoint_error, figures.budget],
+    ids=["tradeoff", "adjoint_error", "budget"],
+)
+def test_a_redraw_from_archived_runs_gives_the_committed_bytes(draw, tmp_path, monkeypatch):
+    if mpl.__version__ != PINNED["matplotlib"] or np.__version__ != PINNED["numpy"]:
+        pytest.skip("another version of matplotlib or numpy draws other bytes")
+    monkeypatch.setattr(figures, "FIGURES", tmp_path)
+    with style.looks():
+        drawn_now = draw()
+    assert drawn_now
+    for path in drawn_now:
         assert path.read_bytes() == (PICTURES / path.name).read_bytes(), path.name
 
 
@@ -133,5 +149,5 @@ def test_a_missing_or_torn_file_is_named_with_the_remedy(content, tmp_path):
 
 
 def test_an_unknown_name_is_refused(capsys):
-    assert main(["fig8_costs"]) == 2
+    assert figures.main(["fig8_costs"]) == 2
     assert "unknown figure fig8_costs" in capsys.readouterr().err
