@@ -24,6 +24,7 @@ from dp.output.row_table import rule_name, threat_words, version_name
 from dp.output.table_text import latex, markdown
 from dp.runs.cells import find
 from dp.runs.errors import DONE, command
+from dp.runs.repeat import changes_of
 
 MEASURED, TABLES = Path("results/measured"), Path("results/tables")
 ORDER = ["dataset", "threat", "attack", "purifier", "images", "settings", "protocol", "rule"]
@@ -31,15 +32,19 @@ SETTINGS = ("t", "t_l", "t_s", "tau", "jump", "steps", "n", "eta", "taps")  # hy
 PRINTED = ["table", "printed", "setting", "classifier", "norm", "eps", "attack", "standard", "robust", "flag", "note"]
 
 
-def measured(folder: Path = MEASURED) -> pd.DataFrame:
-    """One line for each run below `folder` and each decision rule, in percent. Raises ValueError if there is no run."""
+def measured(folders: Sequence[Path] = (MEASURED,)) -> pd.DataFrame:
+    """One line for each run below `folders` and each decision rule, in percent. A run in several of them is read in the
+    first. Raises ValueError if there is no run.
+    """
+    found = {p.parent.name: p.parent for folder in reversed(folders) for p in folder.glob(f"*/{record.SUMMARY}")}
     lines = []
-    for path in sorted(folder.glob(f"*/{record.SUMMARY}")):
-        summary = record.read_summary(path.parent)
+    for key, path in sorted(found.items()):
+        summary = record.read_summary(path)
         assert summary is not None, "its file exists"
-        lines += [line(summary, path.parent.name, side, rule) for side, rule in reported(summary)]
+        lines += [line(summary, key, side, rule) for side, rule in reported(summary)]
     if not lines:
-        raise ValueError(f"need archived runs in {folder}, got none: dp archive results/runs/<key>")
+        where = ", ".join(map(str, folders))
+        raise ValueError(f"need archived runs in {where}, got none: dp archive results/runs/<key>")
     return pd.DataFrame(lines).sort_values(ORDER, ignore_index=True)
 
 
@@ -59,10 +64,12 @@ def line(summary: dict, key: str, side: str, rule: str) -> dict:
         "dataset": choices["dataset"],
         "purifier": version_name(config, "purifier"),
         "settings": settings(config["purifier"]),
+        "classifier": choices["classifier"],
+        "denoiser": choices.get("denoiser", ""),
         "attack": version_name(config, "attack")
         + "".join(f", budget {b['budget']}" for b in caveats.get("budget", [])),
         "threat": threat_words(config),
-        "gradient": gradient_words(caveats, config["dtype"]),
+        "gradient": gradient_words(caveats, config.get("dtype", "float32")),
         "protocol": version_name(config, "protocol"),
         "rule": rule_name(rule, summary[side][rule]["draws"]) + (", in-loop" if side == "seen" else ""),
         "images": summary["robust"][rule]["n"],
@@ -83,7 +90,8 @@ def line(summary: dict, key: str, side: str, rule: str) -> dict:
     rows = published_rows(config)
     cells["published"] = "; ".join(f"{r['standard']}/{r['robust'] or '-'} {r['flag']}".strip() for r in rows)
     seconds, audited = clock(summary["seconds"]), audit_word(summary["audited"])
-    return {**cells, "NFE": caveats["nfe"], "time": seconds, "audited": audited, "key": key}
+    changed = " ".join(changes_of(config, tuple(config.get("plugins", {}).get("folders", ()))))
+    return {**cells, "NFE": caveats["nfe"], "time": seconds, "audited": audited, "changed": changed, "key": key}
 
 
 def settings(purifier: dict) -> str:
@@ -166,12 +174,15 @@ def _where(missing: paper_table.Missing) -> list[str]:
 
 def write(out: Path = TABLES, more: Sequence[Path] = ()) -> int:
     """Write all tables to `out`, and print the measured one. `more`: folders of runs beside the archived ones."""
-    rows = measured()
+    for folder in more:
+        if not folder.is_dir():
+            raise ValueError(f"need folders of runs for --runs, got {folder}, which is none: such as results/runs")
+    rows = measured([MEASURED, *more])
     out.mkdir(parents=True, exist_ok=True)
     rows.to_csv(out / "measured.csv", index=False, float_format="%.2f")
     note = "Percent. Intervals: Wilson 95 % over images. seed_std: standard deviation over seeds, no interval.\n\n"
     (out / "measured.md").write_text("# Measured\n\n" + note + markdown(rows))
-    console.print(rows.drop(columns=["key", "published"]).to_string(index=False, float_format="%.1f"))
+    console.print(rows.drop(columns=["key", "published", "changed"]).to_string(index=False, float_format="%.1f"))
     if PUBLISHED.is_dir():  # it is in the repository and not in an installed wheel
         (out / "published.md").write_text("# Published, as printed\n\n" + markdown(published()))
         (out / "reevaluations.md").write_text("# Measured by others, as printed\n\n" + markdown(reevaluated()))

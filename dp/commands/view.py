@@ -19,35 +19,37 @@ from dp.output.report import headline
 from dp.page.source import Run, folders_of, read
 from dp.page.write import begin, files_of, size_of, write_files, write_run
 from dp.runs.errors import DONE, command
-from dp.runs.repeat import changes_of
 
 DEFAULTS, PAGE = (Path("results/runs"), Path("results/measured")), Path("results/page")
 
 
 def run_line(run: Run) -> dict:
-    """The line of a run in the page's table: that of `dp tables` for the protocol's first decision rule, and what its
-    command changes.
-    """
+    """The line of a run in the page's table: that of `dp tables` for the protocol's first decision rule."""
     rule, side, _ = headline(run.summary)
-    config = run.summary["config"]
-    changed = " ".join(changes_of(config, tuple(config.get("plugins", {}).get("folders", ()))))
     cells = line(run.summary, run.key, side, rule)
-    return {name: None if value != value else value for name, value in cells.items()} | {"changed": changed}
+    return {name: None if value != value else value for name, value in cells.items()}
 
 
 def write(folders: Sequence[Path], out: Path, purify: int | None) -> int:
-    """Write the page of all runs in `folders`. Returns their number. Raises ValueError if there is no run."""
+    """Write the page of all runs in `folders`, but of those that cannot be read, which a line names. Returns the number
+    of runs on the page. Raises ValueError if there is none.
+    """
     paths = folders_of(folders)
     begin(out)
     lines = []
     with Bar(console, len(paths)) as bar:
         for k, path in enumerate(paths):
             bar(k, path.name)
-            run = read(path)
-            write_run(out, run, purify, lambda text, key=run.key: console.print(f"{key}: {text}"))
-            lines.append(run_line(run))
+            try:
+                run = read(path)
+                write_run(out, run, purify, lambda text, key=run.key: console.print(f"{key}: {text}"))
+                lines.append(run_line(run))
+            except ValueError as error:
+                console.print(f"left out {path.name}: {error}")
+    if not lines:
+        raise ValueError("need a run that can be read, got none: the lines above say why")
     write_files(out, lines)
-    return len(paths)
+    return len(lines)
 
 
 def bundle(out: Path) -> Path:

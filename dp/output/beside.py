@@ -29,7 +29,17 @@ def shown_rules(method: str, samples: int) -> list[str]:
     if samples == 1:
         return ["single"]
     own = own_rules().get(method)
-    return list(dict.fromkeys([*([own] if own else []), *SHOWN]))
+    return list(dict.fromkeys([*([own[0]] if own else []), *SHOWN]))
+
+
+def own_mark(method: str, rule: str, samples: int) -> str:
+    """` *` for the decision rule of a row's own paper; the same rule over another number of samples names the paper's;
+    empty for another rule.
+    """
+    own, its = own_rules().get(method, ("", 0))
+    if rule != own:
+        return ""
+    return " *" if samples == its or rule == "single" else f" * (its own: {its})"
 
 
 def honest_line(config: dict) -> list[str]:
@@ -54,10 +64,11 @@ def _table(summary: dict, row: dict) -> Table:
     for name in ("standard", "diff.", "robust", "diff.", "95 %"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_row("published", plus_minus(row, "standard"), "", plus_minus(row, "robust"), "", "")
-    samples, own = summary["robust"]["vote"]["draws"], own_rules().get(row["method"])
+    samples = summary["robust"]["vote"]["draws"]
     for rule in shown_rules(row["method"], samples):
         if rule in summary["robust"] and rule in summary["standard"]:
-            table.add_row(rule_name(rule, samples) + " *" * (rule == own), *_cells(summary, row, rule))
+            mark = own_mark(row["method"], rule, samples)
+            table.add_row(rule_name(rule, samples) + mark, *_cells(summary, row, rule))
     return table
 
 

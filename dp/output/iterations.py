@@ -1,6 +1,7 @@
 """The loss over the iterations of a run: the means over all its images, from its parts, in one file."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -89,5 +90,5 @@ def _mean(rows: Sequence[Row], found: dict[tuple[str, int, int], Tensor]) -> Cur
 
 
 def _listed(values: Tensor) -> list[float | None]:
-    """Six digits of each value, and None for NaN."""
-    return [None if value != value else float(f"{value:.6g}") for value in values.tolist()]
+    """Six digits of each value, and None for what is no finite number."""
+    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 WRITERS = {"wandb": "dp.output.to_wandb:ToWandB", "tensorboard": "dp.output.to_tensorboard:ToTensorBoard"}
@@ -34,19 +35,32 @@ class Writer(Protocol):
 
 def mirror(make: Callable[..., Writer], patience: float, say: Callable[[str], None]) -> None:
     """Hand the lines of the standard input to a writer. `say`: notes trouble for people."""
-    writer, finished = make(say=say, **json.loads(sys.stdin.readline())["begin"]), False
-    for line in sys.stdin:
-        message = json.loads(line)
+    messages: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+    threading.Thread(target=_listen, args=(messages, patience), daemon=True).start()
+    first = messages.get()
+    assert first is not None, "the run begins with a line"
+    writer, finished = make(say=say, **first["begin"]), False
+    while (message := messages.get()) is not None:
         if "log" in message:
             writer.log(message["log"])
         else:
             writer.finish(message["finish"])
             finished = True
     if not finished:
-        watchdog = threading.Timer(patience, os._exit, [1])  # nobody waits for this process any more
-        watchdog.daemon = True
-        watchdog.start()
         writer.stop()
+
+
+def _listen(messages: SimpleQueue[dict[str, Any] | None], patience: float) -> None:
+    """Read the standard input, also while a writer is busy. For a stopped run the input ends without `finish`, and
+    this process ends after `patience` seconds, whatever its writer does: nobody waits for it any more.
+    """
+    finished = False
+    for line in sys.stdin:
+        messages.put(message := json.loads(line))
+        finished = finished or "finish" in message
+    messages.put(None)
+    if not finished:
+        threading.Timer(patience, os._exit, [1]).start()
 
 
 def main() -> None:

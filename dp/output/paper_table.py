@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from dp.output.beside import shown_rules
-from dp.output.published import IMAGES, RUNS, can_be_mean, own_rules, plus_minus
+from dp.output.beside import own_mark, shown_rules
+from dp.output.published import IMAGES, RUNS, can_be_mean, plus_minus, published_values
 from dp.output.report import audit_word, caveat_lines, gradient_words
 from dp.output.row_table import count_of, rule_name, version_name
 
@@ -86,6 +86,8 @@ def differences(
         counts = f"{count_of(images, 'image')} and {count_of(seeds, 'seed')} for {IMAGES} and {RUNS}"
         told.append(f"{counts} (deviation 54: number of runs)")
     told += _budget(row, config["attack"])
+    if cell["stand_in"]:
+        told += _values(row, config["purifier"])
     exact = all(tuple(modes) == () for modes in summary["caveats"]["gradients"])
     if exact and row["group"] == "AP" and row["attack"] != "bpda_eot":
         told.append("the exact gradient for a surrogate's (deviation 32: full gradient or surrogate)")
@@ -93,12 +95,32 @@ def differences(
 
 
 def _budget(row: Mapping[str, str], attack: Mapping[str, Any]) -> list[str]:
-    """How the attack's iterations and samples in a gradient differ from the published ones, in at most one sentence."""
-    inner = attack["attack"] if isinstance(attack.get("attack"), dict) else attack
+    """How the iterations and samples in a gradient of the attack, or of a suite's attacks, differ from the published
+    ones, in at most one sentence.
+    """
+    told = [(name, _counts(row, each)) for name, each in _parts(attack).items()]
+    words = [f"{name}: {counts}" if name else counts for name, counts in told if counts]
+    return [f"{'; '.join(words)} (deviation 35: iterations of each attack)"] if words else []
+
+
+def _parts(attack: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The attacks of a suite by name; a single attack, which may stand in a wrapper, has no name."""
+    if isinstance(attack.get("attacks"), dict):
+        return {name: inner for name, each in attack["attacks"].items() for inner in _parts(each).values()}
+    return {"": attack["attack"] if isinstance(attack.get("attack"), dict) else attack}
+
+
+def _counts(row: Mapping[str, str], attack: Mapping[str, Any]) -> str:
     names = (("iterations", "iterations"), ("eot", "samples in a gradient"))
-    pairs = [(inner.get(key), row[key], words) for key, words in names if row[key] and inner.get(key) is not None]
-    told = [f"{mine} {words} for {theirs}" for mine, theirs, words in pairs if str(mine) != theirs]
-    return [f"{' and '.join(told)} (deviation 35: iterations of each attack)"] if told else []
+    pairs = [(attack.get(key), row[key], words) for key, words in names if row[key] and attack.get(key) is not None]
+    return " and ".join(f"{mine} {words} for {theirs}" for mine, theirs, words in pairs if str(mine) != theirs)
+
+
+def _values(row: Mapping[str, str], purifier: Mapping[str, Any]) -> list[str]:
+    """How the main settings of a purifier differ from the published ones, in at most one sentence."""
+    pairs = [(key, purifier.get(key, value), value) for key, value in published_values(row).items()]
+    told = [f"{key} {mine} for {theirs}" for key, mine, theirs in pairs if mine != theirs]
+    return [f"settings of the stand-in: {', '.join(told)}"] if told else []
 
 
 def frame(found: Sequence[Line]) -> pd.DataFrame:
@@ -125,6 +147,7 @@ def _facts(line: Line) -> dict:
         facts |= dict(zip((f"{side} low", f"{side} high"), map(_rounded, figure["wilson95"]), strict=True))
         comparable = row[side] and not line.cell["stand_in"]
         facts[f"{side} difference"] = round(figure["value"] - float(row[side]), 4) if comparable else None
+    facts |= {"measured by": version_name(config, "attack")}
     facts |= {"protocol": version_name(config, "protocol"), "gradient": gradient_words(line.summary["caveats"])}
     facts |= {"audit": audit_word(line.summary["audited"]), "differences": "; ".join(line.differences)}
     return facts | {"command": command(line.cell)}
@@ -163,12 +186,12 @@ def _measured_cells(line: Line) -> list[str]:
     if line.summary is None or line.cell is None:
         return [""] * 10
     config, figures = line.summary["config"], [line.summary[side][line.rule] for side in SIDES]
-    own = " *" * (line.rule == own_rules().get(line.row["method"]))
     values = [f"{f['value']:.1f}" + ("" if f["seed_std"] is None else f" ± {f['seed_std']:.2f}") for f in figures]
     low, high = figures[1]["wilson95"]
     comparable = line.row["robust"] and not line.cell["stand_in"]
     difference = f"{figures[1]['value'] - float(line.row['robust']):+.1f}" if comparable else ""
-    rule = rule_name(line.rule, figures[1]["draws"]) + own
+    samples = figures[1]["draws"]
+    rule = rule_name(line.rule, samples) + own_mark(line.row["method"], line.rule, samples)
     told = [version_name(config, "protocol"), gradient_words(line.summary["caveats"])]
     audit, size = audit_word(line.summary["audited"]), f"{figures[1]['n']} x {len(line.summary['per_seed'])}"
     return [config["dataset"]["name"], size, rule, *values, f"{low:.1f} - {high:.1f}", difference, *told, audit]

@@ -1,10 +1,12 @@
 """Results that papers published, for the same configuration as a run."""
 
 import csv
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from dp.threat_models.ball import parse_eps
 
@@ -16,8 +18,9 @@ TIMES = {"t*": "t", "t_l": "t_l", "t_s": "t_s"}  # what a published setting name
 def published_rows(config: dict, folder: Path = PUBLISHED) -> list[dict]:
     """The published rows for the method, dataset, classifier, attack and threat model of a configuration.
 
-    `folder` holds the tables, table*.csv, and attacks.csv, which lists the attack options that each published attack
-    stands for. Most configurations have no published row, and none where a region confines the perturbation.
+    `folder` holds the tables, table*.csv; attacks.csv, which lists the attack options that each published attack stands
+    for; and settings.csv, the values of a method's main settings. Most configurations have no published row, and none
+    where a region confines the perturbation or such a value is another one.
     """
     choices, threat = config["choices"], config["threat_model"]
     if threat.get("region"):
@@ -39,6 +42,7 @@ def published_rows(config: dict, folder: Path = PUBLISHED) -> list[dict]:
         and row["norm"] == threat["norm"]
         and abs(parse_eps(row["eps"]) - parse_eps(threat["eps"])) < 1e-9
         and _has_setting(row["setting"], config["purifier"])
+        and _has_values(row, config["purifier"], folder)
     ]
 
 
@@ -48,14 +52,29 @@ def _has_setting(setting: str, purifier: dict) -> bool:
     return all(abs(float(value) - purifier.get(TIMES[name], float(value))) < 1e-9 for name, value in named)
 
 
+def _has_values(row: dict, purifier: dict, folder: Path) -> bool:
+    return all(purifier.get(key, value) == value for key, value in published_values(row, folder).items())
+
+
+def published_values(row: Mapping[str, str], folder: Path = PUBLISHED) -> dict[str, Any]:
+    """{key of the purifier: value} of the settings that a published row stands for, as far as settings.csv has them."""
+    return {
+        line["key"]: json.loads(line["value"])
+        for path in folder.glob("settings.csv")
+        for line in read_csv(path)
+        if (line["method"], line["dataset"]) == (row["method"], row["dataset"]) and line["norm"] in ("", row["norm"])
+    }
+
+
 def all_rows(folder: Path = PUBLISHED) -> list[dict]:
     """Every row of the published tables, in the order of the paper."""
     return [row for path in sorted(folder.glob("table*.csv")) for row in read_csv(path)]
 
 
-def own_rules(folder: Path = PUBLISHED) -> dict[str, str]:
-    """{method: the decision rule of its own paper or code}, of those that are known."""
-    return {line["method"]: line["rule"] for path in folder.glob("rules.csv") for line in read_csv(path)}
+def own_rules(folder: Path = PUBLISHED) -> dict[str, tuple[str, int]]:
+    """{method: the decision rule of its own paper or code, and by how many samples it decides}, of those known."""
+    lines = [line for path in folder.glob("rules.csv") for line in read_csv(path)]
+    return {line["method"]: (line["rule"], int(line["samples"])) for line in lines}
 
 
 def read_csv(path: Path) -> list[dict]:

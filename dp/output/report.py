@@ -49,7 +49,7 @@ def announcement(
     lines = [
         key,
         f"attacked: {threat_words(config)}, {attack.says(through(grad, caveats))}; "
-        f"{caveats['attack_nfe']} NFE per sample; gradient: {gradient_words(caveats, config['dtype'])}",
+        f"{caveats['attack_nfe']} NFE per sample; gradient: {gradient_words(caveats, config.get('dtype', 'float32'))}",
         f"scored: {choices['purifier']} ({caveats['nfe']} NFE), {evaluation.votes} {samples} per image; "
         f"{count_of(images, 'image')} x {count_of(len(evaluation.seeds), 'seed')} on {evaluation.device}, "
         f"{count_of(workers, 'worker')}",
@@ -169,11 +169,11 @@ def caveat_lines(config: dict, caveats: dict) -> list[str]:
     lines += [*network_lines(config), *declared_lines(config, caveats), *region_lines(config)]
     if caveats["no_surrogate"]:
         lines.append("the purifier has no surrogate: the attack takes its exact gradient")
-    for c in caveats["departures"]:
+    for c in caveats.get("departures", ()):
         lines.append(f"departs from protocol {protocol}: {c['key']} {c['value']} instead of {c['reference']}")
     lines += [budget_line(**fields) for fields in caveats.get("budget", [])]
     lines += [stronger_line(protocol, **fields) for fields in caveats.get("stronger", [])]
-    lines += [short_steps_line(**fields) for fields in caveats["short_steps"]]
+    lines += [short_steps_line(**fields) for fields in caveats.get("short_steps", ())]
     lines += [f"the purifier's mask is not attacked: add attack={attack}" for attack in caveats["masks_spared"]]
     if caveats["batch_bound"]:
         lines.append("rows depend on the other images in a batch: order, shards and batch slots may change them")

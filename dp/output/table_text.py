@@ -1,16 +1,24 @@
 """A table as text: Markdown for GitHub, and LaTeX with booktabs."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A GitHub table. Numbers have one decimal."""
-    text = frame.map(lambda v: f"{v:.1f}" if isinstance(v, float) else str(v).replace("|", "\\|"))
+    """A GitHub table. Numbers have one decimal; what is not a number is an empty cell."""
+    text = frame.map(_cell)
     lines = ["| " + " | ".join(cells) + " |" for cells in [list(frame.columns), *text.to_numpy().tolist()]]
     lines.insert(1, "|" + "---|" * len(frame.columns))
     return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.1f}"
+    return str(value).replace("|", "\\|")
 
 
 def latex(frame: pd.DataFrame, caption: str, label: str, notes: Sequence[str]) -> str:

@@ -71,7 +71,8 @@ class ToWandB:
         self.run.summary.update(content["figures"])
         path = Path(self.run.settings.sync_file)
         self.run.finish()
-        self._check(path)
+        if not self.run.disabled:  # which WANDB_MODE=disabled asks for, and which keeps no file
+            self._check(path)
 
     def stop(self) -> None:
         """End a run that was stopped."""

@@ -56,16 +56,17 @@ def figures_of(summary: Mapping[str, Any], preset: str | None) -> dict[str, floa
 def _cells(summary: Mapping[str, Any], preset: str | None) -> dict[str, float | str]:
     published = published_rows(summary["config"])
     named = re.search(r"table(\d+)", preset or "")
-    numbers = {named[1]} if named else {row["table"] for row in published}
+    numbers = {named[1]} if named else set() if preset else {row["table"] for row in published}
     rule, robust, null = headline(dict(summary))
     cells: dict[str, float | str] = {}
     for number in sorted(numbers):
         for name, side in (("standard", "standard"), ("robust", robust), ("null", null)):
             if rule in summary.get(side, {}):
                 cells[f"table{number}/{name}"] = summary[side][rule]["value"]
-        for row in [row for row in published if row["table"] == number][:1]:
-            printed = {name: row[name] for name in ("standard", "robust") if row[name]}
-            cells |= {f"table{number}/published/{name}": float(value) for name, value in printed.items()}
+        for name in ("standard", "robust"):
+            printed = {row[name] for row in published if row["table"] == number and row[name]}
+            if len(printed) == 1:  # rows that nothing tells apart, such as LoRID's two, have no figure
+                cells[f"table{number}/published/{name}"] = float(printed.pop())
     return cells
 
 

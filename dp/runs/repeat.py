@@ -59,7 +59,7 @@ def changes_of(config: dict, folders: tuple[str, ...] = ()) -> list[str]:
     top = {
         key: value
         for key, value in (OLDER | config).items()
-        if key not in (*config["key_ignores"], "choices", "plugins")
+        if key not in (*config.get("key_ignores", ()), "choices", "plugins")
     }
     changes = list(_changes(_base(_options(config), folders), top, ""))
     values = {(where.rpartition(".")[2], json.dumps(value)) for _, where, value in changes if not _loads(where)}

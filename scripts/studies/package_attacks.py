@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 QUERIES = 300
-QUICK = ("attack.eot=1", "attack.rescale=false", f"attack.iterations={QUERIES}")
+QUICK = ("attack.eot=1", "attack.rescale=true", f"attack.iterations={QUERIES}")  # few queries: stretched schedule
 ONE = ("attack.eot=1", "attack.confirm=1")
 CASES = {
     "APGD-CE, 16/255": Case("apgd-ce", ("attack=apgd_ce", "attack.iterations=100", *ONE), 16),
@@ -75,6 +75,7 @@ def theirs(name: str, classifier: torch.nn.Module, subset: Subset, threat: Threa
         classifier, norm="Linf", eps=threat.eps, version="custom", attacks=[name], seed=seed, device="cpu"
     )
     made.apgd.n_restarts, made.apgd_targeted.n_target_classes, made.square.n_queries = 1, 9, QUERIES  # as in `standard`
+    made.square.rescale_schedule = True
     return made.run_standard_evaluation(subset.x, subset.y, batch_size=len(subset.x))[0]
 
 

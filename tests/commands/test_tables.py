@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -126,7 +127,7 @@ def test_a_protocol_that_decides_in_loop_has_one_more_line(run):
 
 def test_the_papers_tables_have_the_same_bytes_twice_and_name_what_is_missing(run, capsys):
     archive.main([str(run)])
-    assert tables.main(["--out", "once"]) == tables.main(["--out", "twice", "--runs", "results/runs", "nowhere"]) == 0
+    assert tables.main(["--out", "once"]) == tables.main(["--out", "twice", "--runs", "results/runs"]) == 0
     names = {f"table{n}{end}" for n in range(1, 9) for end in (".md", ".tex", ".csv")}
     assert names <= {path.name for path in Path("once").iterdir()}
     for path in Path("once").iterdir():
@@ -137,6 +138,16 @@ def test_the_papers_tables_have_the_same_bytes_twice_and_name_what_is_missing(ru
     assert "| diffpure | wrn_28_10 | 8/255 |" in text.partition("## Measured by others")[2]
     assert "no public weights are known to us" in Path("once/table8.md").read_text()
     assert "table1.md: 0 runs beside 20 published lines; " in capsys.readouterr().out
+
+
+def test_own_runs_are_in_the_measured_table_too(run, capsys):
+    """Without an archived run."""
+    assert tables.main(["--runs", "results/runs"]) == 0
+    (key,) = set(pd.read_csv("results/tables/measured.csv")["key"])
+    assert key == run.name
+    capsys.readouterr()
+    assert tables.main(["--runs", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("error: need folders of runs for --runs, got nowhere")
 
 
 def test_the_committed_tables_come_from_the_committed_runs(tmp_path):

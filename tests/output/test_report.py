@@ -21,7 +21,7 @@ from dp.output.report import (
 )
 from dp.output.row_table import cells, row_table, row_tables
 from dp.output.sweep_table import sweep_frame, sweep_table
-from tests.helpers.compose import setup
+from tests.helpers.compose import composed, setup
 
 
 def figure(value, n=512, draws=1, std=1.25):
@@ -207,6 +207,27 @@ def test_a_row_without_a_robust_figure_has_no_difference_and_other_runs_stand_al
 )
 def test_most_settings_have_no_published_row(method, settings):
     assert published_rows(config(purifier=method, **settings)) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "tables"),
+    [
+        (["purifier=hetero"], {"1"}),
+        (["purifier=hetero", "purifier.tau=0.3"], set()),
+        (["purifier=hetero", "purifier.taps=[2,3,4]"], set()),
+        (["purifier=hetero", "purifier.t_l=0.5", "purifier.t_s=0.4"], set()),
+        (["purifier=diffpure"], {"1"}),
+        (["purifier=diffpure", "purifier.t=0.4"], set()),
+    ],
+)
+def test_a_defense_with_other_values_has_no_published_row(words, tables):
+    rows = published_rows(composed("dataset=cifar10", "attack=pgd_eot", "threat_model=linf", *words))
+    assert {row["table"] for row in rows} == tables
+
+
+@pytest.mark.parametrize(("preset", "printed"), [("rebuffi_35_extra", "95.74"), ("rebuffi_35", "92.41")])
+def test_two_rows_of_one_paper_are_those_of_their_networks(preset, printed):
+    assert {row["standard"] for row in published_rows(composed(f"+experiment=table4/{preset}"))} == {printed}
 
 
 def test_a_classifiers_own_name_comes_before_the_name_of_its_yaml():

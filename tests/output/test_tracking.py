@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dp.output.to_tensorboard import events
 from dp.output.tracked import Content, Grid, figures_of, image_grid
 from dp.output.tracking import Mirror, NoTracking, TensorBoard, WandB
 from dp.output.wandb_file import frames
+from tests.helpers.compose import composed
 from tests.helpers.rows import whole_row, whole_summary
 
 CONFIG = {"choices": {"dataset": "digits", "purifier": "hetero"}, "attack": {"iterations": 2}}
@@ -142,6 +144,13 @@ def test_the_figures_are_those_of_the_row():
     assert not any(name.startswith("table") for name in figures_of(whole_summary(), "fig7/tau"))
 
 
+@pytest.mark.parametrize(("purifier", "published"), [("hetero", {"table2/published/standard"}), ("lorid", set())])
+def test_rows_that_nothing_tells_apart_are_no_published_figure(purifier, published):
+    """Table 2 has two rows of LoRID, and two figures of each kind."""
+    summary = whole_summary() | {"config": composed(f"+experiment=table2/{purifier}", "attack=pgd_eot")}
+    assert {name for name in figures_of(summary, None) if name == "table2/published/standard"} == published
+
+
 def until(true) -> None:
     end = time.monotonic() + 200
     while not true():
@@ -178,6 +187,25 @@ def test_a_process_that_hangs_is_waited_for_so_long(tmp_path, capsys):
     assert "within 1 s" in lost_once(tracker, capsys)
     assert time.monotonic() - start < 30
     assert tracker.process.returncode is not None
+
+
+def test_a_writer_that_hangs_in_its_beginning_ends_with_the_run():
+    """The run is stopped before the writer is there: no process is left behind."""
+    script = "import time; from dp.output import mirror\nmirror.mirror(lambda **_: time.sleep(600), 0.5, print)"
+    held = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, text=True)
+    assert held.stdin is not None
+    held.stdin.write('{"begin": {}}\n')
+    held.stdin.close()
+    assert held.wait(60) == 1
+
+
+def test_disabled_weights_and_biases_is_no_trouble(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    tracker = WandB("key", tmp_path, CONFIG)
+    tracker.log({"attack/defended/loss": 0.25})
+    tracker.finish(TOLD)
+    tracker.close()
+    assert "warning" not in said(capsys)
 
 
 def test_a_server_that_does_not_answer_costs_one_warning(tmp_path, monkeypatch, capsys):

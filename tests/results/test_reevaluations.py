@@ -35,5 +35,5 @@ def test_no_number_stands_twice_and_the_worst_of_samples_is_below_their_average_
 def test_the_rule_of_each_method_is_one_that_dp_knows():
     methods = {row["method"] for row in all_rows()}
     assert set(own_rules()) <= methods
-    assert set(own_rules().values()) <= set(RULES)
-    assert own_rules()["hetero"] == "mean_logits"
+    assert {rule for rule, _ in own_rules().values()} <= set(RULES)
+    assert own_rules()["hetero"] == ("mean_logits", 20)

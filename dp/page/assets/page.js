@@ -36,9 +36,9 @@ const one = (value) => (value === null || value === undefined ? "" : value.toFix
 async function allRuns() {
   const runs = await load("runs");
   where.textContent = "";
-  const link = (field, digits) => `<a href="#run/<%= key %>"><%= ${digits ? `value === null ? "" : value.toFixed(1)` : "value"} %></a>`;
+  const link = (field, digits) => `<a href="#run/<%- key %>"><%- ${digits ? `value === null ? "" : value.toFixed(1)` : "value"} %></a>`;
   const wide = [["purifier", 150], ["settings", 230], ["attack", 150], ["threat", 100], ["protocol", 120], ["rule", 130], ["images", 65], ["seeds", 60],
-    ["standard", 80, 1], ["robust", 70, 1], ["robust 95 %", 95], ["null", 60, 1], ["undefended", 95, 1], ["NFE", 55], ["changed", 420], ["audited", 210], ["dataset", 80], ["key", 380]];
+    ["standard", 80, 1], ["robust", 70, 1], ["robust 95 %", 95], ["null", 60, 1], ["undefended", 95, 1], ["NFE", 55], ["classifier", 110], ["denoiser", 130], ["changed", 420], ["audited", 210], ["dataset", 80], ["key", 380]];
   const narrow = [["purifier", 120], ["robust", 62, 1], ["standard", 76, 1], ["attack", 120], ["protocol", 110], ["settings", 200], ["images", 60], ["changed", 350], ["key", 350]];
   const columns = (look.narrow() ? narrow : wide).map(([field, width, digits]) => ({ field, title: field, width, template: link(field, digits) }));
   const names = Object.keys(runs[0]);
