@@ -81,7 +81,7 @@ def check_classes(loss: str, classes: int, targets: int = 1) -> None:
     if classes < need:
         wanted = f"loss={loss} of an attack" + (f" with {targets} targets" if loss == "targeted" else "")
         key = f"targets={classes - 1}" if classes >= LEAST_CLASSES[loss] else "loss=ce"
-        todo = f"set attack.{key}, or in a union that of its part, such as attack.attacks.apgd_t.{key}"
+        todo = f"set attack.{key}, in a union attack.attacks.apgd_t.{key}, or use attack=apgd_ce"
         raise ValueError(f"need {need} classes for {wanted}, got {classes}: {todo}")
 
 

@@ -133,7 +133,7 @@ class Upstream(Attack):
 
     def check_classes(self, classes: int) -> None:
         if classes < 3:
-            raise ValueError(f"need 3 classes for the package's loss, got {classes}: use attack=autoattack")
+            raise ValueError(f"need 3 classes for the package's loss, got {classes}: use attack=apgd_ce")
         if self.version == "standard" and classes < 10:
             raise ValueError(f"need 10 classes for suite=standard, got {classes}: use rand, or mode=fixed")
 

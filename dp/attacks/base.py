@@ -197,6 +197,8 @@ def check_members(attack: object, named: str) -> None:
 
 def check_norm(attack: Attack, named: str, norm: str) -> None:
     """Raises ValueError if the attack, called `named`, cannot run under a threat model of `norm`."""
+    if not attack.norms:
+        raise ValueError(f"need parts of attack={named} that share a threat model, got none that all of them take")
     if norm not in attack.norms:
         need = " or ".join(OPTIONS[n] for n in attack.norms)
         raise ValueError(f"need threat_model={need} for attack={named}, got threat_model={OPTIONS[norm]}")

@@ -35,7 +35,7 @@ class BPDA(Attack):
     step_size: float | None
 
     def __post_init__(self):
-        if min(self.iterations, self.eot) < 1 or (self.step_size or 1) <= 0:
+        if min(self.iterations, self.eot) < 1 or (self.step_size is not None and self.step_size <= 0):
             given = f"{self.iterations}, {self.eot}, {self.step_size}"
             raise ValueError(f"need iterations, eot >= 1 and step_size > 0 or null, got {given}")
 

@@ -21,6 +21,7 @@ from dp.transfer import sent
 
 MOST_HALVINGS = 24  # of a binary search: an image in float32 has no more digits
 STEP_HALVINGS = 20  # of a step, after which the image stays at its point
+NEAREST = 0.01  # of eps: the path comes no nearer to the image, beside which its direction would be lost to rounding
 
 
 class Sub(IntEnum):
@@ -60,7 +61,8 @@ class Decision(Attack):
     HopSkipJump looks for the nearest misclassified image, on a path that runs outside the ball. The path stays in the
     state. What can be returned is made of its point at the boundary: from outside it is projected into the ball, and
     from inside it is pushed on along its line from the image to the ball's surface, because at the boundary itself half
-    of the samples are right. `confirm` fresh samples choose by the share of wrong ones, without their logits, among the
+    of the samples are right. The path ends at `NEAREST`: an image that is wrong by itself would draw it in, to nothing.
+    `confirm` fresh samples choose by the share of wrong ones, without their logits, among the
     candidate of the least distance, the last candidate and the last point at the boundary. (Differs: the paper returns
     the nearest point, deviation 110: candidates inside the ball.)
 
@@ -142,7 +144,7 @@ class Decision(Attack):
         start, began, v = self._directions(asking, state, x, box, rng)
         moved = where(state.found, self._moved(asking, state, x, v, box, rng), start)
         found = state.found | began
-        at = self._boundary(asking, moved, found, x, box, rng)
+        at = self._boundary(asking, moved, found, x, box, NEAREST * threat.eps, rng)
         far, distance = (threat.distance(point, x).to(x.dtype) for point in (moved, at))
         now = where(found, _inside(at, x, threat), state.now)
         nearer, last = found & (distance < state.least), state.i + 1 == self.iterations
@@ -221,16 +223,19 @@ class Decision(Attack):
         return moved
 
     def _boundary(
-        self, asking: "_Asking", moved: Tensor, among: Tensor, x: Tensor, box: ThreatModel, rng: Streams
+        self, asking: "_Asking", moved: Tensor, among: Tensor, x: Tensor, box: ThreatModel, nearest: float, rng: Streams
     ) -> Tensor:
-        """The binary search of Algorithm 1 between the image and a misclassified point, to its misclassified end."""
+        """The binary search of Algorithm 1 between the image and a misclassified point, to its misclassified end, or to
+        the point of the line at distance `nearest`.
+        """
         low, high = x.new_zeros(len(x), 1, 1, 1), x.new_ones(len(x), 1, 1, 1)
         streams = rng.draw(Sub.BOUNDARY)
         for k in range(self._halvings(x, box.norm)):
             middle = (low + high) / 2
             hit = asking.wrong(_between(x, moved, middle, box), among, streams.draw(k))
             low, high = where(hit, (low, middle), (middle, high))
-        return _between(x, moved, high, box)
+        least = nearest / box.distance(moved, x).to(x.dtype).clamp(min=nearest)
+        return _between(x, moved, torch.maximum(high, least.view(-1, 1, 1, 1)), box)
 
     def _halvings(self, x: Tensor, norm: str) -> int:
         """Halvings after which a binary search has come to `theta`."""

@@ -133,7 +133,7 @@ class DiffHammer(Attack):
             return torch.stack([all_losses.gather(1, run.view(-1, 1))[:, 0], margin(logits, y)], dim=1)
 
         bare = model.gradient_mode("blind")
-        parts = [bare.loss_gradient(x_hat, y, rng, 1, columns) for x_hat in purified]
+        parts = [bare.loss_gradient(x_hat, y, rng.draw(n), 1, columns) for n, x_hat in enumerate(purified)]
         return torch.stack([values for values, _ in parts]), torch.stack([grads for _, grads in parts])
 
     def _chance(self, values: Tensor) -> Tensor:

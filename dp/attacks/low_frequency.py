@@ -63,8 +63,8 @@ class LowFrequency(Attack):
     def __post_init__(self):
         if min(self.iterations, self.eot, self.confirm) < 1:
             raise ValueError(f"need iterations, eot, confirm >= 1, got {self.iterations}, {self.eot}, {self.confirm}")
-        if any(len(k) != 2 or min(k) < 1 or k[0] % 2 == 0 or k[1] % 2 == 0 for k in self.kernels):
-            raise ValueError(f"need kernels as pairs of odd numbers, got {[list(k) for k in self.kernels]}")
+        if not all(isinstance(k, Sequence) and len(k) == 2 and all(map(_is_odd, k)) for k in self.kernels):
+            raise ValueError(f"need kernels as pairs of odd numbers, such as [[5, 5]], got {self.kernels}")
         if min(self.sigma, self.rate_filters, self.rate_change, self.penalty, self.clip) <= 0:
             given = f"{self.sigma}, {self.rate_filters}, {self.rate_change}, {self.penalty}, {self.clip}"
             raise ValueError(f"need sigma, rate_filters, rate_change, penalty, clip > 0, got {given}")
@@ -98,6 +98,9 @@ class LowFrequency(Attack):
         return f"{what}; {self.confirm} fresh samples choose what comes back"
 
     def start(self, model: Defense, x: Tensor, y: Tensor, threat: ThreatModel, rng: Streams) -> State:
+        if any(k // 2 >= side for kernel in self.kernels for k, side in zip(kernel, x.shape[2:], strict=True)):
+            size = "x".join(map(str, x.shape[2:]))
+            raise ValueError(f"need kernels less than twice as long as images of {size}, got {self.kernels}")
         logits = [first_logits(kernel, x) for kernel in self.kernels]
         parameters = (*logits, torch.zeros_like(x))
         return State(
@@ -148,6 +151,10 @@ class LowFrequency(Attack):
         length = slope.flatten(1).norm(dim=1).view(-1, *[1] * (slope.dim() - 1))
         add, after = adam(before, slope * (self.clip / length.clamp(min=self.clip)), i, rate)
         return parameter + add, after
+
+
+def _is_odd(length: object) -> bool:
+    return isinstance(length, int) and length > 0 and length % 2 == 1
 
 
 def _moves(parameters: Sequence[Tensor]) -> Tensor:

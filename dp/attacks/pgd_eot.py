@@ -118,9 +118,9 @@ class PGD(Attack):
         at, x_adv, best = state.x, state.x_adv, state.best
         objective = cross_entropy if self.target is None else targeted_cross_entropy(state.target[:, 0])
         first, last = state.i % self.iterations == 0, (state.i + 1) % self.iterations == 0
-        if bool((first & (state.i > 0)).any()) and self.random_start:
+        if bool((first & (state.i > 0)).any()):
             again = sent(first & (state.i > 0), x.device).view(-1, 1, 1, 1)
-            at = torch.where(again, threat.random_start(x, rng.draw(Stream.RESTART)), at)
+            at = torch.where(again, threat.random_start(x, rng.draw(Stream.RESTART)) if self.random_start else x, at)
         loss, grad = model.loss_gradient(at, y, rng.draw(Stream.QUERY), self.eot, objective)
         if self.select == "best":
             x_adv, best = _better(x_adv, best, at, loss, ~first)

@@ -63,6 +63,16 @@ class Union(Attack):
         return max(attack.samples for attack in self.attacks.values())
 
     @property
+    def select(self) -> str:
+        first, *others = self.attacks.values()
+        return "best" if others else first.select
+
+    @property
+    def keeps_best(self) -> bool:
+        first, *others = self.attacks.values()
+        return bool(others) or first.keeps_best
+
+    @property
     def selection_samples(self) -> int:
         first, *others = self.attacks.values()
         return self.confirm if others else first.selection_samples

@@ -88,13 +88,16 @@ def bares_of(summary: dict, root: Path) -> list[tuple[dict, Path]]:
     """The finished certifications of the bare classifier that may belong beside another one, with their folders.
 
     They have the same classifier, images, sigma and alpha. Those with as many samples come first. The size of the
-    images may differ: then the radii are not comparable.
+    images may differ: then the radii are not comparable. A summary that cannot be read is left out.
     """
     if summary[certified.GROUP] == BARE:
         return []
     found = []
     for path in sorted([*root.glob("*/summary.json"), *certified.ARCHIVE.glob("*/summary.json")]):
-        other = certified.read_summary(path.parent)
+        try:
+            other = certified.read_summary(path.parent)
+        except ValueError:  # of another folder: no reason to stop
+            continue
         if other is None or other[certified.GROUP] != BARE or not (path.parent / rows.ALL).exists():
             continue
         nodes = all(other["config"][key] == summary["config"][key] for key in ("dataset", "classifier", "dtype"))

@@ -18,7 +18,7 @@ from dp.runs.errors import DONE, MISTAKE, USER_ERRORS, command, sentence
 from dp.runs.help import options
 from dp.weights.needed import needed
 
-LISTED = ("dataset", "classifier", "denoiser")
+LISTED = ("dataset", "classifier", "denoiser", "purifier", "training")
 EPILOG = """examples:
   dp fetch dataset=cifar10 purifier=hetero          what `dp run dataset=cifar10 purifier=hetero` needs
   dp fetch +experiment=table1/hetero --dry-run      what a preset needs, and its size
@@ -70,6 +70,15 @@ def can_be_fetched(asset: Asset) -> bool:
     return True
 
 
+def option_words(group: str, option: str, config_dirs: Sequence[str | Path]) -> list[str]:
+    """The words of a command with an option: on CIFAR-10, and a recipe on the dataset of its name, if it names one."""
+    if group == "dataset":
+        return [f"dataset={option}"]
+    own = option.partition("_")[0] if group == "training" else ""
+    dataset = own if own in options("dataset", config_dirs) else "cifar10"
+    return [f"dataset={dataset}", f"{'+' if group == 'training' else ''}{group}={option}"]
+
+
 def list_all(console: Console, config_dirs: Sequence[str | Path] = ()) -> None:
     """Print every file of every option, with the options that need it."""
     wanted: dict[Asset, str] = {}
@@ -78,8 +87,7 @@ def list_all(console: Console, config_dirs: Sequence[str | Path] = ()) -> None:
         for option in options(group, config_dirs):
             name = f"{group}={option}"
             try:
-                config = composed(*dict.fromkeys(("dataset=cifar10", name)), config_dirs=config_dirs)
-                assets = needed(config[group])
+                assets = needed(composed(*option_words(group, option, config_dirs), config_dirs=config_dirs)[group])
             except USER_ERRORS as error:
                 unknown.append(f"{name}: not known ({sentence(error)})")
                 continue

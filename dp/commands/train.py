@@ -19,7 +19,7 @@ curve. overwrite=true starts again. --config-dir DIR adds a folder of yamls.
 
 results/runs/train-<key>/ has the state (every training.save_every steps), loss.csv, loss.png, the task's table
 judge.csv with its pictures, and summary.json. The same command goes on where it stopped. On a CPU an interrupted
-training ends with the same bits.
+training ends with the same bits. A state that other code made is refused.
 Exit codes: 0 done, 2 a mistake in the command, 130 interrupted.
 """
 
@@ -42,7 +42,7 @@ from dp.runs import compose
 from dp.runs.errors import DONE, command
 from dp.runs.machine import device_of
 from dp.runs.pipeline import fetch_missing
-from dp.runs.trained import adapter_of, composed, destination, judged, key_of, training_of, unlike
+from dp.runs.trained import adapter_of, composed, destination, judged, key_of, tested, training_of, unlike
 from dp.training.display import Display, curve
 from dp.training.distributed import world
 from dp.training.trainer import Training, keep
@@ -86,7 +86,8 @@ def learn(training: Training, config: dict, key: str, folder: Path) -> Tracker:
     try:
         training.run(state, display, lambda now: curve(now, folder))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted at step {training.step}: the same command goes on") from None
+        goes = f"goes on from step {training.saved}" if training.saved else "begins again"
+        raise KeyboardInterrupt(f"interrupted at step {training.step}: the same command {goes}") from None
     finally:
         display.stop()
     return tracker
@@ -100,7 +101,7 @@ def train(words: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
         fetch_missing({name: config[name] for name in ("dataset", "training", "others")})
     if world()[1] > 1:
         dist.barrier()
-    key = key_of(config, model)
+    test, key = tested(config), key_of(config, model)
     folder = Path(config["results"]) / key
     adapter = adapter_of(config, model, device)
     training = training_of(config, adapter, device)
@@ -111,7 +112,7 @@ def train(words: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
         console.print(f"{out}: {out.stat().st_size / 1e3:.0f} kB, sha256 {sha256}")
         if changes := unlike(config, model, out, sha256):
             console.print(f"to use it: {changes}")
-        figures = judged(config, adapter, training, folder)
+        figures = judged(config, adapter, training, test, folder)
         facts = {"sha256": sha256, "seconds": training.seconds, "processes": world()[1], "config": config}
         summary = {**figures, **facts, **record.provenance()}
         record.write_atomic(folder / record.SUMMARY, json.dumps(summary, indent=1).encode())

@@ -164,6 +164,21 @@ def note(asset: Asset, sha256: str) -> str:
         return sha256
 
 
+def forget(path: Path) -> None:
+    """Take the hash of a file that was written anew out of hashes.json, if the file lies in the cache folder."""
+    root = cache_folder().absolute()
+    name = path.absolute().relative_to(root).as_posix() if path.absolute().is_relative_to(root) else None
+    if name not in _noted():
+        return
+    try:
+        with FileLock(_notes().with_suffix(".lock")):
+            noted = {file: sha256 for file, sha256 in _noted().items() if file != name}
+            write_whole(_notes(), json.dumps(noted, indent=1, sort_keys=True) + "\n")
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+
+
 def _notes() -> Path:
     return cache_folder() / "hashes.json"
 

@@ -97,10 +97,10 @@ def attacker(config: dict) -> tuple[Attack, ThreatModel, Judge | None]:
     attack, threat = _make(config, config["attack"]), _make(config, config["threat_model"])
     check_members(attack, config["choices"]["attack"])
     check_norm(attack, config["choices"]["attack"], threat.norm)
-    if attack.batch_bound and config["threat_model"].get("region"):
+    if attack.batch_bound and (config["threat_model"].get("region") or type(threat) is not ThreatModel):
         raise ValueError(
-            f"need an attack that is told the region of threat_model={config['choices']['threat_model']}, got a "
-            f"package's, attack={config['choices']['attack']}"
+            f"need threat_model=linf or l2 for a package's attack={config['choices']['attack']}, which knows no other, "
+            f"got threat_model={config['choices']['threat_model']}: use attack=autoattack"
         )
     wanted = config["protocol"]["judge"]
     judge = _make(config, wanted) if wanted else None

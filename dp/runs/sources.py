@@ -15,8 +15,25 @@ def sources_hash(config: dict) -> str:
 
     It is compared when a run goes on: all rows of a run come from the same sources.
     """
+    return _with_files(record.code_hash(), config)
+
+
+def training_hash(config: dict) -> str:
+    """SHA-256 of what stands in no key of a training: dp's code, the plug-ins' source files, and the weights without a
+    declared SHA-256 that it reads.
+
+    The weights that it writes, maybe into dp/assets/, do not count.
+    """
+    digest, commands = hashlib.sha256(), record.ROOT / "dp" / "commands"
+    for path in sorted((record.ROOT / "dp").rglob("*.py")):
+        if commands not in path.parents:
+            digest.update(str(path.relative_to(record.ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return _with_files(digest.hexdigest(), {key: config[key] for key in ("dataset", "training", "others", "plugins")})
+
+
+def _with_files(code: str, config: dict) -> str:
     unstated = [locate(asset) for asset in needed(config) if asset.sha256 is None and is_there(asset)]
-    digest = hashlib.sha256(record.code_hash().encode())
+    digest = hashlib.sha256(code.encode())
     for path in (*_plugin_files(config["plugins"]["modules"]), *unstated):
         with path.open("rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())

@@ -17,7 +17,9 @@ from dp.purifiers.module import PurifierModule
 from dp.runs import compose
 from dp.runs.errors import unknown_option
 from dp.runs.help import options
-from dp.runs.validate import check_call
+from dp.runs.sources import training_hash
+from dp.runs.validate import check_call, check_kinds
+from dp.subset import Subset
 from dp.training.trainer import Training
 from dp.weights import checkpoints
 from dp.weights.needed import needed
@@ -25,6 +27,7 @@ from dp.weights.needed import needed
 MODELS = ("denoiser", "classifier", "purifier")  # what can be trained: a group of the configuration
 # Keys of the training yaml that are no arguments of the training loop.
 OWN = ("data", "files", "task", "others", "start", "precision", "threads", "embedded", "test_images")
+UNKEYED = ("log_every", "save_every", "files", "test_images")  # keys of the training yaml that change no weight
 WORDS = ("model=", "out=", "training=")  # words of the command that are no overrides of the configuration
 
 Adapter = Denoiser | Classifier | PurifierModule
@@ -53,7 +56,12 @@ def composed(words: Sequence[str], config_dirs: Sequence[str] = ()) -> tuple[dic
         raise ValueError(unknown_option("training", recipe, [*known]))
     check_whole(config["training"], recipe)
     others = others_of(config, config["training"].get("others") or {}, config_dirs)
-    return {**config, "others": others}, model, Path(out) if out else None
+    config = {**config, "others": others}
+    check_recipe(config)
+    chosen = [f"{group}={config['choices'][group]}" for group in ("dataset", *MODELS)]
+    default = compose.composed(*training, *chosen, config_dirs=config_dirs)
+    check_kinds({"training": config["training"]}, {"training": default["training"]})
+    return config, model, Path(out) if out else None
 
 
 def without_training(words: Sequence[str]) -> list[str]:
@@ -115,9 +123,12 @@ def others_of(config: dict, names: Any, folders: Sequence[str]) -> dict[str, dic
 
 
 def key_of(config: dict, model: str) -> str:
-    """The key of a training. Equal networks, data, recipes and weights at the start have equal keys."""
+    """The key of a training. Equal networks, data, recipes and weights at the start have equal keys.
+
+    What changes no weight is not part of it: how often is logged and saved, and the number of test images.
+    """
     node = {k: v for k, v in compose.arguments(config[model]).items() if k != "net"}
-    recipe = {k: v for k, v in config["training"].items() if k not in ("log_every", "save_every", "files")}
+    recipe = {k: v for k, v in config["training"].items() if k not in UNKEYED}
     start = [digest(locate(asset)) for asset in needed(recipe.get("start")) if is_there(asset)]
     hashed = [config["dataset"]["name"], model, node, config[model]["net"]["net"], recipe, config["others"], start]
     key = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:10]
@@ -192,6 +203,10 @@ def _placed(network: Any, config: dict, device: str) -> Any:
 def check_recipe(config: dict) -> None:
     """Check the recipe against the signatures that it calls, and its `others` against the task. Raises ValueError."""
     recipe, modules = config["training"], config["plugins"]["modules"]
+    for key in ("threads", "test_images"):
+        value = recipe.get(key)
+        if (value, key) != (None, "threads") and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"need training.{key} as a whole number >= 1, got {value!r}")
     check_call({k: v for k, v in recipe.items() if k not in OWN}, "training", modules)
     given = {**recipe["task"], **dict.fromkeys(config["others"])}
     check_call({"data": recipe["data"], "task": given}, "training", modules)
@@ -199,26 +214,28 @@ def check_recipe(config: dict) -> None:
 
 def training_of(config: dict, adapter: Adapter, device: str) -> Training:
     """The training of a network by the recipe, at its first step."""
-    check_recipe(config)
     recipe = config["training"]
     task = _make(config, recipe["task"])(adapter, _make(config, recipe["data"]), **others_on(config, device))
-    return looped(config, task, device)
+    return looped(config, task, device, training_hash(config))
 
 
-def looped(config: dict, task: Any, device: str) -> Training:
-    """The training of a task by the recipe's loop, in the recipe's precision."""
+def looped(config: dict, task: Any, device: str, code: str = "") -> Training:
+    """The training of a task by the recipe's loop, in the recipe's precision. `code`: see `Training`."""
     recipe = config["training"]
     narrow = torch.bfloat16 if recipe["precision"] == "bfloat16" and device.startswith("cuda") else None
-    return _make(config, {k: v for k, v in recipe.items() if k not in OWN})(task, autocast=narrow)
+    return _make(config, {k: v for k, v in recipe.items() if k not in OWN})(task, autocast=narrow, code=code)
 
 
-def judged(config: dict, adapter: Adapter, training: Training, folder: Path) -> dict[str, float]:
+def tested(config: dict) -> Subset:
+    """The recipe's test images. Raises ValueError for a number that the dataset does not have."""
+    return _make(config, {**config["dataset"]["loader"], "images": config["training"]["test_images"]})
+
+
+def judged(config: dict, adapter: Adapter, training: Training, test: Subset, folder: Path) -> dict[str, float]:
     """The figures of the task's judge, on test images and with the result of the training."""
-    recipe = config["training"]
-    test = _make(config, {**config["dataset"]["loader"], "images": recipe["test_images"]})
     training.task.net.load_state_dict(training.result.state_dict())
     adapter.eval().requires_grad_(False)
-    return training.task.judge(test, folder, recipe["seed"])
+    return training.task.judge(test, folder, config["training"]["seed"])
 
 
 def _make(config: dict, node: Any) -> Any:

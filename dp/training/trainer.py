@@ -16,6 +16,7 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import Generator, Tensor, nn
 
+from dp.files.cache import forget
 from dp.output.record import write_atomic
 from dp.training.distributed import average_gradients, share_norms, world
 from dp.training.task import Task
@@ -42,7 +43,9 @@ class Training:
     `accumulate`: the number of parts in which a batch goes through the network (BatchNorm sees the parts).
     `clip`: largest norm of the gradient, or None. `autocast`: the narrower dtype of products in the loss, or None.
     `log_every`, `save_every`: in steps; they do not change the result.
-    Raises ValueError for numbers below 1, a batch that cannot be divided, and a schedule that needs more steps.
+    `code`: the hash of the code and of all else that a saved state must come from.
+    Raises ValueError for numbers below 1, a batch that cannot be divided, a schedule that needs more steps, and values
+    that the optimizer or the schedule cannot use.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Training:
         log_every: int = 50,
         save_every: int = 1000,
         autocast: torch.dtype | None = None,
+        code: str = "",
     ):
         _, size = world()
         if min(steps, batch, accumulate, log_every, save_every) < 1 or batch % (accumulate * size):
@@ -70,20 +74,25 @@ class Training:
             )
         self.task, self.seed, self.steps, self.batch = task, seed, steps, batch
         self.accumulate, self.clip, self.ema = accumulate, clip, ema
-        self.log_every, self.save_every, self.autocast = log_every, save_every, autocast
+        self.log_every, self.save_every, self.autocast, self.code = log_every, save_every, autocast, code
         self.net = task.net.train().requires_grad_(True)  # adapters turn both off
         self.average = None if ema is None else copy.deepcopy(self.net).requires_grad_(False)
         if size > 1:
             share_norms(self.net)
-        self.optimizer = optimizer(self.net.parameters())
         try:
+            self.optimizer = optimizer(self.net.parameters())
             self.schedule = schedule(self.optimizer)
         except ZeroDivisionError:  # OneCycleLR, where pct_start x steps is 1
             raise ValueError(
                 f"need more steps for this schedule, got steps={steps}: change steps or pct_start"
             ) from None
+        except TypeError as error:
+            raise ValueError(
+                f"need values that the optimizer and the schedule can use, got {error}: correct training.optimizer or "
+                "training.schedule"
+            ) from None
         self.generator = Generator().manual_seed(seed)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.saved, self.seconds = 0, 0, 0.0  # `saved`: the step of the state on disk
         self.sum, self.history = (
             torch.zeros((), dtype=torch.float64),
             [],
@@ -159,6 +168,7 @@ class Training:
     def save(self, path: Path) -> None:
         """Write everything that the rest of the training depends on to one file, atomically."""
         state = {
+            "code": self.code,
             "net": self.net.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -173,16 +183,26 @@ class Training:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomic(path, buffer.getvalue())
+        self.saved = self.step
 
     def restore(self, path: Path) -> None:
         """Continue from what `save` wrote. Only tensors and plain values are read; nothing in the file is executed.
 
-        Raises ValueError for any other file.
+        Raises ValueError for any other file, and for a state that other code made.
         """
         if not zipfile.is_zipfile(path):
             raise ValueError(f"need {path} as this training wrote it, got another file: delete it")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+            before = state["code"]
+        except (RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            raise _another(path, error) from None
+        if before != self.code:
+            raise ValueError(
+                f"need one code, plug-ins and weights for all steps of a training, got {path} made by others "
+                f"({before[:8]}, now {self.code[:8]}): go back to those, or add overwrite=true to begin anew"
+            )
+        try:
             self.net.load_state_dict(state["net"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
@@ -191,10 +211,15 @@ class Training:
             self.generator.set_state(state["generator"])
             self.task.restore(state["task"])
             self.step, self.sum, self.seconds = state["step"], state["sum"], state["seconds"]
+            self.saved = self.step
             self.history = [tuple(point) for point in state["history"]]
-        except (RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-            reason = str(error).split("\n")[0]
-            raise ValueError(f"need {path} as this training wrote it, got another ({reason}): delete it") from None
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise _another(path, error) from None
+
+
+def _another(path: Path, error: Exception) -> ValueError:
+    reason = str(error).split("\n")[0]
+    return ValueError(f"need {path} as this training wrote it, got another ({reason}): delete it")
 
 
 def keep(net: nn.Module, path: Path, half: bool) -> str:
@@ -206,5 +231,6 @@ def keep(net: nn.Module, path: Path, half: bool) -> str:
     data = save({k: v.cpu().contiguous() for k, v in tensors.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, data)
+    forget(path)
     net.load_state_dict(load(data))
     return hashlib.sha256(data).hexdigest()

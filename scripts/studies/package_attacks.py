@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from itertools import combinations, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import outputs
@@ -32,14 +32,14 @@ from dp.threat_models.ball import ThreatModel
 RESULTS = Path(__file__).parents[2] / "results"
 MEASURED, TABLE = RESULTS / "measured" / "package_attacks.json", RESULTS / "tables" / "package_attacks.md"
 SEEDS = (0, 1, 2, 3, 4)
-COLUMNS = ("attack", "robust, ours", "robust, package", "spread of the package")
-COLUMNS += ("two seeds of the package differ", "ours and the package differ", "least McNemar p", "p within the package")
+COLUMNS = ["attack", "robust, ours", "robust, package", "spread of the package"]
+COLUMNS += ["two seeds of the package differ", "ours and the package differ", "least McNemar p", "p within the package"]
 
 
 class Case(NamedTuple):
     """An attack of both codes: its name there, its settings here, and eps times 255."""
 
-    there: str
+    there: Literal["apgd-ce", "apgd-t", "square"]
     here: tuple[str, ...]
     eps: int
 
@@ -66,7 +66,13 @@ def ours(attack: Attack, model: Defense, subset: Subset, threat: ThreatModel, se
     return state.x_adv
 
 
-def theirs(name: str, classifier: torch.nn.Module, subset: Subset, threat: ThreatModel, seed: int) -> Tensor:
+def theirs(
+    name: Literal["apgd-ce", "apgd-t", "square"],
+    classifier: torch.nn.Module,
+    subset: Subset,
+    threat: ThreatModel,
+    seed: int,
+) -> Tensor:
     """The images that the package finds, (B,C,H,W). It takes 100 iterations of APGD, as ours."""
     from pyautoattack import AutoAttack
 

@@ -274,7 +274,7 @@ def test_too_few_classes_are_an_error(loss):
     model = Defended(none.purify, None, Classifier(Linear(torch.ones(1, 1, 2, 2))))
     x, y = torch.rand(1, 1, 2, 2), torch.zeros(1, dtype=torch.long)
     with pytest.raises(
-        ValueError, match=r"^need \d classes .* got \d: set attack.loss=ce, .* attack.attacks.apgd_t.loss=ce$"
+        ValueError, match=r"^need \d classes .* got \d: set attack.loss=ce, .*apgd_t.loss=ce, or use attack=apgd_ce$"
     ):
         APGD(1, 1, loss, targets=1).start(model, x, y, ThreatModel("linf", 0.1), Streams([0], 0, "a"))
 

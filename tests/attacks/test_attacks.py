@@ -84,6 +84,17 @@ def assert_feasible(state, x, threat):
     assert distance.max() <= threat.eps + 1e-6
 
 
+def test_a_restart_without_a_random_start_begins_at_the_image():
+    w, x = torch.ones(1, 1, 4, 4), torch.full((2, 1, 4, 4), 0.5)
+    threat, rng, far = ThreatModel("linf", 0.5), Streams(range(2), 0, "attack"), []
+    attack = PGD(3, 1, 0.01, restarts=2, random_start=False)
+    state = attack.start(linear(w), x, torch.zeros(2, dtype=torch.long), threat, rng.draw(0))
+    for i in range(attack.steps):
+        state = attack.step(linear(w), state, x, torch.zeros(2, dtype=torch.long), threat, rng.draw(1 + i))
+        far.append(round(threat.distance(state.x, x)[0].item(), 4))
+    assert far == [0.01, 0.02, 0.03] * 2
+
+
 @pytest.mark.parametrize("select", ["last", "best"])
 @pytest.mark.parametrize("restarts", [1, 3])
 def test_pgd_linf_reaches_the_corner_with_the_box_active(select, restarts):

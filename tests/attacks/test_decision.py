@@ -75,6 +75,17 @@ def rounded(x, denoiser, classifier, rng, *, on_step=None):
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_an_image_that_is_wrong_by_itself_comes_back_attacked(norm):
+    """Its binary searches would end at the image. The path stops at 1 % of eps, and its line goes on to the surface."""
+    threat = ThreatModel(norm, 0.02)
+    course = states(Decision(12, 1, 10, 100, 1, theta=0.1), linear(W), X, 1 - Y, threat)
+    for state in course[2:]:
+        assert (threat.distance(state.x, X) >= 0.9 * 0.01 * threat.eps).all()
+        torch.testing.assert_close(threat.distance(state.now, X).float(), torch.full((4,), 0.02), rtol=1e-3, atol=0)
+    torch.testing.assert_close(threat.distance(course[-1].x_adv, X).float(), torch.full((4,), 0.02), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_it_works_where_the_gradient_is_zero(norm):
     """PGD gets a gradient of zero everywhere and finds nothing, at a radius of three times the boundary's distance."""
     model = Defended(rounded, None, Classifier(Linear(W)))

@@ -196,7 +196,7 @@ def test_upstream_rejects():
     with pytest.raises(ValueError, match="need 10 classes for suite=standard, got 6"):
         run_attack(Upstream("standard"), model, x, y, LINF)
     two = Defended(none.purify, None, Classifier(Net(64, 2)))
-    with pytest.raises(ValueError, match="need 3 classes for the package's loss, got 2: use attack=autoattack"):
+    with pytest.raises(ValueError, match="need 3 classes for the package's loss, got 2: use attack=apgd_ce"):
         run_attack(Upstream("rand"), two, x, y.clamp(max=1), LINF)
     for bad in ({"version": "plus"}, {"eot": 0}, {"queries": 0}):
         with pytest.raises(ValueError, match=r"^need "):
@@ -205,8 +205,9 @@ def test_upstream_rejects():
 
 def test_a_union_of_one_claims_no_comparison():
     """It returns its attack's point, by the attack's own selection samples."""
-    for attack in (PGD(2, 1), APGD(2, 1, confirm=7)):
+    for attack in (PGD(2, 1), PGD(2, 1, select="last"), APGD(2, 1, confirm=7)):
         alone = Union({"only": attack}, confirm=20)
         assert alone.selection_samples == attack.selection_samples
+        assert null_control(alone) == null_control(attack)
         assert "20" not in alone.says("it")
     assert Union({"a": PGD(2, 1), "b": APGD(2, 1, confirm=7)}, confirm=20).selection_samples == 20

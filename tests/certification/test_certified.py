@@ -198,6 +198,17 @@ def test_the_bare_classifier_stands_beside_it(whole, capsys):
     assert "bare classifier: certified accuracy" not in capsys.readouterr().out
 
 
+def test_a_neighbor_that_cannot_be_read_is_left_out(whole, tmp_path):
+    """A broken summary, one of another kind, and a directory in the place of one."""
+    for name, text in (("a", "{"), ("b", '{"format": 99}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(text)
+    (tmp_path / "c" / "summary.json").mkdir(parents=True)
+    summary = certified.read_summary(whole)
+    assert summary
+    assert certify.bares_of(summary, tmp_path) == certify.bares_of(summary, tmp_path / "none")
+
+
 def test_curves_with_other_samples_say_so(whole, tmp_path, capsys):
     bare = [*TINY[:2], "certificate.n=50", *TINY[3:], "certificate=none", f"results={tmp_path}"]
     assert certify.main(bare) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dp.files.cache import ASSETS, Asset, cache_folder, digest, locate, place, verify
+from dp.files.cache import ASSETS, Asset, cache_folder, digest, forget, locate, place, verify
 from dp.weights.checkpoints import read
 
 EMBEDDED = "digits_classifier.safetensors"
@@ -174,6 +174,17 @@ def test_embedded_files_and_those_elsewhere_are_not_noted(cache, tmp_path_factor
     elsewhere.write_bytes(b"a")
     verify(elsewhere, Asset(str(elsewhere)))
     assert list(cache.iterdir()) == []
+
+
+def test_the_hash_of_a_file_that_was_written_anew_is_forgotten(cache, tmp_path_factory):
+    for name in ("a.bin", "b.bin"):
+        (cache / name).write_bytes(b"first")
+        verify(cache / name, Asset(name))
+    (cache / "a.bin").write_bytes(b"second")
+    forget(cache / "a.bin")
+    forget(tmp_path_factory.mktemp("elsewhere") / "b.bin")
+    assert notes(cache) == {"b.bin": sha(b"first")}
+    assert verify(cache / "a.bin", Asset("a.bin")) == sha(b"second")
 
 
 @pytest.mark.parametrize("text", ["{torn", "[1]", '{"a.bin": null}', '{"a.bin": "abc"}'])

@@ -766,6 +766,18 @@ def test_the_list(cache, monkeypatch, capsys):
     assert "edm-cifar10" in out
 
 
+def test_the_list_has_the_files_of_purifiers_and_recipes(cache, monkeypatch, capsys):
+    shown = {"purifier": ["langevin"], "training": ["svhn_classifier"], "dataset": ["svhn", "cifar10"]}
+    listed = script.LISTED
+    monkeypatch.setattr(script, "LISTED", [group for group in listed if group in ("purifier", "training")])
+    monkeypatch.setattr(script, "options", lambda group, folders: shown[group])
+    code, out, _ = spoken(capsys, "--list")
+    assert code == 0
+    assert "not known" not in out
+    assert re.search(r"ebm\.pth +\? +missing", out)
+    assert re.search(r"train_32x32\.mat +182 +missing", out)
+
+
 def test_the_list_has_plugins(cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script, "LISTED", ("classifier",))
     (tmp_path / "yamls" / "classifier").mkdir(parents=True)

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from dp.output import record
-from dp.runs.sources import sources_hash
+from dp.runs.sources import sources_hash, training_hash
 
 MODULE = "mine_of_the_sources"
 
@@ -51,3 +51,25 @@ def test_dps_own_code_counts(config, monkeypatch):
     before = sources_hash(config)
     monkeypatch.setattr(record, "code_hash", lambda: "another")
     assert sources_hash(config) != before
+
+
+def test_a_training_is_of_its_code_and_of_what_it_reads(config, tmp_path, monkeypatch):
+    """The weights that it writes do not count, nor do other embedded ones."""
+    recipe = {"dataset": {}, "training": {"start": {"file": "weights.safetensors"}}, "others": {}, **config}
+    recipe["classifier"] = {"net": {"file": "written.safetensors"}}
+    before = training_hash(recipe)
+    (tmp_path / "written.safetensors").write_bytes(b"new")
+    monkeypatch.setattr(record, "code_hash", lambda: "another embedded file")
+    assert training_hash(recipe) == before
+    (tmp_path / "weights.safetensors").write_bytes(b"ones")
+    begins_elsewhere = training_hash(recipe)
+    (tmp_path / f"{MODULE}.py").write_text("noise = 9")
+    assert len({before, begins_elsewhere, training_hash(recipe)}) == 3
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    (tmp_path / "dp" / "commands").mkdir(parents=True)
+    (tmp_path / "dp" / "loss.py").write_text("x = 1")
+    first = training_hash(recipe)
+    (tmp_path / "dp" / "commands" / "train.py").write_text("x = 1")
+    assert training_hash(recipe) == first
+    (tmp_path / "dp" / "loss.py").write_text("x = 2")
+    assert training_hash(recipe) != first

@@ -179,3 +179,11 @@ def test_grid_of_images():
     assert picture.shape == (2 * 5 * 2, 3 * 6 * 2, 3)
     assert torch.equal(picture[10:18:2, 12:22:2, 0], x[4, 0])
     assert (picture[8:10] == 1).all()
+
+
+def test_white_images_fill_the_last_row():
+    x = torch.rand(5, 1, 4, 4)
+    picture = grid(x, columns=3, times=1)
+    assert picture.shape == (2 * 5, 3 * 5, 3)
+    assert torch.equal(picture[5:9, 5:9, 0], x[4, 0])
+    assert (picture[5:, 10:] == 1).all()

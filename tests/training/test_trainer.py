@@ -25,6 +25,7 @@ from dp.classifiers import Classifier
 from dp.commands import train
 from dp.datasets import digits_train
 from dp.diffusion.denoisers import EDM, Denoiser
+from dp.files.cache import Asset, verify
 from dp.nets.small_unet import SmallUNet
 from dp.nets.wrn import WideResNet
 from dp.runs import trained
@@ -271,6 +272,14 @@ def test_every_recipe_fits_its_signatures(path):
         (["model=denoiser", "+training.start.files=a"], "unknown key training.start.files (did you mean file?)"),
         (["model=denoiser", "+training.start=a"], "need training.start as a mapping"),
         (["model=classifier", "training.precision=half"], "need training.precision float32 or bfloat16, got half"),
+        (["model=denoiser", "training.optimizer.lr=abc"], "need training.optimizer.lr as a number, such as 0.002, got"),
+        (
+            ["model=denoiser", "training.schedule.max_lr=null"],
+            "need values that the optimizer and the schedule can use",
+        ),
+        (["model=denoiser", "training.threads=0"], "need training.threads as a whole number >= 1, got 0"),
+        (["model=denoiser", "training.test_images=2.5"], "need training.test_images as a whole number >= 1, got 2.5"),
+        (["model=denoiser", "training.test_images=513"], "need 1 <= images <= 512"),
         (["model=denoiser", "training=none"], "unknown option training=none; there are: canvas_classifier"),
     ],
 )
@@ -314,6 +323,61 @@ def test_classifier_from_the_command_line(tmp_path, capsys):
     again = capsys.readouterr().out
     assert ", from step 4" in again
     assert f"sha256 {found}" in again
+
+
+def test_a_state_of_other_code_is_refused(tmp_path, monkeypatch, capsys):
+    """A finished one too. overwrite=true begins anew."""
+    command = ["model=classifier", f"results={tmp_path}", f"out={tmp_path}/w.safetensors", "training.steps=2", *TINY]
+    assert train.main(command) == 0
+    monkeypatch.setattr(trained, "training_hash", lambda config: "another")
+    capsys.readouterr()
+    assert train.main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: need one code, plug-ins and weights for all steps of a training, got ")
+    assert line.endswith(", now another): go back to those, or add overwrite=true to begin anew")
+    assert train.main([*command, "overwrite=true"]) == 0
+    assert ", from step" not in capsys.readouterr().out
+    assert train.main(command) == 0
+
+
+def test_other_test_images_judge_the_same_training(tmp_path, capsys):
+    """Three of them, too: a picture has white images where there are none."""
+    command = ["model=classifier", "classifier=digits_at", f"results={tmp_path}", f"out={tmp_path}/w.safetensors"]
+    small = ["training.steps=4", "training.batch=8", "training.task.judge_attack.iterations=1"]
+    for images in (8, 3):
+        assert train.main([*command, *small, f"training.test_images={images}"]) == 0
+    assert ", from step 4" in capsys.readouterr().out
+    assert len([*tmp_path.glob("train-*")]) == 1
+
+
+@pytest.mark.parametrize(("every", "goes"), [(2, "goes on from step 2"), (9, "begins again")])
+def test_an_interruption_says_where_the_same_command_goes_on(every, goes, tmp_path, monkeypatch, capsys):
+    def stop(self, now: Training) -> None:
+        if now.step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Display, "__call__", stop)
+    words = ["training.steps=4", *TINY, f"training.save_every={every}"]
+    assert train.main(["model=classifier", f"results={tmp_path}", f"out={tmp_path}/w.safetensors", *words]) == 130
+    assert f"interrupted at step 3: the same command {goes}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_new_weights_in_the_cache_can_be_used_at_once(tmp_path, monkeypatch):
+    """The hash of the earlier file, noted at its first use, does not stand in the way."""
+    monkeypatch.setenv("DP_CACHE", str(tmp_path))
+    path, net = tmp_path / "mine.safetensors", nn.Linear(2, 1)
+    for _ in range(2):
+        sha256 = training.keep(net, path, half=False)
+        assert verify(path, Asset(path.name)) == sha256
+        nn.init.normal_(net.weight)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "training").glob("digits_*.yaml")), ids=lambda p: p.stem)
+def test_momentum_that_a_schedule_sets_stands_in_it(path):
+    """A cycle of the learning rate also cycles the momentum, whatever the optimizer has."""
+    schedule = yaml.safe_load(path.read_text())["training"]["schedule"]
+    if schedule["_target_"].endswith("OneCycleLR"):
+        assert (schedule["base_momentum"], schedule["max_momentum"]) == (0.85, 0.95)
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, capsys):
@@ -407,8 +471,8 @@ def test_a_training_begins_with_the_given_weights_and_its_others_are_frozen(tmp_
     change the key.
     """
     words = ["model=classifier", "+training.start.file=digits_classifier.safetensors"]
-    config, model, _ = trained.composed([*words, "+training.others.helper=denoiser/digits_conditional"])
-    plain, _, _ = trained.composed(words)
+    plain, model, _ = trained.composed(words)
+    config = {**plain, "others": trained.others_of(plain, {"helper": "denoiser/digits_conditional"}, ())}
     assert (
         trained.key_of(config, model)
         != trained.key_of(plain, model)
