@@ -91,7 +91,9 @@ def test_no_region_and_the_other_norm():
 
 def test_a_package_that_knows_no_region_is_refused():
     words = ("dataset=canvas", "threat_model=inside_box")
-    with pytest.raises(ValueError, match=r"threat_model=inside_box.*attack=autoattack_upstream"):
+    with pytest.raises(
+        ValueError, match=r"attack=autoattack_upstream.*threat_model=inside_box: use attack=autoattack$"
+    ):
         attacker(composed(*words, "attack=autoattack_upstream"))
     assert attacker(composed(*words, "attack=strict"))[1].norm == "linf"
 
