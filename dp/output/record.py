@@ -262,10 +262,12 @@ def read_start(folder: Path) -> dict:
     return shapes.read_json(folder / START, Start, f"add overwrite=true{ASIDE}")
 
 
-def code_hash() -> str:
-    """SHA-256 of the code that can change a row: dp/ without dp/commands/, and the embedded weights."""
+def code_hash(weights: bool = True) -> str:
+    """SHA-256 of the code that can change a row: dp/ without dp/commands/, and, if `weights`, the embedded weights."""
     digest, commands = hashlib.sha256(), ROOT / "dp" / "commands"
-    for path in sorted([*(ROOT / "dp").rglob("*.py"), *(ROOT / "dp").rglob("*.safetensors")]):
+    for path in sorted(
+        path for end in ("py", "safetensors")[: 1 + weights] for path in (ROOT / "dp").rglob(f"*.{end}")
+    ):
         if commands not in path.parents:
             digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

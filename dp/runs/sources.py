@@ -24,11 +24,8 @@ def training_hash(config: dict) -> str:
 
     The weights that it writes, maybe into dp/assets/, do not count.
     """
-    digest, commands = hashlib.sha256(), record.ROOT / "dp" / "commands"
-    for path in sorted((record.ROOT / "dp").rglob("*.py")):
-        if commands not in path.parents:
-            digest.update(str(path.relative_to(record.ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return _with_files(digest.hexdigest(), {key: config[key] for key in ("dataset", "training", "others", "plugins")})
+    read = {key: config[key] for key in ("dataset", "training", "others", "plugins")}
+    return _with_files(record.code_hash(weights=False), read)
 
 
 def _with_files(code: str, config: dict) -> str:

@@ -59,7 +59,6 @@ def test_a_training_is_of_its_code_and_of_what_it_reads(config, tmp_path, monkey
     recipe["classifier"] = {"net": {"file": "written.safetensors"}}
     before = training_hash(recipe)
     (tmp_path / "written.safetensors").write_bytes(b"new")
-    monkeypatch.setattr(record, "code_hash", lambda: "another embedded file")
     assert training_hash(recipe) == before
     (tmp_path / "weights.safetensors").write_bytes(b"ones")
     begins_elsewhere = training_hash(recipe)
@@ -70,6 +69,7 @@ def test_a_training_is_of_its_code_and_of_what_it_reads(config, tmp_path, monkey
     (tmp_path / "dp" / "loss.py").write_text("x = 1")
     first = training_hash(recipe)
     (tmp_path / "dp" / "commands" / "train.py").write_text("x = 1")
+    (tmp_path / "dp" / "embedded.safetensors").write_bytes(b"new")
     assert training_hash(recipe) == first
     (tmp_path / "dp" / "loss.py").write_text("x = 2")
     assert training_hash(recipe) != first

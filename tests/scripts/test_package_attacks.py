@@ -6,6 +6,7 @@ from pathlib import Path
 
 import package_attacks
 from package_attacks import CASES, MEASURED, TABLE, measure, text, verdicts
+from scipy.stats import permutation_test
 
 CODES = ("ours", "package")
 PAGE = " ".join((Path(__file__).parents[2] / "docs" / "validation.md").read_text().split())
@@ -28,8 +29,16 @@ def test_the_differences_on_the_page_are_those_of_the_means():
     pattern = r"each time: ([.\d]+) and ([.\d]+) points for APGD, and ([.\d]+) for Square"
     (quoted,) = re.findall(pattern, PAGE)
     assert [float(number) for number in quoted] == more[:3]
+    (p,) = re.findall(r"p is ([.\d]+) or more by permutation of the seeds", PAGE)
+    means = {(name, c): [v.mean() for v in verdicts(measured, name, c)] for name in CASES for c in CODES}
+    tests = [permutation_test([means[name, c] for c in CODES], _apart, n_resamples=9999).pvalue for name in CASES]
+    assert float(p) == round(float(min(tests)), 2)
     (less,) = re.findall(r"leaves ([.\d]+) points less than the published rule", PAGE)
     assert float(less) == round(ours[2] - ours[3], 2)
+
+
+def _apart(ours, package, axis=-1):
+    return ours.mean(axis=axis) - package.mean(axis=axis)
 
 
 def test_both_codes_attack_within_the_ball_and_agree_on_clear_images(monkeypatch):
